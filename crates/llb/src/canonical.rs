@@ -1,0 +1,212 @@
+//! Canonical bytes: what a vertex's digest is the hash of.
+//!
+//! Layout: a tag byte for each kind, numbers as 8 bytes little endian, texts and lists behind their length, an
+//! option behind a byte 0 or 1, fields in the order in which this file writes them. Changing anything here
+//! changes every vertex digest; [`VERSION`] is then raised, and the golden tests show it.
+
+use crate::*;
+use forge_image::Platform;
+
+/// The version of the encoding.
+const VERSION: u64 = 1;
+
+/// Writes values of fixed shape.
+#[derive(Default)]
+struct Encoder(Vec<u8>);
+
+impl Encoder {
+    fn tag(&mut self, tag: u8) {
+        self.0.push(tag);
+    }
+    fn number(&mut self, value: u64) {
+        self.0.extend(value.to_le_bytes());
+    }
+    fn bytes(&mut self, value: &[u8]) {
+        self.number(value.len() as u64);
+        self.0.extend(value);
+    }
+    fn text(&mut self, value: &str) {
+        self.bytes(value.as_bytes());
+    }
+    fn flag(&mut self, value: bool) {
+        self.tag(u8::from(value));
+    }
+    fn texts(&mut self, values: &[String]) {
+        self.list(values, |encoder, value| encoder.text(value));
+    }
+    fn list<T>(&mut self, values: &[T], mut write: impl FnMut(&mut Self, &T)) {
+        self.number(values.len() as u64);
+        values.iter().for_each(|value| write(self, value));
+    }
+    fn option<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
+        self.flag(value.is_some());
+        if let Some(value) = value {
+            write(self, value);
+        }
+    }
+}
+
+impl Vertex {
+    /// The bytes that identify the vertex: op, platform and inputs, without [`Metadata`].
+    pub fn canonical_bytes(&self) -> Vec<u8> {
+        let mut encoder = Encoder::default();
+        encoder.number(VERSION);
+        encode_op(&mut encoder, &self.op);
+        encoder.option(self.platform.as_ref(), encode_platform);
+        encoder.list(&self.inputs, |encoder, edge| {
+            encoder.text(edge.vertex.digest().as_str());
+            encoder.number(edge.output as u64);
+        });
+        encoder.0
+    }
+}
+
+impl Op {
+    /// The op alone, without platform and inputs: the part of a cache key that the op contributes.
+    pub fn canonical_bytes(&self) -> Vec<u8> {
+        let mut encoder = Encoder::default();
+        encoder.number(VERSION);
+        encode_op(&mut encoder, self);
+        encoder.0
+    }
+}
+
+fn encode_platform(encoder: &mut Encoder, platform: &Platform) {
+    encoder.text(&platform.to_string());
+    encoder.option(platform.os_version.as_deref(), Encoder::text);
+    encoder.texts(&platform.os_features);
+}
+
+fn encode_op(encoder: &mut Encoder, op: &Op) {
+    match op {
+        Op::Source(source) => encode_source(encoder, source),
+        Op::Exec(exec) => encode_exec(encoder, exec),
+        Op::File(file) => {
+            encoder.tag(b'F');
+            encoder.list(&file.actions, encode_action);
+        }
+    }
+}
+
+fn encode_source(encoder: &mut Encoder, source: &SourceOp) {
+    match source {
+        SourceOp::Image(ImageSource { reference, pinned, resolve }) => {
+            encoder.tag(b'I');
+            encoder.text(&reference.to_string());
+            encoder.option(pinned.as_ref(), |encoder, digest| encoder.text(digest.as_str()));
+            encoder.flag(*resolve == ResolveMode::ForcePull);
+        }
+        SourceOp::Local(LocalSource { name, exclude }) => {
+            encoder.tag(b'L');
+            encoder.text(name);
+            encoder.texts(exclude);
+        }
+        SourceOp::OciLayout(OciLayoutSource { name, tag, digest }) => {
+            encoder.tag(b'O');
+            encoder.text(name);
+            encoder.option(tag.as_deref(), Encoder::text);
+            encoder.option(digest.as_ref(), |encoder, digest| encoder.text(digest.as_str()));
+        }
+    }
+}
+
+fn encode_exec(encoder: &mut Encoder, exec: &ExecOp) {
+    encoder.tag(b'E');
+    encoder.texts(&exec.args);
+    encoder.texts(&exec.env);
+    encoder.text(&exec.cwd);
+    encoder.text(&exec.user);
+    encoder.list(&exec.mounts, encode_mount);
+    encoder.tag(match exec.network {
+        NetworkMode::Default => 0,
+        NetworkMode::Host => 1,
+        NetworkMode::None => 2,
+    });
+    encoder.flag(exec.security == SecurityMode::Insecure);
+    encoder.text(&exec.hostname);
+    encoder.list(&exec.extra_hosts, |encoder, extra| encoder.text(&extra.host));
+}
+
+fn encode_mount(encoder: &mut Encoder, mount: &ExecMount) {
+    encoder.text(&mount.target);
+    encoder.option(mount.input, |encoder, input| encoder.number(input as u64));
+    encoder.text(&mount.selector);
+    encoder.option(mount.output, |encoder, output| encoder.number(output as u64));
+    encoder.flag(mount.readonly);
+    match mount.kind {
+        MountKind::Bind => encoder.tag(b'B'),
+        MountKind::Tmpfs { size } => {
+            encoder.tag(b'T');
+            encoder.option(size, Encoder::number);
+        }
+    }
+}
+
+fn encode_input(encoder: &mut Encoder, input: FileInput) {
+    match input {
+        FileInput::Scratch => encoder.tag(b's'),
+        FileInput::Input(index) => {
+            encoder.tag(b'i');
+            encoder.number(index as u64);
+        }
+        FileInput::Action(index) => {
+            encoder.tag(b'a');
+            encoder.number(index as u64);
+        }
+    }
+}
+
+fn encode_action(encoder: &mut Encoder, action: &FileAction) {
+    encode_input(encoder, action.base);
+    match &action.kind {
+        FileKind::Copy(copy) => encode_copy(encoder, copy),
+        FileKind::Mkdir(mkdir) => {
+            encoder.tag(b'd');
+            encoder.text(&mkdir.path);
+            encoder.number(mkdir.mode.into());
+            encoder.flag(mkdir.make_parents);
+            encoder.option(mkdir.owner.as_ref(), encode_owner);
+            encoder.option(mkdir.timestamp, |encoder, time| encoder.number(time.cast_unsigned()));
+        }
+        FileKind::Mkfile(mkfile) => {
+            encoder.tag(b'f');
+            encoder.text(&mkfile.path);
+            encoder.number(mkfile.mode.into());
+            encoder.bytes(&mkfile.data);
+            encoder.option(mkfile.owner.as_ref(), encode_owner);
+            encoder.option(mkfile.timestamp, |encoder, time| encoder.number(time.cast_unsigned()));
+        }
+        FileKind::Rm(rm) => {
+            encoder.tag(b'r');
+            encoder.text(&rm.path);
+            encoder.flag(rm.allow_not_found);
+        }
+    }
+}
+
+fn encode_copy(encoder: &mut Encoder, copy: &CopyAction) {
+    encoder.tag(b'c');
+    encode_input(encoder, copy.from);
+    encoder.texts(&copy.sources);
+    encoder.text(&copy.destination);
+    encoder.option(copy.owner.as_ref(), encode_owner);
+    encoder.option(copy.mode.as_ref(), |encoder, mode| match mode {
+        ModeChange::Octal(bits) => {
+            encoder.tag(b'o');
+            encoder.number((*bits).into());
+        }
+        ModeChange::Symbolic(text) => {
+            encoder.tag(b'y');
+            encoder.text(text);
+        }
+    });
+    encoder.flag(copy.allow_wildcard);
+    encoder.flag(copy.unpack_archives);
+    encoder.texts(&copy.exclude);
+    encoder.option(copy.timestamp, |encoder, time| encoder.number(time.cast_unsigned()));
+}
+
+fn encode_owner(encoder: &mut Encoder, owner: &Owner) {
+    encoder.text(&owner.user);
+    encoder.option(owner.group.as_deref(), Encoder::text);
+}

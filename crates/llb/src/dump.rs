@@ -1,0 +1,150 @@
+//! The text form of a graph: one vertex a paragraph, numbered in order, for tests and `forge debug llb`.
+
+use crate::*;
+use std::collections::HashMap;
+use std::fmt::{self, Write as _};
+
+impl fmt::Display for Graph {
+    /// Prints every vertex as `#N op …`, its inputs as `#M` or `#M.output`, and the goal last.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers: HashMap<VertexDigest, usize> =
+            self.vertices().iter().enumerate().map(|(number, vertex)| (vertex.digest(), number)).collect();
+        let edge = |edge: &Edge| match edge.output {
+            0 => format!("#{}", numbers[&edge.vertex]),
+            output => format!("#{}.{output}", numbers[&edge.vertex]),
+        };
+        for (number, vertex) in self.vertices().iter().enumerate() {
+            let inputs: Vec<String> = vertex.inputs.iter().map(edge).collect();
+            write!(f, "#{number}")?;
+            if let Some(platform) = &vertex.platform {
+                write!(f, " {platform}")?;
+            }
+            writeln!(f, " {:?}{}", vertex.metadata.name, if vertex.metadata.ignore_cache { " no-cache" } else { "" })?;
+            f.write_str(&indented(&dump_op(&vertex.op, &inputs)))?;
+        }
+        match self.goal() {
+            Some(goal) => writeln!(f, "goal {}", edge(goal)),
+            None => writeln!(f, "goal scratch"),
+        }
+    }
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}\n")).collect()
+}
+
+fn dump_op(op: &Op, inputs: &[String]) -> String {
+    match op {
+        Op::Source(source) => dump_source(source),
+        Op::Exec(exec) => dump_exec(exec, inputs),
+        Op::File(file) => file.actions.iter().map(|action| dump_action(action, inputs)).collect(),
+    }
+}
+
+fn dump_source(source: &SourceOp) -> String {
+    match source {
+        SourceOp::Image(image) => {
+            let pinned = image.pinned.as_ref().map(|digest| format!(" pinned {digest}")).unwrap_or_default();
+            let pull = if image.resolve == ResolveMode::ForcePull { " pull" } else { "" };
+            format!("image {}{pinned}{pull}", image.reference)
+        }
+        SourceOp::Local(local) if local.exclude.is_empty() => format!("local {}", local.name),
+        SourceOp::Local(local) => format!("local {} exclude {:?}", local.name, local.exclude),
+        SourceOp::OciLayout(layout) => format!(
+            "oci-layout {} tag {:?} digest {:?}",
+            layout.name,
+            layout.tag,
+            layout.digest.as_ref().map(ToString::to_string)
+        ),
+    }
+}
+
+fn dump_exec(exec: &ExecOp, inputs: &[String]) -> String {
+    let mut text = format!("exec {:?}\n", exec.args);
+    let mut line = |name: &str, shown: bool, value: String| {
+        if shown {
+            _ = writeln!(text, "{name} {value}");
+        }
+    };
+    line("env", !exec.env.is_empty(), format!("{:?}", exec.env));
+    line("cwd", exec.cwd != "/", exec.cwd.clone());
+    line("user", !exec.user.is_empty(), exec.user.clone());
+    line("network", exec.network != NetworkMode::Default, format!("{:?}", exec.network));
+    line("security", exec.security != SecurityMode::Sandbox, format!("{:?}", exec.security));
+    line("hostname", !exec.hostname.is_empty(), exec.hostname.clone());
+    line("extra-hosts", !exec.extra_hosts.is_empty(), format!("{:?}", exec.extra_hosts));
+    for mount in &exec.mounts {
+        let from = mount.input.map_or("scratch".to_owned(), |input| inputs[input].clone());
+        let kind = match mount.kind {
+            MountKind::Bind => String::new(),
+            MountKind::Tmpfs { size } => format!(" tmpfs {size:?}"),
+        };
+        let output = mount.output.map(|output| format!(" -> {output}")).unwrap_or_default();
+        let readonly = if mount.readonly { " ro" } else { "" };
+        line("mount", true, format!("{} from {from}{}{kind}{readonly}{output}", mount.target, mount.selector));
+    }
+    text
+}
+
+fn dump_input(input: FileInput, inputs: &[String]) -> String {
+    match input {
+        FileInput::Scratch => "scratch".to_owned(),
+        FileInput::Input(index) => inputs[index].clone(),
+        FileInput::Action(index) => format!("action {index}"),
+    }
+}
+
+fn dump_action(action: &FileAction, inputs: &[String]) -> String {
+    let base = dump_input(action.base, inputs);
+    match &action.kind {
+        FileKind::Copy(copy) => dump_copy(copy, &base, inputs),
+        FileKind::Mkdir(mkdir) => format!(
+            "mkdir on {base}: {} mode {:04o}{}{}\n",
+            mkdir.path,
+            mkdir.mode,
+            if mkdir.make_parents { " parents" } else { "" },
+            dump_owner(mkdir.owner.as_ref())
+        ),
+        FileKind::Mkfile(mkfile) => format!(
+            "mkfile on {base}: {} mode {:04o}{} {:?}\n",
+            mkfile.path,
+            mkfile.mode,
+            dump_owner(mkfile.owner.as_ref()),
+            String::from_utf8_lossy(&mkfile.data)
+        ),
+        FileKind::Rm(rm) => format!("rm on {base}: {}\n", rm.path),
+    }
+}
+
+fn dump_copy(copy: &CopyAction, base: &str, inputs: &[String]) -> String {
+    let mut text = format!(
+        "copy on {base}: {} {:?} -> {:?}{}",
+        dump_input(copy.from, inputs),
+        copy.sources,
+        copy.destination,
+        dump_owner(copy.owner.as_ref())
+    );
+    match &copy.mode {
+        Some(ModeChange::Octal(bits)) => _ = write!(text, " mode {bits:04o}"),
+        Some(ModeChange::Symbolic(change)) => _ = write!(text, " mode {change}"),
+        None => {}
+    }
+    if copy.allow_wildcard {
+        text += " wildcard";
+    }
+    if copy.unpack_archives {
+        text += " unpack";
+    }
+    if !copy.exclude.is_empty() {
+        _ = write!(text, " exclude {:?}", copy.exclude);
+    }
+    text + "\n"
+}
+
+fn dump_owner(owner: Option<&Owner>) -> String {
+    match owner {
+        Some(Owner { user, group: Some(group) }) => format!(" owner {user}:{group}"),
+        Some(Owner { user, group: None }) => format!(" owner {user}"),
+        None => String::new(),
+    }
+}

@@ -1,0 +1,25 @@
+//! The low-level build graph: what is to be done, without a word on how.
+//!
+//! A [`Graph`] is a list of vertices in topological order and the edge that is wanted. Front ends make it, the
+//! solver evaluates it. The crate knows no Dockerfile, no store and no process; it does no I/O.
+//!
+//! A vertex is identified by the digest of its canonical bytes ([`Vertex::canonical_bytes`]), which cover the
+//! op, its platform and the digests of its inputs, and leave out names, spans and everything in [`Metadata`].
+//!
+//! Reading order: [`Graph`], [`Vertex`], [`Edge`]; [`Op`], [`SourceOp`], [`ExecOp`], [`FileOp`]; [`Metadata`].
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod canonical;
+mod dump;
+mod exec;
+mod file;
+mod graph;
+mod source;
+
+pub use exec::{ExecMount, ExecOp, ExtraHost, MountKind, NetworkMode, SecurityMode};
+pub use file::{
+    CopyAction, FileAction, FileInput, FileKind, FileOp, MkdirAction, MkfileAction, ModeChange, Owner, RmAction,
+};
+pub use graph::{Edge, Graph, GraphError, InstructionSpan, Metadata, Op, Vertex, VertexDigest};
+pub use source::{ImageSource, LocalSource, OciLayoutSource, ResolveMode, SourceOp};

@@ -1,0 +1,40 @@
+//! What a build is handed by whoever asked for it: files, secrets, credentials, a place for events, a way to stop.
+//!
+//! The crate knows nothing of graphs, images in stores or terminals. A session may be in this process or at the
+//! far end of a connection; nothing in these traits lets a caller tell.
+//!
+//! Reading order: [`Session`]; [`Context`], [`ContextEntry`], [`ContextPath`]; [`Credentials`];
+//! [`Event`], [`EventSink`]; [`PatternMatcher`].
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod context;
+mod credentials;
+mod event;
+
+pub use context::{Context, ContextEntry, ContextError, ContextPath, EntryKind, FileStamp};
+pub use credentials::{CredentialError, Credentials, Redacted};
+pub use event::{Event, EventSink, LogStream, ProgressGroup, SourceSpan, StatusUpdate, VertexUpdate, WarningNotice};
+
+use async_trait::async_trait;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// Everything that a build may ask of whoever started it.
+#[async_trait]
+pub trait Session: Send + Sync {
+    /// The file tree of that name: `context` is the main build context, others are named contexts.
+    fn context(&self, name: &str) -> Option<Arc<dyn Context>>;
+
+    /// The credentials for a registry's host (with port, as in a reference); `None` means anonymous.
+    ///
+    /// # Errors
+    /// A credential helper failed, or the configuration cannot be read.
+    async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError>;
+
+    /// Where progress goes.
+    fn events(&self) -> &dyn EventSink;
+
+    /// Cancelled when the build is to stop: everything that runs for it must then end soon.
+    fn cancellation(&self) -> &CancellationToken;
+}
