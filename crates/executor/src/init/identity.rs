@@ -1,0 +1,86 @@
+//! Who the process is and what it may do, in the order the kernel's rules ask for.
+
+use super::sys;
+use crate::message::{Doing, Failure};
+use crate::{ProcessSpec, RlimitResource, SandboxSpec, Seccomp};
+use rustix::fs::{Gid, Mode, Uid};
+use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+/// Highest number a 64-bit capability set can hold.
+const CAPABILITY_LIMIT: u32 = 64;
+
+/// Sets what must be set while still privileged: limits and mask.
+pub(super) fn limit(process: &ProcessSpec) -> Result<(), Failure> {
+    for limit in &process.rlimits {
+        sys::set_rlimit(number(limit.resource), limit.soft, limit.hard)
+            .doing(|| format!("set the {:?} limit", limit.resource))?;
+    }
+    rustix::process::umask(Mode::from_raw_mode(process.umask & 0o777));
+    Ok(())
+}
+
+/// Becomes the process's user with its capabilities, under the filter.
+///
+/// The filter is installed while CAP_SYS_ADMIN is still effective, which spares no_new_privs; everything after it
+/// (setgroups, setresuid, capset, execve) is in docker's allow list.
+pub(super) fn become_user(spec: &SandboxSpec) -> Result<(), Failure> {
+    let process = &spec.process;
+    let granted = process.capabilities.bits() & sys::permitted().doing(|| "read capabilities".into())?;
+    drop_bounding_set(granted)?;
+    if process.no_new_privileges {
+        set_no_new_privs(true).doing(|| "set no_new_privs".into())?;
+    }
+    if spec.seccomp == Seccomp::Default {
+        let filter = crate::seccomp::default_filter(granted)?;
+        sys::install_filter(&filter).doing(|| "install the system call filter".into())?;
+    }
+    set_ids(process)?;
+    let held = if process.user.uid == 0 { granted } else { 0 };
+    sys::set_capabilities(held).doing(|| "set capabilities".into())?;
+    // Changing credentials has cleared it.
+    set_parent_process_death_signal(Some(Signal::KILL)).doing(|| "set the parent-death signal".into())
+}
+
+fn drop_bounding_set(keep: u64) -> Result<(), Failure> {
+    for number in 0..CAPABILITY_LIMIT {
+        if keep >> number & 1 == 1 {
+            continue;
+        }
+        if !sys::drop_bounding(number).doing(|| "drop capabilities".into())? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn set_ids(process: &ProcessSpec) -> Result<(), Failure> {
+    let user = &process.user;
+    let groups: Vec<_> = user.additional_gids.iter().map(|&gid| Gid::from_raw(gid)).collect();
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    set_thread_groups(&groups)
+        .and_then(|()| set_thread_res_gid(gid, gid, gid))
+        .and_then(|()| set_thread_res_uid(uid, uid, uid))
+        .doing(|| format!("become user {}:{}", user.uid, user.gid))
+}
+
+fn number(resource: RlimitResource) -> u32 {
+    match resource {
+        RlimitResource::As => libc::RLIMIT_AS,
+        RlimitResource::Core => libc::RLIMIT_CORE,
+        RlimitResource::Cpu => libc::RLIMIT_CPU,
+        RlimitResource::Data => libc::RLIMIT_DATA,
+        RlimitResource::Fsize => libc::RLIMIT_FSIZE,
+        RlimitResource::Locks => libc::RLIMIT_LOCKS,
+        RlimitResource::Memlock => libc::RLIMIT_MEMLOCK,
+        RlimitResource::Msgqueue => libc::RLIMIT_MSGQUEUE,
+        RlimitResource::Nice => libc::RLIMIT_NICE,
+        RlimitResource::Nofile => libc::RLIMIT_NOFILE,
+        RlimitResource::Nproc => libc::RLIMIT_NPROC,
+        RlimitResource::Rss => libc::RLIMIT_RSS,
+        RlimitResource::Rtprio => libc::RLIMIT_RTPRIO,
+        RlimitResource::Rttime => libc::RLIMIT_RTTIME,
+        RlimitResource::Sigpending => libc::RLIMIT_SIGPENDING,
+        RlimitResource::Stack => libc::RLIMIT_STACK,
+    }
+}

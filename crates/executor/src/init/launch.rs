@@ -1,0 +1,140 @@
+//! The last steps: working directory, program, execve(2).
+
+use super::paths::{PointKind, Root};
+use super::sys::{self, StringArray};
+use crate::message::{Doing, Failure};
+use crate::{ProcessSpec, profile};
+use rustix::fs::{FileType, ResolveFlags, fstat, fstatfs};
+use rustix::io::Errno;
+use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+const PROC_SUPER_MAGIC: u32 = 0x9fa0;
+
+/// Moves into the working directory, making it when missing. Not a stub: docker keeps it too.
+pub(super) fn enter_directory(root: &Root, path: &Path) -> Result<(), Failure> {
+    let refused = |reason: &str| Failure::WorkingDirectory { path: path.into(), reason: reason.into() };
+    if !path.has_root() {
+        return Err(refused("not an absolute path"));
+    }
+    let mut made = Vec::new();
+    let directory = root.open_or_create(path, PointKind::Directory, &mut made)?;
+    let stat = fstat(&directory).doing(|| format!("inspect {}", path.display()))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return Err(refused("not a directory"));
+    }
+    // Descriptors of other processes lie there, and with them ways out (CVE-2024-21626).
+    let system = fstatfs(&directory).doing(|| format!("inspect {}", path.display()))?;
+    if system.f_type as u32 == PROC_SUPER_MAGIC {
+        return Err(refused("it is inside procfs"));
+    }
+    rustix::process::fchdir(&directory).doing(|| format!("enter {}", path.display()))?;
+    still_inside(root, &directory).map_err(|_| refused("it is outside the root"))
+}
+
+/// The kernel prefixes `(unreachable)` to a working directory that is not below the root.
+fn still_inside(root: &Root, directory: &OwnedFd) -> rustix::io::Result<()> {
+    let text = rustix::process::getcwd(Vec::new())?;
+    let path = Path::new(OsStr::from_bytes(text.as_bytes()));
+    let again = root.resolve(path, rustix::fs::OFlags::PATH, ResolveFlags::NO_SYMLINKS)?;
+    let (one, other) = (fstat(directory.as_fd())?, fstat(&again)?);
+    match (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino) {
+        true => Ok(()),
+        false => Err(Errno::XDEV),
+    }
+}
+
+/// The program, ready for execve(2).
+pub(super) struct Program {
+    name: OsString,
+    candidates: Vec<CString>,
+    arguments: StringArray,
+    environment: StringArray,
+}
+
+impl Program {
+    /// Turns arguments and environment into what the kernel takes.
+    pub(super) fn new(process: &ProcessSpec) -> Result<Self, Failure> {
+        let Some(name) = process.args.first().filter(|name| !name.is_empty()) else {
+            return Err(Failure::InvalidSpec { reason: "no program given".into() });
+        };
+        Ok(Self {
+            name: name.clone(),
+            candidates: candidates(name, &process.env)?,
+            arguments: StringArray::new(strings(&process.args)?),
+            environment: StringArray::new(strings(&process.env)?),
+        })
+    }
+
+    /// Replaces this process; returns only the reason for which that failed.
+    pub(super) fn execute(&self) -> Failure {
+        let mut refusal = None;
+        for candidate in &self.candidates {
+            match sys::execve(candidate, &self.arguments, &self.environment) {
+                Errno::NOENT | Errno::NOTDIR => {}
+                Errno::TOOBIG => return Failure::ArgumentsTooLong,
+                // A file further along the path may do, as execvp(3) has it.
+                Errno::ACCESS => refusal = refusal.or(Some(Errno::ACCESS)),
+                errno => return self.not_executable(errno),
+            }
+        }
+        match refusal {
+            Some(errno) => self.not_executable(errno),
+            None => Failure::NotFound { program: self.name.clone() },
+        }
+    }
+
+    fn not_executable(&self, errno: Errno) -> Failure {
+        Failure::NotExecutable { program: self.name.clone(), errno: errno.raw_os_error() }
+    }
+}
+
+fn strings(all: &[OsString]) -> Result<Vec<CString>, Failure> {
+    all.iter().map(|text| string(text.as_bytes().to_vec())).collect()
+}
+
+fn string(bytes: Vec<u8>) -> Result<CString, Failure> {
+    CString::new(bytes)
+        .map_err(|_| Failure::InvalidSpec { reason: "an argument or variable contains a zero byte".into() })
+}
+
+/// Where the program may be. An empty entry of the path is the working directory.
+fn candidates(name: &OsStr, environment: &[OsString]) -> Result<Vec<CString>, Failure> {
+    if name.as_bytes().contains(&b'/') {
+        return Ok(vec![string(name.as_bytes().to_vec())?]);
+    }
+    let path = environment.iter().rev().find_map(|entry| entry.as_bytes().strip_prefix(b"PATH="));
+    path.unwrap_or(profile::DEFAULT_PATH.as_bytes())
+        .split(|&byte| byte == b':')
+        .map(|directory| {
+            let directory = if directory.is_empty() { b"." } else { directory };
+            string(Path::new(OsStr::from_bytes(directory)).join(name).into_os_string().into_vec())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(name: &str, path: &str) -> String {
+        let all = candidates(OsStr::new(name), &[format!("PATH={path}").into()]).expect("no zero bytes");
+        all.iter().map(|one| one.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn programs_are_looked_up_along_the_given_path() {
+        assert_eq!(found("sh", "/usr/bin:/bin"), "/usr/bin/sh /bin/sh");
+        assert_eq!(found("./sh", "/usr/bin:/bin"), "./sh");
+        assert_eq!(found("/x/sh", "/bin"), "/x/sh");
+        assert_eq!(found("sh", ":/bin:"), "./sh /bin/sh ./sh");
+    }
+
+    #[test]
+    fn without_a_path_docker_s_is_used() {
+        let all = candidates(OsStr::new("sh"), &[]).expect("no zero bytes");
+        assert_eq!(all.len(), 6);
+    }
+}

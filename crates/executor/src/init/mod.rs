@@ -1,0 +1,30 @@
+//! The far side of the set-up: a small single-threaded process, started from the same binary, that clones containers.
+//!
+//! `server` loops over requests and children; `setup` is the life of one container's init from the clone to execve(2),
+//! with `mounts`, `root`, `devices`, `stubs`, `identity` and `launch` as its chapters.
+
+mod devices;
+mod identity;
+mod launch;
+mod mounts;
+mod paths;
+mod root;
+mod server;
+mod setup;
+pub(crate) mod sys;
+
+pub(crate) use paths::restore_mtime;
+pub(crate) use root::layout;
+
+/// Name under which the server is executed; no user types it.
+pub(crate) const SERVER_NAME: &str = "forge-sandbox-init";
+
+/// Becomes the sandbox set-up process if that is what this process was executed for, and never returns then.
+///
+/// Must be the first call in `main` of every program that uses [`crate::NamespaceExecutor`], before any thread is
+/// started. Returns at once in an ordinary run.
+pub fn init_if_requested() {
+    if std::env::args_os().next().is_some_and(|name| name == SERVER_NAME) {
+        server::run();
+    }
+}

@@ -1,0 +1,164 @@
+use super::{setup, sys};
+use crate::message::{Channel, Failure, Message};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, pidfd_send_signal, wait};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Namespaces every container gets; the mount namespace keeps the host's table unchanged.
+const NAMESPACES: u64 = (libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) as u64;
+
+/// A container whose end has to be reported.
+struct Child {
+    pid: Pid,
+    pidfd: OwnedFd,
+    /// The caller reads the status from the other end; closing it unwritten says that the server died.
+    exit: OwnedFd,
+}
+
+/// Serves the caller on standard input until it goes away, then kills every container and exits.
+pub(super) fn run() -> ! {
+    match serve() {
+        Ok(()) => sys::exit_now(0),
+        Err(_) => sys::exit_now(1),
+    }
+}
+
+fn serve() -> io::Result<()> {
+    let control = prepare()?;
+    let signals = sys::child_signal_descriptor()?;
+    let namespaces = NAMESPACES | optional_namespaces();
+    let mut children = Vec::new();
+    // Liveness: every iteration answers one request or reaps; nothing else in the loop blocks.
+    loop {
+        let (request, child_ended) = wait_for_work(&control, &signals)?;
+        if child_ended {
+            drain(&signals);
+            reap(&mut children);
+        }
+        if request && !answer(&control, namespaces, &mut children)? {
+            break;
+        }
+    }
+    end_all(children);
+    Ok(())
+}
+
+/// Detaches from whoever started us: no terminal, no stray descriptors, no ignored signals.
+fn prepare() -> io::Result<Channel> {
+    // SAFETY: this is the beginning of the process's work; standard input is the socket and nobody else's.
+    let input = unsafe { sys::take_standard_input() };
+    let control = rustix::io::fcntl_dupfd_cloexec(&input, 3)?;
+    let null = rustix::fs::open(
+        "/dev/null",
+        rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
+    for stream in 0..=2 {
+        sys::replace_standard_stream(null.as_fd(), stream)?;
+    }
+    // Descriptor 0 stays open for the life of the process; it is /dev/null now.
+    std::mem::forget(input);
+    drop(null);
+    let control = place_at_three(control)?;
+    sys::reset_signals();
+    // Ctrl-C in a terminal must reach forge, which then ends its containers in order, and not this process.
+    rustix::process::setsid()?;
+    rustix::thread::set_name(c"forge-init")?;
+    Ok(Channel::new(control))
+}
+
+/// Leaves descriptor 3 as the only one above the standard streams: what a careless parent left open is closed.
+fn place_at_three(control: OwnedFd) -> io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    if control.as_raw_fd() == 3 {
+        // SAFETY: nothing above 3 is owned by any object of this process yet.
+        unsafe { sys::close_from(4)? };
+        return Ok(control);
+    }
+    // SAFETY: whatever has number 3 was inherited and is owned by no object of this process.
+    unsafe { sys::close_only(3) };
+    let moved = rustix::io::fcntl_dupfd_cloexec(&control, 3)?;
+    drop(control);
+    // SAFETY: as above.
+    unsafe { sys::close_from(4)? };
+    Ok(moved)
+}
+
+/// Time and cgroup namespaces, where the kernel has them.
+fn optional_namespaces() -> u64 {
+    let time = [("time", libc::CLONE_NEWTIME), ("cgroup", libc::CLONE_NEWCGROUP)];
+    time.iter()
+        .filter(|(name, _)| std::path::Path::new("/proc/self/ns").join(name).exists())
+        .fold(0, |flags, (_, flag)| flags | *flag as u64)
+}
+
+fn wait_for_work(control: &Channel, signals: &OwnedFd) -> io::Result<(bool, bool)> {
+    let mut descriptors = [PollFd::new(control, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
+    retry_on_intr(|| poll(&mut descriptors, None))?;
+    Ok((!descriptors[0].revents().is_empty(), !descriptors[1].revents().is_empty()))
+}
+
+/// Answers one request; `false` when the caller has gone.
+fn answer(control: &Channel, namespaces: u64, children: &mut Vec<Child>) -> io::Result<bool> {
+    let Some((message, descriptors)) = control.receive()? else {
+        return Ok(false);
+    };
+    let Message::Spawn { network } = message else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    let [channel, exit] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| io::ErrorKind::InvalidData)?;
+    let network = if network { libc::CLONE_NEWNET as u64 } else { 0 };
+    // SAFETY: this process never starts a thread.
+    match unsafe { sys::clone3(namespaces | network) } {
+        Ok(sys::Cloned::Child) => setup::run(channel),
+        Ok(sys::Cloned::Parent { pid, pidfd }) => {
+            drop(channel);
+            control.send(&Message::Spawned, &[pidfd.as_fd()])?;
+            let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
+            children.push(Child { pid, pidfd, exit });
+        }
+        Err(errno) => control.send(&clone_failed(errno), &[])?,
+    }
+    Ok(true)
+}
+
+fn clone_failed(errno: Errno) -> Message {
+    Message::Failed(Failure::System { action: "create namespaces".into(), errno: errno.raw_os_error() })
+}
+
+fn drain(signals: &OwnedFd) {
+    let mut buffer = [0; size_of::<libc::signalfd_siginfo>() * 8];
+    while rustix::io::read(signals, &mut buffer).is_ok_and(|count| count == buffer.len()) {}
+}
+
+/// Reports every child that has ended.
+fn reap(children: &mut Vec<Child>) {
+    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+        report(children, pid, status);
+    }
+}
+
+fn report(children: &mut Vec<Child>, pid: Pid, status: WaitStatus) {
+    let Some(index) = children.iter().position(|child| child.pid == pid) else {
+        return;
+    };
+    let child = children.swap_remove(index);
+    // A caller that has closed its end no longer wants to know.
+    let _ = rustix::io::write(&child.exit, &status.as_raw().to_le_bytes());
+}
+
+/// The parent-death signal is cleared by set-user-ID programs, so each init is killed by hand.
+fn end_all(mut children: Vec<Child>) {
+    for child in &children {
+        // It fails only for a child that has ended.
+        let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
+    }
+    while !children.is_empty() {
+        match retry_on_intr(|| wait(WaitOptions::empty())) {
+            Ok(Some((pid, status))) => report(&mut children, pid, status),
+            _ => return,
+        }
+    }
+}

@@ -1,0 +1,190 @@
+use super::devices::{self, Devices};
+use super::launch::{Program, enter_directory};
+use super::mounts::{self, Masks};
+use super::paths::{Root, Stub};
+use super::root::{self, layout};
+use super::{identity, sys};
+use crate::message::{Channel, Configuration, Doing, Failure, Message};
+use crate::{NetworkMode, ProcessSpec, SandboxSpec};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fstat, open};
+use rustix::mount::MountAttrFlags;
+use rustix::process::{Signal, set_parent_process_death_signal, setsid};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+/// The life of a container's init, from the clone to the execution of the payload.
+pub(super) fn run(channel: OwnedFd) -> ! {
+    let channel = Channel::new(channel);
+    // Unwinding would end in the server's loop, of which this process is a copy.
+    let outcome = std::panic::catch_unwind(|| live(&channel));
+    if let Ok(Err(failure)) = outcome {
+        // Without a listener there is nobody to tell.
+        let _ = channel.send(&Message::Failed(failure), &[]);
+    }
+    sys::exit_now(125)
+}
+
+/// Returns only if something fails, or when the caller goes away before it says `Start`.
+fn live(channel: &Channel) -> Result<(), Failure> {
+    let channel = &isolate(channel)?;
+    let Ok(Some((Message::Configure(configuration), descriptors))) = channel.receive() else {
+        return Ok(());
+    };
+    let Configuration { spec, streams, runtime_dir, .. } = *configuration;
+    let container = Container::build(&spec, &runtime_dir, channel)?;
+    let streams = Streams::arrange(&spec.process, &container, streams, descriptors, channel)?;
+    let program = Program::new(&spec.process)?;
+    let ready = Message::Ready { cgroups: Vec::new(), notices: Vec::new() };
+    if channel.send(&ready, &[]).is_err() || !matches!(channel.receive(), Ok(Some((Message::Start, _)))) {
+        return Ok(());
+    }
+    streams.install(spec.process.user.uid)?;
+    enter_directory(&container.root, &spec.process.cwd)?;
+    identity::limit(&spec.process)?;
+    identity::become_user(&spec)?;
+    sys::close_on_exec_from(3).doing(|| "mark descriptors".into())?;
+    Err(program.execute())
+}
+
+/// Leaves what was inherited from the server, but the channel.
+fn isolate(channel: &Channel) -> Result<Channel, Failure> {
+    set_parent_process_death_signal(Some(Signal::KILL)).doing(|| "set the parent-death signal".into())?;
+    setsid().doing(|| "start a session".into())?;
+    sys::new_session_keyring().doing(|| "join a new session keyring".into())?;
+    sys::reset_signals();
+    sys::keep_only(channel.as_fd()).map(Channel::new).doing(|| "close the server's descriptors".into())
+}
+
+/// The mounts of a container, once it has been entered.
+struct Container {
+    root: Root,
+    devices: Devices,
+}
+
+impl Container {
+    fn build(spec: &SandboxSpec, runtime: &Path, channel: &Channel) -> Result<Self, Failure> {
+        root::make_private()?;
+        // While the host's tree is still in sight.
+        let prepared = mounts::prepare(&spec.mounts, &runtime.join(layout::STAGING))?;
+        let root_mount = root::mount_root(spec, runtime)?;
+        root::enter(&root_mount)?;
+        let root = Root::current()?;
+        root::check(&root)?;
+        let mut stubs = Vec::new();
+        let devices = Self::furnish(spec, &root, &prepared, &mut stubs);
+        // Also when something failed: what has been made must be removed.
+        announce(stubs, channel);
+        let devices = devices?;
+        name_host(spec)?;
+        if spec.readonly_root {
+            let change =
+                sys::MountChange { set: u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()), ..Default::default() };
+            sys::mount_setattr(root_mount.as_fd(), change).doing(|| "make the root read-only".into())?;
+        }
+        Ok(Self { root, devices })
+    }
+
+    fn furnish(
+        spec: &SandboxSpec,
+        root: &Root,
+        prepared: &[mounts::Prepared<'_>],
+        stubs: &mut Vec<Stub>,
+    ) -> Result<Devices, Failure> {
+        devices::mount_proc(root, stubs)?;
+        let devices = Devices::mount(spec, root, stubs)?;
+        devices::mount_sys(spec, root, stubs)?;
+        mounts::attach_all(prepared, root, stubs)?;
+        for path in &spec.readonly_paths {
+            mounts::make_readonly(root, path)?;
+        }
+        let mut masks = Masks::new(root, devices.null.as_fd());
+        for path in &spec.masked_paths {
+            masks.add(path)?;
+        }
+        Ok(devices)
+    }
+}
+
+fn announce(stubs: Vec<Stub>, channel: &Channel) {
+    for stub in stubs {
+        // A caller that has gone cleans nothing up.
+        let _ = channel.send(&Message::Stub(stub.record), &[stub.parent.as_fd()]);
+    }
+}
+
+fn name_host(spec: &SandboxSpec) -> Result<(), Failure> {
+    if !spec.hostname.is_empty() {
+        rustix::system::sethostname(spec.hostname.as_bytes()).doing(|| "set the host name".into())?;
+    }
+    match spec.network {
+        NetworkMode::Host => Ok(()),
+        NetworkMode::None => sys::loopback_up().doing(|| "switch loopback on".into()),
+    }
+}
+
+/// What becomes descriptors 0, 1 and 2.
+enum Streams {
+    Separate([OwnedFd; 3]),
+    Terminal(OwnedFd),
+}
+
+impl Streams {
+    fn arrange(
+        process: &ProcessSpec,
+        container: &Container,
+        given: [bool; 3],
+        descriptors: Vec<OwnedFd>,
+        channel: &Channel,
+    ) -> Result<Self, Failure> {
+        if process.terminal {
+            let (controlling, side) = container.devices.terminal()?;
+            // A caller that has gone is noticed at the next message.
+            let _ = channel.send(&Message::Terminal, &[controlling.as_fd()]);
+            return Ok(Self::Terminal(side));
+        }
+        let mut descriptors = descriptors.into_iter();
+        let mut stream = |given: bool| match descriptors.next_if(given) {
+            Some(descriptor) => Ok(descriptor),
+            None => open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).doing(|| "open /dev/null".into()),
+        };
+        let [input, output, error] = given;
+        Ok(Self::Separate([stream(input)?, stream(output)?, stream(error)?]))
+    }
+
+    /// Puts them in place, owned by the user, who may want to open `/dev/stdout` anew.
+    fn install(&self, uid: u32) -> Result<(), Failure> {
+        let chosen = match self {
+            Self::Separate(streams) => streams.each_ref(),
+            Self::Terminal(side) => {
+                devices::adopt_terminal(side, uid)?;
+                [side; 3]
+            }
+        };
+        for (stream, number) in chosen.into_iter().zip(0..) {
+            if uid != 0 {
+                give_pipe(stream, uid);
+            }
+            sys::replace_standard_stream(stream.as_fd(), number)
+                .doing(|| format!("set up descriptor {}", stream.as_raw_fd()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes a pipe or socket the user's. Files and devices of the host keep their owner.
+fn give_pipe(stream: &OwnedFd, uid: u32) {
+    let anonymous = |mode| matches!(FileType::from_raw_mode(mode), FileType::Fifo | FileType::Socket);
+    if fstat(stream).is_ok_and(|stat| anonymous(stat.st_mode)) {
+        // A pipe the user cannot reopen still works.
+        let _ = fchown(stream, Some(Uid::from_raw(uid)), None::<Gid>);
+    }
+}
+
+/// `Iterator::next`, if it is wanted.
+trait NextIf: Iterator {
+    fn next_if(&mut self, wanted: bool) -> Option<Self::Item> {
+        if wanted { self.next() } else { None }
+    }
+}
+
+impl<I: Iterator> NextIf for I {}

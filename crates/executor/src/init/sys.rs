@@ -1,0 +1,347 @@
+//! System calls that neither rustix nor std wraps.
+#![allow(unsafe_code)]
+
+use rustix::io::{Errno, Result};
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::raw::{c_char, c_long};
+
+fn check(result: c_long) -> Result<c_long> {
+    match result {
+        -1 => Err(last_errno()),
+        value => Ok(value),
+    }
+}
+
+fn last_errno() -> Errno {
+    let code = std::io::Error::last_os_error().raw_os_error();
+    Errno::from_raw_os_error(code.unwrap_or(libc::EIO))
+}
+
+/// Which side of a clone one is on.
+pub(super) enum Cloned {
+    Child,
+    Parent { pid: i32, pidfd: OwnedFd },
+}
+
+/// clone3(2) without shared memory: a fork into new namespaces.
+///
+/// # Safety
+/// The process must be single-threaded: the child gets a copy of every lock as it stands.
+pub(super) unsafe fn clone3(flags: u64) -> Result<Cloned> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is plain data for which all zeroes is valid.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = flags | libc::CLONE_PIDFD as u64;
+    arguments.pidfd = &raw mut pidfd as u64;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: the arguments outlive the call; without CLONE_VM the child runs on its own copy of this stack.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of_val(&arguments)) })?;
+    if pid == 0 {
+        return Ok(Cloned::Child);
+    }
+    // SAFETY: the kernel stored a new descriptor that nobody else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Cloned::Parent { pid: pid as i32, pidfd })
+}
+
+/// What mount_setattr(2) shall change.
+#[derive(Clone, Copy, Default)]
+pub(super) struct MountChange {
+    pub(super) set: u64,
+    pub(super) propagation: u64,
+    pub(super) recursive: bool,
+}
+
+/// mount_setattr(2) on the mount that a descriptor is the root of.
+pub(super) fn mount_setattr(mount: BorrowedFd<'_>, change: MountChange) -> Result<()> {
+    let attributes =
+        libc::mount_attr { attr_set: change.set, attr_clr: 0, propagation: change.propagation, userns_fd: 0 };
+    let recursive = if change.recursive { libc::AT_RECURSIVE } else { 0 };
+    let flags = libc::AT_EMPTY_PATH | recursive;
+    // SAFETY: path and attributes are valid for the call, the size is the structure's.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    })
+    .map(drop)
+}
+
+/// Joins a fresh session keyring. A kernel without keyrings has none to share.
+pub(super) fn new_session_keyring() -> Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: c_long = 1;
+    // SAFETY: a null name asks for an anonymous keyring.
+    let joined = check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0) });
+    match joined {
+        Ok(_) | Err(Errno::NOSYS) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Makes the terminal the controlling one of this session.
+pub(super) fn set_controlling_terminal(terminal: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: the argument is an integer, 0 meaning "do not steal".
+    check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) }.into()).map(drop)
+}
+
+/// Resets every signal to its default action and unblocks all. Rust's runtime ignores SIGPIPE; the payload must not.
+pub(super) fn reset_signals() {
+    // SAFETY: SIG_DFL is a valid action for every signal; those that cannot be changed fail harmlessly. The set is
+    // initialised before it is used.
+    unsafe {
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// Blocks SIGCHLD and returns a descriptor that becomes readable when a child ends.
+pub(super) fn child_signal_descriptor() -> Result<OwnedFd> {
+    // SAFETY: the set is initialised before use; the returned descriptor is new and ours.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        let fd = check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK).into())?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// A strings array as execve(2) wants it.
+pub(super) struct StringArray {
+    _strings: Vec<CString>,
+    pointers: Vec<*const c_char>,
+}
+
+impl StringArray {
+    pub(super) fn new(strings: Vec<CString>) -> Self {
+        let mut pointers: Vec<_> = strings.iter().map(|string| string.as_ptr()).collect();
+        pointers.push(std::ptr::null());
+        Self { _strings: strings, pointers }
+    }
+}
+
+/// execve(2); returns only the reason for which it failed.
+pub(super) fn execve(program: &CStr, arguments: &StringArray, environment: &StringArray) -> Errno {
+    // SAFETY: all three are null-terminated and live until the image is replaced.
+    unsafe {
+        libc::execve(program.as_ptr(), arguments.pointers.as_ptr(), environment.pointers.as_ptr());
+    }
+    last_errno()
+}
+
+/// Marks every descriptor from `first` on to be closed by execve(2).
+pub(super) fn close_on_exec_from(first: u32) -> Result<()> {
+    close_range(first, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+/// Closes every descriptor from `first` on.
+///
+/// # Safety
+/// No owned descriptor of that range may be used again.
+pub(super) unsafe fn close_from(first: u32) -> Result<()> {
+    close_range(first, 0)
+}
+
+fn close_range(first: u32, flags: u32) -> Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) }).map(drop)
+}
+
+/// Makes `target` (0, 1 or 2) a copy of `source` that survives execve(2).
+pub(super) fn replace_standard_stream(source: BorrowedFd<'_>, target: RawFd) -> Result<()> {
+    // SAFETY: descriptors 0 to 2 of a container's init are not owned by any Rust object.
+    check(unsafe { libc::dup2(source.as_raw_fd(), target) }.into()).map(drop)
+}
+
+/// Takes standard input over.
+///
+/// # Safety
+/// Nothing else may own descriptor 0.
+pub(super) unsafe fn take_standard_input() -> OwnedFd {
+    // SAFETY: as the caller promises.
+    unsafe { OwnedFd::from_raw_fd(0) }
+}
+
+/// Switches the loopback interface of this network namespace on.
+pub(super) fn loopback_up() -> Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: ifreq is plain data for which all zeroes is valid, and the name is null-terminated by them.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as c_char;
+    request.ifr_name[1] = b'o' as c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }.into()).map(drop)
+}
+
+/// Sets one resource limit, clamped to the hard limit in force when raising that is not permitted.
+pub(super) fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<()> {
+    let set = |soft: u64, hard: u64| {
+        let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+        // SAFETY: the structure is valid for the call.
+        check(unsafe { libc::setrlimit(resource, &raw const limit) }.into()).map(drop)
+    };
+    match set(soft, hard) {
+        Err(Errno::PERM) => {
+            // SAFETY: getrlimit fills the structure it is given.
+            let mut old: libc::rlimit = unsafe { std::mem::zeroed() };
+            check(unsafe { libc::getrlimit(resource, &raw mut old) }.into())?;
+            set(soft.min(old.rlim_max), hard.min(old.rlim_max))
+        }
+        other => other,
+    }
+}
+
+/// One instruction of a classic BPF program.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BpfInstruction {
+    pub(crate) code: u16,
+    pub(crate) jt: u8,
+    pub(crate) jf: u8,
+    pub(crate) k: u32,
+}
+
+/// Installs a seccomp filter on this process. Needs CAP_SYS_ADMIN or no_new_privs.
+pub(super) fn install_filter(program: &[BpfInstruction]) -> Result<()> {
+    let filter = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| Errno::INVAL)?,
+        filter: program.as_ptr().cast_mut().cast(),
+    };
+    // SAFETY: BpfInstruction has the layout of sock_filter, and the kernel copies the program.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter) }).map(drop)
+}
+
+/// Sets this process's capability sets; inheritable and ambient become empty.
+pub(super) fn set_capabilities(effective: u64) -> Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    #[repr(C)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = Header { version: VERSION_3, pid: 0 };
+    let half = |bits: u32| Data { effective: bits, permitted: bits, inheritable: 0 };
+    let data = [half(effective as u32), half((effective >> 32) as u32)];
+    // SAFETY: version 3 reads a header and two data records.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) })?;
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) }.into()).map(drop)
+}
+
+/// Drops one capability from the bounding set; `false` when the kernel does not know the number.
+pub(super) fn drop_bounding(number: u32) -> Result<bool> {
+    // SAFETY: no memory is involved.
+    match check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) }.into()) {
+        Ok(_) => Ok(true),
+        Err(Errno::INVAL) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The permitted set of this process.
+pub(super) fn permitted() -> Result<u64> {
+    #[repr(C)]
+    #[derive(Default, Clone, Copy)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    let header: [u32; 2] = [0x2008_0522, 0];
+    let mut data = [Data::default(); 2];
+    // SAFETY: version 3 reads a header and writes two data records.
+    check(unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), data.as_mut_ptr()) })?;
+    Ok(u64::from(data[0].permitted) | u64::from(data[1].permitted) << 32)
+}
+
+/// Ends the process at once, without running destructors or exit handlers of the program it was cloned from.
+pub(super) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit takes any code and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Closes one descriptor, whether it is open or not.
+///
+/// # Safety
+/// No object may own it.
+pub(super) unsafe fn close_only(descriptor: RawFd) {
+    // SAFETY: as the caller promises; a closed number gives EBADF.
+    unsafe { libc::close(descriptor) };
+}
+
+/// Moves a descriptor to number 3 and closes all above it, whoever in the copied program thought to own them.
+pub(super) fn keep_only(descriptor: BorrowedFd<'_>) -> Result<OwnedFd> {
+    // SAFETY: the numbers closed here belong to objects of the program this process is a copy of; nothing of it runs
+    // again, and this process ends by execve(2) or _exit(2) without dropping them.
+    unsafe {
+        let kept = if descriptor.as_raw_fd() == 3 {
+            3
+        } else {
+            check(libc::dup3(descriptor.as_raw_fd(), 3, libc::O_CLOEXEC).into())? as RawFd
+        };
+        close_from(4)?;
+        Ok(OwnedFd::from_raw_fd(kept))
+    }
+}
+
+/// The running program as a file no container can write to, also through `/proc/<pid>/exe` (CVE-2019-5736): a detached
+/// read-only mount of it, or where that cannot be had a sealed copy in memory.
+pub(crate) fn shielded_binary() -> Result<OwnedFd> {
+    readonly_binary().or_else(|_| sealed_copy())
+}
+
+fn readonly_binary() -> Result<OwnedFd> {
+    use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
+    let path = rustix::fs::readlink("/proc/self/exe", Vec::new())?;
+    let running = rustix::fs::stat("/proc/self/exe")?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = open_tree(rustix::fs::CWD, path, flags)?;
+    let found = rustix::fs::fstat(&mount)?;
+    // The file may have been replaced since it was started.
+    if (running.st_dev, running.st_ino) != (found.st_dev, found.st_ino) {
+        return Err(Errno::STALE);
+    }
+    let change = MountChange {
+        set: u64::from((MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOSUID).bits()),
+        ..Default::default()
+    };
+    mount_setattr(mount.as_fd(), change)?;
+    Ok(mount)
+}
+
+/// Copies the running program into memory and seals the copy.
+fn sealed_copy() -> Result<OwnedFd> {
+    use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+    let source = rustix::fs::open("/proc/self/exe", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let copy = rustix::fs::memfd_create(c"forge-init", flags | MemfdFlags::EXEC)
+        .or_else(|_| rustix::fs::memfd_create(c"forge-init", flags))?;
+    while rustix::io::retry_on_intr(|| rustix::fs::sendfile(&copy, &source, None, 1 << 30))? > 0 {}
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&copy, seals)?;
+    Ok(copy)
+}
+
+/// The path under which the process that holds a descriptor can execute it.
+pub(crate) fn descriptor_path(descriptor: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", descriptor.as_raw_fd())
+}

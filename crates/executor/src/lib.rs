@@ -1,0 +1,34 @@
+//! Runs one process in a sandbox on this machine.
+//!
+//! The crate takes a root file system, a process and a list of restrictions as data, and makes a container of
+//! it: namespaces, an overlay root that only the container sees, its own `/dev`, masked paths, capabilities,
+//! a seccomp filter, a device policy. It knows nothing of builds, images, layers or stores: whoever calls it has
+//! already turned those into directories and a [`SandboxSpec`].
+//!
+//! Reading order: [`SandboxSpec`] (what to run), [`Executor`] and [`Container`] (the seam), [`NamespaceExecutor`]
+//! (the implementation on Linux namespaces), then `init` (what happens on the other side of the clone).
+//!
+//! A process that uses [`NamespaceExecutor`] must call [`init_if_requested`] first thing in `main`: containers are
+//! set up by a small single-threaded process, which is this same program executed again.
+#![warn(missing_docs)]
+
+mod capabilities;
+mod container;
+mod error;
+mod init;
+mod message;
+mod namespaces;
+mod profile;
+mod seccomp;
+mod spec;
+mod wire;
+
+pub use capabilities::Capabilities;
+pub use container::{Container, Executor, ExitStatus, Stdio, StdioTarget};
+pub use error::{ErrorKind, ExecutorError};
+pub use init::init_if_requested;
+pub use namespaces::NamespaceExecutor;
+pub use spec::{
+    ContainerId, DevicePolicy, IdMap, IdMappings, MountFlags, MountSource, MountSpec, NetworkMode, ProcessSpec,
+    ProcessUser, Resources, Rlimit, RlimitResource, RootFs, SandboxSpec, Seccomp,
+};

@@ -1,0 +1,217 @@
+//! The one conversation between the two sides of the set-up.
+//!
+//! *Caller*: a thread of the process that uses this crate. *Server*: the single-threaded process it re-executes itself
+//! as, which clones containers. *Init*: the cloned process, until it executes the payload. Each message is a
+//! little-endian `u32` length and as many bytes of JSON, in one stream socket; descriptors travel with the length.
+//!
+//! Both sides are the same binary, so the format may change at will.
+
+use crate::{ExecutorError, SandboxSpec, wire};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+/// More descriptors than any message carries.
+const MAX_DESCRIPTORS: usize = 8;
+
+/// The words of the conversation, in the order in which they are spoken.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Message {
+    /// Caller to server: clone an init. Descriptors: init's end of its own channel, write end of the exit pipe.
+    Spawn {
+        /// A network namespace of its own.
+        network: bool,
+    },
+    /// Server to caller. Descriptor: pidfd of the init.
+    Spawned,
+    /// Caller to init. Descriptors: the streams that are given.
+    Configure(Box<Configuration>),
+    /// Init to caller: something was created in the root only to be mounted upon. Descriptor: its parent directory.
+    Stub(StubRecord),
+    /// Init to caller. Descriptor: controlling side of the terminal.
+    Terminal,
+    /// Init to caller: `Start` will execute the program.
+    Ready {
+        /// Cgroup directories to remove at the end.
+        #[serde(with = "wire::many")]
+        cgroups: Vec<PathBuf>,
+        /// Limits that could not be set.
+        notices: Vec<String>,
+    },
+    /// Caller to init. Answered by end of file (the channel closes on exec) or `Failed`.
+    Start,
+    /// Init or server to caller, its last word.
+    Failed(Failure),
+}
+
+/// What init needs to know.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Configuration {
+    pub(crate) id: String,
+    pub(crate) spec: SandboxSpec,
+    /// Which of the three standard streams come as descriptors; the others are `/dev/null`.
+    pub(crate) streams: [bool; 3],
+    #[serde(with = "wire::one")]
+    pub(crate) runtime_dir: PathBuf,
+}
+
+/// A mount point made for the occasion, see [`Message::Stub`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct StubRecord {
+    #[serde(with = "wire::one")]
+    pub(crate) name: PathBuf,
+    pub(crate) directory: bool,
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+}
+
+/// An [`ExecutorError`] that can travel.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Failure {
+    System {
+        action: String,
+        errno: i32,
+    },
+    NotFound {
+        #[serde(with = "wire::one")]
+        program: std::ffi::OsString,
+    },
+    NotExecutable {
+        #[serde(with = "wire::one")]
+        program: std::ffi::OsString,
+        errno: i32,
+    },
+    ArgumentsTooLong,
+    InvalidSpec {
+        reason: String,
+    },
+    WorkingDirectory {
+        #[serde(with = "wire::one")]
+        path: PathBuf,
+        reason: String,
+    },
+    MountRefused {
+        #[serde(with = "wire::one")]
+        target: PathBuf,
+        reason: String,
+    },
+    RootRefused {
+        reason: String,
+    },
+    Unsupported {
+        what: String,
+    },
+}
+
+impl From<Failure> for ExecutorError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::System { action, errno } => Self::system(action, io::Error::from_raw_os_error(errno)),
+            Failure::NotFound { program } => Self::NotFound { program },
+            Failure::NotExecutable { program, errno } => {
+                Self::NotExecutable { program, source: io::Error::from_raw_os_error(errno) }
+            }
+            Failure::ArgumentsTooLong => Self::ArgumentsTooLong,
+            Failure::InvalidSpec { reason } => Self::InvalidSpec { reason },
+            Failure::WorkingDirectory { path, reason } => Self::WorkingDirectory { path, reason },
+            Failure::MountRefused { target, reason } => Self::MountRefused { target, reason },
+            Failure::RootRefused { reason } => Self::RootRefused { reason },
+            Failure::Unsupported { what } => Self::Unsupported { what },
+        }
+    }
+}
+
+/// Names what was being done when a system call failed.
+pub(crate) trait Doing<T> {
+    fn doing(self, action: impl FnOnce() -> String) -> Result<T, Failure>;
+}
+
+impl<T> Doing<T> for rustix::io::Result<T> {
+    fn doing(self, action: impl FnOnce() -> String) -> Result<T, Failure> {
+        self.map_err(|errno| Failure::System { action: action(), errno: errno.raw_os_error() })
+    }
+}
+
+/// One end of a conversation.
+#[derive(Debug)]
+pub(crate) struct Channel(OwnedFd);
+
+impl Channel {
+    pub(crate) fn new(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
+    /// Sends one message; `EPIPE` when nobody listens any more.
+    pub(crate) fn send(&self, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let body = serde_json::to_vec(message)?;
+        let length = u32::try_from(body.len()).map_err(|_| io::Error::from(Errno::TOOBIG))?;
+        let mut bytes = length.to_le_bytes().to_vec();
+        bytes.extend(body);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+        }
+        let first = [IoSlice::new(&bytes)];
+        let mut sent = retry_on_intr(|| sendmsg(&self.0, &first, &mut ancillary, SendFlags::NOSIGNAL))?;
+        while sent < bytes.len() {
+            sent += retry_on_intr(|| rustix::net::send(&self.0, &bytes[sent..], SendFlags::NOSIGNAL))?;
+        }
+        Ok(())
+    }
+
+    /// Receives the next message, or `None` when the other side has closed its end between two messages.
+    pub(crate) fn receive(&self) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
+        let mut length = [0; 4];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = retry_on_intr(|| {
+            let mut slices = [IoSliceMut::new(&mut length)];
+            recvmsg(&self.0, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+        });
+        let count = match received {
+            // A peer that died with unread messages before it resets the connection.
+            Ok(message) if message.bytes == 0 => return Ok(None),
+            Err(Errno::CONNRESET) => return Ok(None),
+            other => other?.bytes,
+        };
+        let descriptors = collect(&mut ancillary);
+        self.fill(&mut length[count..])?;
+        let mut body = vec![0; u32::from_le_bytes(length) as usize];
+        self.fill(&mut body)?;
+        Ok(Some((serde_json::from_slice(&body)?, descriptors)))
+    }
+
+    fn fill(&self, mut rest: &mut [u8]) -> io::Result<()> {
+        while !rest.is_empty() {
+            match retry_on_intr(|| rustix::io::read(&self.0, &mut *rest))? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => rest = &mut rest[count..],
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn collect(ancillary: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
+    let mut all = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            all.extend(descriptors);
+        }
+    }
+    all
+}

@@ -1,0 +1,410 @@
+use crate::container::{Container, Executor, ExitStatus, Stdio, StdioTarget};
+use crate::init::{SERVER_NAME, layout, sys};
+use crate::message::{Channel, Configuration, Message, StubRecord};
+use crate::{ContainerId, ExecutorError, NetworkMode, ProcessSpec, RootFs, SandboxSpec};
+use rustix::fs::{AtFlags, FileType, fstat, statat, unlinkat};
+use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Signal, pidfd_send_signal};
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio as CommandStdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Runs containers on Linux namespaces, as root.
+///
+/// One set-up process serves all containers of an executor; it ends, and every container with it, when the executor is
+/// dropped or its process dies. Cheap to keep, so make one and share it.
+pub struct NamespaceExecutor {
+    server: Arc<Server>,
+    runtime_dir: PathBuf,
+}
+
+impl NamespaceExecutor {
+    /// Prepares `runtime_dir`, which may be shared by any number of processes, and starts the set-up process.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Unsupported`] when the caller is not root.
+    pub fn new(runtime_dir: &Path) -> Result<Self, ExecutorError> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(ExecutorError::Unsupported { what: "running a sandbox without root privileges".into() });
+        }
+        prepare_directory(runtime_dir)
+            .map_err(|source| ExecutorError::system(format!("prepare {}", runtime_dir.display()), source))?;
+        let runtime_dir = runtime_dir
+            .canonicalize()
+            .map_err(|source| ExecutorError::system(format!("resolve {}", runtime_dir.display()), source))?;
+        Ok(Self { server: Arc::new(Server::start()?), runtime_dir })
+    }
+}
+
+fn prepare_directory(runtime: &Path) -> io::Result<()> {
+    let mut private = DirBuilder::new();
+    private.recursive(true).mode(0o700).create(runtime)?;
+    let mut open = DirBuilder::new();
+    open.recursive(true).mode(0o755);
+    for name in [layout::ROOT, layout::STAGING] {
+        open.create(runtime.join(name))?;
+    }
+    for layer in [layout::STUBS, layout::STUBS_ETC] {
+        for name in layout::DIRECTORIES {
+            open.create(runtime.join(layer).join(name))?;
+        }
+    }
+    open.create(runtime.join(layout::STUBS_ETC).join("etc"))?;
+    for name in layout::ETC_FILES {
+        let path = runtime.join(layout::STUBS_ETC).join(name);
+        if !path.exists() {
+            std::fs::File::create(path)?;
+        }
+    }
+    Ok(())
+}
+
+impl Executor for NamespaceExecutor {
+    fn create(&self, id: &ContainerId, spec: &SandboxSpec, io: Stdio) -> Result<Box<dyn Container>, ExecutorError> {
+        check(spec)?;
+        let streams = Streams::collect(io, spec.process.terminal)?;
+        let configuration = Configuration {
+            id: id.as_str().into(),
+            spec: spec.clone(),
+            streams: streams.given,
+            runtime_dir: self.runtime_dir.clone(),
+        };
+        let container = self.server.spawn(configuration, &streams)?;
+        Ok(Box::new(container))
+    }
+
+    fn notices(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Refuses what can be refused without trying.
+fn check(spec: &SandboxSpec) -> Result<(), ExecutorError> {
+    let invalid = |reason: &str| Err(ExecutorError::InvalidSpec { reason: reason.to_owned() });
+    if spec.id_mappings.is_some() {
+        return Err(ExecutorError::Unsupported { what: "a user namespace".into() });
+    }
+    if let RootFs::Overlay { lower, .. } = &spec.root
+        && lower.len() > 500
+    {
+        return invalid("more than 500 layers");
+    }
+    if spec.process.args.first().is_none_or(|program| program.is_empty()) {
+        return invalid("no program given");
+    }
+    Ok(())
+}
+
+/// The descriptors a process is given.
+struct Streams {
+    given: [bool; 3],
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Streams {
+    fn collect(io: Stdio, terminal: bool) -> Result<Self, ExecutorError> {
+        let mut streams = Self { given: [false; 3], descriptors: Vec::new() };
+        if terminal {
+            return Ok(streams);
+        }
+        let own = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+        for (index, target) in [io.stdin, io.stdout, io.stderr].into_iter().enumerate() {
+            let descriptor = match target {
+                StdioTarget::Null => continue,
+                StdioTarget::Fd(descriptor) => descriptor,
+                StdioTarget::Inherit => fcntl_dupfd_cloexec(own[index], 3)
+                    .map_err(|errno| ExecutorError::system("duplicate a standard stream", errno))?,
+            };
+            streams.given[index] = true;
+            streams.descriptors.push(descriptor);
+        }
+        Ok(streams)
+    }
+
+    fn borrowed(&self) -> Vec<BorrowedFd<'_>> {
+        self.descriptors.iter().map(AsFd::as_fd).collect()
+    }
+}
+
+/// The set-up process.
+struct Server {
+    channel: Mutex<Channel>,
+    process: Mutex<Child>,
+}
+
+impl Server {
+    fn start() -> Result<Self, ExecutorError> {
+        Self::try_start().map_err(|source| ExecutorError::system("start the sandbox set-up process", source))
+    }
+
+    fn try_start() -> io::Result<Self> {
+        let (ours, theirs) = channel_pair()?;
+        let binary = sys::shielded_binary()?;
+        let process = Command::new(sys::descriptor_path(binary.as_fd()))
+            .arg0(SERVER_NAME)
+            .env_clear()
+            .current_dir("/")
+            .stdin(CommandStdio::from(theirs))
+            .stdout(CommandStdio::null())
+            .stderr(CommandStdio::null())
+            .spawn()?;
+        Ok(Self { channel: Mutex::new(Channel::new(ours)), process: Mutex::new(process) })
+    }
+
+    fn spawn(
+        self: &Arc<Self>,
+        configuration: Configuration,
+        streams: &Streams,
+    ) -> Result<NamespaceContainer, ExecutorError> {
+        let failed = |source| ExecutorError::system("talk to the sandbox set-up process", source);
+        let (ours, theirs) = channel_pair().map_err(failed)?;
+        let (exit_read, exit_write) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
+        let network = configuration.spec.network == NetworkMode::None;
+        let channel = Channel::new(ours);
+        let pidfd = {
+            let server = lock(&self.channel);
+            let request = Message::Spawn { network };
+            let sent = server.send(&request, &[theirs.as_fd(), exit_write.as_fd()]);
+            sent.map_err(failed)?;
+            drop((theirs, exit_write));
+            expect_pidfd(server.receive().map_err(failed)?)?
+        };
+        let container = NamespaceContainer {
+            _server: Arc::clone(self),
+            channel: Mutex::new(channel),
+            pidfd,
+            exit: Mutex::new(Exit::Pending(exit_read)),
+            terminal: Mutex::new(None),
+            stubs: Mutex::new(Vec::new()),
+        };
+        container.configure(configuration, streams)?;
+        Ok(container)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Closing the connection is what ends it; the socket must go before the wait.
+        if let Ok((replacement, _)) = channel_pair() {
+            *lock(&self.channel) = Channel::new(replacement);
+            let _ = lock(&self.process).wait();
+        }
+    }
+}
+
+fn expect_pidfd(reply: Option<(Message, Vec<OwnedFd>)>) -> Result<OwnedFd, ExecutorError> {
+    match reply {
+        Some((Message::Spawned, mut descriptors)) if descriptors.len() == 1 => Ok(descriptors.remove(0)),
+        Some((Message::Failed(failure), _)) => Err(failure.into()),
+        Some((message, _)) => Err(unexpected(&message)),
+        None => Err(died("create a container")),
+    }
+}
+
+fn unexpected(message: &Message) -> ExecutorError {
+    ExecutorError::Protocol { detail: format!("{message:?}") }
+}
+
+fn died(action: &str) -> ExecutorError {
+    ExecutorError::InitDied { action: action.into() }
+}
+
+fn channel_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every critical section leaves its data usable at each point where it could panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How far the end of a container has been learnt.
+enum Exit {
+    Pending(OwnedFd),
+    Known(ExitStatus),
+    Lost,
+}
+
+/// A mount point to remove, by handle of its parent as the container sees it.
+struct Stub {
+    parent: OwnedFd,
+    record: StubRecord,
+}
+
+/// A container of [`NamespaceExecutor`].
+struct NamespaceContainer {
+    /// Keeps the set-up process alive, whose end would be the container's.
+    _server: Arc<Server>,
+    channel: Mutex<Channel>,
+    pidfd: OwnedFd,
+    exit: Mutex<Exit>,
+    terminal: Mutex<Option<OwnedFd>>,
+    stubs: Mutex<Vec<Stub>>,
+}
+
+impl NamespaceContainer {
+    /// Hands the specification over and waits until the container is ready.
+    fn configure(&self, configuration: Configuration, streams: &Streams) -> Result<(), ExecutorError> {
+        let message = Message::Configure(Box::new(configuration));
+        let sent = lock(&self.channel).send(&message, &streams.borrowed());
+        // An init that has failed early has said why before it closed the channel.
+        let broken = sent.err();
+        loop {
+            match self.receive("set a container up")? {
+                Some((Message::Stub(record), mut descriptors)) if descriptors.len() == 1 => {
+                    let parent = descriptors.remove(0);
+                    lock(&self.stubs).push(Stub { parent, record });
+                }
+                Some((Message::Terminal, mut descriptors)) => *lock(&self.terminal) = descriptors.pop(),
+                Some((Message::Ready { .. }, _)) => return Ok(()),
+                Some((Message::Failed(failure), _)) => return Err(failure.into()),
+                Some((message, _)) => return Err(unexpected(&message)),
+                None => {
+                    return Err(match broken {
+                        Some(source) => ExecutorError::system("hand the specification over", source),
+                        None => died("set a container up"),
+                    });
+                }
+            }
+        }
+    }
+
+    fn receive(&self, action: &str) -> Result<Option<(Message, Vec<OwnedFd>)>, ExecutorError> {
+        let received = lock(&self.channel).receive();
+        received.map_err(|source| ExecutorError::system(action, source))
+    }
+
+    /// Blocks until the status is there.
+    fn await_exit(&self) -> Result<ExitStatus, ExecutorError> {
+        let mut exit = lock(&self.exit);
+        if let Exit::Pending(pipe) = &*exit {
+            let mut raw = [0; 4];
+            let count = retry_on_intr(|| rustix::io::read(pipe, &mut raw));
+            *exit = match count {
+                Ok(4) => Exit::Known(status(i32::from_le_bytes(raw))),
+                _ => Exit::Lost,
+            };
+        }
+        match *exit {
+            Exit::Known(status) => Ok(status),
+            _ => {
+                // The server died; its containers must not outlive it.
+                self.kill_all()?;
+                Err(died("wait for a container"))
+            }
+        }
+    }
+
+    /// Removes the mount points made for this container, last one first, if they still are what was made.
+    fn remove_stubs(&self) -> Result<(), ExecutorError> {
+        let stubs = std::mem::take(&mut *lock(&self.stubs));
+        for stub in stubs.into_iter().rev() {
+            stub.remove().map_err(|errno| ExecutorError::system("remove a mount point", errno))?;
+        }
+        Ok(())
+    }
+}
+
+impl Stub {
+    fn remove(&self) -> rustix::io::Result<()> {
+        let StubRecord { name, directory, .. } = &self.record;
+        let now = match statat(&self.parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(()),
+            other => other?,
+        };
+        let identity = (now.st_dev, now.st_ino) == (self.record.device, self.record.inode);
+        let is_directory = FileType::from_raw_mode(now.st_mode) == FileType::Directory;
+        let written = !is_directory && now.st_size != 0;
+        if !identity || is_directory != *directory || written {
+            return Ok(()); // the process put something else there
+        }
+        let before = fstat(&self.parent)?;
+        let flags = if *directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        match unlinkat(&self.parent, name, flags) {
+            Ok(()) => crate::init::restore_mtime(self.parent.as_fd(), &before),
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+fn status(raw: i32) -> ExitStatus {
+    let (exited, signaled) = (libc::WIFEXITED(raw), libc::WTERMSIG(raw));
+    match exited {
+        true => ExitStatus::Exited(libc::WEXITSTATUS(raw)),
+        false => ExitStatus::Signaled { signal: signaled },
+    }
+}
+
+impl Container for NamespaceContainer {
+    fn start(&self) -> Result<(), ExecutorError> {
+        let sent = lock(&self.channel).send(&Message::Start, &[]);
+        sent.map_err(|source| ExecutorError::system("start a container", source))?;
+        match self.receive("start a container")? {
+            None => Ok(()), // the channel closed on exec
+            Some((Message::Failed(failure), _)) => Err(failure.into()),
+            Some((message, _)) => Err(unexpected(&message)),
+        }
+    }
+
+    fn wait(&self) -> Result<ExitStatus, ExecutorError> {
+        let status = self.await_exit()?;
+        self.remove_stubs()?;
+        Ok(status)
+    }
+
+    fn signal(&self, signal: i32) -> Result<(), ExecutorError> {
+        let Some(signal) = Signal::from_named_raw(signal) else {
+            return Err(ExecutorError::InvalidSpec { reason: format!("unknown signal {signal}") });
+        };
+        match pidfd_send_signal(&self.pidfd, signal) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(errno) => Err(ExecutorError::system("send a signal", errno)),
+        }
+    }
+
+    fn kill_all(&self) -> Result<(), ExecutorError> {
+        // The death of a PID namespace's init is the death of all of it.
+        self.signal(libc::SIGKILL)
+    }
+
+    fn resize(&self, columns: u16, rows: u16) -> Result<(), ExecutorError> {
+        let terminal = lock(&self.terminal);
+        let Some(terminal) = &*terminal else {
+            return Err(ExecutorError::InvalidSpec { reason: "the process has no terminal".into() });
+        };
+        let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(terminal, size)
+            .map_err(|errno| ExecutorError::system("resize the terminal", errno))
+    }
+
+    fn pty(&self) -> Option<OwnedFd> {
+        let terminal = lock(&self.terminal);
+        fcntl_dupfd_cloexec(terminal.as_ref()?, 3).ok()
+    }
+
+    fn exec(&self, _process: &ProcessSpec, _io: Stdio) -> Result<Box<dyn Container>, ExecutorError> {
+        Err(ExecutorError::Unsupported { what: "running a further process in a container".into() })
+    }
+
+    fn delete(&self) -> Result<(), ExecutorError> {
+        self.kill_all()?;
+        self.await_exit()?;
+        *lock(&self.terminal) = None;
+        self.remove_stubs()
+    }
+}
+
+impl Drop for NamespaceContainer {
+    fn drop(&mut self) {
+        // Whoever wants to hear of errors calls `delete`.
+        let _ = self.delete();
+    }
+}
