@@ -128,3 +128,37 @@ pub struct Heredoc {
     /// The lines up to the one that ends it, tabs not yet dropped.
     pub body: Token,
 }
+
+impl Instruction {
+    /// The same instruction as if all of it stood at one place: that of the FROM whose image brought it in.
+    pub(crate) fn moved_to(mut self, span: Span) -> Self {
+        self.span = span;
+        self.keyword.span = span;
+        self.flags.iter_mut().for_each(|flag| flag.span = span);
+        self.arguments.move_to(span);
+        for heredoc in &mut self.heredocs {
+            heredoc.opening.span = span;
+            heredoc.body.span = span;
+        }
+        self
+    }
+}
+
+impl Arguments {
+    fn move_to(&mut self, span: Span) {
+        match self {
+            Self::None => {}
+            Self::Text(token) => token.span = span,
+            Self::Words(tokens) | Self::Json(tokens) => tokens.iter_mut().for_each(|token| token.span = span),
+            Self::Pairs(pairs) => pairs.iter_mut().for_each(|pair| {
+                pair.key.span = span;
+                pair.value.span = span;
+            }),
+            Self::Check { kind, command } => {
+                kind.span = span;
+                command.move_to(span);
+            }
+            Self::Trigger(trigger) => trigger.span = span,
+        }
+    }
+}

@@ -1,4 +1,5 @@
 use crate::Span;
+use std::fmt;
 
 /// A rule of the build checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,7 +24,6 @@ pub enum Rule {
     InvalidDefaultArgInFrom,
     FromPlatformFlagConstDisallowed,
     CopyIgnoredFile,
-    InvalidDefinitionDescription,
     ExposeProtoCasing,
     ExposeInvalidFormat,
 }
@@ -39,4 +39,113 @@ pub struct Warning {
     pub span: Span,
     /// Where to read on; `None` where there is no page.
     pub url: Option<String>,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Warning {
+    /// `Rule: message (line N)`, as docker prints it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} (line {})", self.rule, self.message, self.span.first_line)
+    }
+}
+
+impl Rule {
+    /// A finding at a place. `words` fill the rule's message in order.
+    pub(crate) fn at(self, span: Span, words: &[&str]) -> Warning {
+        Warning { rule: self, message: self.message(words), span, url: self.url() }
+    }
+
+    /// The page that explains the rule; docker has none for one of them.
+    pub fn url(self) -> Option<String> {
+        let page = "https://docs.docker.com/go/dockerfile/rule/";
+        (self != Self::InvalidBaseImagePlatform).then(|| format!("{page}{}/", kebab(&self.to_string())))
+    }
+
+    /// The messages are docker's: tools look for them.
+    fn message(self, words: &[&str]) -> String {
+        let word = |index: usize| words.get(index).copied().unwrap_or_default();
+        let (a, b, c) = (word(0), word(1), word(2));
+        match self {
+            Self::StageNameCasing => format!("Stage name '{a}' should be lowercase"),
+            Self::FromAsCasing => format!("'{b}' and '{a}' keywords' casing do not match"),
+            Self::NoEmptyContinuation => "Empty continuation line".to_owned(),
+            Self::ConsistentInstructionCasing => {
+                format!("Command '{a}' should match the case of the command majority ({b})")
+            }
+            Self::DuplicateStageName => format!("Duplicate stage name {a:?}, stage names should be unique"),
+            Self::ReservedStageName => {
+                format!("Stage name should not use the same name as reserved stage {a:?}")
+            }
+            Self::JSONArgsRecommended => {
+                format!("JSON arguments recommended for {a} to prevent unintended behavior related to OS signals")
+            }
+            Self::MaintainerDeprecated => {
+                "Maintainer instruction is deprecated in favor of using label".to_owned()
+            }
+            Self::UndefinedArgInFrom => format!("FROM argument '{a}' is not declared{}", meant("", b)),
+            Self::WorkdirRelativePath => {
+                format!("Relative workdir {a:?} can have unexpected results if the base image changes")
+            }
+            Self::UndefinedVar => format!("Usage of undefined variable '${a}'{}", meant("$", b)),
+            Self::MultipleInstructionsDisallowed => format!(
+                "Multiple {a} instructions should not be used in the same stage because only the last one will be used"
+            ),
+            Self::LegacyKeyValueFormat => {
+                format!("\"{a} key=value\" should be used instead of legacy \"{a} key value\" format")
+            }
+            Self::InvalidBaseImagePlatform => {
+                format!("Base image {a} was pulled with platform {c:?}, expected {b:?} for current build")
+            }
+            Self::RedundantTargetPlatform => {
+                format!("Setting platform to predefined {a} in FROM is redundant as this is the default behavior")
+            }
+            Self::SecretsUsedInArgOrEnv => {
+                format!("Do not use ARG or ENV instructions for sensitive data ({a} {b:?})")
+            }
+            Self::InvalidDefaultArgInFrom => {
+                format!("Default value for ARG {a} results in empty or invalid base image name")
+            }
+            Self::FromPlatformFlagConstDisallowed => {
+                format!("FROM --platform flag should not use constant value {a:?}")
+            }
+            Self::CopyIgnoredFile => {
+                format!("Attempting to {a} file {b:?} that is excluded by .dockerignore")
+            }
+            Self::ExposeProtoCasing => {
+                format!("Defined protocol '{a}' in EXPOSE instruction should be lowercase")
+            }
+            Self::ExposeInvalidFormat => {
+                format!("EXPOSE instruction should not define an IP address or host-port mapping, found '{a}'")
+            }
+        }
+    }
+}
+
+fn meant(prefix: &str, suggestion: &str) -> String {
+    match suggestion {
+        "" => String::new(),
+        suggestion => format!(" (did you mean {prefix}{suggestion}?)"),
+    }
+}
+
+/// `FromAsCasing` is `from-as-casing`, `JSONArgsRecommended` is `json-args-recommended`.
+fn kebab(name: &str) -> String {
+    let letters: Vec<char> = name.chars().collect();
+    let mut kebab = String::new();
+    for (at, letter) in letters.iter().enumerate() {
+        let starts_word = letter.is_ascii_uppercase()
+            && at > 0
+            && (letters[at - 1].is_ascii_lowercase()
+                || letters.get(at + 1).is_some_and(char::is_ascii_lowercase));
+        if starts_word {
+            kebab.push('-');
+        }
+        kebab.push(letter.to_ascii_lowercase());
+    }
+    kebab
 }
