@@ -70,6 +70,11 @@ impl Capabilities {
         Some(Self(1 << number))
     }
 
+    /// A set from the kernel's bits; what this crate does not know is left out.
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits).intersection(Self::ALL)
+    }
+
     /// The set as the kernel writes it in `/proc/<pid>/status`.
     pub fn bits(self) -> u64 {
         self.0

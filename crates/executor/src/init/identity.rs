@@ -2,7 +2,7 @@
 
 use super::sys;
 use crate::message::{Doing, Failure};
-use crate::{ProcessSpec, RlimitResource, SandboxSpec, Seccomp};
+use crate::{Capabilities, ProcessSpec, RlimitResource, SandboxSpec, Seccomp, seccomp};
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -26,18 +26,20 @@ pub(super) fn limit(process: &ProcessSpec) -> Result<(), Failure> {
 /// (setgroups, setresuid, capset, execve) is in docker's allow list.
 pub(super) fn become_user(spec: &SandboxSpec) -> Result<(), Failure> {
     let process = &spec.process;
-    let granted = process.capabilities.bits() & sys::permitted().doing(|| "read capabilities".into())?;
-    drop_bounding_set(granted)?;
+    let held = sys::permitted().doing(|| "read capabilities".into())?;
+    let granted = process.capabilities.intersection(held);
+    drop_bounding_set(granted.bits())?;
     if process.no_new_privileges {
         set_no_new_privs(true).doing(|| "set no_new_privs".into())?;
     }
     if spec.seccomp == Seccomp::Default {
-        let filter = crate::seccomp::default_filter(granted)?;
+        let filter = seccomp::default_filter(granted)
+            .ok_or(Failure::Unsupported { what: "the default system call filter on this architecture".into() })?;
         sys::install_filter(&filter).doing(|| "install the system call filter".into())?;
     }
     set_ids(process)?;
-    let held = if process.user.uid == 0 { granted } else { 0 };
-    sys::set_capabilities(held).doing(|| "set capabilities".into())?;
+    let effective = if process.user.uid == 0 { granted } else { Capabilities::NONE };
+    sys::set_capabilities(effective.bits()).doing(|| "set capabilities".into())?;
     // Changing credentials has cleared it.
     set_parent_process_death_signal(Some(Signal::KILL)).doing(|| "set the parent-death signal".into())
 }

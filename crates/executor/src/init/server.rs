@@ -29,6 +29,7 @@ fn serve() -> io::Result<()> {
     let control = prepare()?;
     let signals = sys::child_signal_descriptor()?;
     let namespaces = NAMESPACES | optional_namespaces();
+    crate::seccomp::compile_common();
     let mut children = Vec::new();
     // Liveness: every iteration answers one request or reaps; nothing else in the loop blocks.
     loop {

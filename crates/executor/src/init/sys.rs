@@ -1,6 +1,7 @@
 //! System calls that neither rustix nor std wraps.
 #![allow(unsafe_code)]
 
+use crate::Capabilities;
 use rustix::io::{Errno, Result};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -258,7 +259,7 @@ pub(super) fn drop_bounding(number: u32) -> Result<bool> {
 }
 
 /// The permitted set of this process.
-pub(super) fn permitted() -> Result<u64> {
+pub(super) fn permitted() -> Result<Capabilities> {
     #[repr(C)]
     #[derive(Default, Clone, Copy)]
     struct Data {
@@ -270,7 +271,8 @@ pub(super) fn permitted() -> Result<u64> {
     let mut data = [Data::default(); 2];
     // SAFETY: version 3 reads a header and writes two data records.
     check(unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), data.as_mut_ptr()) })?;
-    Ok(u64::from(data[0].permitted) | u64::from(data[1].permitted) << 32)
+    let bits = u64::from(data[0].permitted) | u64::from(data[1].permitted) << 32;
+    Ok(Capabilities::from_bits(bits))
 }
 
 /// Ends the process at once, without running destructors or exit handlers of the program it was cloned from.
