@@ -11,10 +11,12 @@
 mod context;
 mod credentials;
 mod event;
+mod single_flight;
 
 pub use context::{Context, ContextEntry, ContextError, ContextPath, EntryKind, FileStamp};
 pub use credentials::{CredentialError, Credentials, Redacted};
 pub use event::{Event, EventSink, LogStream, ProgressGroup, SourceSpan, StatusUpdate, VertexUpdate, WarningNotice};
+pub use single_flight::{SingleFlight, Turn};
 
 use async_trait::async_trait;
 use std::sync::Arc;

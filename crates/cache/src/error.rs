@@ -1,0 +1,81 @@
+use forge_image::ErrorKind;
+use std::error::Error;
+use std::path::PathBuf;
+
+/// What can go wrong with the cache.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The index cannot be read or written.
+    #[error("cannot {action} the cache index {path}")]
+    Index {
+        /// What was tried: `open`, `read`, `write`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: rusqlite::Error,
+    },
+    /// The index was written by a later forge.
+    #[error("the cache index {path} has format {found}, this forge knows formats up to {known}")]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// The format that the file has.
+        found: i64,
+        /// The latest format that is understood.
+        known: i64,
+    },
+    /// A record in the index cannot be understood.
+    #[error("the cache index holds a damaged record for {name:?}")]
+    Damaged {
+        /// The step's name.
+        name: String,
+        /// The cause.
+        source: serde_json::Error,
+    },
+    /// A lock file of a flight cannot be used.
+    #[error("cannot lock {path}")]
+    Lock {
+        /// The lock file or its folder.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A result cannot be read.
+    #[error("cannot read a cached result: {message}")]
+    Result {
+        /// Who is to blame.
+        kind: ErrorKind,
+        /// What failed.
+        message: String,
+        /// The cause.
+        source: Option<Box<dyn Error + Send + Sync>>,
+    },
+    /// The build was cancelled while it waited.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl CacheError {
+    /// Who is to blame.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Index { .. } | Self::NewerFormat { .. } | Self::Lock { .. } | Self::Damaged { .. } => {
+                ErrorKind::Environment
+            }
+            Self::Result { kind, .. } => *kind,
+            Self::Cancelled => ErrorKind::Cancelled,
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NewerFormat { .. } => Some("use the forge that wrote it, or another --root".to_owned()),
+            Self::Damaged { .. } | Self::Index { .. } => {
+                Some("the cache index can be removed at any time; the next build then runs every step".to_owned())
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+use crate::{CacheError, CacheKey};
+use forge_session::{SingleFlight, Turn};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Between two looks at a lock that another process holds: at first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+
+/// Makes equal steps of several builds run once, whether these are in one process or in several.
+///
+/// A flight is taken by key: within the process through a map, between processes by `flock` on a file named
+/// after the key. The kernel releases the lock of a process that dies, so that another takes over. Whoever gets
+/// the guard asks the index again before working.
+pub struct Flights {
+    turns: SingleFlight<CacheKey>,
+    folder: Option<PathBuf>,
+}
+
+/// The right to run the step of one key, until it is dropped.
+pub struct FlightGuard {
+    // The file goes first: the next in this process then finds the lock free.
+    _lock: Option<LockFile>,
+    _turn: Turn<CacheKey>,
+}
+
+impl Flights {
+    /// Flights shared with all processes that use the same folder. The folder is made when it is first needed.
+    pub fn new(folder: &Path) -> Self {
+        Self { turns: SingleFlight::default(), folder: Some(folder.to_owned()) }
+    }
+
+    /// Flights of this process alone.
+    pub fn in_process() -> Self {
+        Self { turns: SingleFlight::default(), folder: None }
+    }
+
+    /// Waits until no one else runs the step of this key, and takes it over. No thread is held while waiting.
+    ///
+    /// # Errors
+    /// [`CacheError::Cancelled`] when the token is cancelled first; otherwise the lock file cannot be used.
+    pub async fn acquire(&self, key: &CacheKey, cancellation: &CancellationToken) -> Result<FlightGuard, CacheError> {
+        cancellation.run_until_cancelled(self.take(key)).await.unwrap_or(Err(CacheError::Cancelled))
+    }
+
+    async fn take(&self, key: &CacheKey) -> Result<FlightGuard, CacheError> {
+        let turn = self.turns.turn(*key).await;
+        let lock = match &self.folder {
+            Some(folder) => Some(LockFile::take(folder, key).await?),
+            None => None,
+        };
+        Ok(FlightGuard { _lock: lock, _turn: turn })
+    }
+}
+
+/// A locked file; dropping it removes the file and then lets the lock go.
+struct LockFile {
+    path: PathBuf,
+    _file: File,
+}
+
+impl LockFile {
+    /// Polls the lock: `flock` knows no timeout, and a thread that blocks in it could not be cancelled.
+    async fn take(folder: &Path, key: &CacheKey) -> Result<Self, CacheError> {
+        let path = folder.join(key.to_string());
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match Self::try_take(folder, &path) {
+                Ok(Some(file)) => return Ok(Self { path, _file: file }),
+                Ok(None) => tokio::time::sleep(pause).await,
+                Err(source) => return Err(CacheError::Lock { path, source }),
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn try_take(folder: &Path, path: &Path) -> io::Result<Option<File>> {
+        let file = open(folder, path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(is_at(&file, path)?.then_some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+fn open(folder: &Path, path: &Path) -> io::Result<File> {
+    let open = || File::options().create(true).truncate(false).write(true).open(path);
+    match open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(folder)?;
+            open()
+        }
+        result => result,
+    }
+}
+
+/// Whether the name still leads to the file: the owner before may have removed it between our open and our lock,
+/// and then someone else may hold a new file of that name.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    match std::fs::symlink_metadata(path) {
+        Ok(there) => file.metadata().map(|ours| (ours.dev(), ours.ino()) == (there.dev(), there.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        // A file that stays behind does no harm but for its name: the lock goes with the descriptor.
+        _ = std::fs::remove_file(&self.path);
+    }
+}

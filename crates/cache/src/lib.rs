@@ -1,0 +1,27 @@
+//! What is known of steps that ran before: which key led to which result, and who is working on which key now.
+//!
+//! The crate does not know what a step does, how its result is kept or how a graph is evaluated. It is told keys
+//! and records; results are [`ResultRef`]s that a [`ResultStore`] answers for.
+//!
+//! Reading order: [`CacheKey`], [`OpKey`]; [`ResultRef`], [`Selector`], [`ResultStore`]; [`StepRecord`],
+//! [`CacheIndex`], [`SqliteIndex`], [`MemoryIndex`]; [`Flights`]; [`CacheError`].
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod error;
+mod flights;
+mod index;
+mod key;
+mod memory;
+mod record;
+mod result;
+mod sqlite;
+
+pub use error::CacheError;
+pub use flights::{FlightGuard, Flights};
+pub use index::CacheIndex;
+pub use key::{CacheKey, CacheKeyError, InputPart, OpKey};
+pub use memory::MemoryIndex;
+pub use record::StepRecord;
+pub use result::{ResultRef, ResultStore, SelectedPath, Selector};
+pub use sqlite::SqliteIndex;

@@ -1,0 +1,362 @@
+use crate::memory::TOUCH_INTERVAL;
+use crate::{CacheError, CacheIndex, CacheKey, ResultRef, StepRecord};
+use forge_store::LayerId;
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+/// The format of the file, in SQLite's `user_version`. Another number here makes older files be emptied.
+const FORMAT: i64 = 1;
+
+/// How long a writer waits for another process. Transactions here take well under a millisecond.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// `records` holds the records, `keys` what they are found under.
+///
+/// Times are milliseconds since the epoch; lists are JSON. `boot` is the boot id of the writer.
+const SCHEMA: &str = "
+    DROP TABLE IF EXISTS keys;
+    DROP TABLE IF EXISTS records;
+    CREATE TABLE records (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL,
+        outputs TEXT NOT NULL,
+        key_inputs TEXT NOT NULL,
+        input_parts TEXT NOT NULL,
+        wall_ms INTEGER NOT NULL,
+        created INTEGER NOT NULL,
+        last_used INTEGER NOT NULL,
+        boot TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE keys (
+        key BLOB PRIMARY KEY,
+        record INTEGER NOT NULL REFERENCES records (id) ON DELETE CASCADE
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX keys_of_record ON keys (record);
+";
+
+/// The columns of a record, in the order in which [`read_record`] takes them.
+macro_rules! columns {
+    () => {
+        "name, outputs, key_inputs, input_parts, wall_ms, created, last_used, boot"
+    };
+}
+
+/// An index in one SQLite file that several processes use at once.
+///
+/// The file is in WAL mode with `synchronous=NORMAL`: a power cut may lose the latest records, it does not
+/// damage the file. What a record points at is for [`crate::ResultStore::acquire`] to check.
+pub struct SqliteIndex {
+    connection: Mutex<Connection>,
+    path: PathBuf,
+}
+
+impl SqliteIndex {
+    /// Opens the file and makes it if it is not there.
+    ///
+    /// # Errors
+    /// The file cannot be used, or a later forge wrote it.
+    pub fn open(path: &Path) -> Result<Self, CacheError> {
+        let error = |source| CacheError::Index { action: "open", path: path.to_owned(), source };
+        let mut connection = Connection::open(path).map_err(error)?;
+        match prepare(&mut connection).map_err(error)? {
+            found if found > FORMAT => Err(CacheError::NewerFormat { path: path.to_owned(), found, known: FORMAT }),
+            _ => Ok(Self { connection: Mutex::new(connection), path: path.to_owned() }),
+        }
+    }
+
+    /// Runs a read.
+    fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T, Failure>) -> Result<T, CacheError> {
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        work(&connection).map_err(|failure| self.error("read", failure))
+    }
+
+    /// Runs a change as one transaction that takes the write lock at its start: a reader that becomes a writer
+    /// later would fail with SQLITE_BUSY at once instead of waiting.
+    fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T, Failure>) -> Result<T, CacheError> {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let run = || -> Result<T, Failure> {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = work(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        };
+        run().map_err(|failure| self.error("write", failure))
+    }
+
+    fn error(&self, action: &'static str, failure: Failure) -> CacheError {
+        match failure {
+            Failure::Sqlite(source) => CacheError::Index { action, path: self.path.clone(), source },
+            Failure::Json { name, source } => CacheError::Damaged { name, source },
+        }
+    }
+}
+
+/// Why a statement failed, before the file's name is added.
+enum Failure {
+    Sqlite(rusqlite::Error),
+    Json { name: String, source: serde_json::Error },
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(source: rusqlite::Error) -> Self {
+        Self::Sqlite(source)
+    }
+}
+
+/// Sets the connection up and brings the schema to [`FORMAT`]; gives back the format that the file then has.
+fn prepare(connection: &mut Connection) -> Result<i64, rusqlite::Error> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;")?;
+    let found = format(connection)?;
+    if found >= FORMAT {
+        return Ok(found);
+    }
+    // Only a new or old file comes here. The mode is stored in the file, so that later openings need not set it.
+    set_wal(connection)?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found = format(&transaction)?;
+    if found >= FORMAT {
+        return Ok(found);
+    }
+    transaction.execute_batch(SCHEMA)?;
+    transaction.pragma_update(None, "user_version", FORMAT)?;
+    transaction.commit()?;
+    Ok(FORMAT)
+}
+
+fn format(connection: &Connection) -> Result<i64, rusqlite::Error> {
+    connection.query_row("PRAGMA user_version", [], |row| row.get(0))
+}
+
+/// Switches to WAL. SQLite does not call its busy handler for the exclusive lock that this takes
+/// (`sqlite3PagerSetJournalMode`), hence the loop of our own.
+fn set_wal(connection: &Connection) -> Result<(), rusqlite::Error> {
+    let begin = std::time::Instant::now();
+    loop {
+        match connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())) {
+            Err(error) if is_busy(&error) && begin.elapsed() < BUSY_TIMEOUT => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked};
+    matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked))
+}
+
+impl CacheIndex for SqliteIndex {
+    fn query(&self, key: &CacheKey) -> Result<Option<StepRecord>, CacheError> {
+        const SQL: &str =
+            concat!("SELECT ", columns!(), " FROM records WHERE id = (SELECT record FROM keys WHERE key = ?1)");
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(SQL)?;
+            let columns = statement.query_row([key.as_bytes()], Columns::read).optional()?;
+            columns.map(Columns::decode).transpose()
+        })
+    }
+
+    fn save(&self, keys: &[CacheKey], record: &StepRecord) -> Result<(), CacheError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let columns = Columns::encode(record);
+        self.write(|transaction| {
+            let id = insert(transaction, &columns)?;
+            keys.iter().try_for_each(|key| point(transaction, key, id))
+        })
+    }
+
+    fn link(&self, keys: &[CacheKey], existing: &CacheKey) -> Result<bool, CacheError> {
+        self.write(|transaction| {
+            let Some(id) = record_of(transaction, existing)? else { return Ok(false) };
+            keys.iter().try_for_each(|key| point(transaction, key, id))?;
+            Ok(true)
+        })
+    }
+
+    fn touch(&self, keys: &[CacheKey], now: SystemTime) -> Result<(), CacheError> {
+        let due = millis(now).saturating_sub(TOUCH_INTERVAL.as_millis() as i64);
+        // Looked up before the write lock is asked for: most often there is nothing to write.
+        let stale: Vec<i64> = self.read(|connection| {
+            const SQL: &str =
+                "SELECT id FROM records WHERE id = (SELECT record FROM keys WHERE key = ?1) AND last_used < ?2";
+            let mut statement = connection.prepare_cached(SQL)?;
+            let find = |key: &CacheKey| statement.query_row(params![key.as_bytes(), due], |row| row.get(0)).optional();
+            let found: Result<Vec<Option<i64>>, rusqlite::Error> = keys.iter().map(find).collect();
+            Ok(found?.into_iter().flatten().collect())
+        })?;
+        if stale.is_empty() {
+            return Ok(());
+        }
+        self.write(|transaction| {
+            let mut statement = transaction.prepare_cached("UPDATE records SET last_used = ?2 WHERE id = ?1")?;
+            stale.iter().try_for_each(|id| statement.execute(params![id, millis(now)]).map(drop))?;
+            Ok(())
+        })
+    }
+
+    fn remove(&self, key: &CacheKey) -> Result<bool, CacheError> {
+        self.write(|transaction| match record_of(transaction, key)? {
+            Some(id) => delete(transaction, id),
+            None => Ok(false),
+        })
+    }
+
+    fn remove_where(&self, unwanted: &mut dyn FnMut(&StepRecord) -> bool) -> Result<Vec<StepRecord>, CacheError> {
+        let mut all = self.read(|connection| {
+            let mut statement = connection.prepare_cached(concat!("SELECT ", columns!(), ", id FROM records"))?;
+            let rows = statement.query_map([], |row| Ok((Columns::read(row)?, row.get::<_, i64>(8)?)))?;
+            let decode = |row: Result<(Columns, i64), rusqlite::Error>| -> Result<(i64, StepRecord), Failure> {
+                let (columns, id) = row?;
+                Ok((id, columns.decode()?))
+            };
+            rows.map(decode).collect::<Result<Vec<_>, Failure>>()
+        })?;
+        self.write(|transaction| {
+            all.retain(|(_, record)| unwanted(record));
+            let mut removed = Vec::new();
+            for (id, record) in all {
+                if delete(transaction, id)? {
+                    removed.push(record);
+                }
+            }
+            Ok(removed)
+        })
+    }
+
+    fn list(&self) -> Result<Vec<(CacheKey, StepRecord)>, CacheError> {
+        const SQL: &str = concat!(
+            "SELECT ",
+            columns!(),
+            ", (SELECT min(key) FROM keys WHERE record = records.id) FROM records ORDER BY last_used, id"
+        );
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(SQL)?;
+            let rows = statement.query_map([], |row| Ok((row.get::<_, [u8; 32]>(8)?, Columns::read(row)?)))?;
+            rows.map(|row| {
+                let (key, columns) = row?;
+                Ok((CacheKey::from_bytes(key), columns.decode()?))
+            })
+            .collect()
+        })
+    }
+
+    fn all_layers(&self) -> Result<HashSet<LayerId>, CacheError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached("SELECT name, outputs FROM records")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let mut layers = HashSet::new();
+            for row in rows {
+                let (name, outputs): (String, String) = row?;
+                let outputs: Vec<ResultRef> = parse(&name, &outputs)?;
+                layers.extend(outputs.iter().flat_map(ResultRef::layers).cloned());
+            }
+            Ok(layers)
+        })
+    }
+}
+
+fn insert(transaction: &Transaction<'_>, columns: &Columns) -> Result<i64, Failure> {
+    const SQL: &str =
+        concat!("INSERT INTO records (", columns!(), ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) RETURNING id");
+    let Columns { name, outputs, key_inputs, input_parts, wall_ms, created, last_used, boot } = columns;
+    let values = params![name, outputs, key_inputs, input_parts, wall_ms, created, last_used, boot];
+    Ok(transaction.prepare_cached(SQL)?.query_row(values, |row| row.get(0))?)
+}
+
+fn record_of(transaction: &Transaction<'_>, key: &CacheKey) -> Result<Option<i64>, Failure> {
+    let mut statement = transaction.prepare_cached("SELECT record FROM keys WHERE key = ?1")?;
+    Ok(statement.query_row([key.as_bytes()], |row| row.get(0)).optional()?)
+}
+
+/// Makes a key lead to a record, and drops the record it led to when that was its last key.
+fn point(transaction: &Transaction<'_>, key: &CacheKey, id: i64) -> Result<(), Failure> {
+    let before = record_of(transaction, key)?.filter(|before| *before != id);
+    let sql = "INSERT INTO keys (key, record) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET record = ?2";
+    transaction.prepare_cached(sql)?.execute(params![key.as_bytes(), id])?;
+    if let Some(before) = before {
+        let sql = "DELETE FROM records WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM keys WHERE record = ?1)";
+        transaction.prepare_cached(sql)?.execute([before])?;
+    }
+    Ok(())
+}
+
+fn delete(transaction: &Transaction<'_>, id: i64) -> Result<bool, Failure> {
+    Ok(transaction.prepare_cached("DELETE FROM records WHERE id = ?1")?.execute([id])? == 1)
+}
+
+/// A record as its row holds it.
+struct Columns {
+    name: String,
+    outputs: String,
+    key_inputs: String,
+    input_parts: String,
+    wall_ms: i64,
+    created: i64,
+    last_used: i64,
+    boot: String,
+}
+
+impl Columns {
+    fn read(row: &Row<'_>) -> Result<Self, rusqlite::Error> {
+        Ok(Self {
+            name: row.get(0)?,
+            outputs: row.get(1)?,
+            key_inputs: row.get(2)?,
+            input_parts: row.get(3)?,
+            wall_ms: row.get(4)?,
+            created: row.get(5)?,
+            last_used: row.get(6)?,
+            boot: row.get(7)?,
+        })
+    }
+
+    fn encode(record: &StepRecord) -> Self {
+        Self {
+            name: record.name.clone(),
+            outputs: json(&record.outputs),
+            key_inputs: json(&record.key_inputs),
+            input_parts: json(&record.input_parts),
+            wall_ms: i64::try_from(record.wall_ms).unwrap_or(i64::MAX),
+            created: millis(record.created),
+            last_used: millis(record.last_used),
+            boot: record.boot_id.clone(),
+        }
+    }
+
+    fn decode(self) -> Result<StepRecord, Failure> {
+        Ok(StepRecord {
+            outputs: parse(&self.name, &self.outputs)?,
+            key_inputs: parse(&self.name, &self.key_inputs)?,
+            input_parts: parse(&self.name, &self.input_parts)?,
+            wall_ms: u64::try_from(self.wall_ms).unwrap_or(0),
+            created: time(self.created),
+            last_used: time(self.last_used),
+            boot_id: self.boot,
+            name: self.name,
+        })
+    }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("lists of strings and enums of them have a JSON form")
+}
+
+fn parse<T: serde::de::DeserializeOwned>(name: &str, text: &str) -> Result<T, Failure> {
+    serde_json::from_str(text).map_err(|source| Failure::Json { name: name.to_owned(), source })
+}
+
+fn millis(time: SystemTime) -> i64 {
+    let past = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(past.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn time(millis: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+}

@@ -1,0 +1,109 @@
+use forge_cache::CacheError;
+use forge_image::ErrorKind;
+use forge_llb::{InstructionSpan, VertexDigest};
+use std::error::Error;
+
+/// Why a worker could not do a step.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// A process ended with a failure of its own.
+    #[error("{message}")]
+    Process {
+        /// The exit status; 128 + n for signal n.
+        exit: i32,
+        /// One line, as docker words it: `process "/bin/sh -c false" did not complete successfully: exit code: 1`.
+        message: String,
+        /// The last lines that it wrote.
+        last_lines: Vec<String>,
+    },
+    /// The step was told to stop and did.
+    #[error("cancelled")]
+    Cancelled,
+    /// Anything else. The cause is boxed: the solver knows no concrete op and so not its errors.
+    #[error("{message}")]
+    Other {
+        /// Who is to blame.
+        kind: ErrorKind,
+        /// One line.
+        message: String,
+        /// The cause.
+        source: Option<Box<dyn Error + Send + Sync>>,
+        /// What the user can do about it.
+        hint: Option<String>,
+    },
+}
+
+impl WorkerError {
+    /// Who is to blame.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Process { .. } => ErrorKind::Process,
+            Self::Cancelled => ErrorKind::Cancelled,
+            Self::Other { kind, .. } => *kind,
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Other { hint, .. } => hint.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// A defect of forge.
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::Other { kind: ErrorKind::Internal, message: message.into(), source: None, hint: None }
+    }
+}
+
+impl From<CacheError> for WorkerError {
+    fn from(error: CacheError) -> Self {
+        match error {
+            CacheError::Cancelled => Self::Cancelled,
+            error => Self::Other {
+                kind: error.kind(),
+                message: "the build cache failed".to_owned(),
+                hint: error.hint(),
+                source: Some(Box::new(error)),
+            },
+        }
+    }
+}
+
+/// Why a build failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SolveError {
+    /// A step failed; the others were cancelled.
+    #[error("failed to solve {name:?}")]
+    Step {
+        /// The vertex.
+        vertex: VertexDigest,
+        /// Its name.
+        name: String,
+        /// The instruction that it comes from.
+        span: Option<Box<InstructionSpan>>,
+        /// What went wrong.
+        source: Box<WorkerError>,
+    },
+    /// The session was cancelled.
+    #[error("the build was cancelled")]
+    Cancelled,
+    /// No step can go on, though the goal is not reached: a defect of the solver.
+    #[error("the solver is stuck, waiting for {waiting:?}")]
+    Stuck {
+        /// The names of steps that were not done, the first ten.
+        waiting: Vec<String>,
+    },
+}
+
+impl SolveError {
+    /// Who is to blame.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Step { source, .. } => source.kind(),
+            Self::Cancelled => ErrorKind::Cancelled,
+            Self::Stuck { .. } => ErrorKind::Internal,
+        }
+    }
+}
