@@ -1,0 +1,269 @@
+//! Settles what an image is: which layers it has, with which digests, and its config to the byte.
+
+use crate::timestamp::Timestamp;
+use crate::work::blocking;
+use crate::{AssembledImage, AssembledLayer, BuiltImage, ExportError, ExportSettings};
+use forge_image::{DiffId, HistoryEntry, ImageConfig, ImageId};
+use forge_registry::TransferContext;
+use forge_store::{LayerId, LayerRecord, Layers, TarOptions};
+use rayon::prelude::*;
+
+/// What BuildKit writes beside history entries that it had to invent.
+const INVENTED: &str = "buildkit.exporter.image.v0";
+
+/// Settles a built image: drops layers that turned out empty, computes DiffIds, completes history and times.
+///
+/// With an epoch the result depends on nothing but the layers, the config and the settings.
+///
+/// # Errors
+/// A layer is gone, the history names more layers than there are, or the settings contradict each other.
+pub async fn assemble(
+    context: &TransferContext,
+    built: &BuiltImage,
+    settings: &ExportSettings,
+) -> Result<AssembledImage, ExportError> {
+    let (context, built, settings) = (context.clone(), built.clone(), settings.clone());
+    blocking(move || assemble_now(&context, built, &settings)).await
+}
+
+fn assemble_now(
+    context: &TransferContext,
+    built: BuiltImage,
+    settings: &ExportSettings,
+) -> Result<AssembledImage, ExportError> {
+    let tar = settings.tar_options();
+    let slots = built.layers.par_iter().map(|id| slot(context, id, tar)).collect::<Result<Vec<_>, _>>()?;
+    let diff_ids: Vec<Option<&DiffId>> = slots.iter().map(|slot| slot.as_ref().map(|layer| &layer.diff_id)).collect();
+    let config = settle(built.config, &diff_ids, settings)?;
+    let config_bytes = config.to_json();
+    Ok(AssembledImage {
+        id: ImageConfig::id_of(&config_bytes),
+        platform: built.platform,
+        config,
+        config_bytes,
+        layers: slots.into_iter().flatten().collect(),
+        manifest: None,
+    })
+}
+
+/// A layer as it stands in the image; `None` for one that is left out because it is empty. A foreign layer is never
+/// left out: the base image's stack stays what it was.
+fn slot(context: &TransferContext, id: &LayerId, tar: TarOptions) -> Result<Option<AssembledLayer>, ExportError> {
+    let record = held_record(context, id)?;
+    if record.entries == 0 && !record.foreign {
+        return Ok(None);
+    }
+    let tar = if record.foreign { TarOptions::default() } else { tar };
+    let diff_id = match (&record.diff_id, tar.clamp_mtime) {
+        (Some(known), None) => known.clone(),
+        _ => context.store.layers().diff_id(id, &tar).map_err(ExportError::store("compute a layer's digest"))?,
+    };
+    Ok(Some(AssembledLayer { id: id.clone(), diff_id, tar, foreign: record.foreign }))
+}
+
+/// Reads a layer's record and holds the layer.
+pub(crate) fn held_record(context: &TransferContext, id: &LayerId) -> Result<LayerRecord, ExportError> {
+    let gone = || ExportError::LayerGone { layer: id.clone() };
+    if !context.lease.hold_layer(id).map_err(ExportError::store("hold a layer"))? {
+        return Err(gone());
+    }
+    context.store.layers().get(id).map_err(ExportError::store("read a layer's record"))?.ok_or_else(gone)
+}
+
+/// Fills in `rootfs`, history and times. One of `layers` for each entry of the history that is not `empty_layer`;
+/// `None` where the layer is left out.
+fn settle(
+    mut config: ImageConfig,
+    layers: &[Option<&DiffId>],
+    settings: &ExportSettings,
+) -> Result<ImageConfig, ExportError> {
+    complete_history(&mut config.history, layers.len())?;
+    let mut following = layers.iter();
+    for entry in config.history.iter_mut().filter(|entry| !entry.empty_layer) {
+        let layer = following.next().expect("the history was completed to one entry for each layer");
+        entry.empty_layer = layer.is_none();
+    }
+    config.rootfs.diff_ids = layers.iter().copied().flatten().cloned().collect();
+    set_times(&mut config, settings)?;
+    Ok(config)
+}
+
+/// A base image may lack history (it is optional); what a build adds is always complete. What is missing is
+/// therefore at the bottom.
+fn complete_history(history: &mut Vec<HistoryEntry>, layers: usize) -> Result<(), ExportError> {
+    let named = history.iter().filter(|entry| !entry.empty_layer).count();
+    let missing = layers.checked_sub(named).ok_or(ExportError::History { history: named, layers })?;
+    let invented = HistoryEntry { comment: Some(INVENTED.to_owned()), ..HistoryEntry::default() };
+    history.splice(0..0, std::iter::repeat_n(invented, missing));
+    Ok(())
+}
+
+/// Entries without a time were made now. Nothing is later than the epoch. The image is as old as its youngest
+/// entry, or as the epoch.
+fn set_times(config: &mut ImageConfig, settings: &ExportSettings) -> Result<(), ExportError> {
+    let epoch = settings.source_date_epoch.map(Timestamp::of_epoch).transpose()?;
+    let now = epoch.unwrap_or_else(|| Timestamp::of_clock(settings.now));
+    for entry in &mut config.history {
+        let created = entry.created.as_deref().and_then(Timestamp::parse);
+        match (created, epoch) {
+            (None, _) if entry.created.is_none() => entry.created = Some(now.to_string()),
+            (Some(created), Some(epoch)) if created > epoch => entry.created = Some(epoch.to_string()),
+            _ => {}
+        }
+    }
+    let times = config.history.iter().filter_map(|entry| Timestamp::parse(entry.created.as_deref()?));
+    config.created = Some(epoch.or(times.max()).unwrap_or(now).to_string());
+    Ok(())
+}
+
+impl AssembledImage {
+    /// An image of the store.
+    ///
+    /// # Errors
+    /// The image or a layer of it is gone, or a layer is not what the config lists.
+    pub async fn from_store(context: &TransferContext, id: &ImageId) -> Result<Self, ExportError> {
+        let (context, id) = (context.clone(), id.clone());
+        blocking(move || Self::from_store_now(&context, &id)).await
+    }
+
+    fn from_store_now(context: &TransferContext, id: &ImageId) -> Result<Self, ExportError> {
+        let images = context.store.images();
+        let gone = || ExportError::ImageGone { image: id.clone() };
+        let image = images.get(id).map_err(ExportError::store("read an image"))?.ok_or_else(gone)?;
+        let config_bytes = images.config_bytes(id).map_err(ExportError::store("read an image's config"))?;
+        let config = ImageConfig::from_json(&config_bytes)
+            .map_err(|source| ExportError::Document { what: format!("the config of image {id}"), source })?;
+        let diff_ids = &config.rootfs.diff_ids;
+        if diff_ids.len() != image.layers.len() {
+            let (diff_ids, layers) = (diff_ids.len(), image.layers.len());
+            return Err(ExportError::LayerCount { image: id.clone(), diff_ids, layers });
+        }
+        let created = config.created.as_deref().and_then(Timestamp::parse).map(Timestamp::seconds);
+        let pairs: Vec<_> = image.layers.iter().zip(diff_ids).collect();
+        let layers = pairs.into_par_iter().map(|(layer, diff_id)| stored_layer(context, layer, diff_id, created));
+        let layers = layers.collect::<Result<Vec<_>, _>>()?;
+        let (id, platform, manifest) = (image.id, image.platform, image.manifest);
+        Ok(Self { id, platform, config, config_bytes, layers, manifest })
+    }
+}
+
+fn stored_layer(
+    context: &TransferContext,
+    id: &LayerId,
+    diff_id: &DiffId,
+    created: Option<i64>,
+) -> Result<AssembledLayer, ExportError> {
+    let record = held_record(context, id)?;
+    let tar = dialect(context.store.layers(), &record, diff_id, created)?;
+    Ok(AssembledLayer { id: id.clone(), diff_id: diff_id.clone(), tar, foreign: record.foreign })
+}
+
+/// The dialect in which a layer has the DiffId that a config lists. An image that was exported with clamped times
+/// says so nowhere, but its `created` is then the epoch.
+fn dialect(
+    layers: &Layers,
+    record: &LayerRecord,
+    diff_id: &DiffId,
+    created: Option<i64>,
+) -> Result<TarOptions, ExportError> {
+    if record.diff_id.as_ref() == Some(diff_id) {
+        return Ok(TarOptions::default());
+    }
+    if let Some(blob) = record.blobs.iter().find(|blob| blob.diff_id == *diff_id) {
+        return Ok(TarOptions { clamp_mtime: blob.clamp });
+    }
+    let mismatch = || ExportError::DiffIdMismatch { layer: record.id.clone(), diff_id: diff_id.digest().clone() };
+    if record.foreign {
+        return Err(mismatch());
+    }
+    for clamp_mtime in [None, created] {
+        let tar = TarOptions { clamp_mtime };
+        let found = layers.diff_id(&record.id, &tar).map_err(ExportError::store("compute a layer's digest"))?;
+        if found == *diff_id {
+            return Ok(tar);
+        }
+    }
+    Err(mismatch())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forge_image::{Digest, Platform};
+    use std::time::{Duration, SystemTime};
+
+    fn settings(epoch: Option<i64>) -> ExportSettings {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        ExportSettings { source_date_epoch: epoch, ..ExportSettings::new(now) }
+    }
+
+    fn entry(text: &str) -> HistoryEntry {
+        let (created_by, created) = text.split_once('@').unwrap_or((text, ""));
+        HistoryEntry {
+            created: Some(created.to_owned()).filter(|created| !created.is_empty()),
+            created_by: Some(created_by.trim_start_matches('-').to_owned()),
+            empty_layer: created_by.starts_with('-'),
+            ..HistoryEntry::default()
+        }
+    }
+
+    /// History in, history out. `-` stands for an empty layer, `.` in `layers` for one that is left out.
+    fn check(history: &[&str], layers: &str, epoch: Option<i64>, expect: &str) {
+        let diff_id = DiffId::new(Digest::sha256(b""));
+        let slots: Vec<_> = layers.chars().map(|layer| (layer != '.').then_some(&diff_id)).collect();
+        let mut config = ImageConfig::new(&Platform::new("linux", "amd64", None));
+        config.history = history.iter().copied().map(entry).collect();
+        let config = settle(config, &slots, &settings(epoch)).unwrap();
+        let mut found = String::new();
+        for entry in &config.history {
+            let empty = if entry.empty_layer { "-" } else { "" };
+            let name = entry.created_by.as_deref().or(entry.comment.as_deref()).unwrap_or_default();
+            found += &format!("{empty}{name}@{} ", entry.created.as_deref().unwrap_or_default());
+        }
+        found += &format!("= {} {}", config.created.unwrap(), config.rootfs.diff_ids.len());
+        assert_eq!(found, expect);
+    }
+
+    #[test]
+    fn history_follows_the_layers() {
+        let old = "base@2020-01-01T00:00:00Z";
+        check(&[old], "L", None, "base@2020-01-01T00:00:00Z = 2020-01-01T00:00:00Z 1");
+        check(
+            &[old, "-env", "run", "copy"],
+            "L.L",
+            None,
+            "base@2020-01-01T00:00:00Z -env@2023-11-14T22:13:20Z -run@2023-11-14T22:13:20Z copy@2023-11-14T22:13:20Z = 2023-11-14T22:13:20Z 2",
+        );
+        check(
+            &["run"],
+            "LL",
+            Some(0),
+            "buildkit.exporter.image.v0@1970-01-01T00:00:00Z run@1970-01-01T00:00:00Z = 1970-01-01T00:00:00Z 2",
+        );
+        check(&[], "", None, "= 2023-11-14T22:13:20Z 0");
+    }
+
+    #[test]
+    fn nothing_is_later_than_the_epoch() {
+        check(
+            &["base@2020-01-01T00:00:00.5Z", "zero@0001-01-01T00:00:00Z", "new"],
+            "LLL",
+            Some(1_000_000_000),
+            "base@2001-09-09T01:46:40Z zero@0001-01-01T00:00:00Z new@2001-09-09T01:46:40Z = 2001-09-09T01:46:40Z 3",
+        );
+        check(
+            &["base@1999-01-01T00:00:00Z"],
+            "L",
+            Some(1_000_000_000),
+            "base@1999-01-01T00:00:00Z = 2001-09-09T01:46:40Z 1",
+        );
+    }
+
+    #[test]
+    fn a_history_with_too_many_layers_is_refused() {
+        let mut config = ImageConfig::new(&Platform::new("linux", "amd64", None));
+        config.history = vec![entry("a"), entry("b")];
+        let error = settle(config, &[None], &settings(None)).unwrap_err();
+        assert_eq!(error.to_string(), "the image's history names 2 layers, but it has 1");
+    }
+}

@@ -1,0 +1,74 @@
+use forge_image::{Platform, Reference};
+use forge_store::{Compression, TarOptions};
+use std::time::SystemTime;
+
+/// How an image is to be assembled and written. [`ExportSettings::new`] has BuildKit's defaults.
+#[derive(Clone, Debug)]
+pub struct ExportSettings {
+    /// The names of the result; empty for an image without one.
+    pub names: Vec<Reference>,
+    /// How layers are compressed; `None` is gzip for layers made here, while foreign blobs stay as they are.
+    pub compression: Option<Compression>,
+    /// Whether foreign blobs are converted to `compression` too.
+    pub force_compression: bool,
+    /// OCI media types, or docker's schema 2.
+    pub oci_mediatypes: bool,
+    /// `SOURCE_DATE_EPOCH`, seconds since 1970: `created` is set to it, times in the history later than it too.
+    pub source_date_epoch: Option<i64>,
+    /// Whether file times later than the epoch are set to it in layers made here.
+    pub rewrite_timestamp: bool,
+    /// Whether [`push`](crate::push) pushes by digest only and moves no tag.
+    pub push_by_digest: bool,
+    /// Annotations to be written.
+    pub annotations: Vec<Annotation>,
+    /// What time it is: the caller's clock, so that results do not depend on ours.
+    pub now: SystemTime,
+}
+
+/// One annotation of the result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Annotation {
+    /// Which document it is written to.
+    pub scope: AnnotationScope,
+    /// Only for the image of this platform; `None` for all. Without meaning for the scope `Index`.
+    pub platform: Option<Platform>,
+    /// The key.
+    pub key: String,
+    /// The value.
+    pub value: String,
+}
+
+/// The place of an annotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnnotationScope {
+    /// In the image manifest.
+    Manifest,
+    /// On the descriptor that points at the manifest.
+    ManifestDescriptor,
+    /// In the index.
+    Index,
+    /// On the descriptor that points at the index, in an OCI layout.
+    IndexDescriptor,
+}
+
+impl ExportSettings {
+    /// BuildKit's defaults: OCI media types, gzip, no annotations.
+    pub fn new(now: SystemTime) -> Self {
+        Self {
+            names: Vec::new(),
+            compression: None,
+            force_compression: false,
+            oci_mediatypes: true,
+            source_date_epoch: None,
+            rewrite_timestamp: false,
+            push_by_digest: false,
+            annotations: Vec::new(),
+            now,
+        }
+    }
+
+    /// The tar dialect of layers made here.
+    pub(crate) fn tar_options(&self) -> TarOptions {
+        TarOptions { clamp_mtime: self.source_date_epoch.filter(|_| self.rewrite_timestamp) }
+    }
+}
