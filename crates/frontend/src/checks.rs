@@ -84,9 +84,7 @@ impl Rule {
             Self::JSONArgsRecommended => {
                 format!("JSON arguments recommended for {a} to prevent unintended behavior related to OS signals")
             }
-            Self::MaintainerDeprecated => {
-                "Maintainer instruction is deprecated in favor of using label".to_owned()
-            }
+            Self::MaintainerDeprecated => "Maintainer instruction is deprecated in favor of using label".to_owned(),
             Self::UndefinedArgInFrom => format!("FROM argument '{a}' is not declared{}", meant("", b)),
             Self::WorkdirRelativePath => {
                 format!("Relative workdir {a:?} can have unexpected results if the base image changes")
@@ -140,8 +138,7 @@ fn kebab(name: &str) -> String {
     for (at, letter) in letters.iter().enumerate() {
         let starts_word = letter.is_ascii_uppercase()
             && at > 0
-            && (letters[at - 1].is_ascii_lowercase()
-                || letters.get(at + 1).is_some_and(char::is_ascii_lowercase));
+            && (letters[at - 1].is_ascii_lowercase() || letters.get(at + 1).is_some_and(char::is_ascii_lowercase));
         if starts_word {
             kebab.push('-');
         }

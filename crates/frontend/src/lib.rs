@@ -12,6 +12,7 @@
 mod ast;
 mod checks;
 mod error;
+mod expand;
 mod keyword;
 mod parse;
 mod quote;
@@ -19,6 +20,7 @@ mod render;
 mod request;
 mod sexpr;
 mod span;
+mod suggest;
 
 pub use ast::{Arguments, Directive, Dockerfile, Heredoc, Instruction, Pair};
 pub use checks::{Rule, Warning};
@@ -51,4 +53,3 @@ pub fn ignore_patterns(text: &[u8]) -> Result<Vec<String>, FrontendError> {
     let _ = text;
     Err(Problem::NotBuilt { what: "ignore files".to_owned() }.into())
 }
-

@@ -16,7 +16,8 @@ impl FrontendError {
         };
         let annotation = AnnotationKind::Primary.span(excerpt.marked.clone()).label(label);
         let snippet = Snippet::source(excerpt.text).line_start(excerpt.first_line).path(&self.file);
-        let group = Group::with_title(Level::ERROR.no_name().primary_title("x")).element(snippet.annotation(annotation));
+        let group =
+            Group::with_title(Level::ERROR.no_name().primary_title("x")).element(snippet.annotation(annotation));
         let drawn = Renderer::plain().render(&[group]).to_string();
         let picture = drawn.split_once('\n').map_or("", |(_, picture)| picture);
         format!("{self}\n{picture}\n")

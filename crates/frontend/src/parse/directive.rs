@@ -50,9 +50,7 @@ pub(super) fn escape(directives: &[Directive]) -> Result<char, FrontendError> {
     match directive.value.text.as_str() {
         "\\" => Ok('\\'),
         "`" => Ok('`'),
-        other => {
-            Err(refused(format!("invalid escape token '{other}' does not match ` or \\"), directive.value.span))
-        }
+        other => Err(refused(format!("invalid escape token '{other}' does not match ` or \\"), directive.value.span)),
     }
 }
 

@@ -49,9 +49,14 @@ fn read_file(name: &str, source: &[u8]) -> Result<Dockerfile, FrontendError> {
     let Reader { escape, warnings, .. } = reader;
     match instructions.is_empty() {
         true => Err(Problem::NoInstructions.into()),
-        false => {
-            Ok(Dockerfile { name: name.to_owned(), source: source.to_vec(), directives, escape, instructions, warnings })
-        }
+        false => Ok(Dockerfile {
+            name: name.to_owned(),
+            source: source.to_vec(),
+            directives,
+            escape,
+            instructions,
+            warnings,
+        }),
     }
 }
 
