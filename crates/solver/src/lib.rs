@@ -10,13 +10,20 @@
 #![warn(missing_docs)]
 
 mod error;
+mod plan;
+mod progress;
+mod run;
+mod session;
+mod step;
+mod work;
 mod worker;
 
 pub use error::{SolveError, WorkerError};
 pub use worker::{CacheMap, ExecuteRequest, Execution, InputKey, Worker};
 
 use forge_cache::{CacheIndex, Flights, ResultRef, ResultStore};
-use forge_llb::VertexDigest;
+use forge_llb::{Graph, VertexDigest};
+use forge_session::Session;
 use std::sync::Arc;
 
 /// Solves graphs. Cheap to clone and to keep; every [`Solver::solve`] is a build of its own.
@@ -54,4 +61,18 @@ pub struct StepOutcome {
     pub cached: bool,
     /// Its results; empty where nothing needed them.
     pub result: Vec<ResultRef>,
+}
+
+impl Solver {
+    /// Evaluates what the goal of a graph needs, and nothing else.
+    ///
+    /// An input is completed only when its consumer was not found by its definition key. Every needed vertex is
+    /// announced first; each that runs is reported when it starts and ends, each that does not have to run once,
+    /// as cached. Dropping the future aborts the build and cancels the session that its steps see.
+    ///
+    /// # Errors
+    /// A step failed (the others are then cancelled and have ended), or the session was cancelled.
+    pub async fn solve(&self, graph: &Graph, session: Arc<dyn Session>) -> Result<Solved, SolveError> {
+        run::Run::new(self, plan::Plan::new(graph), session).run().await
+    }
 }

@@ -1,0 +1,432 @@
+use crate::plan::{Input, Plan, PlannedStep};
+use crate::progress::{self, Ending};
+use crate::session::BuildSession;
+use crate::step::{Known, State};
+use crate::work::{Outcome, PendingKeys, PendingPart, Shared, Started, StepWork, on_index};
+use crate::{CacheMap, InputKey, SolveError, Solved, Solver, StepOutcome, WorkerError};
+use forge_cache::{InputPart, ResultRef, Selector};
+use forge_session::Session;
+use futures_util::FutureExt as _;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::DropGuard;
+
+/// What a task reports when it ends.
+enum Message {
+    /// The worker said what the vertex is worth as a key.
+    Mapped { step: usize, result: Result<CacheMap, WorkerError> },
+    /// Inputs without a definition key were read.
+    Keyed { step: usize, result: Result<Known, WorkerError> },
+    /// The cache answered for the definition key.
+    Asked { step: usize, result: Result<Option<Vec<ResultRef>>, WorkerError> },
+    /// The step was found by its content or ran.
+    Ended { step: usize, started: Started, result: Result<Outcome, WorkerError> },
+    /// The session was cancelled.
+    Cancelled,
+}
+
+/// What follows from a message: done before the next message is taken, in a list instead of by recursion, since
+/// graphs are thousands of steps deep.
+enum Todo {
+    /// Compute the definition key: no input is missing for it.
+    Key(usize),
+    /// Someone needs the step's result.
+    Want(usize),
+    /// Begin to get the result.
+    Begin(usize),
+    /// All inputs are complete.
+    Complete(usize),
+    /// The step will need its inputs no more.
+    Release(usize),
+}
+
+/// One build.
+pub(crate) struct Run {
+    shared: Arc<Shared>,
+    steps: Vec<Step>,
+    todo: Vec<Todo>,
+    /// Steps that are over but not reported yet.
+    over: Vec<(usize, Ending)>,
+    tasks: JoinSet<Message>,
+    /// Why the build ends early, once it does. Then nothing new begins.
+    failure: Option<SolveError>,
+    /// Tells running work when the build's future is dropped.
+    _cancel_on_drop: DropGuard,
+}
+
+struct Step {
+    state: State,
+    /// Whether someone needs the result.
+    wanted: bool,
+    /// How many consumers may still want it.
+    open: usize,
+}
+
+impl Run {
+    pub fn new(solver: &Solver, plan: Plan, session: Arc<dyn Session>) -> Self {
+        let cancellation = session.cancellation().child_token();
+        let steps = plan.steps.iter().map(|planned| Step::new(planned.consumers.len())).collect();
+        let shared = Arc::new(Shared {
+            solver: solver.clone(),
+            plan,
+            session: Arc::new(BuildSession { session, cancellation: cancellation.clone() }),
+            slots: solver.max_parallelism.map(|slots| Semaphore::new(slots.clamp(1, Semaphore::MAX_PERMITS))),
+        });
+        let (todo, over, tasks) = (Vec::new(), Vec::new(), JoinSet::new());
+        Self { shared, steps, todo, over, tasks, failure: None, _cancel_on_drop: cancellation.drop_guard() }
+    }
+
+    /// The loop.
+    ///
+    /// Liveness. Call a step *open* until it is `Complete`, `Skipped` or `Failed`. Each open step is in one of three
+    /// ways: a task works for it, and its message will come, because tasks only wait for workers (which end when
+    /// told to), for a slot (held by executing steps only) or for a flight (held by steps that are past all
+    /// waiting for other steps); or it waits for inputs, counted in `missing`, each of which is open and was
+    /// wanted, and which come before it in the plan, so that there is no circle; or it is `Fast` and unwanted.
+    /// Hence as long as the goal is open a task is running. When no task is left, the build is over: the goal is
+    /// complete, or the build failed and everything that ran for it has ended.
+    pub async fn run(mut self) -> Result<Solved, SolveError> {
+        self.begin();
+        while let Some(message) = self.next_message().await {
+            self.take(message);
+            self.settle();
+            self.report();
+        }
+        match self.failure.take() {
+            Some(failure) => Err(failure),
+            None => self.finish().await,
+        }
+    }
+
+    fn begin(&mut self) {
+        for step in 0..self.steps.len() {
+            progress::announce(self.shared.session.events(), self.planned(step));
+        }
+        for step in 0..self.steps.len() {
+            let work = self.work(step);
+            self.spawn(work.map(), move |result| Message::Mapped { step, result });
+        }
+        let goal = self.shared.plan.goal;
+        self.todo.extend(goal.map(|goal| Todo::Want(goal.step)));
+        self.settle();
+    }
+
+    /// `None` when no task is left.
+    async fn next_message(&mut self) -> Option<Message> {
+        let shared = self.shared.clone();
+        tokio::select! {
+            biased;
+            // The build's token, not the session's: both are cancelled then, and after a failure of ours there is
+            // nothing more to be told.
+            () = shared.session.cancellation().cancelled(), if self.failure.is_none() => Some(Message::Cancelled),
+            joined = self.tasks.join_next() => {
+                // Tasks catch their panics, and none is aborted while the loop runs.
+                joined.map(|joined| joined.expect("a task of the solver neither panics nor is aborted"))
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Cancelled => self.failure = Some(SolveError::Cancelled),
+            Message::Mapped { step, result: Ok(map) } => self.mapped(step, map),
+            Message::Keyed { step, result: Ok(known) } => self.keyed(step, known),
+            Message::Asked { step, result: Ok(Some(outputs)) } => self.complete(step, outputs, Ending::Cached),
+            Message::Asked { step, result: Ok(None) } => self.require_inputs(step),
+            Message::Ended { step, started, result: Ok(outcome) } => self.ended(step, outcome, &started),
+            Message::Ended { step, started, result: Err(error) } => self.failed(step, error, &started),
+            Message::Mapped { step, result: Err(error) }
+            | Message::Keyed { step, result: Err(error) }
+            | Message::Asked { step, result: Err(error) } => self.failed(step, error, &Started::default()),
+        }
+    }
+
+    /// Does what follows, until nothing does. After a failure nothing follows.
+    fn settle(&mut self) {
+        while let Some(todo) = self.todo.pop() {
+            if self.failure.is_some() {
+                self.todo.clear();
+                return;
+            }
+            match todo {
+                Todo::Key(step) => self.key(step),
+                Todo::Want(step) => self.want(step),
+                Todo::Begin(step) => self.begin_step(step),
+                Todo::Complete(step) => self.complete_inputs(step),
+                Todo::Release(step) => self.release_inputs(step),
+            }
+        }
+    }
+
+    /// Reports what is over, inputs before what they are inputs of.
+    fn report(&mut self) {
+        self.over.sort_by_key(|(step, _)| *step);
+        for (step, ending) in std::mem::take(&mut self.over) {
+            progress::end(self.shared.session.events(), self.planned(step), ending);
+        }
+    }
+
+    fn mapped(&mut self, step: usize, map: CacheMap) {
+        if map.op.is_none() {
+            self.steps[step].state = State::Fast(Arc::new(Known { map, keys: None }));
+            // Every consumer needs its content for a key.
+            self.todo.push(Todo::Begin(step));
+            self.steps[step].wanted = true;
+            return;
+        }
+        let missing = self.count_needs(step, |state| !state.is_keyed());
+        self.steps[step].state = State::Unkeyed { map, missing };
+        self.todo.extend((missing == 0).then_some(Todo::Key(step)));
+    }
+
+    /// Computes the definition key, or has the inputs read that it needs the content of.
+    fn key(&mut self, step: usize) {
+        let State::Unkeyed { map, .. } = std::mem::replace(&mut self.steps[step].state, State::Keying) else {
+            unreachable!("a step is keyed once, when its last input is");
+        };
+        let pending = self.pending_keys(step, map);
+        match pending.known_parts() {
+            Some(parts) => self.keyed(step, pending.finish(parts)),
+            None => {
+                let work = self.work(step);
+                self.spawn(work.key(pending), move |result| Message::Keyed { step, result });
+            }
+        }
+    }
+
+    fn pending_keys(&self, step: usize, map: CacheMap) -> PendingKeys {
+        let op = map.op.expect("only a step with an op key is keyed");
+        let inputs = &self.planned(step).inputs;
+        let part = |(input, key): (&Input, &InputKey)| {
+            let state = &self.steps[input.step].state;
+            match state.known().and_then(|known| known.keys.as_ref()) {
+                Some(keys) => PendingPart::Known(InputPart::Key { key: keys.definition, output: input.output }),
+                None => PendingPart::Unread(self.result(*input), selector_of(key)),
+            }
+        };
+        let parts = inputs.iter().zip(&map.inputs).map(part).collect();
+        let taints = |input: &Input| {
+            let ignore_cache = self.planned(input.step).vertex.metadata.ignore_cache;
+            self.steps[input.step].state.known().is_some_and(|known| known.taints(ignore_cache))
+        };
+        PendingKeys { op, parts, stale: inputs.iter().map(taints).collect(), map }
+    }
+
+    fn keyed(&mut self, step: usize, known: Known) {
+        self.steps[step].state = State::Fast(Arc::new(known));
+        self.todo.extend(self.steps[step].wanted.then_some(Todo::Begin(step)));
+        self.tell_unkeyed_consumers(step);
+    }
+
+    fn tell_unkeyed_consumers(&mut self, step: usize) {
+        for consumer in &self.shared.plan.steps[step].consumers {
+            if let State::Unkeyed { missing, .. } = &mut self.steps[*consumer].state {
+                *missing -= 1;
+                self.todo.extend((*missing == 0).then_some(Todo::Key(*consumer)));
+            }
+        }
+    }
+
+    fn want(&mut self, step: usize) {
+        let first = !std::mem::replace(&mut self.steps[step].wanted, true);
+        let idle = matches!(self.steps[step].state, State::Fast(_));
+        self.todo.extend((first && idle).then_some(Todo::Begin(step)));
+    }
+
+    /// Asks the cache for the definition key; where that says nothing, goes on to the inputs at once.
+    fn begin_step(&mut self, step: usize) {
+        let State::Fast(known) = &self.steps[step].state else { return };
+        let known = known.clone();
+        let ignore_cache = self.planned(step).vertex.metadata.ignore_cache;
+        match &known.keys {
+            Some(keys) if known.map.cacheable && !keys.stale && !ignore_cache => {
+                let (work, key) = (self.work(step), keys.definition);
+                self.spawn(async move { work.find(key).await }, move |result| Message::Asked { step, result });
+                self.steps[step].state = State::Asking(known);
+            }
+            _ => self.require_inputs(step),
+        }
+    }
+
+    fn require_inputs(&mut self, step: usize) {
+        let Some(known) = self.steps[step].state.known().cloned() else { return };
+        let missing = self.count_needs(step, |state| state.outputs().is_none());
+        self.steps[step].state = State::Waiting { known, missing };
+        self.todo.extend((missing == 0).then_some(Todo::Complete(step)));
+        // The last one is done first: in reverse, inputs begin in their order.
+        self.todo.extend(self.shared.plan.steps[step].needs.iter().rev().map(|input| Todo::Want(*input)));
+    }
+
+    fn complete_inputs(&mut self, step: usize) {
+        let State::Waiting { known, .. } = &self.steps[step].state else { return };
+        let known = known.clone();
+        let inputs = self.planned(step).inputs.iter().map(|input| self.result(*input)).collect();
+        let started = Started::default();
+        let complete = self.work(step).complete(known.clone(), inputs, started.clone());
+        self.spawn(complete, move |result| Message::Ended { step, started, result });
+        self.steps[step].state = State::Slow(known);
+    }
+
+    fn ended(&mut self, step: usize, outcome: Outcome, started: &Started) {
+        let ending = match started.get() {
+            Some(started) if !outcome.cached => Ending::Ran { started: *started },
+            _ => Ending::Cached,
+        };
+        self.complete(step, outcome.outputs, ending);
+    }
+
+    fn complete(&mut self, step: usize, outputs: Vec<ResultRef>, ending: Ending) {
+        let Some(known) = self.steps[step].state.known().cloned() else { return };
+        let (cached, has_key) = (matches!(ending, Ending::Cached), known.keys.is_some());
+        self.steps[step].state = State::Complete { known, outputs, cached };
+        self.over.push((step, ending));
+        self.todo.push(Todo::Release(step));
+        self.tell_waiting_consumers(step);
+        if !has_key {
+            self.tell_unkeyed_consumers(step);
+        }
+    }
+
+    fn tell_waiting_consumers(&mut self, step: usize) {
+        for consumer in &self.shared.plan.steps[step].consumers {
+            if let State::Waiting { missing, .. } = &mut self.steps[*consumer].state {
+                *missing -= 1;
+                self.todo.extend((*missing == 0).then_some(Todo::Complete(*consumer)));
+            }
+        }
+    }
+
+    /// Skips the inputs that no one can want any more: everything above them was found without them.
+    fn release_inputs(&mut self, step: usize) {
+        for input in &self.shared.plan.steps[step].needs {
+            let Step { state, wanted, open } = &mut self.steps[*input];
+            *open -= 1;
+            if let (State::Fast(known), 0, false) = (&*state, *open, *wanted) {
+                *state = State::Skipped(known.clone());
+                self.todo.push(Todo::Release(*input));
+                self.over.push((*input, Ending::Cached));
+            }
+        }
+    }
+
+    /// Notes why a step failed. The first failure ends the build; the others are told to stop.
+    fn failed(&mut self, step: usize, error: WorkerError, started: &Started) {
+        self.steps[step].state = State::Failed;
+        let over = self.failure.is_some();
+        // What had not begun when the build ended just stays undone.
+        if !over || started.get().is_some() {
+            let ending = Ending::Failed { started: started.get().copied(), error: error.to_string() };
+            self.over.push((step, ending));
+        }
+        if !over {
+            self.failure = Some(self.step_error(step, error));
+            self.shared.session.cancellation().cancel();
+        }
+    }
+
+    fn step_error(&self, step: usize, error: WorkerError) -> SolveError {
+        let PlannedStep { digest, vertex, .. } = self.planned(step);
+        SolveError::Step {
+            vertex: digest.clone(),
+            name: vertex.metadata.name.clone(),
+            span: vertex.metadata.span.clone().map(Box::new),
+            source: Box::new(error),
+        }
+    }
+
+    async fn finish(self) -> Result<Solved, SolveError> {
+        let result = match self.shared.plan.goal {
+            None => ResultRef::scratch(),
+            Some(goal) => match self.steps[goal.step].state.outputs() {
+                Some(outputs) => outputs[goal.output].clone(),
+                None => return Err(self.stuck()),
+            },
+        };
+        self.touch_records().await;
+        let steps = (0..self.steps.len()).map(|step| self.outcome(step)).collect();
+        Ok(Solved { result, steps })
+    }
+
+    fn stuck(&self) -> SolveError {
+        let open = |step: &usize| !matches!(self.steps[*step].state, State::Complete { .. } | State::Skipped(_));
+        let name = |step: usize| self.planned(step).vertex.metadata.name.clone();
+        SolveError::Stuck { waiting: (0..self.steps.len()).filter(open).map(name).take(10).collect() }
+    }
+
+    /// Notes that records were used, those of skipped steps too: they are needed as soon as what follows changes.
+    async fn touch_records(&self) {
+        let used = |step: &Step| match &step.state {
+            State::Complete { known, cached: true, .. } | State::Skipped(known) => {
+                Some(known.keys.as_ref()?.definition)
+            }
+            _ => None,
+        };
+        let keys: Vec<_> = self.steps.iter().filter_map(used).collect();
+        let now = std::time::SystemTime::now();
+        // The build has succeeded. All that is lost is how recently its records were used.
+        _ = on_index(&self.shared.solver.index, move |index| index.touch(&keys, now)).await;
+    }
+
+    fn outcome(&self, step: usize) -> StepOutcome {
+        let PlannedStep { digest, vertex, .. } = self.planned(step);
+        let state = &self.steps[step].state;
+        StepOutcome {
+            digest: digest.clone(),
+            name: vertex.metadata.name.clone(),
+            cached: matches!(state, State::Skipped(_) | State::Complete { cached: true, .. }),
+            result: state.outputs().unwrap_or_default().to_vec(),
+        }
+    }
+
+    fn planned(&self, step: usize) -> &PlannedStep {
+        &self.shared.plan.steps[step]
+    }
+
+    fn work(&self, step: usize) -> StepWork {
+        StepWork { shared: self.shared.clone(), step }
+    }
+
+    fn count_needs(&self, step: usize, missing: impl Fn(&State) -> bool) -> usize {
+        self.planned(step).needs.iter().filter(|input| missing(&self.steps[**input].state)).count()
+    }
+
+    /// The result of an input that is complete.
+    fn result(&self, input: Input) -> ResultRef {
+        let outputs = self.steps[input.step].state.outputs().expect("only asked for when the input is complete");
+        outputs[input.output].clone()
+    }
+
+    /// Starts a task. A panic in it, a defect, fails its step instead of leaving the loop waiting.
+    fn spawn<T: 'static>(
+        &mut self,
+        work: impl Future<Output = Result<T, WorkerError>> + Send + 'static,
+        message: impl FnOnce(Result<T, WorkerError>) -> Message + Send + 'static,
+    ) {
+        let work = AssertUnwindSafe(work).catch_unwind();
+        self.tasks.spawn(work.map(|result| message(result.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))))));
+    }
+}
+
+impl Step {
+    /// The goal has no consumer, and no one ever looks at how many it has: it is wanted from the start.
+    fn new(consumers: usize) -> Self {
+        Self { state: State::Initial, wanted: false, open: consumers }
+    }
+}
+
+/// What an op sees of an input that has no definition key.
+fn selector_of(key: &InputKey) -> Selector {
+    match key {
+        InputKey::Content(selector) => selector.clone(),
+        InputKey::Definition => Selector::all(),
+    }
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> WorkerError {
+    let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+    WorkerError::internal(format!("a step panicked: {text}"))
+}
