@@ -6,7 +6,7 @@
 //!
 //! Both sides are the same binary, so the format may change at will.
 
-use crate::{ExecutorError, SandboxSpec, wire};
+use crate::{DevicePolicy, ExecutorError, NetworkMode, SandboxSpec, wire};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -24,10 +24,14 @@ const MAX_DESCRIPTORS: usize = 8;
 /// The words of the conversation, in the order in which they are spoken.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Message {
+    /// Server to caller, once: ready to serve, and what cannot be enforced on this machine.
+    Serving { notices: Vec<String> },
     /// Caller to server: clone an init. Descriptors: init's end of its own channel, write end of the exit pipe.
     Spawn {
-        /// A network namespace of its own.
-        network: bool,
+        /// The network to see.
+        network: NetworkMode,
+        /// The devices to reach.
+        devices: DevicePolicy,
     },
     /// Server to caller. Descriptor: pidfd of the init.
     Spawned,

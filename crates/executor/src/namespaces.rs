@@ -1,12 +1,13 @@
 use crate::container::{Container, Executor, ExitStatus, Stdio, StdioTarget};
 use crate::init::{SERVER_NAME, layout, sys};
 use crate::message::{Channel, Configuration, Message, StubRecord};
-use crate::{ContainerId, ExecutorError, NetworkMode, ProcessSpec, RootFs, SandboxSpec};
+use crate::{ContainerId, ExecutorError, ProcessSpec, RootFs, SandboxSpec};
 use rustix::fs::{AtFlags, FileType, fstat, statat, unlinkat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
+use std::collections::BTreeSet;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -81,7 +82,12 @@ impl Executor for NamespaceExecutor {
     }
 
     fn notices(&self) -> Vec<String> {
-        Vec::new()
+        let machine = match self.server.greeted() {
+            Ok(connection) => connection.notices.clone().unwrap_or_default(),
+            Err(_) => Vec::new(), // the next container says why
+        };
+        let of_containers = lock(&self.server.limit_notices);
+        machine.into_iter().chain(of_containers.iter().cloned()).collect()
     }
 }
 
@@ -135,8 +141,17 @@ impl Streams {
 
 /// The set-up process.
 struct Server {
-    channel: Mutex<Channel>,
+    connection: Mutex<Connection>,
     process: Mutex<Child>,
+    /// What could not be enforced for some container, each once.
+    limit_notices: Mutex<BTreeSet<String>>,
+}
+
+/// The conversation with the set-up process.
+struct Connection {
+    channel: Channel,
+    /// What it said when it was ready, once that has been read.
+    notices: Option<Vec<String>>,
 }
 
 impl Server {
@@ -155,7 +170,27 @@ impl Server {
             .stdout(CommandStdio::null())
             .stderr(CommandStdio::null())
             .spawn()?;
-        Ok(Self { channel: Mutex::new(Channel::new(ours)), process: Mutex::new(process) })
+        Ok(Self {
+            connection: Mutex::new(Connection { channel: Channel::new(ours), notices: None }),
+            process: Mutex::new(process),
+            limit_notices: Mutex::default(),
+        })
+    }
+
+    /// The connection, after the first word of the other side. Starting up goes on beside whatever the caller does.
+    fn greeted(&self) -> Result<MutexGuard<'_, Connection>, ExecutorError> {
+        let mut connection = lock(&self.connection);
+        if connection.notices.is_none() {
+            let greeting = connection.channel.receive();
+            let greeting =
+                greeting.map_err(|source| ExecutorError::system("start the sandbox set-up process", source))?;
+            connection.notices = match greeting {
+                Some((Message::Serving { notices }, _)) => Some(notices),
+                Some((message, _)) => return Err(unexpected(&message)),
+                None => return Err(died("start")),
+            };
+        }
+        Ok(connection)
     }
 
     fn spawn(
@@ -166,23 +201,24 @@ impl Server {
         let failed = |source| ExecutorError::system("talk to the sandbox set-up process", source);
         let (ours, theirs) = channel_pair().map_err(failed)?;
         let (exit_read, exit_write) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
-        let network = configuration.spec.network == NetworkMode::None;
+
         let channel = Channel::new(ours);
+        let request = Message::Spawn { network: configuration.spec.network, devices: configuration.spec.devices };
         let pidfd = {
-            let server = lock(&self.channel);
-            let request = Message::Spawn { network };
-            let sent = server.send(&request, &[theirs.as_fd(), exit_write.as_fd()]);
+            let server = self.greeted()?;
+            let sent = server.channel.send(&request, &[theirs.as_fd(), exit_write.as_fd()]);
             sent.map_err(failed)?;
             drop((theirs, exit_write));
-            expect_pidfd(server.receive().map_err(failed)?)?
+            expect_pidfd(server.channel.receive().map_err(failed)?)?
         };
         let container = NamespaceContainer {
-            _server: Arc::clone(self),
+            server: Arc::clone(self),
             channel: Mutex::new(channel),
             pidfd,
             exit: Mutex::new(Exit::Pending(exit_read)),
             terminal: Mutex::new(None),
-            stubs: Mutex::new(Vec::new()),
+            stubs: Mutex::default(),
+            cgroups: Mutex::default(),
         };
         container.configure(configuration, streams)?;
         Ok(container)
@@ -193,7 +229,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         // Closing the connection is what ends it; the socket must go before the wait.
         if let Ok((replacement, _)) = channel_pair() {
-            *lock(&self.channel) = Channel::new(replacement);
+            lock(&self.connection).channel = Channel::new(replacement);
             let _ = lock(&self.process).wait();
         }
     }
@@ -241,12 +277,13 @@ struct Stub {
 /// A container of [`NamespaceExecutor`].
 struct NamespaceContainer {
     /// Keeps the set-up process alive, whose end would be the container's.
-    _server: Arc<Server>,
+    server: Arc<Server>,
     channel: Mutex<Channel>,
     pidfd: OwnedFd,
     exit: Mutex<Exit>,
     terminal: Mutex<Option<OwnedFd>>,
     stubs: Mutex<Vec<Stub>>,
+    cgroups: Mutex<Vec<PathBuf>>,
 }
 
 impl NamespaceContainer {
@@ -263,7 +300,11 @@ impl NamespaceContainer {
                     lock(&self.stubs).push(Stub { parent, record });
                 }
                 Some((Message::Terminal, mut descriptors)) => *lock(&self.terminal) = descriptors.pop(),
-                Some((Message::Ready { .. }, _)) => return Ok(()),
+                Some((Message::Ready { cgroups, notices }, _)) => {
+                    *lock(&self.cgroups) = cgroups;
+                    lock(&self.server.limit_notices).extend(notices);
+                    return Ok(());
+                }
                 Some((Message::Failed(failure), _)) => return Err(failure.into()),
                 Some((message, _)) => return Err(unexpected(&message)),
                 None => {
@@ -300,6 +341,15 @@ impl NamespaceContainer {
                 Err(died("wait for a container"))
             }
         }
+    }
+
+    /// Removes what the container leaves behind. Idempotent.
+    fn clean(&self) -> Result<(), ExecutorError> {
+        for group in std::mem::take(&mut *lock(&self.cgroups)) {
+            std::fs::remove_dir(&group)
+                .map_err(|source| ExecutorError::system(format!("remove cgroup {}", group.display()), source))?;
+        }
+        self.remove_stubs()
     }
 
     /// Removes the mount points made for this container, last one first, if they still are what was made.
@@ -356,7 +406,7 @@ impl Container for NamespaceContainer {
 
     fn wait(&self) -> Result<ExitStatus, ExecutorError> {
         let status = self.await_exit()?;
-        self.remove_stubs()?;
+        self.clean()?;
         Ok(status)
     }
 
@@ -398,7 +448,7 @@ impl Container for NamespaceContainer {
         self.kill_all()?;
         self.await_exit()?;
         *lock(&self.terminal) = None;
-        self.remove_stubs()
+        self.clean()
     }
 }
 

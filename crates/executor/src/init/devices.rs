@@ -26,8 +26,16 @@ const LINKS: [(&str, &str); 5] = [
 ];
 
 /// Mounts a fresh procfs of the container's own PID namespace.
-pub(super) fn mount_proc(root: &Root, stubs: &mut Vec<Stub>) -> Result<(), Failure> {
+///
+/// `tasks` bounds the namespace's process numbers, and so the number of its tasks, without a cgroup.
+pub(super) fn mount_proc(root: &Root, tasks: Option<u32>, stubs: &mut Vec<Stub>) -> Result<(), Failure> {
     let proc = new_filesystem("proc", &[], LOCKED)?;
+    if let Some(count) = tasks {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        openat(&proc, "sys/kernel/pid_max", flags, Mode::empty())
+            .and_then(|file| rustix::io::write(&file, count.to_string().as_bytes()))
+            .doing(|| "bound the number of tasks".into())?;
+    }
     place(root, "/proc", &proc, stubs)
 }
 
@@ -129,12 +137,19 @@ pub(super) fn adopt_terminal(terminal: &OwnedFd, uid: u32) -> Result<(), Failure
         .doing(|| "take the terminal over".into())
 }
 
-/// Mounts sysfs.
+/// Mounts sysfs, and in it the container's own part of the cgroup tree.
 pub(super) fn mount_sys(spec: &SandboxSpec, root: &Root, stubs: &mut Vec<Stub>) -> Result<(), Failure> {
     let attributes = match spec.writable_sys {
         true => LOCKED,
         false => LOCKED | MountAttrFlags::MOUNT_ATTR_RDONLY,
     };
     let sysfs = new_filesystem("sysfs", &[], attributes)?;
-    place(root, "/sys", &sysfs, stubs)
+    place(root, "/sys", &sysfs, stubs)?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let Ok(point) = openat(&sysfs, "fs/cgroup", flags, Mode::empty()) else {
+        return Ok(()); // a kernel without cgroups
+    };
+    // Always version 2, whatever the host mounts: of version 1 there would be ten mounts, each showing the host's tree.
+    let cgroups = new_filesystem("cgroup2", &[], attributes)?;
+    attach(cgroups.as_fd(), point.as_fd()).doing(|| "mount /sys/fs/cgroup".into())
 }

@@ -3,6 +3,8 @@
 //! `server` loops over requests and children; `setup` is the life of one container's init from the clone to execve(2),
 //! with `mounts`, `root`, `devices`, `stubs`, `identity` and `launch` as its chapters.
 
+mod cgroups;
+mod device_program;
 mod devices;
 mod identity;
 mod launch;

@@ -1,6 +1,6 @@
 //! The root file system and the way into it.
 
-use super::mounts::{FsOption, attach, clone_tree, new_filesystem};
+use super::mounts::{FsOption, attach, new_filesystem, restricted_clone};
 use crate::message::{Doing, Failure};
 use crate::{MountSource, RootFs, SandboxSpec};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -35,10 +35,10 @@ pub(super) fn make_private() -> Result<(), Failure> {
 }
 
 /// Mounts the root at the runtime directory's mount point and returns it.
-pub(super) fn mount_root(spec: &SandboxSpec, runtime: &Path) -> Result<OwnedFd, Failure> {
+pub(super) fn mount_root(spec: &SandboxSpec, runtime: &Path, attributes: MountAttrFlags) -> Result<OwnedFd, Failure> {
     let root = match &spec.root {
-        RootFs::Overlay { .. } => overlay(spec, runtime)?,
-        RootFs::Directory(path) => directory(path)?,
+        RootFs::Overlay { .. } => overlay(spec, runtime, attributes)?,
+        RootFs::Directory(path) => directory(path, attributes)?,
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(CWD, runtime.join(layout::ROOT), flags, Mode::empty())
@@ -47,7 +47,7 @@ pub(super) fn mount_root(spec: &SandboxSpec, runtime: &Path) -> Result<OwnedFd, 
     Ok(root)
 }
 
-fn overlay(spec: &SandboxSpec, runtime: &Path) -> Result<OwnedFd, Failure> {
+fn overlay(spec: &SandboxSpec, runtime: &Path, attributes: MountAttrFlags) -> Result<OwnedFd, Failure> {
     let RootFs::Overlay { lower, upper, work, volatile } = &spec.root else {
         return Err(Failure::InvalidSpec { reason: "not an overlay".into() });
     };
@@ -65,7 +65,7 @@ fn overlay(spec: &SandboxSpec, runtime: &Path) -> Result<OwnedFd, Failure> {
     if *volatile {
         options.push(FsOption::Flag("volatile"));
     }
-    new_filesystem("overlay", &options, MountAttrFlags::empty())
+    new_filesystem("overlay", &options, attributes)
 }
 
 /// Chooses the lowest layer: mount points taken from it never reach `upper`.
@@ -82,10 +82,10 @@ fn stub_layer(spec: &SandboxSpec) -> &'static str {
     }
 }
 
-fn directory(path: &Path) -> Result<OwnedFd, Failure> {
+fn directory(path: &Path, attributes: MountAttrFlags) -> Result<OwnedFd, Failure> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(CWD, path, flags, Mode::empty())
-        .and_then(|place| clone_tree(place.as_fd(), false))
+        .and_then(|place| restricted_clone(place.as_fd(), attributes, false))
         .doing(|| format!("open root directory {}", path.display()))
 }
 

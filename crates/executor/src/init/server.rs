@@ -1,4 +1,6 @@
+use super::cgroups::Cgroups;
 use super::{setup, sys};
+use crate::NetworkMode;
 use crate::message::{Channel, Failure, Message};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, retry_on_intr};
@@ -28,7 +30,10 @@ pub(super) fn run() -> ! {
 fn serve() -> io::Result<()> {
     let control = prepare()?;
     let signals = sys::child_signal_descriptor()?;
-    let namespaces = NAMESPACES | optional_namespaces();
+    let namespaces = NAMESPACES | time_namespace();
+    let cgroups = Cgroups::establish();
+    let notices = cgroups.notices();
+    control.send(&Message::Serving { notices }, &[])?;
     crate::seccomp::compile_common();
     let mut children = Vec::new();
     // Liveness: every iteration answers one request or reaps; nothing else in the loop blocks.
@@ -38,7 +43,7 @@ fn serve() -> io::Result<()> {
             drain(&signals);
             reap(&mut children);
         }
-        if request && !answer(&control, namespaces, &mut children)? {
+        if request && !answer(&control, namespaces, &cgroups, &mut children)? {
             break;
         }
     }
@@ -87,12 +92,12 @@ fn place_at_three(control: OwnedFd) -> io::Result<OwnedFd> {
     Ok(moved)
 }
 
-/// Time and cgroup namespaces, where the kernel has them.
-fn optional_namespaces() -> u64 {
-    let time = [("time", libc::CLONE_NEWTIME), ("cgroup", libc::CLONE_NEWCGROUP)];
-    time.iter()
-        .filter(|(name, _)| std::path::Path::new("/proc/self/ns").join(name).exists())
-        .fold(0, |flags, (_, flag)| flags | *flag as u64)
+/// A time namespace, where the kernel has them. The cgroup namespace waits until the container is in its cgroup.
+fn time_namespace() -> u64 {
+    match std::path::Path::new("/proc/self/ns/time").exists() {
+        true => libc::CLONE_NEWTIME as u64,
+        false => 0,
+    }
 }
 
 fn wait_for_work(control: &Channel, signals: &OwnedFd) -> io::Result<(bool, bool)> {
@@ -102,18 +107,21 @@ fn wait_for_work(control: &Channel, signals: &OwnedFd) -> io::Result<(bool, bool
 }
 
 /// Answers one request; `false` when the caller has gone.
-fn answer(control: &Channel, namespaces: u64, children: &mut Vec<Child>) -> io::Result<bool> {
+fn answer(control: &Channel, namespaces: u64, cgroups: &Cgroups, children: &mut Vec<Child>) -> io::Result<bool> {
     let Some((message, descriptors)) = control.receive()? else {
         return Ok(false);
     };
-    let Message::Spawn { network } = message else {
+    let Message::Spawn { network, devices } = message else {
         return Err(io::ErrorKind::InvalidData.into());
     };
     let [channel, exit] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| io::ErrorKind::InvalidData)?;
-    let network = if network { libc::CLONE_NEWNET as u64 } else { 0 };
+    let network = match network {
+        NetworkMode::Host => 0,
+        NetworkMode::None => libc::CLONE_NEWNET as u64,
+    };
     // SAFETY: this process never starts a thread.
-    match unsafe { sys::clone3(namespaces | network) } {
-        Ok(sys::Cloned::Child) => setup::run(channel),
+    match unsafe { sys::clone3(namespaces | network, cgroups.target(devices)) } {
+        Ok(sys::Cloned::Child) => setup::run(channel, cgroups),
         Ok(sys::Cloned::Parent { pid, pidfd }) => {
             drop(channel);
             control.send(&Message::Spawned, &[pidfd.as_fd()])?;

@@ -1,3 +1,4 @@
+use super::cgroups::{self, Cgroups, Limits};
 use super::devices::{self, Devices};
 use super::launch::{Program, enter_directory};
 use super::mounts::{self, Masks};
@@ -9,14 +10,16 @@ use crate::{NetworkMode, ProcessSpec, SandboxSpec};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fstat, open};
 use rustix::mount::MountAttrFlags;
 use rustix::process::{Signal, set_parent_process_death_signal, setsid};
+
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 /// The life of a container's init, from the clone to the execution of the payload.
-pub(super) fn run(channel: OwnedFd) -> ! {
+pub(super) fn run(channel: OwnedFd, cgroups: &Cgroups) -> ! {
     let channel = Channel::new(channel);
     // Unwinding would end in the server's loop, of which this process is a copy.
-    let outcome = std::panic::catch_unwind(|| live(&channel));
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| live(&channel, cgroups)));
     if let Ok(Err(failure)) = outcome {
         // Without a listener there is nobody to tell.
         let _ = channel.send(&Message::Failed(failure), &[]);
@@ -25,16 +28,17 @@ pub(super) fn run(channel: OwnedFd) -> ! {
 }
 
 /// Returns only if something fails, or when the caller goes away before it says `Start`.
-fn live(channel: &Channel) -> Result<(), Failure> {
+fn live(channel: &Channel, cgroups: &Cgroups) -> Result<(), Failure> {
     let channel = &isolate(channel)?;
     let Ok(Some((Message::Configure(configuration), descriptors))) = channel.receive() else {
         return Ok(());
     };
-    let Configuration { spec, streams, runtime_dir, .. } = *configuration;
-    let container = Container::build(&spec, &runtime_dir, channel)?;
+    let Configuration { id, spec, streams, runtime_dir } = *configuration;
+    let limits = confine(&id, &spec, cgroups)?;
+    let container = Container::build(&spec, &runtime_dir, cgroups, channel)?;
     let streams = Streams::arrange(&spec.process, &container, streams, descriptors, channel)?;
     let program = Program::new(&spec.process)?;
-    let ready = Message::Ready { cgroups: Vec::new(), notices: Vec::new() };
+    let ready = Message::Ready { cgroups: limits.groups, notices: limits.notices };
     if channel.send(&ready, &[]).is_err() || !matches!(channel.receive(), Ok(Some((Message::Start, _)))) {
         return Ok(());
     }
@@ -55,6 +59,28 @@ fn isolate(channel: &Channel) -> Result<Channel, Failure> {
     sys::keep_only(channel.as_fd()).map(Channel::new).doing(|| "close the server's descriptors".into())
 }
 
+/// Settles the container in its cgroups, and hides all others from it.
+fn confine(id: &str, spec: &SandboxSpec, cgroups: &Cgroups) -> Result<Limits, Failure> {
+    let released = cgroups.release_devices(spec.devices);
+    released.doing(|| "leave the device cgroup".into())?;
+    let pids = spec.resources.pids.filter(|&count| !namespace_bounds(count));
+    // Two forge processes may use the same id; their containers' first processes have different numbers outside.
+    let outside = sys::pid_outside().doing(|| "find the own process".into())?;
+    let limits = cgroups::limit(&spec.resources, &format!("forge-{id}-{outside}"), pids);
+    sys::new_cgroup_namespace().doing(|| "make a cgroup namespace".into())?;
+    Ok(limits)
+}
+
+/// Whether `pid_max` of a PID namespace of its own, which Linux has since 6.14, can stand in for a task limit.
+fn namespace_bounds(count: u32) -> bool {
+    let version = rustix::system::uname();
+    let release = version.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
+    let kernel = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    // On an older kernel the file is the whole machine's. Below some hundreds the kernel refuses the value.
+    kernel >= (6, 14) && count >= 1024
+}
+
 /// The mounts of a container, once it has been entered.
 struct Container {
     root: Root,
@@ -62,11 +88,11 @@ struct Container {
 }
 
 impl Container {
-    fn build(spec: &SandboxSpec, runtime: &Path, channel: &Channel) -> Result<Self, Failure> {
+    fn build(spec: &SandboxSpec, runtime: &Path, cgroups: &Cgroups, channel: &Channel) -> Result<Self, Failure> {
         root::make_private()?;
         // While the host's tree is still in sight.
         let prepared = mounts::prepare(&spec.mounts, &runtime.join(layout::STAGING))?;
-        let root_mount = root::mount_root(spec, runtime)?;
+        let root_mount = root::mount_root(spec, runtime, cgroups.root_attributes(spec.devices))?;
         root::enter(&root_mount)?;
         let root = Root::current()?;
         root::check(&root)?;
@@ -90,7 +116,8 @@ impl Container {
         prepared: &[mounts::Prepared<'_>],
         stubs: &mut Vec<Stub>,
     ) -> Result<Devices, Failure> {
-        devices::mount_proc(root, stubs)?;
+        let tasks = spec.resources.pids.filter(|&count| namespace_bounds(count));
+        devices::mount_proc(root, tasks, stubs)?;
         let devices = Devices::mount(spec, root, stubs)?;
         devices::mount_sys(spec, root, stubs)?;
         mounts::attach_all(prepared, root, stubs)?;

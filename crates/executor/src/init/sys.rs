@@ -19,23 +19,30 @@ fn last_errno() -> Errno {
     Errno::from_raw_os_error(code.unwrap_or(libc::EIO))
 }
 
+/// As in linux/sched.h; libc's own constant does not fit its type.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// Which side of a clone one is on.
 pub(super) enum Cloned {
     Child,
     Parent { pid: i32, pidfd: OwnedFd },
 }
 
-/// clone3(2) without shared memory: a fork into new namespaces.
+/// clone3(2) without shared memory: a fork into new namespaces and, if given, a cgroup.
 ///
 /// # Safety
 /// The process must be single-threaded: the child gets a copy of every lock as it stands.
-pub(super) unsafe fn clone3(flags: u64) -> Result<Cloned> {
+pub(super) unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain data for which all zeroes is valid.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = flags | libc::CLONE_PIDFD as u64;
     arguments.pidfd = &raw mut pidfd as u64;
     arguments.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = cgroup.as_raw_fd() as u64;
+    }
     // SAFETY: the arguments outlive the call; without CLONE_VM the child runs on its own copy of this stack.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of_val(&arguments)) })?;
     if pid == 0 {
@@ -346,4 +353,70 @@ fn sealed_copy() -> Result<OwnedFd> {
 /// The path under which the process that holds a descriptor can execute it.
 pub(crate) fn descriptor_path(descriptor: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", descriptor.as_raw_fd())
+}
+
+const BPF_CGROUP_DEVICE: u32 = 6;
+
+fn bpf(command: c_long, attributes: &mut [u64; 16]) -> Result<c_long> {
+    let size = size_of_val(attributes);
+    // SAFETY: the attributes are valid for reads and writes of their whole size; unknown trailing zeroes are ignored.
+    check(unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), size) })
+}
+
+/// Two adjacent `u32` fields of `union bpf_attr`.
+fn pair(first: u32, second: u32) -> u64 {
+    u64::from(first) | u64::from(second) << 32
+}
+
+fn descriptor_number(descriptor: BorrowedFd<'_>) -> u32 {
+    descriptor.as_raw_fd() as u32 // never negative
+}
+
+/// Loads a `BPF_PROG_TYPE_CGROUP_DEVICE` program.
+pub(super) fn load_device_program(program: &[super::device_program::EbpfInstruction]) -> Result<OwnedFd> {
+    const BPF_PROG_LOAD: c_long = 5;
+    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+    let mut attributes = [0; 16];
+    attributes[0] = pair(BPF_PROG_TYPE_CGROUP_DEVICE, program.len() as u32);
+    attributes[1] = program.as_ptr() as u64;
+    attributes[2] = c"Apache-2.0".as_ptr() as u64;
+    let descriptor = bpf(BPF_PROG_LOAD, &mut attributes)? as RawFd;
+    // SAFETY: the kernel returned a new descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Attaches a device program beside those that may be there.
+pub(super) fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<()> {
+    const BPF_PROG_ATTACH: c_long = 8;
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+    let mut attributes = [0; 16];
+    attributes[0] = pair(descriptor_number(cgroup), descriptor_number(program));
+    attributes[1] = pair(BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI);
+    bpf(BPF_PROG_ATTACH, &mut attributes).map(drop)
+}
+
+/// Counts the device programs of a cgroup.
+pub(super) fn device_programs(cgroup: BorrowedFd<'_>) -> Result<u32> {
+    const BPF_PROG_QUERY: c_long = 16;
+    let mut attributes = [0; 16];
+    attributes[0] = pair(descriptor_number(cgroup), BPF_CGROUP_DEVICE);
+    let asked = bpf(BPF_PROG_QUERY, &mut attributes);
+    match asked {
+        // No room was given for the ids; the count is there all the same.
+        Ok(_) | Err(Errno::NOSPC) => Ok(attributes[3] as u32),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// This process's number as the host sees it, in its procfs, which must still be in sight.
+pub(super) fn pid_outside() -> Result<u32> {
+    let link = rustix::fs::readlink("/proc/self", Vec::new())?;
+    let number = link.to_str().ok().and_then(|text| text.parse().ok());
+    number.ok_or(Errno::NOENT)
+}
+
+/// Makes the cgroups this process is in the roots of what it and its children see.
+pub(super) fn new_cgroup_namespace() -> Result<()> {
+    // SAFETY: this namespace concerns neither memory nor descriptors.
+    check(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }.into()).map(drop)
 }

@@ -3,7 +3,7 @@
 //! The verdicts are those of docker's default profile (moby profiles v0.2.3). Numbers that are in no row are unknown
 //! to this table and answered with ENOSYS, as a kernel of the table's age would, so that newer libraries fall back.
 
-use Rule::{Allow, CloneFlags, Clone3, Deny, Personality, SocketFamily, With};
+use Rule::{Allow, Clone3, CloneFlags, Deny, Personality, SocketFamily, With};
 
 /// What becomes of one system call. What is refused gets EPERM unless said otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
