@@ -1,0 +1,228 @@
+use crate::layer_rows::parse;
+use crate::opened::Opened;
+use crate::owner::DeadOwner;
+use crate::removal::remove_tree;
+use crate::{LayerId, StoreError, lock};
+use forge_image::Digest;
+use rusqlite::{Connection, params};
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Files moved per transaction: a build that wants to write meanwhile waits for one batch, a few milliseconds.
+const BATCH: usize = 200;
+
+/// What a collection removed, or would.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Layers with the bytes of their files.
+    pub layers: Vec<(LayerId, u64)>,
+    /// Blobs with their sizes.
+    pub blobs: Vec<(Digest, u64)>,
+    /// The bytes in all.
+    pub bytes: u64,
+}
+
+/// Names what nothing needs.
+pub(crate) fn plan(opened: &Opened, roots: &HashSet<LayerId>) -> Result<Collected, StoreError> {
+    opened.reap()?;
+    opened.database().read(|connection| unneeded(connection, roots))
+}
+
+/// Removes what nothing needs: the records in one transaction, then the files by way of the `trash` table, so that a
+/// collection that dies in between is completed by the next one.
+pub(crate) fn collect(opened: &Opened, roots: &HashSet<LayerId>) -> Result<Collected, StoreError> {
+    opened.reap()?;
+    let collected = opened.database().write(|transaction| {
+        let collected = unneeded(transaction, roots)?;
+        delete_records(transaction, &collected)?;
+        Ok(collected)
+    })?;
+    trash_files_without_record(opened)?;
+    empty_trash(opened)?;
+    remove_remains_of_owners(opened)?;
+    lock::remove_free(&opened.root().join("locks"))?;
+    Ok(collected)
+}
+
+fn unneeded(connection: &Connection, roots: &HashSet<LayerId>) -> Result<Collected, StoreError> {
+    let layers = unneeded_layers(connection, roots)?;
+    let gone: HashSet<&LayerId> = layers.iter().map(|(id, _)| id).collect();
+    let blobs = unneeded_blobs(connection, &gone)?;
+    let bytes = layers.iter().map(|(_, bytes)| bytes).chain(blobs.iter().map(|(_, bytes)| bytes)).sum();
+    Ok(Collected { layers, blobs, bytes })
+}
+
+fn unneeded_layers(connection: &Connection, roots: &HashSet<LayerId>) -> Result<Vec<(LayerId, u64)>, StoreError> {
+    let sql = "SELECT id, bytes FROM layers WHERE id NOT IN (SELECT layer FROM image_layers)
+               AND id NOT IN (SELECT layer FROM lease_layers) ORDER BY serial";
+    let mut select = connection.prepare_cached(sql)?;
+    let mut rows = select.query([])?;
+    let mut layers = Vec::new();
+    while let Some(row) = rows.next()? {
+        let id: LayerId = parse("layer id", &row.get::<_, String>(0)?)?;
+        if !roots.contains(&id) {
+            layers.push((id, row.get::<_, i64>(1)? as u64));
+        }
+    }
+    Ok(layers)
+}
+
+fn unneeded_blobs(connection: &Connection, gone: &HashSet<&LayerId>) -> Result<Vec<(Digest, u64)>, StoreError> {
+    let mut needed = HashSet::new();
+    let mut select = connection.prepare_cached("SELECT layer, blob FROM layer_blobs")?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let layer: LayerId = parse("layer id", &row.get::<_, String>(0)?)?;
+        if !gone.contains(&layer) {
+            needed.insert(row.get::<_, String>(1)?);
+        }
+    }
+    let sql = "SELECT digest, size FROM blobs WHERE digest NOT IN (SELECT blob FROM lease_blobs)
+               AND digest NOT IN (SELECT id FROM images)
+               AND digest NOT IN (SELECT manifest_digest FROM images WHERE manifest_digest IS NOT NULL)
+               AND digest NOT IN (SELECT index_digest FROM names WHERE index_digest IS NOT NULL) ORDER BY serial";
+    let mut select = connection.prepare_cached(sql)?;
+    let mut rows = select.query([])?;
+    let mut blobs = Vec::new();
+    while let Some(row) = rows.next()? {
+        let digest: String = row.get(0)?;
+        if !needed.contains(&digest) {
+            blobs.push((parse("digest", &digest)?, row.get::<_, i64>(1)? as u64));
+        }
+    }
+    Ok(blobs)
+}
+
+fn delete_records(connection: &Connection, collected: &Collected) -> Result<(), StoreError> {
+    let mut delete = connection.prepare_cached("DELETE FROM layers WHERE id = ?1")?;
+    for (id, _) in &collected.layers {
+        delete.execute([id.as_str()])?;
+        insert_trash(connection, "layer", id.as_str())?;
+    }
+    let mut delete = connection.prepare_cached("DELETE FROM blobs WHERE digest = ?1")?;
+    for (digest, _) in &collected.blobs {
+        delete.execute([digest.as_str()])?;
+        insert_trash(connection, "blob", digest.as_str())?;
+    }
+    Ok(())
+}
+
+pub(crate) fn insert_trash(connection: &Connection, kind: &str, name: &str) -> Result<(), StoreError> {
+    connection.prepare_cached("INSERT OR IGNORE INTO trash VALUES (?1, ?2)")?.execute([kind, name])?;
+    Ok(())
+}
+
+/// Moves the files of all that is in the `trash` table out of the way and removes them.
+///
+/// Each batch is moved inside a write transaction that has seen that there is no record, and whoever writes a record
+/// moves its file in the same way: what was stored again in the meantime stays.
+pub(crate) fn empty_trash(opened: &Opened) -> Result<(), StoreError> {
+    // Registered before the transaction: it writes too.
+    opened.owner_id()?;
+    loop {
+        let mut moved = Vec::new();
+        let taken = opened.database().write(|transaction| {
+            let rows = take_trash(transaction)?;
+            for (kind, name) in &rows {
+                if !has_record(transaction, kind, name)? {
+                    moved.extend(move_away(opened, kind, name)?);
+                }
+            }
+            Ok(rows.len())
+        })?;
+        for path in moved {
+            let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { continue };
+            remove_tree(folder, name)?;
+        }
+        if taken < BATCH {
+            return Ok(());
+        }
+    }
+}
+
+fn take_trash(connection: &Connection) -> Result<Vec<(String, String)>, StoreError> {
+    let mut select = connection.prepare_cached("SELECT kind, name FROM trash LIMIT ?1")?;
+    let rows = select.query_map([BATCH as i64], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let rows = rows.collect::<Result<Vec<(String, String)>, _>>()?;
+    let mut delete = connection.prepare_cached("DELETE FROM trash WHERE kind = ?1 AND name = ?2")?;
+    for (kind, name) in &rows {
+        delete.execute(params![kind, name])?;
+    }
+    Ok(rows)
+}
+
+fn has_record(connection: &Connection, kind: &str, name: &str) -> Result<bool, StoreError> {
+    let sql = match kind {
+        "layer" => "SELECT 1 FROM layers WHERE id = ?1",
+        _ => "SELECT 1 FROM blobs WHERE digest = ?1",
+    };
+    Ok(connection.prepare_cached(sql)?.exists([name])?)
+}
+
+fn move_away(opened: &Opened, kind: &str, name: &str) -> Result<Option<PathBuf>, StoreError> {
+    let from = match kind {
+        "layer" => opened.layer_path(&parse("layer id", name)?),
+        _ => opened.blob_path(&parse("digest", name)?),
+    };
+    let to = opened.scratch_path("trash")?;
+    match std::fs::rename(&from, &to) {
+        Ok(()) => Ok(Some(to)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StoreError::io("move away", &from)(error)),
+    }
+}
+
+/// Files whose process died between moving them into place and writing the record, or that somebody put there.
+fn trash_files_without_record(opened: &Opened) -> Result<(), StoreError> {
+    let mut candidates = Vec::new();
+    for algorithm in ["sha256", "sha512"] {
+        let names = names_in(&opened.root().join("blobs").join(algorithm))?;
+        let digests = names.iter().map(|name| format!("{algorithm}:{name}")).filter(|d| d.parse::<Digest>().is_ok());
+        candidates.extend(digests.map(|digest| ("blob", digest)));
+    }
+    let layers = names_in(&opened.root().join("layers"))?;
+    candidates.extend(layers.into_iter().filter(|name| name.parse::<LayerId>().is_ok()).map(|name| ("layer", name)));
+    let without_record = opened.database().read(|connection| {
+        let mut names = Vec::new();
+        for (kind, name) in candidates {
+            if !has_record(connection, kind, &name)? {
+                names.push((kind, name));
+            }
+        }
+        Ok(names)
+    })?;
+    if without_record.is_empty() {
+        return Ok(());
+    }
+    opened
+        .database()
+        .write(|transaction| without_record.iter().try_for_each(|(kind, name)| insert_trash(transaction, kind, name)))
+}
+
+/// Lock files and scratch folders of processes that died before or after they had a record.
+fn remove_remains_of_owners(opened: &Opened) -> Result<(), StoreError> {
+    let leases = opened.leases_path();
+    let ids: HashSet<String> =
+        names_in(&leases)?.into_iter().chain(names_in(&opened.root().join("scratch"))?).collect();
+    let own = opened.owner_id()?;
+    let known: HashSet<String> = opened
+        .database()
+        .read(|connection| Ok(crate::owner::others(connection, None)?.into_iter().map(|(id, _)| id).collect()))?;
+    for id in ids.into_iter().filter(|id| *id != own && !known.contains(id)) {
+        if let Some(dead) = DeadOwner::find(&leases, &id, None, opened.boot_id())? {
+            opened.clear_up(&dead)?;
+        }
+    }
+    Ok(())
+}
+
+fn names_in(folder: &Path) -> Result<Vec<String>, StoreError> {
+    let entries = std::fs::read_dir(folder).map_err(StoreError::io("list", folder))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(StoreError::io("list", folder))?.file_name();
+        names.extend(name.into_string());
+    }
+    Ok(names)
+}

@@ -1,0 +1,154 @@
+use crate::StoreError;
+use crate::schema::SCHEMA;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Connections beyond this many are closed instead of kept: more threads than that do not query at once for long.
+const IDLE_CONNECTIONS: usize = 8;
+
+/// A page of the WAL is 4 KiB. Whoever opens a database that nobody else has open reads the whole WAL, so its size is
+/// paid at the start of every command; a checkpoint costs two fsyncs, so it must not come too often either.
+const CHECKPOINT_PAGES: u32 = 256;
+
+/// SQLite metadata of one store, with a pool of connections.
+pub(crate) struct Database {
+    path: PathBuf,
+    idle: Mutex<Vec<Connection>>,
+    /// Threads of one process queue here instead of polling each other's file lock.
+    writer: Mutex<()>,
+}
+
+impl Database {
+    /// Makes the file and its tables. The caller holds the lock under which a store is made.
+    pub(crate) fn create(path: &Path) -> Result<(), StoreError> {
+        let connection = connect(path)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        let exists: bool =
+            connection.query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'trash'", [], |row| row.get(0))?;
+        if !exists {
+            connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} COMMIT;"))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
+        let first = connect(path)?;
+        Ok(Self { path: path.to_owned(), idle: Mutex::new(vec![first]), writer: Mutex::new(()) })
+    }
+
+    /// Reads one consistent state.
+    pub(crate) fn read<T>(&self, act: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut connection = self.connection()?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+        act(&transaction)
+    }
+
+    /// Writes atomically. What is written survives the death of the process, and a power cut only after a later
+    /// durable write.
+    pub(crate) fn write<T>(
+        &self,
+        act: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let _turn = lock(&self.writer);
+        let mut connection = self.connection()?;
+        transact(&mut connection, act)
+    }
+
+    /// Writes atomically; when this returns, this and every earlier write survives a power cut: SQLite syncs the WAL,
+    /// which all of them are in.
+    pub(crate) fn write_durably<T>(
+        &self,
+        act: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let _turn = lock(&self.writer);
+        let mut connection = self.connection()?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        let result = transact(&mut connection, act);
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        result
+    }
+
+    fn connection(&self) -> Result<Pooled<'_>, StoreError> {
+        let idle = lock(&self.idle).pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => connect(&self.path)?,
+        };
+        Ok(Pooled { pool: &self.idle, connection: Some(connection) })
+    }
+}
+
+fn transact<T>(
+    connection: &mut Connection,
+    act: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let value = act(&transaction)?;
+    transaction.commit()?;
+    Ok(value)
+}
+
+fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_handler(Some(wait_for_lock))?;
+    // A checkpoint when the last connection closes would add two fsyncs to every command.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    connection.execute_batch(&format!(
+        "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};"
+    ))?;
+    Ok(connection)
+}
+
+/// Waits about a minute in all. SQLite's own busy timeout sleeps up to 100 ms at a time, transactions here take
+/// less than one.
+fn wait_for_lock(attempt: i32) -> bool {
+    let pause = match attempt {
+        0..20 => Duration::from_micros(100),
+        20..100 => Duration::from_millis(1),
+        _ => Duration::from_millis(5),
+    };
+    std::thread::sleep(pause);
+    attempt < 12_000
+}
+
+/// A panic elsewhere leaves these lists whole, so a poisoned lock is as good as any.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Pooled<'a> {
+    pool: &'a Mutex<Vec<Connection>>,
+    connection: Option<Connection>,
+}
+
+impl Deref for Pooled<'_> {
+    type Target = Connection;
+    fn deref(&self) -> &Connection {
+        self.connection.as_ref().expect("taken only by drop")
+    }
+}
+
+impl DerefMut for Pooled<'_> {
+    fn deref_mut(&mut self) -> &mut Connection {
+        self.connection.as_mut().expect("taken only by drop")
+    }
+}
+
+impl Drop for Pooled<'_> {
+    fn drop(&mut self) {
+        let mut pool = lock(self.pool);
+        if let Some(connection) = self.connection.take()
+            && pool.len() < IDLE_CONNECTIONS
+            && connection.is_autocommit()
+        {
+            pool.push(connection);
+        }
+    }
+}

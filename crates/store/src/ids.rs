@@ -1,0 +1,210 @@
+use forge_image::{Descriptor, DiffId};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// The store's own name of a layer: 32 lower-case hexadecimal digits, chosen at random.
+///
+/// The constructor checks the form, so a value is safe as a path component (A28).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LayerId(String);
+
+/// What a layer's entries amount to, whatever tar dialect or compression carried them: a BLAKE3 hash.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ContentDigest([u8; 32]);
+
+/// Why a string is not an id of the store.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid {what} {value:?}: expected {digits} lower-case hexadecimal digits")]
+pub struct IdError {
+    what: &'static str,
+    digits: usize,
+    value: String,
+}
+
+/// What the store knows of a layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerRecord {
+    /// The layer.
+    pub id: LayerId,
+    /// What its entries amount to.
+    pub content: ContentDigest,
+    /// The bytes of its regular files, each link group once.
+    pub bytes: u64,
+    /// The number of entries; an empty diff has none.
+    pub entries: u64,
+    /// The digest of its tar: of forge's own dialect, or for a foreign layer what the foreign tar hashed to.
+    pub diff_id: Option<DiffId>,
+    /// Whether it came as a blob that somebody else made.
+    pub foreign: bool,
+    /// The blobs that carry it.
+    pub blobs: Vec<LayerBlob>,
+}
+
+/// One tar, compressed or not, that carries a layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerBlob {
+    /// Media type, digest and size; for a foreign blob as its manifest said.
+    pub descriptor: Descriptor,
+    /// The digest of the uncompressed tar.
+    pub diff_id: DiffId,
+    /// How the tar is compressed.
+    pub compression: Compression,
+    /// The `clamp_mtime` that it was made with.
+    pub clamp: Option<i64>,
+    /// Whether somebody else made it.
+    pub foreign: bool,
+}
+
+/// How a layer's tar is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// A bare tar.
+    None,
+    /// gzip (RFC 1952), one or several members.
+    Gzip {
+        /// The level; `None` is forge's choice.
+        level: Option<u32>,
+    },
+    /// zstd (RFC 8878), one or several frames.
+    Zstd {
+        /// The level; `None` is forge's choice.
+        level: Option<i32>,
+    },
+}
+
+/// How a layer is written as tar.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TarOptions {
+    /// Modification times later than this, in seconds since the epoch, become this.
+    pub clamp_mtime: Option<i64>,
+}
+
+impl LayerId {
+    /// Chooses a new id.
+    pub fn random() -> Self {
+        Self(random_hex())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl ContentDigest {
+    /// Names 32 bytes for what they are.
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl From<blake3::Hash> for ContentDigest {
+    fn from(hash: blake3::Hash) -> Self {
+        Self(*hash.as_bytes())
+    }
+}
+
+/// 128 random bits as 32 digits: enough that two processes never choose the same.
+pub(crate) fn random_hex() -> String {
+    let mut bytes = [0_u8; 16];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        // getrandom(2) may return early only by a signal; it cannot fail otherwise once the pool is seeded.
+        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
+    }
+    hex::encode(bytes)
+}
+
+pub(crate) fn is_lower_hex(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn check_hex(what: &'static str, digits: usize, value: &str) -> Result<(), IdError> {
+    if value.len() == digits && is_lower_hex(value) {
+        return Ok(());
+    }
+    Err(IdError { what, digits, value: value.chars().take(160).collect() })
+}
+
+impl FromStr for LayerId {
+    type Err = IdError;
+    fn from_str(value: &str) -> Result<Self, IdError> {
+        check_hex("layer id", 32, value)?;
+        Ok(Self(value.to_owned()))
+    }
+}
+
+impl FromStr for ContentDigest {
+    type Err = IdError;
+    fn from_str(value: &str) -> Result<Self, IdError> {
+        check_hex("content digest", 64, value)?;
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(value, &mut bytes).expect("64 hexadecimal digits are 32 bytes");
+        Ok(Self(bytes))
+    }
+}
+
+macro_rules! text_conversions {
+    ($name:ident) => {
+        impl TryFrom<String> for $name {
+            type Error = IdError;
+            fn try_from(value: String) -> Result<Self, IdError> {
+                value.parse()
+            }
+        }
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.to_string()
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+    };
+}
+
+text_conversions!(LayerId);
+text_conversions!(ContentDigest);
+
+impl fmt::Display for LayerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for ContentDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a28_ids_are_checked_before_they_become_paths() {
+        let long = "0".repeat(300);
+        for bad in ["", ".", "..", "../../x", "a/b", &long, "0123456789ABCDEF0123456789ABCDEF"] {
+            assert!(bad.parse::<LayerId>().is_err(), "{bad:?}");
+            assert!(serde_json::from_value::<LayerId>(bad.into()).is_err(), "{bad:?}");
+            assert!(bad.parse::<ContentDigest>().is_err(), "{bad:?}");
+        }
+        let id = LayerId::random();
+        assert_eq!(id.as_str().parse::<LayerId>().unwrap(), id);
+        assert_ne!(id, LayerId::random());
+        let content = ContentDigest::from(blake3::hash(b"x"));
+        assert_eq!(content.to_string().parse::<ContentDigest>().unwrap(), content);
+    }
+}

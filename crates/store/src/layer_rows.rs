@@ -1,0 +1,278 @@
+//! The records of layers, and how a layer comes into the store.
+
+use crate::lease::now;
+use crate::opened::Opened;
+use crate::{ContentDigest, LayerBlob, LayerId, LayerRecord, Lease, StoreError, TarOptions, collect};
+use forge_image::{ChainId, DiffId};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use std::path::Path;
+use std::str::FromStr;
+
+/// What became of a layer that was offered to the store.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Published {
+    /// It is in the store under its own id.
+    Stored,
+    /// The stack was already there: that layer is held instead, and the staged folder is where it was.
+    Existing(LayerId),
+}
+
+/// Moves a staged folder (`tree/` and `index`) into place, writes its record and holds it, all or nothing.
+///
+/// With `chain`, the layer is found by [`find_by_chain`] afterwards, unless another one is already. The rename happens
+/// inside the write transaction: between the two no collection can run, which removes folders without a record.
+pub(crate) fn publish(
+    opened: &Opened,
+    staged: &Path,
+    record: &LayerRecord,
+    chain: Option<&ChainId>,
+    lease: &Lease,
+) -> Result<Published, StoreError> {
+    let checksum = index_checksum(&staged.join("index"))?.unwrap_or_default();
+    let path = opened.layer_path(&record.id);
+    opened.database().write(|transaction| {
+        if let Some(existing) = chain.map(|chain| chain_row(transaction, chain)).transpose()?.flatten() {
+            lease.insert_layer(transaction, &existing)?;
+            return Ok(Published::Existing(existing));
+        }
+        insert(transaction, record, &checksum, opened.boot_id())?;
+        if let Some(chain) = chain {
+            let sql = "INSERT INTO chains VALUES (?1, ?2)";
+            transaction.prepare_cached(sql)?.execute(params![chain.digest().as_str(), record.id.as_str()])?;
+        }
+        for blob in &record.blobs {
+            insert_blob(transaction, &record.id, blob)?;
+        }
+        lease.insert_layer(transaction, &record.id)?;
+        std::fs::rename(staged, &path).map_err(StoreError::io("move into place", &path))?;
+        Ok(Published::Stored)
+    })
+}
+
+fn insert(connection: &Connection, record: &LayerRecord, checksum: &str, boot_id: &str) -> Result<(), StoreError> {
+    let sql = "INSERT INTO layers (id, content, bytes, entries, diff_id, is_foreign, index_checksum, stored, boot_id)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+    connection.prepare_cached(sql)?.execute(params![
+        record.id.as_str(),
+        record.content.to_string(),
+        record.bytes as i64,
+        record.entries as i64,
+        record.diff_id.as_ref().map(|diff_id| diff_id.digest().as_str()),
+        record.foreign,
+        checksum,
+        now(),
+        boot_id
+    ])?;
+    Ok(())
+}
+
+fn insert_blob(connection: &Connection, id: &LayerId, blob: &LayerBlob) -> Result<(), StoreError> {
+    let sql = "INSERT OR REPLACE INTO layer_blobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+    connection.prepare_cached(sql)?.execute(params![
+        id.as_str(),
+        blob.descriptor.digest.as_str(),
+        to_json(&blob.descriptor),
+        blob.diff_id.digest().as_str(),
+        to_json(&blob.compression),
+        blob.clamp,
+        blob.foreign
+    ])?;
+    Ok(())
+}
+
+pub(crate) fn exists(connection: &Connection, id: &LayerId) -> Result<bool, StoreError> {
+    Ok(connection.prepare_cached("SELECT 1 FROM layers WHERE id = ?1")?.exists([id.as_str()])?)
+}
+
+/// The record of a layer with its blobs.
+pub(crate) fn get(opened: &Opened, id: &LayerId) -> Result<Option<LayerRecord>, StoreError> {
+    opened.database().read(|connection| {
+        let sql = "SELECT content, bytes, entries, diff_id, is_foreign FROM layers WHERE id = ?1";
+        let columns = |row: &Row<'_>| {
+            let numbers = (row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)? as u64);
+            Ok((row.get::<_, String>(0)?, numbers, row.get::<_, Option<String>>(3)?, row.get(4)?))
+        };
+        let row = connection.prepare_cached(sql)?.query_row([id.as_str()], columns).optional()?;
+        let Some((content, (bytes, entries), diff_id, foreign)) = row else { return Ok(None) };
+        let content: ContentDigest = parse("content digest", &content)?;
+        let diff_id = diff_id.map(|text| parse("diff id", &text)).transpose()?;
+        let blobs = blobs_of(connection, id)?;
+        Ok(Some(LayerRecord { id: id.clone(), content, bytes, entries, diff_id, foreign, blobs }))
+    })
+}
+
+fn blobs_of(connection: &Connection, id: &LayerId) -> Result<Vec<LayerBlob>, StoreError> {
+    let sql = "SELECT descriptor, diff_id, compression, clamp, is_foreign FROM layer_blobs WHERE layer = ?1
+               ORDER BY is_foreign DESC, blob";
+    let mut select = connection.prepare_cached(sql)?;
+    let mut rows = select.query([id.as_str()])?;
+    let mut blobs = Vec::new();
+    while let Some(row) = rows.next()? {
+        blobs.push(LayerBlob {
+            descriptor: from_json("descriptor", &row.get::<_, String>(0)?)?,
+            diff_id: parse("diff id", &row.get::<_, String>(1)?)?,
+            compression: from_json("compression", &row.get::<_, String>(2)?)?,
+            clamp: row.get(3)?,
+            foreign: row.get(4)?,
+        });
+    }
+    Ok(blobs)
+}
+
+/// The layer that was unpacked for exactly this stack.
+pub(crate) fn find_by_chain(opened: &Opened, chain: &ChainId) -> Result<Option<LayerId>, StoreError> {
+    opened.database().read(|connection| chain_row(connection, chain))
+}
+
+fn chain_row(connection: &Connection, chain: &ChainId) -> Result<Option<LayerId>, StoreError> {
+    let mut select = connection.prepare_cached("SELECT layer FROM chains WHERE chain = ?1")?;
+    let layer: Option<String> = select.query_row([chain.digest().as_str()], |row| row.get(0)).optional()?;
+    layer.map(|layer| parse("layer id", &layer)).transpose()
+}
+
+/// Records that a blob carries a layer. The blob must be in the store; the lease holds it.
+pub(crate) fn add_blob(opened: &Opened, id: &LayerId, blob: &LayerBlob, lease: &Lease) -> Result<(), StoreError> {
+    opened.database().write(|transaction| {
+        require(transaction, id)?;
+        if crate::blobs::row(transaction, &blob.descriptor.digest)?.is_none() {
+            return Err(StoreError::BlobNotFound { digest: blob.descriptor.digest.clone() });
+        }
+        insert_blob(transaction, id, blob)?;
+        lease.insert_blob(transaction, &blob.descriptor.digest)
+    })
+}
+
+/// Records the digest of a layer's tar in forge's own dialect.
+pub(crate) fn set_diff_id(opened: &Opened, id: &LayerId, tar: &TarOptions, diff_id: &DiffId) -> Result<(), StoreError> {
+    let (layer, text) = (id.as_str(), diff_id.digest().as_str());
+    opened.database().write(|transaction| {
+        require(transaction, id)?;
+        match tar.clamp_mtime {
+            None => transaction
+                .prepare_cached("UPDATE layers SET diff_id = ?2 WHERE id = ?1")?
+                .execute(params![layer, text])?,
+            Some(clamp) => transaction
+                .prepare_cached("INSERT OR REPLACE INTO layer_diff_ids VALUES (?1, ?2, ?3)")?
+                .execute(params![layer, clamp, text])?,
+        };
+        Ok(())
+    })
+}
+
+/// The recorded digest of a layer's tar.
+pub(crate) fn diff_id(opened: &Opened, id: &LayerId, tar: &TarOptions) -> Result<Option<DiffId>, StoreError> {
+    let text: Option<String> = opened.database().read(|connection| {
+        let found = match tar.clamp_mtime {
+            None => connection
+                .prepare_cached("SELECT diff_id FROM layers WHERE id = ?1")?
+                .query_row([id.as_str()], |row| row.get(0)),
+            Some(clamp) => connection
+                .prepare_cached("SELECT diff_id FROM layer_diff_ids WHERE layer = ?1 AND clamp = ?2")?
+                .query_row(params![id.as_str(), clamp], |row| row.get(0)),
+        };
+        Ok(found.optional()?.flatten())
+    })?;
+    text.map(|text| parse("diff id", &text)).transpose()
+}
+
+fn require(connection: &Connection, id: &LayerId) -> Result<(), StoreError> {
+    match exists(connection, id)? {
+        true => Ok(()),
+        false => Err(StoreError::LayerNotFound { layer: id.clone() }),
+    }
+}
+
+/// Whether a layer may be used: it has a record and files, and no power cut can have taken its bytes.
+///
+/// A layer written in an earlier boot and never synced is dropped: its index may have survived while files of its tree
+/// did not. It is a cache miss then.
+pub(crate) fn settle(opened: &Opened, id: &LayerId) -> Result<bool, StoreError> {
+    let boot_id: Option<Option<String>> = opened.database().read(|connection| {
+        let mut select = connection.prepare_cached("SELECT boot_id FROM layers WHERE id = ?1")?;
+        Ok(select.query_row([id.as_str()], |row| row.get(0)).optional()?)
+    })?;
+    let Some(boot_id) = boot_id else { return Ok(false) };
+    let survived = boot_id.is_none_or(|boot| boot == opened.boot_id());
+    if survived && opened.layer_path(id).join("tree").is_dir() {
+        return Ok(true);
+    }
+    forget(opened, id)?;
+    Ok(false)
+}
+
+/// As [`settle`], and the index is the one that was written.
+pub(crate) fn verify(opened: &Opened, id: &LayerId) -> Result<bool, StoreError> {
+    if !settle(opened, id)? {
+        return Ok(false);
+    }
+    let recorded: Option<String> = opened.database().read(|connection| {
+        let mut select = connection.prepare_cached("SELECT index_checksum FROM layers WHERE id = ?1")?;
+        Ok(select.query_row([id.as_str()], |row| row.get(0)).optional()?)
+    })?;
+    let Some(recorded) = recorded else { return Ok(false) };
+    let good = index_checksum(&opened.layer_path(id).join("index"))?.is_some_and(|found| found == recorded);
+    if !good {
+        forget(opened, id)?;
+    }
+    Ok(good)
+}
+
+fn index_checksum(path: &Path) -> Result<Option<String>, StoreError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(blake3::hash(&bytes).to_hex().to_string())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StoreError::io("read", path)(error)),
+    }
+}
+
+/// Drops a layer whose files are not what its record says, and with it images that nobody named. One that a named
+/// image needs keeps its record, so that the image can be mended by pulling it again.
+fn forget(opened: &Opened, id: &LayerId) -> Result<(), StoreError> {
+    opened.database().write(|transaction| {
+        let unnamed = "DELETE FROM images WHERE id IN (SELECT image FROM image_layers WHERE layer = ?1)
+                       AND id NOT IN (SELECT image FROM name_images)";
+        transaction.prepare_cached(unnamed)?.execute([id.as_str()])?;
+        let layer = "DELETE FROM layers WHERE id = ?1 AND id NOT IN (SELECT layer FROM image_layers)";
+        if transaction.prepare_cached(layer)?.execute([id.as_str()])? > 0 {
+            collect::insert_trash(transaction, "layer", id.as_str())?;
+        }
+        Ok(())
+    })?;
+    collect::empty_trash(opened)
+}
+
+/// Makes all that has a record now survive a power cut, and then what `act` writes.
+pub(crate) fn make_durable<T>(
+    opened: &Opened,
+    act: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let last = |connection: &Connection, table: &str| -> Result<Option<i64>, StoreError> {
+        let sql = format!("SELECT max(serial) FROM {table} WHERE boot_id = ?1");
+        Ok(connection.prepare_cached(&sql)?.query_row([opened.boot_id()], |row| row.get(0))?)
+    };
+    let written = opened.database().read(|connection| Ok((last(connection, "layers")?, last(connection, "blobs")?)))?;
+    if written != (None, None) {
+        opened.sync_files()?;
+    }
+    opened.database().write_durably(|transaction| {
+        for (table, last) in [("layers", written.0), ("blobs", written.1)] {
+            let sql = format!("UPDATE {table} SET boot_id = NULL WHERE boot_id = ?1 AND serial <= ?2");
+            transaction.prepare_cached(&sql)?.execute(params![opened.boot_id(), last])?;
+        }
+        // Without a change there would be no commit record to sync, and earlier ones could still be lost.
+        transaction.prepare_cached("UPDATE syncs SET count = count + 1")?.execute([])?;
+        act(transaction)
+    })
+}
+
+pub(crate) fn parse<T: FromStr>(what: &'static str, text: &str) -> Result<T, StoreError> {
+    text.parse().map_err(|_| StoreError::invalid_row(what, text))
+}
+
+pub(crate) fn to_json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("these types hold only JSON values")
+}
+
+pub(crate) fn from_json<T: serde::de::DeserializeOwned>(what: &'static str, text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|_| StoreError::invalid_row(what, text))
+}

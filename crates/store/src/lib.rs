@@ -1,0 +1,62 @@
+//! Bytes by digest and file trees by id: blobs, layers, image names, leases, garbage collection.
+//!
+//! Several processes use one store at the same time. Metadata lives in SQLite (WAL mode, `BEGIN IMMEDIATE`), files
+//! come into place by rename, what must be exclusive is held with `flock`, and whatever a running build uses is held by a
+//! [`Lease`]. All calls block; an async caller moves them to a thread for blocking work.
+//!
+//! The crate knows nothing of registries, Dockerfiles, graphs or cache keys. It never mounts anything and never runs a
+//! process.
+//!
+//! ```text
+//! <root>/                 0700, one owner
+//!   FORMAT                version, owner and id maps of the store; the last file written when a store is made
+//!   forge.db              SQLite: every record
+//!   blobs/<algorithm>/<hex>
+//!   layers/<id>/          `tree/` in overlayfs's own format and `index`
+//!   scratch/<owner>/<n>   private folders of one process, removed with it
+//!   locks/<blake3>        one file for each named lock
+//!   leases/<owner>        held with flock as long as that process has the store open
+//! ```
+//!
+//! A record never exists before the bytes that it names; a file without a record is garbage.
+//!
+//! Reading order: [`Store`]; [`Blobs`], [`BlobWriter`]; [`LayerId`], [`LayerRecord`], [`Layers`]; [`Image`], [`Target`],
+//! [`Images`]; [`Lease`], [`LockGuard`], [`ScratchDir`]; [`Collected`], [`Usage`]; [`StoreError`].
+#![warn(missing_docs)]
+#![forbid(unsafe_code)]
+
+mod blobs;
+mod collect;
+mod database;
+mod error;
+mod file_system;
+mod format;
+mod ids;
+mod image_lookup;
+mod image_rows;
+mod images;
+mod layer_rows;
+mod layers;
+mod lease;
+mod lock;
+mod opened;
+mod owner;
+mod removal;
+mod schema;
+mod scratch;
+mod store;
+mod usage;
+
+pub use blobs::{BlobWriter, Blobs};
+pub use collect::Collected;
+pub use error::StoreError;
+pub use ids::{Compression, ContentDigest, IdError, LayerBlob, LayerId, LayerRecord, TarOptions};
+pub use images::{Found, Image, Images, Target};
+pub use layers::{
+    ActiveLayer, EntryKind, LayerEntry, LayerError, LayerIndex, Layers, MergedTree, Metadata, TreeEntry, TreeKind, path_order,
+};
+pub use lease::Lease;
+pub use lock::LockGuard;
+pub use scratch::ScratchDir;
+pub use store::Store;
+pub use usage::{Usage, UsageEntry};

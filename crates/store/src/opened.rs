@@ -1,0 +1,140 @@
+use crate::database::Database;
+use crate::ids::LayerId;
+use crate::lock::LockGuard;
+use crate::owner::{self, DeadOwner, Owner, ProcessIdentity};
+use crate::removal::remove_tree;
+use crate::scratch::ScratchDir;
+use crate::{StoreError, format};
+use forge_image::Digest;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What all parts of an opened store share.
+pub(crate) struct Opened {
+    root: PathBuf,
+    /// Open from the start, so that a sync reports every write error since then and not only those that nobody saw.
+    folder: File,
+    boot_id: String,
+    database: Database,
+    /// Made with the first lease, scratch folder or blob: commands that only read leave no trace.
+    owner: Mutex<Option<Owner>>,
+    scratch_count: AtomicU64,
+}
+
+impl Opened {
+    pub(crate) fn open(root: &Path) -> Result<Arc<Self>, StoreError> {
+        let root = format::prepare(root)?;
+        let database = Database::open(&root.join("forge.db"))?;
+        let boot_id = owner::boot_id()?;
+        let folder = File::open(&root).map_err(StoreError::io("open", &root))?;
+        let opened =
+            Self { root, folder, boot_id, database, owner: Mutex::new(None), scratch_count: AtomicU64::new(0) };
+        opened.reap()?;
+        Ok(Arc::new(opened))
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
+
+    pub(crate) fn database(&self) -> &Database {
+        &self.database
+    }
+
+    pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs").join(digest.algorithm()).join(digest.hex())
+    }
+
+    pub(crate) fn layer_path(&self, id: &LayerId) -> PathBuf {
+        self.root.join("layers").join(id.as_str())
+    }
+
+    pub(crate) fn leases_path(&self) -> PathBuf {
+        self.root.join("leases")
+    }
+
+    pub(crate) fn lock(&self, name: &str) -> Result<LockGuard, StoreError> {
+        LockGuard::wait(&self.root.join("locks"), name)
+    }
+
+    pub(crate) fn try_lock(&self, name: &str) -> Result<Option<LockGuard>, StoreError> {
+        LockGuard::try_now(&self.root.join("locks"), name)
+    }
+
+    /// One syncfs of the store's file system; an error that the kernel met in the background is reported here once.
+    pub(crate) fn sync_files(&self) -> Result<(), StoreError> {
+        rustix::fs::syncfs(&self.folder).map_err(StoreError::os("sync the file system of", &self.root))
+    }
+
+    /// The id under which this process holds things, registered at the first call.
+    pub(crate) fn owner_id(&self) -> Result<String, StoreError> {
+        let mut slot = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(owner) = &*slot {
+            return Ok(owner.id.clone());
+        }
+        let owner = Owner::new(&self.leases_path())?;
+        let process = ProcessIdentity::own(&self.boot_id)?;
+        self.database.write(|transaction| owner.insert(transaction, &process))?;
+        Ok(slot.insert(owner).id.clone())
+    }
+
+    pub(crate) fn scratch(self: &Arc<Self>, purpose: &str) -> Result<ScratchDir, StoreError> {
+        ScratchDir::create(self.clone(), purpose)
+    }
+
+    /// A path that nobody else uses in this owner's scratch folder, which exists when this returns.
+    pub(crate) fn scratch_path(&self, purpose: &str) -> Result<PathBuf, StoreError> {
+        let folder = self.root.join("scratch").join(self.owner_id()?);
+        let number = self.scratch_count.fetch_add(1, Ordering::Relaxed);
+        crate::scratch::create_private(&folder)?;
+        // The purpose is for people who look at the folder; it must not become a path of its own.
+        let purpose: String = purpose.chars().filter(char::is_ascii_alphanumeric).take(24).collect();
+        Ok(folder.join(format!("{number}-{purpose}")))
+    }
+
+    /// Removes leases and scratch folders of processes that are dead. Costs one query when there are none.
+    pub(crate) fn reap(&self) -> Result<(), StoreError> {
+        let own = self.owner.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|owner| owner.id.clone());
+        let others = self.database.read(|connection| owner::others(connection, own.as_deref()))?;
+        for (id, process) in others {
+            if let Some(dead) = DeadOwner::find(&self.leases_path(), &id, Some(&process), &self.boot_id)? {
+                self.clear_up(&dead)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Files first, the row last: whoever is interrupted here leaves the row for the next one.
+    pub(crate) fn clear_up(&self, dead: &DeadOwner) -> Result<(), StoreError> {
+        remove_tree(&self.root.join("scratch"), &dead.id)?;
+        self.database.write(|transaction| {
+            transaction.prepare_cached("DELETE FROM owners WHERE id = ?1")?.execute([&dead.id])?;
+            Ok(())
+        })?;
+        let path = self.leases_path().join(&dead.id);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io("remove", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let owner = self.owner.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(owner) = owner {
+            // What fails here is cleared up by the next process that opens the store: it finds the owner dead.
+            let _ = remove_tree(&self.root.join("scratch"), &owner.id);
+            let _ = self.database.write(|transaction| {
+                transaction.prepare_cached("DELETE FROM owners WHERE id = ?1")?.execute([&owner.id])?;
+                Ok(())
+            });
+        }
+    }
+}

@@ -1,0 +1,58 @@
+use crate::StoreError;
+use crate::opened::Opened;
+use crate::removal::remove_tree;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A private folder in the store (mode 0700), on the same file system as everything else there.
+///
+/// It is removed on drop with all that it holds. When the process dies before that, the next one to open the store
+/// removes it.
+pub struct ScratchDir {
+    path: PathBuf,
+    // Keeps the owner alive, without which somebody else would remove the folder.
+    _opened: Arc<Opened>,
+}
+
+impl ScratchDir {
+    pub(crate) fn create(opened: Arc<Opened>, purpose: &str) -> Result<Self, StoreError> {
+        let path = opened.scratch_path(purpose)?;
+        DirBuilder::new().mode(0o700).create(&path).map_err(StoreError::io("create", &path))?;
+        Ok(Self { path, _opened: opened })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the folder now.
+    ///
+    /// # Errors
+    /// Something in it cannot be removed: a mount point, or a file that another user owns.
+    pub fn close(self) -> Result<(), StoreError> {
+        self.remove()
+    }
+
+    fn remove(&self) -> Result<(), StoreError> {
+        let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name()) else { return Ok(()) };
+        remove_tree(parent, name)
+    }
+}
+
+impl Drop for ScratchDir {
+    fn drop(&mut self) {
+        // Removed again together with the owner's folder, then with an error where that matters.
+        let _ = self.remove();
+    }
+}
+
+pub(crate) fn create_private(path: &Path) -> Result<(), StoreError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result.map_err(StoreError::io("create", path)),
+    }
+}

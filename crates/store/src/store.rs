@@ -1,0 +1,132 @@
+use crate::collect::{self, Collected};
+use crate::opened::Opened;
+use crate::usage::{self, Usage};
+use crate::{Blobs, Images, LayerId, Layers, Lease, LockGuard, ScratchDir, StoreError, layer_rows};
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A store that is open in this process. Clones share it.
+#[derive(Clone)]
+pub struct Store {
+    opened: Arc<Opened>,
+    blobs: Blobs,
+    layers: Layers,
+    images: Images,
+}
+
+impl Store {
+    /// Opens the store in a folder, and makes it there if the folder is absent or empty.
+    ///
+    /// Several processes may do this at once. What dead processes left behind is removed.
+    ///
+    /// # Errors
+    /// The folder belongs to somebody else, holds something else, lies on a network file system, was written by a later
+    /// forge or under other user id maps; or the file system or the database failed.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let opened = Opened::open(root)?;
+        let blobs = Blobs::new(opened.clone());
+        let layers = Layers::new(opened.clone(), blobs.clone());
+        let images = Images::new(opened.clone(), blobs.clone());
+        Ok(Self { opened, blobs, layers, images })
+    }
+
+    /// The store's folder, links resolved.
+    pub fn root(&self) -> &Path {
+        self.opened.root()
+    }
+
+    /// Bytes by digest.
+    pub fn blobs(&self) -> &Blobs {
+        &self.blobs
+    }
+
+    /// File trees by id.
+    pub fn layers(&self) -> &Layers {
+        &self.layers
+    }
+
+    /// Images by id and by name.
+    pub fn images(&self) -> &Images {
+        &self.images
+    }
+
+    /// Begins a lease; `purpose` is for people to read.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn lease(&self, purpose: &str) -> Result<Lease, StoreError> {
+        Lease::create(self.opened.clone(), purpose)
+    }
+
+    /// Waits for the exclusive lock of that name, which may be any text.
+    ///
+    /// # Errors
+    /// The file system failed.
+    pub fn lock(&self, name: &str) -> Result<LockGuard, StoreError> {
+        self.opened.lock(name)
+    }
+
+    /// The exclusive lock of that name, or nothing when somebody has it.
+    ///
+    /// # Errors
+    /// The file system failed.
+    pub fn try_lock(&self, name: &str) -> Result<Option<LockGuard>, StoreError> {
+        self.opened.try_lock(name)
+    }
+
+    /// Makes a private folder; `purpose` becomes part of its name.
+    ///
+    /// # Errors
+    /// The file system failed.
+    pub fn scratch(&self, purpose: &str) -> Result<ScratchDir, StoreError> {
+        self.opened.scratch(purpose)
+    }
+
+    /// Counts what the store holds.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        usage::usage(&self.opened)
+    }
+
+    /// Removes layers and blobs that no image, no lease and no entry of `roots` needs; with `dry_run` only names them.
+    ///
+    /// `roots` is what cache records hold. A record saved after `roots` was read does not protect its layers once the
+    /// lease of its build has ended: whoever uses a record must see that [`Lease::hold_layer`] says `true`.
+    ///
+    /// # Errors
+    /// The file system or the database failed; what was named by then may be gone.
+    pub fn collect(&self, roots: &HashSet<LayerId>, dry_run: bool) -> Result<Collected, StoreError> {
+        match dry_run {
+            true => collect::plan(&self.opened, roots),
+            false => collect::collect(&self.opened, roots),
+        }
+    }
+
+    /// Makes everything in the store survive a power cut: one `syncfs`, then one synced commit.
+    ///
+    /// [`Images::tag`] does this itself. Whoever acknowledges something without a name calls it before.
+    ///
+    /// # Errors
+    /// The kernel could not write everything.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        layer_rows::make_durable(&self.opened, |_| Ok(()))
+    }
+
+    /// Names the running boot of the kernel. A cache record of another boot may name layers whose bytes were lost in a
+    /// power cut: [`Store::verify_layer`] tells.
+    pub fn boot_id(&self) -> &str {
+        self.opened.boot_id()
+    }
+
+    /// Whether a layer is whole as far as can be told without reading every file: its record is there, its index is the
+    /// one that was written, its tree exists, and its bytes survived any power cut since they were written.
+    ///
+    /// # Errors
+    /// The file system or the database failed.
+    pub fn verify_layer(&self, id: &LayerId) -> Result<bool, StoreError> {
+        layer_rows::verify(&self.opened, id)
+    }
+}
