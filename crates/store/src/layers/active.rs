@@ -1,0 +1,53 @@
+use super::MergedTree;
+use crate::{LayerId, ScratchDir};
+use std::path::{Path, PathBuf};
+
+/// A layer in the making: an empty upper folder over the trees of its parents.
+///
+/// Whoever fills it mounts an overlay from [`lower_dirs`](Self::lower_dirs), [`upper`](Self::upper) and
+/// [`work`](Self::work), or writes into the upper folder directly in overlayfs's own format. Then
+/// [`Layers::commit`](super::Layers::commit) makes a layer of it. Dropping it removes everything; nothing may be mounted
+/// from it or running in it by then.
+pub struct ActiveLayer {
+    pub(super) staged: PathBuf,
+    pub(super) upper: PathBuf,
+    pub(super) work: PathBuf,
+    pub(super) lower_dirs: Vec<PathBuf>,
+    pub(super) parents: Vec<LayerId>,
+    pub(super) lower: MergedTree,
+    pub(super) merged: MergedTree,
+    // Dropped last: it removes the folders that the fields above name.
+    pub(super) _scratch: ScratchDir,
+}
+
+impl ActiveLayer {
+    /// The folder that takes the changes. It has the metadata of the merged root.
+    pub fn upper(&self) -> &Path {
+        &self.upper
+    }
+
+    /// An empty folder on the same file system, for overlayfs.
+    pub fn work(&self) -> &Path {
+        &self.work
+    }
+
+    /// The trees below, top-most first; empty on scratch.
+    pub fn lower_dirs(&self) -> &[PathBuf] {
+        &self.lower_dirs
+    }
+
+    /// The layers below, lowest first.
+    pub fn parents(&self) -> &[LayerId] {
+        &self.parents
+    }
+
+    /// What the overlay shows: the parents with the upper folder, as it is at each call, on top.
+    pub fn merged(&self) -> MergedTree {
+        self.merged.clone()
+    }
+
+    /// What the parents show without the upper folder.
+    pub fn lower(&self) -> &MergedTree {
+        &self.lower
+    }
+}

@@ -1,0 +1,59 @@
+//! Setting metadata on nodes of a tree: no call here follows a symbolic link.
+
+use super::entry::{Metadata, relative};
+use super::folder;
+use super::tree::MergedTree;
+use super::xattr;
+use crate::StoreError;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::io::Errno;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// The root of a stack without layers, as every builder makes it.
+pub(super) fn default_root() -> Metadata {
+    Metadata { mode: 0o755, ..Metadata::default() }
+}
+
+/// Gives an upper folder the metadata of the merged root, which it hides once it is mounted.
+pub(super) fn copy_root(lower: &MergedTree, upper: &Path) -> Result<(), StoreError> {
+    let error = || StoreError::os("prepare", upper);
+    let folder = folder::open_root(upper).map_err(error())?;
+    let root = lower.root()?.map_or_else(default_root, |found| found.node.metadata);
+    set_all(folder.as_fd(), b".", &root).and_then(|()| set_mtime(&folder, b"", root.mtime)).map_err(error())
+}
+
+/// Sets everything but the time of something in a folder.
+///
+/// The owner comes first: changing it clears set-id bits and capabilities.
+pub(super) fn set_all(folder: BorrowedFd<'_>, name: &[u8], metadata: &Metadata) -> Result<(), Errno> {
+    let (owner, group) = (Uid::from_raw(metadata.uid), Gid::from_raw(metadata.gid));
+    rustix::fs::chownat(folder, OsStr::from_bytes(name), Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+    set_mode(folder, name, metadata.mode)?;
+    for (attribute, value) in &metadata.xattrs {
+        xattr::set(folder, name, attribute, value)?;
+    }
+    Ok(())
+}
+
+/// `fchmodat` follows links, and its successor that does not is younger than Linux 6.6: the node is opened without
+/// following it and named through its descriptor. Symbolic links have no mode of their own.
+fn set_mode(folder: BorrowedFd<'_>, name: &[u8], mode: u32) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let node = rustix::fs::openat(folder, OsStr::from_bytes(name), flags, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&node)?.st_mode) == FileType::Symlink {
+        return Ok(());
+    }
+    rustix::fs::chmod(format!("/proc/self/fd/{}", node.as_raw_fd()), Mode::from_raw_mode(mode))
+}
+
+/// Sets a modification time and leaves the access time. The kernel cuts what its file system cannot hold.
+pub(super) fn set_mtime(folder: impl AsFd, path: &[u8], mtime: (i64, u32)) -> Result<(), Errno> {
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: mtime.0, tv_nsec: i64::from(mtime.1) },
+    };
+    rustix::fs::utimensat(folder, relative(path), &times, AtFlags::SYMLINK_NOFOLLOW)
+}

@@ -1,0 +1,108 @@
+//! From a layer's index and tree to its tar, in one pass.
+
+use super::entry::{EntryKind, LayerEntry, split_path};
+use super::error::{LayerError, shown};
+use super::folder;
+use super::index::LayerIndex;
+use super::tar_writer::{self, BLOCK};
+use crate::{StoreError, TarOptions};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const BUFFER: usize = 1 << 17;
+
+/// Takes the bytes of a tar and is told where its entries begin.
+pub(super) trait TarSink {
+    /// Headers and data of an entry follow, of these lengths; `mark` depends on its path and content alone.
+    fn begin_entry(&mut self, mark: u64, headers: u64, data: u64) -> Result<(), StoreError>;
+    /// The next bytes.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError>;
+}
+
+/// Writes the whole tar, with its end.
+///
+/// # Errors
+/// Those of the sink; a file that is not there or not as long as the index says.
+pub(super) fn emit(
+    index: &LayerIndex,
+    tree: &Path,
+    options: &TarOptions,
+    sink: &mut dyn TarSink,
+) -> Result<(), StoreError> {
+    let root = folder::open_root(tree).map_err(StoreError::os("open", tree))?;
+    let mut files = Files { tree, root, parent: None, buffer: vec![0; BUFFER] };
+    let mut headers = Vec::new();
+    for entry in index.entries().iter().filter(|entry| entry.is_change()) {
+        headers.clear();
+        let first = entry.link.map(|first| &index.entries()[first as usize].path[..]);
+        tar_writer::put_entry(entry, first, options, &mut headers);
+        let size = entry.size();
+        sink.begin_entry(mark_of(entry), headers.len() as u64, size + tar_writer::padding(size) as u64)?;
+        sink.write(&headers)?;
+        if size > 0 {
+            files.copy(&entry.path, size, sink)?;
+            sink.write(&[0; BLOCK][..tar_writer::padding(size)])?;
+        }
+    }
+    sink.begin_entry(0, 2 * BLOCK as u64, 0)?;
+    sink.write(&[0; 2 * BLOCK])
+}
+
+/// What a cut between chunks may depend on: the entry itself and nothing around it.
+fn mark_of(entry: &LayerEntry) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&entry.path);
+    if let EntryKind::File { blake3, .. } = &entry.kind {
+        hasher.update(blake3);
+    }
+    let hash = hasher.finalize();
+    u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has more than eight bytes"))
+}
+
+/// Reads files of a tree; the folder of the last one stays open, since its siblings follow.
+struct Files<'a> {
+    tree: &'a Path,
+    root: OwnedFd,
+    parent: Option<(Vec<u8>, OwnedFd)>,
+    buffer: Vec<u8>,
+}
+
+impl Files<'_> {
+    fn copy(&mut self, path: &[u8], size: u64, sink: &mut dyn TarSink) -> Result<(), StoreError> {
+        let mut file = self.open(path)?;
+        let mut left = size;
+        loop {
+            let count = file.read(&mut self.buffer).map_err(self.io_error(path))?;
+            if count as u64 > left || (count == 0 && left > 0) {
+                return Err(LayerError::TreeChanged { path: shown(path), reason: "its size changed" }.into());
+            }
+            if count == 0 {
+                return Ok(());
+            }
+            left -= count as u64;
+            sink.write(&self.buffer[..count])?;
+        }
+    }
+
+    fn open(&mut self, path: &[u8]) -> Result<File, StoreError> {
+        let (parent, name) = split_path(path).expect("a file has a name");
+        if self.parent.as_ref().is_none_or(|(open, _)| open != parent) {
+            let folder = folder::open_folder(self.root.as_fd(), parent).map_err(self.error(path))?;
+            self.parent = Some((parent.to_vec(), folder));
+        }
+        let (_, folder) = self.parent.as_ref().expect("it was opened above");
+        Ok(folder::open_file(folder.as_fd(), name).map_err(self.error(path))?.into())
+    }
+
+    fn error(&self, path: &[u8]) -> impl FnOnce(rustix::io::Errno) -> StoreError {
+        StoreError::os("open", self.tree.join(OsStr::from_bytes(path)))
+    }
+
+    fn io_error(&self, path: &[u8]) -> impl FnOnce(std::io::Error) -> StoreError {
+        StoreError::io("read", self.tree.join(OsStr::from_bytes(path)))
+    }
+}

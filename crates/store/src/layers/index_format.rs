@@ -1,0 +1,266 @@
+//! The bytes of a layer index: see [`LayerIndex`](super::LayerIndex) for the layout.
+
+use super::entry::{EntryKind, LayerEntry, MAX_PATH, Metadata};
+use super::error::LayerError;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+const MAGIC: &[u8; 12] = b"forge-index\x01";
+const CHECKSUM: usize = 32;
+const OPAQUE: u8 = 0x10;
+const IMPLIED: u8 = 0x20;
+
+const FILE: u8 = 0;
+const DIRECTORY: u8 = 1;
+const SYMLINK: u8 = 2;
+const CHAR_DEVICE: u8 = 3;
+const BLOCK_DEVICE: u8 = 4;
+const FIFO: u8 = 5;
+const WHITEOUT: u8 = 6;
+const FURTHER_NAME: u8 = 7;
+
+pub(super) fn encode(entries: &[LayerEntry]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(entries.len() * 96 + 64);
+    out.extend_from_slice(MAGIC);
+    put_number(entries.len() as u64, &mut out);
+    let mut previous: &[u8] = b"";
+    for entry in entries {
+        out.push(tag(entry));
+        put_path(previous, &entry.path, &mut out);
+        put_body(entry, &mut out);
+        previous = &entry.path;
+    }
+    let checksum = blake3::hash(&out);
+    out.extend_from_slice(checksum.as_bytes());
+    out
+}
+
+/// What an entry contributes to the layer's content digest; each part says its own length, so no two layers collide.
+pub(super) fn content_record(entries: &[LayerEntry], entry: &LayerEntry, out: &mut Vec<u8>) {
+    out.push(tag(entry));
+    put_bytes(&entry.path, out);
+    match entry.link {
+        // Positions depend on implied folders, which are not content: the first name stands for itself.
+        Some(first) => put_bytes(&entries[first as usize].path, out),
+        // Only the opaque marker is this layer's word: the rest is the lower folder's.
+        None if entry.is_implied() => {}
+        None => {
+            let timeless = Metadata { mtime: (0, 0), ..entry.metadata.clone() };
+            put_metadata_and_kind(&timeless, &entry.kind, out);
+        }
+    }
+}
+
+fn tag(entry: &LayerEntry) -> u8 {
+    if entry.link.is_some() {
+        return FURTHER_NAME;
+    }
+    match entry.kind {
+        EntryKind::File { .. } => FILE,
+        EntryKind::Directory { opaque, implied } => {
+            DIRECTORY | if opaque { OPAQUE } else { 0 } | if implied { IMPLIED } else { 0 }
+        }
+        EntryKind::Symlink { .. } => SYMLINK,
+        EntryKind::CharDevice { .. } => CHAR_DEVICE,
+        EntryKind::BlockDevice { .. } => BLOCK_DEVICE,
+        EntryKind::Fifo => FIFO,
+        EntryKind::Whiteout => WHITEOUT,
+    }
+}
+
+fn put_path(previous: &[u8], path: &[u8], out: &mut Vec<u8>) {
+    let shared = previous.iter().zip(path).take_while(|(a, b)| a == b).count();
+    put_number(shared as u64, out);
+    put_bytes(&path[shared..], out);
+}
+
+fn put_body(entry: &LayerEntry, out: &mut Vec<u8>) {
+    match entry.link {
+        Some(first) => put_number(u64::from(first), out),
+        None => put_metadata_and_kind(&entry.metadata, &entry.kind, out),
+    }
+}
+
+fn put_metadata_and_kind(metadata: &Metadata, kind: &EntryKind, out: &mut Vec<u8>) {
+    if *kind == EntryKind::Whiteout {
+        return;
+    }
+    for number in [metadata.mode, metadata.uid, metadata.gid] {
+        put_number(u64::from(number), out);
+    }
+    let (seconds, nanoseconds) = metadata.mtime;
+    put_number(((seconds << 1) ^ (seconds >> 63)).cast_unsigned(), out);
+    put_number(u64::from(nanoseconds), out);
+    put_number(metadata.xattrs.len() as u64, out);
+    for (name, value) in &metadata.xattrs {
+        put_bytes(name.as_bytes(), out);
+        put_bytes(value, out);
+    }
+    put_kind(kind, out);
+}
+
+fn put_kind(kind: &EntryKind, out: &mut Vec<u8>) {
+    match kind {
+        EntryKind::File { size, blake3 } => {
+            put_number(*size, out);
+            out.extend_from_slice(blake3);
+        }
+        EntryKind::Symlink { target } => put_bytes(target.as_bytes(), out),
+        EntryKind::CharDevice { major, minor } | EntryKind::BlockDevice { major, minor } => {
+            put_number(u64::from(*major), out);
+            put_number(u64::from(*minor), out);
+        }
+        EntryKind::Directory { .. } | EntryKind::Fifo | EntryKind::Whiteout => {}
+    }
+}
+
+fn put_bytes(bytes: &[u8], out: &mut Vec<u8>) {
+    put_number(bytes.len() as u64, out);
+    out.extend_from_slice(bytes);
+}
+
+fn put_number(mut number: u64, out: &mut Vec<u8>) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+pub(super) fn decode(bytes: &[u8]) -> Result<Vec<LayerEntry>, LayerError> {
+    let end = bytes.len().checked_sub(CHECKSUM).ok_or(broken("it is too short"))?;
+    let (content, checksum) = bytes.split_at(end);
+    match content.get(..MAGIC.len()) {
+        Some(magic) if magic == MAGIC => {}
+        Some(magic) if magic[..MAGIC.len() - 1] == MAGIC[..MAGIC.len() - 1] => {
+            return Err(broken("its version is not known"));
+        }
+        _ => return Err(broken("it does not begin as an index")),
+    }
+    if blake3::hash(content).as_bytes() != checksum {
+        return Err(broken("its checksum is wrong"));
+    }
+    let mut reader = Reader { rest: &content[MAGIC.len()..] };
+    let entries = reader.entries()?;
+    if reader.rest.is_empty() { Ok(entries) } else { Err(broken("bytes follow the last entry")) }
+}
+
+fn broken(reason: &'static str) -> LayerError {
+    LayerError::BrokenIndex { reason }
+}
+
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn entries(&mut self) -> Result<Vec<LayerEntry>, LayerError> {
+        let count = self.number()?;
+        // An entry takes three bytes at the least: what a count claims is not believed beyond that.
+        if count > self.rest.len() as u64 / 3 {
+            return Err(broken("it has fewer entries than it says"));
+        }
+        let mut entries: Vec<LayerEntry> = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            let entry = self.entry(&entries)?;
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    fn entry(&mut self, before: &[LayerEntry]) -> Result<LayerEntry, LayerError> {
+        let tag = self.take(1)?[0];
+        let path = self.path(before.last().map_or(&[], |entry| &entry.path))?;
+        match tag {
+            FURTHER_NAME => {
+                let first = self.small()?;
+                let target = before.get(first as usize).ok_or(broken("a hard link has no first name"))?;
+                Ok(LayerEntry { path, kind: target.kind.clone(), metadata: target.metadata.clone(), link: Some(first) })
+            }
+            WHITEOUT => Ok(LayerEntry { path, kind: EntryKind::Whiteout, metadata: Metadata::default(), link: None }),
+            _ => {
+                let metadata = self.metadata()?;
+                Ok(LayerEntry { path, kind: self.kind(tag)?, metadata, link: None })
+            }
+        }
+    }
+
+    fn path(&mut self, previous: &[u8]) -> Result<Vec<u8>, LayerError> {
+        let shared = self.number()?;
+        let prefix = usize::try_from(shared).ok().and_then(|shared| previous.get(..shared));
+        let prefix = prefix.ok_or(broken("a path shares more than there is"))?;
+        let path = [prefix, self.bytes()?].concat();
+        // Shared prefixes would otherwise let a small file ask for quadratic memory.
+        if path.len() > MAX_PATH { Err(broken("a path is too long")) } else { Ok(path) }
+    }
+
+    fn metadata(&mut self) -> Result<Metadata, LayerError> {
+        let (mode, uid, gid) = (self.small()?, self.small()?, self.small()?);
+        let seconds = self.number()?;
+        let seconds = (seconds >> 1).cast_signed() ^ -((seconds & 1).cast_signed());
+        let nanoseconds = self.small()?;
+        if mode > 0o7777 || nanoseconds >= 1_000_000_000 {
+            return Err(broken("a mode or a time is out of range"));
+        }
+        Ok(Metadata { mode, uid, gid, mtime: (seconds, nanoseconds), xattrs: self.xattrs()? })
+    }
+
+    fn xattrs(&mut self) -> Result<BTreeMap<OsString, Vec<u8>>, LayerError> {
+        let mut xattrs = BTreeMap::new();
+        for _ in 0..self.number()? {
+            let name = OsString::from_vec(self.bytes()?.to_vec());
+            xattrs.insert(name, self.bytes()?.to_vec());
+        }
+        Ok(xattrs)
+    }
+
+    fn kind(&mut self, tag: u8) -> Result<EntryKind, LayerError> {
+        match tag {
+            FILE => {
+                let size = self.number()?;
+                let blake3 = self.take(32)?.try_into().expect("32 bytes were taken");
+                Ok(EntryKind::File { size, blake3 })
+            }
+            SYMLINK => Ok(EntryKind::Symlink { target: OsString::from_vec(self.bytes()?.to_vec()) }),
+            CHAR_DEVICE => Ok(EntryKind::CharDevice { major: self.small()?, minor: self.small()? }),
+            BLOCK_DEVICE => Ok(EntryKind::BlockDevice { major: self.small()?, minor: self.small()? }),
+            FIFO => Ok(EntryKind::Fifo),
+            _ if tag & !(OPAQUE | IMPLIED) == DIRECTORY => {
+                Ok(EntryKind::Directory { opaque: tag & OPAQUE != 0, implied: tag & IMPLIED != 0 })
+            }
+            _ => Err(broken("an entry is of no known kind")),
+        }
+    }
+
+    fn bytes(&mut self) -> Result<&'a [u8], LayerError> {
+        let length = self.number()?;
+        self.take(usize::try_from(length).map_err(|_| broken("it ends too early"))?)
+    }
+
+    fn take(&mut self, length: usize) -> Result<&'a [u8], LayerError> {
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(broken("it ends too early"))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn small(&mut self) -> Result<u32, LayerError> {
+        u32::try_from(self.number()?).map_err(|_| broken("a number is out of range"))
+    }
+
+    fn number(&mut self) -> Result<u64, LayerError> {
+        let mut number = 0_u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.take(1)?[0];
+            let bits = u64::from(byte & 0x7f);
+            if (bits << shift) >> shift != bits || (shift > 0 && byte == 0) {
+                return Err(broken("a number is out of range"));
+            }
+            number |= bits << shift;
+            if byte < 0x80 {
+                return Ok(number);
+            }
+        }
+        Err(broken("a number is out of range"))
+    }
+}

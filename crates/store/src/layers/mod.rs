@@ -1,0 +1,171 @@
+//! Layers: their trees, indexes and blobs.
+//!
+//! Reading order: [`LayerEntry`], [`LayerIndex`] (what a layer says); [`MergedTree`] (what a stack shows);
+//! [`ActiveLayer`] and `commit` (from changes to a layer); `tar_writer`, `emit` (from a layer to its tar);
+//! `tar_reader`, `unpack` (from a stranger's tar to a layer); `chunks`, `compress`, `decompress`.
+
+mod active;
+mod apply;
+mod chunks;
+mod commit;
+mod compress;
+mod emit;
+mod entry;
+mod error;
+mod folder;
+mod index;
+mod index_format;
+mod tar_writer;
+mod tree;
+mod xattr;
+
+pub use active::ActiveLayer;
+pub use entry::{EntryKind, LayerEntry, Metadata, path_order};
+pub use error::LayerError;
+pub use index::LayerIndex;
+pub use tree::{MergedTree, TreeEntry, TreeKind};
+
+use crate::layer_rows::{self, Published};
+use crate::opened::Opened;
+use crate::{Blobs, LayerId, LayerRecord, Lease, StoreError};
+use forge_image::{ChainId, DiffId};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The layers of a store.
+#[derive(Clone)]
+pub struct Layers {
+    opened: Arc<Opened>,
+    blobs: Blobs,
+}
+
+impl Layers {
+    pub(crate) fn new(opened: Arc<Opened>, blobs: Blobs) -> Self {
+        Self { opened, blobs }
+    }
+
+    /// What the store knows of a layer.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn get(&self, id: &LayerId) -> Result<Option<LayerRecord>, StoreError> {
+        layer_rows::get(&self.opened, id)
+    }
+
+    /// The layers that were unpacked for exactly this stack of tars, lowest first, all of them held by the lease.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn find_chain(&self, diff_ids: &[DiffId], lease: &Lease) -> Result<Option<Vec<LayerId>>, StoreError> {
+        let mut layers = Vec::with_capacity(diff_ids.len());
+        for height in 1..=diff_ids.len() {
+            let chain = ChainId::of(&diff_ids[..height]).expect("the stack has a layer");
+            match layer_rows::find_by_chain(&self.opened, &chain)? {
+                Some(layer) if lease.hold_layer(&layer)? => layers.push(layer),
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(layers))
+    }
+
+    /// The entries of a layer.
+    ///
+    /// # Errors
+    /// No such layer, or its index is damaged.
+    pub fn index(&self, id: &LayerId) -> Result<LayerIndex, StoreError> {
+        let path = self.path(id).join("index");
+        match std::fs::read(&path) {
+            Ok(bytes) => Ok(LayerIndex::decode(&bytes)?),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.absent(id),
+            Err(error) => Err(StoreError::io("read", &path)(error)),
+        }
+    }
+
+    /// What a stack of layers, lowest first, looks like when it is mounted.
+    ///
+    /// # Errors
+    /// A layer is not in the store.
+    pub fn tree(&self, layers: &[LayerId]) -> Result<MergedTree, StoreError> {
+        MergedTree::new(self.lower_dirs(layers)?)
+    }
+
+    /// The trees of a stack of layers, given lowest first, as an overlay wants them: top-most first.
+    ///
+    /// # Errors
+    /// A layer is not in the store.
+    pub fn lower_dirs(&self, layers: &[LayerId]) -> Result<Vec<PathBuf>, StoreError> {
+        layers.iter().rev().map(|id| self.tree_path(id)).collect()
+    }
+
+    /// Begins a layer over its parents, lowest first. The parents must be held by a lease until it is committed.
+    ///
+    /// # Errors
+    /// A parent is not in the store, or the file system failed.
+    pub fn prepare(&self, parents: &[LayerId]) -> Result<ActiveLayer, StoreError> {
+        let lower_dirs = self.lower_dirs(parents)?;
+        let lower = MergedTree::new(lower_dirs.clone())?;
+        let scratch = self.opened.scratch("layer")?;
+        let staged = scratch.path().join("layer");
+        let (upper, work) = (staged.join("tree"), scratch.path().join("work"));
+        for path in [&staged, &upper, &work] {
+            crate::scratch::create_private(path)?;
+        }
+        apply::copy_root(&lower, &upper)?;
+        let merged = MergedTree::new([std::slice::from_ref(&upper), &lower_dirs].concat())?;
+        let parents = parents.to_vec();
+        Ok(ActiveLayer { staged, upper, work, lower_dirs, parents, lower, merged, _scratch: scratch })
+    }
+
+    /// Makes a layer of what changed: entries proved equal to the lower ones, by metadata and bytes, are dropped, the
+    /// index is written and the tree moved into place. An empty difference is a layer with no entries.
+    ///
+    /// No process may run in it and nothing be mounted from it any more: the digest is that of the bytes as they are now.
+    ///
+    /// # Errors
+    /// A name that layers cannot hold ([`LayerError::ReservedName`], [`LayerError::PathTooLong`]), or the file system or
+    /// the database failed.
+    pub fn commit(&self, active: ActiveLayer, lease: &Lease) -> Result<LayerRecord, StoreError> {
+        let index = commit::diff(&active.upper, &active.lower)?;
+        let record = self.record_of(&index);
+        self.publish(&active.staged, &index, &record, None, lease)?;
+        Ok(record)
+    }
+
+    fn record_of(&self, index: &LayerIndex) -> LayerRecord {
+        LayerRecord {
+            id: LayerId::random(),
+            content: index.content_digest(),
+            bytes: index.bytes(),
+            entries: index.changes(),
+            diff_id: None,
+            foreign: false,
+            blobs: Vec::new(),
+        }
+    }
+
+    fn publish(
+        &self,
+        staged: &Path,
+        index: &LayerIndex,
+        record: &LayerRecord,
+        chain: Option<&ChainId>,
+        lease: &Lease,
+    ) -> Result<Published, StoreError> {
+        let path = staged.join("index");
+        std::fs::write(&path, index.encode()).map_err(StoreError::io("write", &path))?;
+        layer_rows::publish(&self.opened, staged, record, chain, lease)
+    }
+
+    fn tree_path(&self, id: &LayerId) -> Result<PathBuf, StoreError> {
+        let path = self.path(id).join("tree");
+        if path.is_dir() { Ok(path) } else { self.absent(id) }
+    }
+
+    fn path(&self, id: &LayerId) -> PathBuf {
+        self.opened.layer_path(id)
+    }
+
+    fn absent<T>(&self, id: &LayerId) -> Result<T, StoreError> {
+        Err(StoreError::LayerNotFound { layer: id.clone() })
+    }
+}

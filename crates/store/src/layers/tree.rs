@@ -1,0 +1,412 @@
+use super::entry::{Metadata, join_path};
+use super::error::{LayerError, shown};
+use super::folder::{self, Node, NodeKind};
+use super::xattr::Markers;
+use crate::StoreError;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// As many symbolic links as the kernel follows in one path (`MAXSYMLINKS`).
+const MAX_HOPS: usize = 40;
+
+/// What a stack of layer trees looks like when overlayfs mounts it, read without a mount.
+///
+/// Paths are bytes inside the root; a leading slash means nothing. Symbolic links among a path's parents are followed
+/// inside the root, as after `chroot`; no method leaves it. Folders merge as overlayfs merges them: a whiteout, an
+/// opaque folder, or anything that is not a folder hides what lies below.
+///
+/// Nothing is cached: a tree that changes, as the upper one of an active layer does, is seen as it is.
+#[derive(Clone)]
+pub struct MergedTree {
+    /// Top-most first.
+    roots: Arc<[Root]>,
+    markers: Markers,
+}
+
+struct Root {
+    path: PathBuf,
+    folder: OwnedFd,
+}
+
+/// Something in a [`MergedTree`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TreeEntry {
+    /// The absolute path inside the root, free of symbolic links up to the last component.
+    pub path: PathBuf,
+    /// The last component; empty for the root.
+    pub name: OsString,
+    /// What it is.
+    pub kind: TreeKind,
+    /// Permission, set-id and sticky bits.
+    pub mode: u32,
+    /// The owner.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// Modification time: seconds since the epoch, and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Extended attributes, without those that belong to overlayfs or to this machine.
+    pub xattrs: BTreeMap<OsString, Vec<u8>>,
+    /// Device and inode number: names of one hard-linked node have the same.
+    pub inode: (u64, u64),
+    /// How many names the node has in its layer.
+    pub links: u64,
+    layer: usize,
+}
+
+/// What a [`TreeEntry`] is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TreeKind {
+    /// A regular file.
+    File {
+        /// Its length in bytes.
+        size: u64,
+    },
+    /// A folder.
+    Directory,
+    /// A symbolic link.
+    Symlink {
+        /// Where it points, unchecked.
+        target: OsString,
+    },
+    /// A character device.
+    CharDevice {
+        /// The driver.
+        major: u32,
+        /// The device.
+        minor: u32,
+    },
+    /// A block device.
+    BlockDevice {
+        /// The driver.
+        major: u32,
+        /// The device.
+        minor: u32,
+    },
+    /// A named pipe.
+    Fifo,
+    /// A socket, as a process left it.
+    Socket,
+}
+
+/// A folder of the merged view: its path, and the layers that have a part in it, top-most first.
+#[derive(Clone, Debug)]
+pub(super) struct Level {
+    pub(super) path: Vec<u8>,
+    layers: Vec<usize>,
+}
+
+/// The parts of a folder, opened.
+pub(super) struct OpenLevel<'a> {
+    tree: &'a MergedTree,
+    level: &'a Level,
+    parts: Vec<(usize, OwnedFd)>,
+}
+
+/// A node of the merged view.
+pub(super) struct Found {
+    pub(super) node: Node,
+    pub(super) layer: usize,
+    /// For a folder: where to look on.
+    pub(super) level: Option<Level>,
+}
+
+/// Where a path led.
+struct Walk {
+    path: Vec<u8>,
+    found: Option<Found>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Last {
+    Follow,
+    Keep,
+}
+
+impl MergedTree {
+    /// Opens a stack of trees, top-most first.
+    pub(super) fn new(paths: Vec<PathBuf>) -> Result<Self, StoreError> {
+        let open = |path: PathBuf| {
+            let folder = folder::open_root(&path).map_err(StoreError::os("open", &path))?;
+            Ok::<_, StoreError>(Root { path, folder })
+        };
+        let roots = paths.into_iter().map(open).collect::<Result<Arc<[Root]>, _>>()?;
+        Ok(Self { roots, markers: Markers::of_this_process() })
+    }
+
+    /// What is at a path; the last component is not followed. Without any layer there is nothing, not even a root.
+    ///
+    /// # Errors
+    /// A file system call failed, or too many symbolic links among the parents.
+    pub fn lookup(&self, path: &Path) -> Result<Option<TreeEntry>, StoreError> {
+        let walk = self.walk(path.as_os_str().as_bytes(), Last::Keep)?;
+        Ok(walk.found.map(|found| tree_entry(walk.path, found.node, found.layer)))
+    }
+
+    /// The path with all symbolic links followed inside the root. What does not exist is kept as it is.
+    ///
+    /// # Errors
+    /// A file system call failed, or too many symbolic links.
+    pub fn resolve(&self, path: &Path) -> Result<PathBuf, StoreError> {
+        let walk = self.walk(path.as_os_str().as_bytes(), Last::Follow)?;
+        Ok(absolute(&walk.path))
+    }
+
+    /// What is in a folder, sorted by name bytes. Symbolic links to folders are followed inside the root.
+    ///
+    /// # Errors
+    /// Nothing there, or not a folder; a file system call failed.
+    pub fn children(&self, path: &Path) -> Result<Vec<TreeEntry>, StoreError> {
+        let walk = self.walk(path.as_os_str().as_bytes(), Last::Follow)?;
+        let found = walk.found.ok_or_else(|| not_found(&walk.path))?;
+        let level = found.level.ok_or_else(|| LayerError::NotADirectory { path: shown(&walk.path) })?;
+        let mut children = Vec::new();
+        self.open_level(&level)?.each_child(|name, node, layer| {
+            children.push(tree_entry(join_path(&level.path, name), node, layer));
+        })?;
+        children.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Ok(children)
+    }
+
+    /// Opens a regular file for reading; the last component is not followed.
+    ///
+    /// # Errors
+    /// Nothing there, or not a regular file: a pipe or device is never opened (A14).
+    pub fn open(&self, path: &Path) -> Result<File, StoreError> {
+        let walk = self.walk(path.as_os_str().as_bytes(), Last::Keep)?;
+        let found = walk.found.ok_or_else(|| not_found(&walk.path))?;
+        let TreeKind::File { .. } = tree_kind(found.node.kind.clone()) else {
+            return Err(LayerError::NotRegular { path: shown(&walk.path), found: found.node.kind.name() }.into());
+        };
+        self.open_found(&walk.path, found.layer)
+    }
+
+    /// Where the entry lies on disk, for copies in the kernel. The file must not be changed.
+    pub fn disk_path(&self, entry: &TreeEntry) -> PathBuf {
+        self.roots[entry.layer].path.join(entry.path.strip_prefix("/").expect("paths of entries are absolute"))
+    }
+
+    /// Opens a file that was found in one layer.
+    pub(super) fn open_found(&self, path: &[u8], layer: usize) -> Result<File, StoreError> {
+        let root = &self.roots[layer];
+        let error = || StoreError::os("open", root.path.join(OsStr::from_bytes(path)));
+        let (parent, name) = super::entry::split_path(path).ok_or_else(|| not_found(path))?;
+        let parent = folder::open_folder(root.folder.as_fd(), parent).map_err(error())?;
+        Ok(folder::open_file(parent.as_fd(), name).map_err(error())?.into())
+    }
+
+    /// What is at a path in which no symbolic link is followed at all.
+    pub(super) fn lookup_physical(&self, path: &[u8]) -> Result<Option<Found>, StoreError> {
+        let Some(mut found) = self.root()? else { return Ok(None) };
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            let Some(level) = found.level else { return Ok(None) };
+            match self.open_level(&level)?.find(name)? {
+                Some(next) => found = next,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(found))
+    }
+
+    /// The root folder; `None` when there are no layers.
+    pub(super) fn root(&self) -> Result<Option<Found>, StoreError> {
+        let Some(top) = self.roots.first() else { return Ok(None) };
+        let node = folder::read_root(top.folder.as_fd(), self.markers).map_err(StoreError::os("read", &top.path))?;
+        // Overlayfs merges all roots, whatever marker they carry.
+        let level = Level { path: Vec::new(), layers: (0..self.roots.len()).collect() };
+        Ok(Some(Found { node, layer: 0, level: Some(level) }))
+    }
+
+    pub(super) fn open_level<'a>(&'a self, level: &'a Level) -> Result<OpenLevel<'a>, StoreError> {
+        let mut parts = Vec::with_capacity(level.layers.len());
+        for &layer in &level.layers {
+            let root = &self.roots[layer];
+            let error = StoreError::os("open", root.path.join(OsStr::from_bytes(&level.path)));
+            parts.push((layer, folder::open_folder(root.folder.as_fd(), &level.path).map_err(error)?));
+        }
+        Ok(OpenLevel { tree: self, level, parts })
+    }
+
+    fn walk(&self, path: &[u8], last: Last) -> Result<Walk, StoreError> {
+        let Some(root) = self.root()? else {
+            return Ok(Walk { path: lexical(Vec::new(), path.split(|byte| *byte == b'/')), found: None });
+        };
+        let mut todo: VecDeque<Vec<u8>> = components(path).collect();
+        let mut stack = vec![root];
+        let mut hops = 0;
+        while let Some(name) = todo.pop_front() {
+            if name == b".." {
+                stack.truncate((stack.len() - 1).max(1));
+                continue;
+            }
+            let at = stack.last().and_then(|found| found.level.as_ref()).expect("only folders are walked through");
+            let place = at.path.clone();
+            let Some(found) = self.open_level(at)?.find(&name)? else {
+                return Ok(missing(place, &name, &todo));
+            };
+            match &found.node.kind {
+                NodeKind::Symlink { target } if last == Last::Follow || !todo.is_empty() => {
+                    hops += 1;
+                    if hops > MAX_HOPS {
+                        return Err(LayerError::TooManySymlinks { path: shown(path) }.into());
+                    }
+                    if target.as_bytes().starts_with(b"/") {
+                        stack.truncate(1);
+                    }
+                    for component in components(target.as_bytes()).collect::<Vec<_>>().into_iter().rev() {
+                        todo.push_front(component);
+                    }
+                }
+                NodeKind::Directory { .. } => stack.push(found),
+                _ if todo.is_empty() => return Ok(Walk { path: join_path(&place, &name), found: Some(found) }),
+                _ => return Ok(missing(place, &name, &todo)),
+            }
+        }
+        let found = stack.pop().expect("the root is never taken off");
+        let path = found.level.as_ref().map(|level| level.path.clone()).expect("only folders are on the stack");
+        Ok(Walk { path, found: Some(found) })
+    }
+}
+
+impl OpenLevel<'_> {
+    /// What has that name here, as overlayfs looks it up.
+    pub(super) fn find(&self, name: &[u8]) -> Result<Option<Found>, StoreError> {
+        let mut top: Option<(Node, usize)> = None;
+        let mut layers = Vec::new();
+        for (layer, folder) in &self.parts {
+            let error = || StoreError::os("read", self.disk_path(*layer, name));
+            let Some(node) = folder::read_node(folder.as_fd(), name, self.tree.markers).map_err(error())? else {
+                continue;
+            };
+            let NodeKind::Directory { opaque } = node.kind else {
+                if top.is_none() && node.kind != NodeKind::Whiteout {
+                    top = Some((node, *layer));
+                }
+                break;
+            };
+            layers.push(*layer);
+            top.get_or_insert((node, *layer));
+            if opaque {
+                break;
+            }
+        }
+        let Some((node, layer)) = top else { return Ok(None) };
+        let level = (!layers.is_empty()).then(|| Level { path: join_path(&self.level.path, name), layers });
+        Ok(Some(Found { node, layer, level }))
+    }
+
+    /// Visits every visible name once, in no order.
+    pub(super) fn each_child(&self, mut visit: impl FnMut(&[u8], Node, usize)) -> Result<(), StoreError> {
+        let mut seen = BTreeSet::new();
+        for (layer, folder) in &self.parts {
+            let error = |name: &[u8]| StoreError::os("read", self.disk_path(*layer, name));
+            for name in folder::names(folder).map_err(error(b""))? {
+                if seen.contains(&name) {
+                    continue;
+                }
+                let node = folder::read_node(folder.as_fd(), &name, self.tree.markers).map_err(error(&name))?;
+                if let Some(node) = node.filter(|node| node.kind != NodeKind::Whiteout) {
+                    visit(&name, node, *layer);
+                }
+                seen.insert(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a file of this folder that was found in one layer.
+    pub(super) fn open_file(&self, layer: usize, name: &[u8]) -> Result<File, StoreError> {
+        let part = self.parts.iter().find(|(part, _)| *part == layer).map(|(_, folder)| folder);
+        let part = part.expect("what was found in a level is in one of its parts");
+        let file = folder::open_file(part.as_fd(), name);
+        Ok(file.map_err(StoreError::os("open", self.disk_path(layer, name)))?.into())
+    }
+
+    fn disk_path(&self, layer: usize, name: &[u8]) -> PathBuf {
+        let path = join_path(&self.level.path, name);
+        self.tree.roots[layer].path.join(OsStr::from_bytes(&path))
+    }
+}
+
+impl TreeEntry {
+    /// The entry's metadata as layers hold it.
+    pub fn metadata(&self) -> Metadata {
+        Metadata { mode: self.mode, uid: self.uid, gid: self.gid, mtime: self.mtime, xattrs: self.xattrs.clone() }
+    }
+
+    /// Whether it is a folder.
+    pub fn is_directory(&self) -> bool {
+        self.kind == TreeKind::Directory
+    }
+}
+
+impl NodeKind {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::File { .. } => "regular file",
+            Self::Directory { .. } => "directory",
+            Self::Symlink { .. } => "symbolic link",
+            Self::CharDevice { .. } => "character device",
+            Self::BlockDevice { .. } => "block device",
+            Self::Fifo => "named pipe",
+            Self::Socket => "socket",
+            Self::Whiteout => "whiteout",
+        }
+    }
+}
+
+fn components(path: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")).map(<[u8]>::to_vec)
+}
+
+/// The path of something that does not exist: from here on `..` can only be read literally.
+fn missing(place: Vec<u8>, name: &[u8], todo: &VecDeque<Vec<u8>>) -> Walk {
+    let path = lexical(join_path(&place, name), todo.iter().map(Vec::as_slice));
+    Walk { path, found: None }
+}
+
+fn lexical<'a>(mut path: Vec<u8>, names: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    for name in names {
+        match name {
+            b"" | b"." => {}
+            b".." => path.truncate(super::entry::split_path(&path).map_or(0, |(parent, _)| parent.len())),
+            name => path = join_path(&path, name),
+        }
+    }
+    path
+}
+
+fn absolute(path: &[u8]) -> PathBuf {
+    PathBuf::from(OsString::from_vec([b"/", path].concat()))
+}
+
+fn not_found(path: &[u8]) -> LayerError {
+    LayerError::NotFound { path: shown(path) }
+}
+
+fn tree_entry(path: Vec<u8>, node: Node, layer: usize) -> TreeEntry {
+    let name = super::entry::split_path(&path).map_or(&b""[..], |(_, name)| name);
+    let Metadata { mode, uid, gid, mtime, xattrs } = node.metadata;
+    let (inode, links) = (node.inode, node.links);
+    let name = OsStr::from_bytes(name).to_owned();
+    let kind = tree_kind(node.kind);
+    TreeEntry { path: absolute(&path), name, kind, mode, uid, gid, mtime, xattrs, inode, links, layer }
+}
+
+fn tree_kind(kind: NodeKind) -> TreeKind {
+    match kind {
+        NodeKind::File { size } => TreeKind::File { size },
+        NodeKind::Directory { .. } => TreeKind::Directory,
+        NodeKind::Symlink { target } => TreeKind::Symlink { target },
+        NodeKind::CharDevice { major, minor } => TreeKind::CharDevice { major, minor },
+        NodeKind::BlockDevice { major, minor } => TreeKind::BlockDevice { major, minor },
+        NodeKind::Fifo => TreeKind::Fifo,
+        NodeKind::Socket => TreeKind::Socket,
+        NodeKind::Whiteout => unreachable!("whiteouts are never found"),
+    }
+}
