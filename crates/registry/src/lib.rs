@@ -18,52 +18,38 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod answer;
+mod auth;
+mod content_hash;
 mod credential_helper;
 mod docker_config;
+mod document;
+mod endpoint;
 mod error;
+mod exchange;
+mod fetch;
 mod http_date;
+mod login;
+mod manifests;
 mod message;
 mod options;
+mod proxy;
+mod push;
+mod registry;
 mod retry;
 mod select;
+mod sink;
+mod tls;
+mod transport;
+mod upload;
+mod upload_body;
 
 pub use docker_config::DockerConfig;
+pub use document::Document;
 pub use error::RegistryError;
+pub use login::LoginOutcome;
 pub use message::ServerMessage;
 pub use options::{HostOptions, ProxyOptions, RegistryOptions, RetryPolicy, Timeouts};
+pub use push::Pushed;
+pub use registry::Registry;
 pub use select::select_platform;
-
-use forge_image::Descriptor;
-use forge_session::Redacted;
-
-/// A manifest or an index as it came: its bytes, and a descriptor whose digest and size are those of the bytes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Document {
-    /// Media type, digest and size.
-    pub descriptor: Descriptor,
-    /// The bytes, unchanged.
-    pub bytes: Vec<u8>,
-}
-
-/// How a blob came to be in a repository.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pushed {
-    /// It was there.
-    Existed,
-    /// The registry took it from another of its repositories.
-    Mounted,
-    /// Its bytes were sent.
-    Uploaded,
-}
-
-/// What a registry said to credentials.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LoginOutcome {
-    /// The registry took them. Where it gave a refresh token for them, that is to be kept instead of the password.
-    Accepted {
-        /// docker's `identitytoken`.
-        identity_token: Option<Redacted>,
-    },
-    /// The registry lets everyone in without asking.
-    NotRequired,
-}

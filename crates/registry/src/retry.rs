@@ -1,5 +1,7 @@
 use crate::{RegistryError, RetryPolicy};
+use std::error::Error;
 use std::hash::{BuildHasher as _, Hasher as _};
+use std::io;
 use std::time::{Duration, SystemTime};
 
 /// How a try ended that did not succeed.
@@ -27,19 +29,32 @@ impl Failure {
         Self { error, again: Again::Never }
     }
 
+    /// Whether another try may end otherwise.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.again != Again::Never
+    }
+
     pub(crate) fn passing(error: RegistryError) -> Self {
         Self { error, again: Again::Later }
     }
 }
 
 impl From<RegistryError> for Failure {
-    /// Broken connections and silence pass; everything else is an answer.
+    /// Broken connections and silence pass; a certificate that does not fit stays as it is, and so does an answer.
     fn from(error: RegistryError) -> Self {
-        match error {
-            RegistryError::Connection { .. } | RegistryError::Stalled { .. } => Self::passing(error),
-            error => Self::last(error),
+        match &error {
+            RegistryError::Connection { source, .. } if !is_tls(source.as_ref()) => Self::passing(error),
+            RegistryError::Stalled { .. } => Self::passing(error),
+            _ => Self::last(error),
         }
     }
+}
+
+/// Whether TLS itself failed. The HTTP library wraps the cause in I/O errors, whose `source` skips what they hold.
+fn is_tls(error: &(dyn Error + 'static)) -> bool {
+    let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    let here = error.downcast_ref::<rustls::Error>().is_some_and(|error| !matches!(error, rustls::Error::General(_)));
+    here || held.is_some_and(|held| is_tls(held)) || error.source().is_some_and(is_tls)
 }
 
 /// Counts the tries of one operation.

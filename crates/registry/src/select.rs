@@ -123,10 +123,8 @@ mod tests {
 
     #[test]
     fn what_there_is_is_named() {
-        let error = select_platform(
-            &index(&["unknown/unknown", "linux/arm64/v8", "linux/s390x"]),
-            &"linux/amd64".parse().unwrap(),
-        );
+        let index = index(&["unknown/unknown", "linux/arm64/v8", "linux/s390x"]);
+        let error = select_platform(&index, &"linux/amd64".parse().unwrap());
         assert_eq!(
             error.unwrap_err().to_string(),
             "no image for platform linux/amd64, there are: linux/arm64, linux/s390x"

@@ -1,0 +1,127 @@
+//! Who forge is to a registry: challenges, tokens, and what may be sent where.
+
+mod challenge;
+mod realm;
+mod token;
+
+use crate::endpoint::Endpoint;
+use crate::retry::Failure;
+use crate::transport::{Transport, authority};
+use crate::{RegistryError, ServerMessage};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+pub(crate) use challenge::Challenge;
+use forge_session::{Credentials, Redacted, Session};
+pub(crate) use realm::{Realm, Trust};
+use reqwest::header::WWW_AUTHENTICATE;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+pub(crate) use token::Demand;
+use token::Grant;
+
+/// What a request needs a token for, as the token specification writes it: `repository:library/alpine:pull`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Scope(Vec<String>);
+
+impl Scope {
+    pub(crate) fn pull(repository: &str) -> Self {
+        Self(vec![format!("repository:{repository}:pull")])
+    }
+
+    /// Push to one repository, and read others of the same registry, to mount blobs from.
+    pub(crate) fn push(repository: &str, mount_from: &[&str]) -> Self {
+        let others = mount_from.iter().map(|other| format!("repository:{other}:pull"));
+        Self(std::iter::once(format!("repository:{repository}:pull,push")).chain(others).collect())
+    }
+
+    pub(crate) fn words(&self) -> &[String] {
+        &self.0
+    }
+}
+
+/// Keeps what registries granted. It belongs to one user: every session that is served through it is given the
+/// same credentials.
+#[derive(Default)]
+pub(crate) struct Authenticator {
+    slots: Mutex<HashMap<(String, Scope), Slot>>,
+}
+
+/// What was granted for one registry and scope. The lock is held while a token is fetched, so that a dozen blobs that
+/// are asked for at once fetch one token.
+type Slot = Arc<tokio::sync::Mutex<Option<Grant>>>;
+
+impl Authenticator {
+    /// What is known to be granted: the value of `Authorization`.
+    pub(crate) async fn known(&self, endpoint: &Endpoint, scope: &Scope) -> Option<Redacted> {
+        let slot = self.slot(endpoint, scope);
+        let grant = slot.lock().await;
+        grant.as_ref().filter(|grant| grant.is_valid(Instant::now())).map(|grant| grant.authorization.clone())
+    }
+
+    /// Answers a 401: fetches a token, or takes the credentials as they are. `refused` is what the registry has just refused.
+    /// `None`: there is nothing (else) to offer.
+    pub(crate) async fn answer(
+        &self,
+        transport: &Transport,
+        endpoint: &Endpoint,
+        scope: &Scope,
+        challenges: &[Challenge],
+        refused: Option<&Redacted>,
+        session: &dyn Session,
+    ) -> Result<Option<Redacted>, Failure> {
+        let slot = self.slot(endpoint, scope);
+        let mut grant = slot.lock().await;
+        let now = Instant::now();
+        // Another request may have fetched one while this one waited for the slot.
+        if let Some(grant) = grant.as_ref().filter(|grant| grant.is_valid(now) && Some(&grant.authorization) != refused)
+        {
+            return Ok(Some(grant.authorization.clone()));
+        }
+        *grant = None;
+        let credentials = session.credentials(&endpoint.name).await;
+        let credentials =
+            credentials.map_err(|source| RegistryError::Credentials { registry: endpoint.name.clone(), source })?;
+        *grant = token::obtain(transport, endpoint, scope, challenges, credentials.as_ref()).await?;
+        Ok(grant.as_ref().map(|grant| grant.authorization.clone()).filter(|new| Some(new) != refused))
+    }
+
+    fn slot(&self, endpoint: &Endpoint, scope: &Scope) -> Slot {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(slots.entry((endpoint.base.to_string(), scope.clone())).or_default())
+    }
+}
+
+/// The challenges of a 401. Only the registry itself may pose them, not where it redirects to.
+pub(crate) fn challenges(answer: &crate::answer::Answer) -> Vec<Challenge> {
+    match answer.is_from_origin() {
+        true => Challenge::parse_all(&answer.headers(WWW_AUTHENTICATE)),
+        false => Vec::new(),
+    }
+}
+
+pub(crate) fn basic(username: &str, password: &Redacted) -> Redacted {
+    Redacted::new(format!("Basic {}", STANDARD.encode(format!("{username}:{}", password.reveal()))))
+}
+
+/// The error for an untrusted token server that did not give a token to someone unknown.
+fn untrusted(
+    endpoint: &Endpoint,
+    realm: &Realm,
+    message: ServerMessage,
+    credentials: Option<&Credentials>,
+) -> RegistryError {
+    match (realm.trust, credentials) {
+        (Trust::Anonymous, Some(_)) => RegistryError::Refused {
+            registry: endpoint.name.clone(),
+            target: crate::transport::shown(&realm.url),
+            reason: "the token server is under another domain, so it is not given the registry's credentials",
+        },
+        _ => RegistryError::Unauthorized {
+            registry: authority(&endpoint.base),
+            what: "a token".to_owned(),
+            authenticated: credentials.is_some(),
+            message,
+        },
+    }
+}

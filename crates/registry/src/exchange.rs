@@ -1,0 +1,65 @@
+use crate::answer::Answer;
+use crate::auth::{self, Authenticator, Scope};
+use crate::endpoint::Endpoint;
+use crate::retry::{Failure, Tries};
+use crate::transport::{Request, Transport};
+use forge_session::{Redacted, Session};
+use reqwest::StatusCode;
+
+/// Requests to one server about one repository: adds what proves who forge is, and answers challenges.
+#[derive(Clone, Copy)]
+pub(crate) struct Exchange<'a> {
+    pub transport: &'a Transport,
+    pub authenticator: &'a Authenticator,
+    pub endpoint: &'a Endpoint,
+    pub scope: &'a Scope,
+    pub session: &'a dyn Session,
+}
+
+impl Exchange<'_> {
+    /// Sends once, and once more with fresh proof after a 401. Any status but a final 401 is the caller's to judge.
+    /// `what` says what is asked for, in errors.
+    ///
+    /// Requests to other servers than the endpoint (a foreign upload location) carry no proof, and cannot ask for any.
+    pub(crate) async fn once(&self, request: &Request, what: &str) -> Result<Answer, Failure> {
+        let home = request.url.origin() == self.endpoint.base.origin();
+        let known = if home { self.authenticator.known(self.endpoint, self.scope).await } else { None };
+        let answer = self.send(request, known.clone()).await?;
+        if answer.status() != StatusCode::UNAUTHORIZED {
+            return Ok(answer);
+        }
+        let challenges = if home { auth::challenges(&answer) } else { Vec::new() };
+        if challenges.is_empty() {
+            return Err(answer.into_failure(what, known.is_some()).await);
+        }
+        let refusal = answer.into_failure(what, known.is_some()).await;
+        let (transport, endpoint, scope) = (self.transport, self.endpoint, self.scope);
+        let proof =
+            self.authenticator.answer(transport, endpoint, scope, &challenges, known.as_ref(), self.session).await?;
+        let Some(proof) = proof else { return Err(refusal) };
+        let answer = self.send(request, Some(proof)).await?;
+        match answer.status() {
+            StatusCode::UNAUTHORIZED => Err(answer.into_failure(what, true).await),
+            _ => Ok(answer),
+        }
+    }
+
+    async fn send(&self, request: &Request, authorization: Option<Redacted>) -> Result<Answer, Failure> {
+        let request = Request { authorization, ..request.clone() };
+        self.transport.send(&request).await.map_err(Failure::from)
+    }
+
+    /// Sends until an attempt succeeds or none is left.
+    pub(crate) async fn repeat<T>(
+        &self,
+        attempt: impl AsyncFn() -> Result<T, Failure>,
+    ) -> Result<T, crate::RegistryError> {
+        let mut tries = Tries::new(self.transport.options().retry);
+        loop {
+            match attempt().await {
+                Ok(value) => return Ok(value),
+                Err(failure) => tries.wait(failure).await?,
+            }
+        }
+    }
+}

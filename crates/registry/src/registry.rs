@@ -1,0 +1,73 @@
+use crate::auth::{Authenticator, Scope};
+use crate::endpoint::Endpoint;
+use crate::exchange::Exchange;
+use crate::transport::Transport;
+use crate::{RegistryError, RegistryOptions};
+use forge_image::Reference;
+use forge_session::Session;
+
+/// Talks to registries: connections, tokens and slots are shared by everything that goes through one value.
+///
+/// It keeps the tokens that it was given, whichever session asked: it serves sessions of one user only. All methods
+/// end soon with [`RegistryError::Cancelled`] when the session's cancellation fires; dropping their future also stops
+/// them. They need a tokio runtime with time and network.
+pub struct Registry {
+    pub(crate) transport: Transport,
+    pub(crate) authenticator: Authenticator,
+}
+
+impl Registry {
+    /// Prepares a client. Makes no connection; certificates are read when a host first needs them.
+    ///
+    /// # Errors
+    /// A proxy's address is none.
+    pub fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
+        Ok(Self { transport: Transport::new(options)?, authenticator: Authenticator::default() })
+    }
+
+    pub(crate) fn exchange<'a>(
+        &'a self,
+        endpoint: &'a Endpoint,
+        scope: &'a Scope,
+        session: &'a dyn Session,
+    ) -> Exchange<'a> {
+        Exchange { transport: &self.transport, authenticator: &self.authenticator, endpoint, scope, session }
+    }
+
+    /// Where a reference is pushed to: the host itself, never a mirror.
+    pub(crate) fn origin(&self, reference: &Reference) -> Result<Endpoint, RegistryError> {
+        Endpoint::origin(self.transport.options(), reference.registry(), reference.repository())
+    }
+
+    /// Asks the sources of a reference in order: mirrors as listed, then the host. The first that answers well is taken;
+    /// when none does, the host's own error counts.
+    pub(crate) async fn first_source<T>(
+        &self,
+        reference: &Reference,
+        session: &dyn Session,
+        ask: impl AsyncFn(Exchange<'_>) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let sources = Endpoint::sources(self.transport.options(), reference)?;
+        let last = sources.len() - 1;
+        for (number, endpoint) in sources.iter().enumerate() {
+            let scope = Scope::pull(&endpoint.repository);
+            match ask(self.exchange(endpoint, &scope, session)).await {
+                Err(error) if number < last && error.next_source_may_help() => {}
+                result => return result,
+            }
+        }
+        unreachable!("the host itself is always the last source")
+    }
+}
+
+/// Runs until the session is cancelled.
+pub(crate) async fn until_cancelled<T>(
+    session: &dyn Session,
+    work: impl Future<Output = Result<T, RegistryError>>,
+) -> Result<T, RegistryError> {
+    tokio::select! {
+        biased;
+        () = session.cancellation().cancelled() => Err(RegistryError::Cancelled),
+        result = work => result,
+    }
+}
