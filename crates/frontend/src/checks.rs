@@ -24,6 +24,7 @@ pub enum Rule {
     InvalidDefaultArgInFrom,
     FromPlatformFlagConstDisallowed,
     CopyIgnoredFile,
+    InvalidDefinitionDescription,
     ExposeProtoCasing,
     ExposeInvalidFormat,
 }
@@ -58,6 +59,11 @@ impl Rule {
     /// A finding at a place. `words` fill the rule's message in order.
     pub(crate) fn at(self, span: Span, words: &[&str]) -> Warning {
         Warning { rule: self, message: self.message(words), span, url: self.url() }
+    }
+
+    /// Whether the rule counts only where it is asked for.
+    pub fn is_experimental(self) -> bool {
+        self == Self::InvalidDefinitionDescription
     }
 
     /// The page that explains the rule; docker has none for one of them.
@@ -113,6 +119,9 @@ impl Rule {
             }
             Self::CopyIgnoredFile => {
                 format!("Attempting to {a} file {b:?} that is excluded by .dockerignore")
+            }
+            Self::InvalidDefinitionDescription => {
+                format!("Comment for {a} should follow the format: `# {b} <description>`")
             }
             Self::ExposeProtoCasing => {
                 format!("Defined protocol '{a}' in EXPOSE instruction should be lowercase")

@@ -130,6 +130,12 @@ pub enum Problem {
         /// What it asks for.
         what: &'static str,
     },
+    /// Findings of the build checks are errors (`# check=error=true`).
+    #[error("lint violation found for rules: {rules}")]
+    LintViolation {
+        /// The rules, joined by commas.
+        rules: String,
+    },
     /// The language has it, this version does not.
     #[error("{what} is not supported by this version of forge")]
     NotBuilt {

@@ -11,45 +11,33 @@
 
 mod ast;
 mod checks;
+mod command;
+mod duration;
 mod error;
 mod expand;
+mod flags;
+mod ignore_file;
 mod keyword;
+mod lint;
+mod lower;
 mod parse;
+mod program;
 mod quote;
 mod render;
 mod request;
 mod sexpr;
+mod signal;
 mod span;
 mod suggest;
 
 pub use ast::{Arguments, Directive, Dockerfile, Heredoc, Instruction, Pair};
 pub use checks::{Rule, Warning};
 pub use error::{FrontendError, Problem};
+pub use ignore_file::ignore_patterns;
+pub use lower::lower;
 pub use parse::parse;
 pub use request::{
     ImageKey, ImageKeySource, ImageRequest, LowerOptions, Lowered, LoweredImage, NamedContext, ResolvedImage,
     ResolvedImages,
 };
 pub use span::{Span, Token};
-
-/// Turns a Dockerfile into a graph. Pure; called until it no longer needs images.
-///
-/// # Errors
-/// The Dockerfile is refused.
-pub fn lower(
-    dockerfile: &Dockerfile,
-    options: &LowerOptions,
-    images: &ResolvedImages,
-) -> Result<Lowered, FrontendError> {
-    let _ = (dockerfile, options, images);
-    Err(Problem::NotBuilt { what: "lowering".to_owned() }.into())
-}
-
-/// Reads an ignore file into patterns.
-///
-/// # Errors
-/// A pattern is wrong.
-pub fn ignore_patterns(text: &[u8]) -> Result<Vec<String>, FrontendError> {
-    let _ = text;
-    Err(Problem::NotBuilt { what: "ignore files".to_owned() }.into())
-}

@@ -11,11 +11,13 @@
 mod context;
 mod credentials;
 mod event;
+mod patterns;
 mod single_flight;
 
 pub use context::{Context, ContextEntry, ContextError, ContextPath, EntryKind, FileStamp};
 pub use credentials::{CredentialError, Credentials, Redacted};
 pub use event::{Event, EventSink, LogStream, ProgressGroup, SourceSpan, StatusUpdate, VertexUpdate, WarningNotice};
+pub use patterns::{PatternError, PatternMatcher};
 pub use single_flight::{SingleFlight, Turn};
 
 use async_trait::async_trait;

@@ -5,7 +5,7 @@ mod budget;
 mod pattern;
 mod walker;
 
-pub(crate) use budget::{Budget, MAX_VALUE};
+pub(crate) use budget::Budget;
 
 use crate::{FrontendError, Problem};
 use std::collections::BTreeSet;

@@ -8,6 +8,11 @@ mod words;
 
 pub(crate) use directive::check_frontend;
 
+/// Whether a word opens a heredoc.
+pub(crate) fn heredoc_opening(word: &str) -> bool {
+    heredoc::opening(word).is_some()
+}
+
 use crate::checks::{Rule, Warning};
 use crate::keyword::Keyword;
 use crate::{Arguments, Dockerfile, FrontendError, Instruction, Problem, Span, Token, span::At};

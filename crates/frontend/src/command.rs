@@ -1,0 +1,379 @@
+//! Instructions whose words have been checked: the right number, known flags, known values. Variables are not
+//! expanded yet.
+
+use crate::duration::parse_duration;
+use crate::flags::{FlagKind, Flags};
+use crate::keyword::Keyword;
+use crate::parse::heredoc_opening;
+use crate::suggest::nearest;
+use crate::{Arguments, FrontendError, Instruction, Pair, Problem, Span, Token};
+use forge_image::Healthcheck;
+use forge_llb::NetworkMode;
+
+/// An instruction of a stage.
+#[derive(Clone, Debug)]
+pub(crate) struct Command {
+    pub action: Action,
+    /// The keyword as written.
+    pub keyword: Token,
+    /// The instruction's text on one line.
+    pub text: String,
+    pub span: Span,
+    pub comments: Vec<Token>,
+    pub origin: Origin,
+    /// What it uses that this version does not have.
+    pub not_built: Option<String>,
+}
+
+/// Where an instruction comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The stage itself.
+    Stage,
+    /// An ONBUILD of another stage of the file.
+    StageTrigger,
+    /// An ONBUILD of a base image, which the user may never have read (A41).
+    ImageTrigger,
+}
+
+/// What an instruction does.
+#[derive(Clone, Debug)]
+pub(crate) enum Action {
+    Arg(Vec<ArgDefinition>),
+    Env(Vec<Pair>),
+    Label(Vec<Pair>),
+    Expose(Vec<Token>),
+    Volume(Vec<Token>),
+    User(Token),
+    Workdir(Token),
+    Stopsignal(Token),
+    Maintainer(Token),
+    Shell(Vec<String>),
+    Cmd(CommandLine),
+    Entrypoint(CommandLine),
+    Healthcheck(Healthcheck),
+    Onbuild(String),
+    Run(RunCommand),
+    Copy(Box<CopyCommand>),
+}
+
+/// One variable of an ARG.
+#[derive(Clone, Debug)]
+pub(crate) struct ArgDefinition {
+    pub key: Token,
+    pub default: Option<Token>,
+}
+
+/// What RUN, CMD and ENTRYPOINT run.
+#[derive(Clone, Debug)]
+pub(crate) enum CommandLine {
+    /// A text for the shell.
+    Shell(String),
+    /// A program and its arguments.
+    Exec(Vec<String>),
+}
+
+/// RUN.
+#[derive(Clone, Debug)]
+pub(crate) struct RunCommand {
+    pub line: CommandLine,
+    /// The heredocs as they stand, and without leading tabs where asked for.
+    pub heredocs: Vec<crate::Heredoc>,
+    pub network: Option<NetworkMode>,
+}
+
+/// COPY and ADD.
+#[derive(Clone, Debug)]
+pub(crate) struct CopyCommand {
+    pub add: bool,
+    pub sources: Vec<Token>,
+    pub heredocs: Vec<crate::Heredoc>,
+    pub destination: Token,
+    pub from: Option<Token>,
+    pub chown: Option<Token>,
+    pub chmod: Option<Token>,
+    pub exclude: Vec<Token>,
+}
+
+impl Command {
+    /// Checks an instruction.
+    ///
+    /// # Errors
+    /// The instruction is unknown, or its flags or words are not what it takes.
+    pub fn read(instruction: &Instruction) -> Result<Self, FrontendError> {
+        let mut not_built = None;
+        let action = Reader { instruction, not_built: &mut not_built }
+            .action()
+            .map_err(|error| error.or_at(instruction.span))?;
+        Ok(Self {
+            action,
+            keyword: instruction.keyword.clone(),
+            text: instruction.text.clone(),
+            span: instruction.span,
+            comments: instruction.comments.clone(),
+            origin: Origin::Stage,
+            not_built,
+        })
+    }
+}
+
+/// An instruction that there is none of.
+pub(crate) fn unknown_instruction(instruction: &Instruction) -> FrontendError {
+    let name = instruction.keyword.text.clone();
+    let suggestion = nearest(&name, Keyword::ALL.iter().map(|(known, _)| *known));
+    let error = FrontendError::from(Problem::UnknownInstruction { name: name.to_uppercase() });
+    FrontendError { suggestion, ..error }.or_at(instruction.keyword.span)
+}
+
+struct Reader<'a> {
+    instruction: &'a Instruction,
+    not_built: &'a mut Option<String>,
+}
+
+fn wrong<T>(reason: impl Into<String>) -> Result<T, FrontendError> {
+    Err(Problem::syntax(reason).into())
+}
+
+impl Reader<'_> {
+    fn action(&mut self) -> Result<Action, FrontendError> {
+        let Some(keyword) = self.instruction.kind() else { return Err(unknown_instruction(self.instruction)) };
+        match keyword {
+            Keyword::Add | Keyword::Copy => return self.copy(keyword == Keyword::Add),
+            Keyword::Run => return self.run(),
+            Keyword::Healthcheck => return self.healthcheck(),
+            _ => Flags::none(self.instruction)?,
+        }
+        match keyword {
+            Keyword::Arg => self.arg(),
+            Keyword::Env => Ok(Action::Env(self.pairs("ENV")?)),
+            Keyword::Label => Ok(Action::Label(self.pairs("LABEL")?)),
+            Keyword::Expose => Ok(Action::Expose(self.words("EXPOSE")?)),
+            Keyword::Volume => self.volume(),
+            Keyword::User => Ok(Action::User(self.one("USER")?)),
+            Keyword::Workdir => Ok(Action::Workdir(self.one("WORKDIR")?)),
+            Keyword::Stopsignal => Ok(Action::Stopsignal(self.one("STOPSIGNAL")?)),
+            Keyword::Maintainer => Ok(Action::Maintainer(self.one("MAINTAINER")?)),
+            Keyword::Shell => self.shell(),
+            Keyword::Cmd => Ok(Action::Cmd(command_line(&self.instruction.arguments))),
+            Keyword::Entrypoint => Ok(Action::Entrypoint(command_line(&self.instruction.arguments))),
+            Keyword::Onbuild => self.onbuild(),
+            _ => wrong(format!("unexpected {}", keyword.name())),
+        }
+    }
+
+    fn words(&self, keyword: &str) -> Result<Vec<Token>, FrontendError> {
+        match &self.instruction.arguments {
+            Arguments::Words(words) | Arguments::Json(words) if !words.is_empty() => Ok(words.clone()),
+            _ => wrong(format!("{keyword} requires at least one argument")),
+        }
+    }
+
+    fn one(&self, keyword: &str) -> Result<Token, FrontendError> {
+        match &self.instruction.arguments {
+            Arguments::Text(token) => Ok(token.clone()),
+            _ => wrong(format!("{keyword} requires exactly one argument")),
+        }
+    }
+
+    fn pairs(&self, keyword: &str) -> Result<Vec<Pair>, FrontendError> {
+        match &self.instruction.arguments {
+            Arguments::Pairs(pairs) if pairs.iter().any(|pair| pair.key.text.is_empty()) => {
+                wrong(format!("{keyword} names can not be blank"))
+            }
+            Arguments::Pairs(pairs) if !pairs.is_empty() => Ok(pairs.clone()),
+            _ => wrong(format!("{keyword} requires at least one argument")),
+        }
+    }
+
+    fn arg(&self) -> Result<Action, FrontendError> {
+        let definitions = self.words("ARG")?.into_iter().map(|word| {
+            let (key, default) = match word.text.split_once('=') {
+                Some((key, value)) => (key, Some(Token { text: value.to_owned(), span: word.span })),
+                None => (word.text.as_str(), None),
+            };
+            match key {
+                "" => wrong("ARG names can not be blank"),
+                key => Ok(ArgDefinition { key: Token { text: key.to_owned(), span: word.span }, default }),
+            }
+        });
+        Ok(Action::Arg(definitions.collect::<Result<_, _>>()?))
+    }
+
+    fn volume(&self) -> Result<Action, FrontendError> {
+        let words = self.words("VOLUME")?;
+        match words.iter().any(|word| word.text.trim().is_empty()) {
+            true => wrong("VOLUME specified can not be an empty string"),
+            false => Ok(Action::Volume(words)),
+        }
+    }
+
+    fn shell(&self) -> Result<Action, FrontendError> {
+        match &self.instruction.arguments {
+            Arguments::Json(words) if words.is_empty() => wrong("SHELL requires at least one argument"),
+            Arguments::Json(words) => Ok(Action::Shell(texts(words))),
+            _ => wrong("SHELL requires the arguments to be in JSON form"),
+        }
+    }
+
+    fn onbuild(&self) -> Result<Action, FrontendError> {
+        let Arguments::Trigger(trigger) = &self.instruction.arguments else {
+            return wrong("ONBUILD requires at least one argument");
+        };
+        if let Some(keyword @ (Keyword::Maintainer | Keyword::From)) = trigger.kind() {
+            return wrong(format!("{} isn't allowed as an ONBUILD trigger", keyword.name()));
+        }
+        let mut text = trigger.text.clone();
+        for heredoc in &trigger.heredocs {
+            text += &format!("\n{}{}", heredoc.body.text, heredoc.name);
+        }
+        Ok(Action::Onbuild(text))
+    }
+
+    fn run(&mut self) -> Result<Action, FrontendError> {
+        let known = [
+            ("mount", FlagKind::List),
+            ("network", FlagKind::Text),
+            ("security", FlagKind::Text),
+            ("device", FlagKind::List),
+        ];
+        let flags = Flags::of(self.instruction, &known)?;
+        let missing = ["mount", "device"].iter().find(|name| !flags.list(name).is_empty());
+        let security = flags.text("security").filter(|mode| mode.text != "sandbox").map(|_| &"security");
+        *self.not_built = missing.or(security).map(|name| format!("RUN --{name}"));
+        let network = match flags.text("network").map(|mode| mode.text.as_str()) {
+            None => None,
+            Some("default") => Some(NetworkMode::Default),
+            Some("none") => Some(NetworkMode::None),
+            Some("host") => Some(NetworkMode::Host),
+            Some(other) => {
+                let error = FrontendError::from(Problem::Flag { reason: format!("invalid network mode: {other:?}") });
+                return Err(FrontendError { suggestion: nearest(other, ["default", "none", "host"]), ..error });
+            }
+        };
+        let line = command_line(&self.instruction.arguments);
+        match &line {
+            CommandLine::Exec(args) if args.is_empty() => wrong("RUN requires at least one argument"),
+            CommandLine::Shell(text) if text.is_empty() => wrong("RUN requires at least one argument"),
+            _ => Ok(Action::Run(RunCommand { line, heredocs: self.instruction.heredocs.clone(), network })),
+        }
+    }
+
+    fn copy(&mut self, add: bool) -> Result<Action, FrontendError> {
+        let keyword = if add { "ADD" } else { "COPY" };
+        let flags = Flags::of(self.instruction, if add { ADD_FLAGS } else { COPY_FLAGS })?;
+        let used = |name: &&&str| flags.is_set(name) || (**name == "unpack" && flags.text(name).is_some());
+        let missing = ["link", "parents", "keep-git-dir", "unpack"].iter().find(used);
+        let checksum = flags.text("checksum").map(|_| &"checksum");
+        *self.not_built = missing.or(checksum).map(|name| format!("{keyword} --{name}"));
+        let mut words = match &self.instruction.arguments {
+            Arguments::Words(words) | Arguments::Json(words) => words.clone(),
+            _ => Vec::new(),
+        };
+        let destination = words.pop().filter(|_| !words.is_empty());
+        let Some(destination) = destination else {
+            return wrong(format!(
+                "{keyword} requires at least two arguments, but only one was provided. Destination could not be determined"
+            ));
+        };
+        if heredoc_opening(&destination.text) {
+            return wrong(format!("{keyword} cannot accept a heredoc as a destination"));
+        }
+        if !matches!(self.instruction.arguments, Arguments::Json(_)) {
+            words.retain(|word| !heredoc_opening(&word.text));
+        }
+        Ok(Action::Copy(Box::new(CopyCommand {
+            add,
+            sources: words,
+            heredocs: self.instruction.heredocs.clone(),
+            destination,
+            from: flags.text("from").filter(|from| !from.text.is_empty()).cloned(),
+            chown: flags.text("chown").filter(|owner| !owner.text.is_empty()).cloned(),
+            chmod: flags.text("chmod").filter(|mode| !mode.text.is_empty()).cloned(),
+            exclude: flags.list("exclude"),
+        })))
+    }
+
+    fn healthcheck(&self) -> Result<Action, FrontendError> {
+        let known = ["interval", "timeout", "start-period", "start-interval", "retries"];
+        let flags = Flags::of(self.instruction, &known.map(|name| (name, FlagKind::Text)))?;
+        let Arguments::Check { kind, command } = &self.instruction.arguments else {
+            return wrong("HEALTHCHECK requires at least one argument");
+        };
+        let test = match (kind.text.to_uppercase().as_str(), command.as_ref()) {
+            ("NONE", Arguments::None) => vec!["NONE".to_owned()],
+            ("NONE", _) => return wrong("HEALTHCHECK NONE takes no arguments"),
+            ("CMD", Arguments::Json(words)) if !words.is_empty() => with_first("CMD", texts(words)),
+            ("CMD", Arguments::Text(text)) => with_first("CMD-SHELL", vec![text.text.clone()]),
+            ("CMD", _) => return wrong("Missing command after HEALTHCHECK CMD"),
+            (_, _) => return wrong(format!("Unknown type {:?} in HEALTHCHECK (try CMD)", kind.text.to_uppercase())),
+        };
+        Ok(Action::Healthcheck(Healthcheck {
+            test,
+            interval: duration(&flags, "interval")?,
+            timeout: duration(&flags, "timeout")?,
+            start_period: duration(&flags, "start-period")?,
+            start_interval: duration(&flags, "start-interval")?,
+            retries: retries(&flags)?,
+        }))
+    }
+}
+
+const ADD_FLAGS: &[(&str, FlagKind)] = &[
+    ("chown", FlagKind::Text),
+    ("chmod", FlagKind::Text),
+    ("link", FlagKind::Bool),
+    ("keep-git-dir", FlagKind::Bool),
+    ("checksum", FlagKind::Text),
+    ("unpack", FlagKind::Bool),
+    ("exclude", FlagKind::List),
+];
+
+const COPY_FLAGS: &[(&str, FlagKind)] = &[
+    ("chown", FlagKind::Text),
+    ("from", FlagKind::Text),
+    ("chmod", FlagKind::Text),
+    ("link", FlagKind::Bool),
+    ("exclude", FlagKind::List),
+    ("parents", FlagKind::Bool),
+];
+
+fn texts(words: &[Token]) -> Vec<String> {
+    words.iter().map(|word| word.text.clone()).collect()
+}
+
+fn with_first(first: &str, mut rest: Vec<String>) -> Vec<String> {
+    rest.insert(0, first.to_owned());
+    rest
+}
+
+fn command_line(arguments: &Arguments) -> CommandLine {
+    match arguments {
+        Arguments::Json(words) => CommandLine::Exec(texts(words)),
+        Arguments::Text(token) => CommandLine::Shell(token.text.clone()),
+        _ => CommandLine::Shell(String::new()),
+    }
+}
+
+/// docker takes no interval below a millisecond, but zero, which stands for the default.
+fn duration(flags: &Flags, name: &str) -> Result<i64, FrontendError> {
+    let Some(value) = flags.text(name).filter(|value| !value.text.is_empty()) else { return Ok(0) };
+    let error = |reason: String| FrontendError::from(Problem::syntax(reason)).or_at(value.span);
+    match parse_duration(&value.text) {
+        None => Err(error(format!("invalid duration {:?}", value.text))),
+        Some(0) => Ok(0),
+        Some(nanoseconds) if nanoseconds < 1_000_000 => {
+            Err(error(format!("Interval {name:?} cannot be less than 1ms")))
+        }
+        Some(nanoseconds) => Ok(nanoseconds),
+    }
+}
+
+fn retries(flags: &Flags) -> Result<i64, FrontendError> {
+    let Some(value) = flags.text("retries").filter(|value| !value.text.is_empty()) else { return Ok(0) };
+    let error = |reason: String| FrontendError::from(Problem::syntax(reason)).or_at(value.span);
+    match value.text.parse::<i32>() {
+        Err(_) => Err(error(format!("--retries must be a number, not {:?}", value.text))),
+        Ok(count) if count < 0 => Err(error(format!("--retries cannot be negative ({count})"))),
+        Ok(count) => Ok(i64::from(count)),
+    }
+}

@@ -1,0 +1,80 @@
+//! The variables that FROM sees: those that every build sets, and the ARGs before the first FROM.
+
+use super::environment::Environment;
+use crate::command::ArgDefinition;
+use crate::expand::{Budget, Expander, Quotes, Unset};
+use crate::span::At;
+use crate::{FrontendError, LowerOptions};
+use forge_image::Platform;
+use std::collections::BTreeMap;
+
+/// Proxy settings reach RUN without being declared, and stay out of history and cache keys.
+pub(super) const PROXY_ARGS: [&str; 10] = [
+    "HTTP_PROXY",
+    "http_proxy",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "FTP_PROXY",
+    "ftp_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+];
+
+/// Build arguments that steer the build and are no variables of RUN.
+pub(super) const NOT_EXPORTED: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
+
+/// The platform variables and `TARGETSTAGE`, unless build arguments say otherwise.
+pub(super) fn automatic(options: &LowerOptions) -> Environment {
+    let mut variables = Environment::default();
+    let target = [("TARGET", &options.platform), ("BUILD", &options.build_platform)];
+    for (name, value) in target.into_iter().flat_map(|(prefix, platform)| platform_variables(prefix, platform)) {
+        variables.set(&name, options.build_args.get(&name).cloned().unwrap_or(value));
+    }
+    let stage = options.build_args.get("TARGETSTAGE").or(options.target.as_ref());
+    variables.set("TARGETSTAGE", stage.cloned().unwrap_or_else(|| "default".to_owned()));
+    variables
+}
+
+fn platform_variables(prefix: &str, platform: &Platform) -> [(String, String); 5] {
+    let variant = platform.variant.clone().unwrap_or_default();
+    let version = platform.os_version.clone().unwrap_or_default();
+    [
+        (format!("{prefix}PLATFORM"), platform.to_string()),
+        (format!("{prefix}OS"), platform.os.clone()),
+        (format!("{prefix}OSVERSION"), version),
+        (format!("{prefix}ARCH"), platform.architecture.clone()),
+        (format!("{prefix}VARIANT"), variant),
+    ]
+}
+
+/// Adds the ARGs before the first FROM. A later one sees the earlier ones.
+///
+/// # Errors
+/// A default cannot be expanded.
+pub(super) fn declared(
+    mut variables: Environment,
+    definitions: &[ArgDefinition],
+    build_args: &BTreeMap<String, String>,
+    escape: char,
+    budget: &Budget,
+) -> Result<Environment, FrontendError> {
+    for definition in definitions {
+        let expand = |token: &crate::Token| {
+            let (quotes, unset) = (Quotes::Removed, Unset::Empty);
+            let expander = Expander { variables: &variables, escape, quotes, unset, budget };
+            expander.expand(&token.text).at(token.span).map(|expanded| expanded.text)
+        };
+        let key = expand(&definition.key)?;
+        let value = match (build_args.get(&key), &definition.default) {
+            (Some(value), _) => Some(value.clone()),
+            (None, Some(default)) => Some(expand(default)?),
+            (None, None) => None,
+        };
+        if let Some(value) = value {
+            variables.set(&key, value);
+        }
+    }
+    Ok(variables)
+}

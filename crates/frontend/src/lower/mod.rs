@@ -1,0 +1,449 @@
+//! Stages to graph and image config.
+//!
+//! [`plan`] looks at every FROM; here the stages that the target needs are lowered, each behind those it needs,
+//! and never another. What a stage needs may only be known once its base is (ONBUILD), so that the walk over the
+//! stages asks again after each answer. Nothing recurses: a file may have a hundred thousand stages.
+
+mod copy;
+mod environment;
+mod globals;
+mod metadata;
+mod plan;
+mod ports;
+mod run;
+mod stage;
+mod state;
+mod title;
+
+use crate::command::{Command, Origin};
+use crate::expand::{Budget, Variables};
+use crate::lint::{Lint, check_program};
+use crate::parse::check_frontend;
+use crate::program::Program;
+use crate::span::At;
+use crate::{
+    Dockerfile, FrontendError, ImageKey, ImageKeySource, ImageRequest, LowerOptions, Lowered, LoweredImage, Problem,
+    ResolvedImage, ResolvedImages, Rule, Span,
+};
+use forge_image::{ImageConfig, Platform};
+use forge_llb::{
+    Edge, Graph, ImageSource, InstructionSpan, LocalSource, Metadata, OciLayoutSource, Op, ResolveMode, SourceOp,
+    Vertex,
+};
+use plan::{Base, Plan, copy_from};
+use stage::StageBuilder;
+use state::{History, StageState};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Environments, arguments and history entries of all steps together: far beyond any real file, and a bound on
+/// what variables of a megabyte in thousands of steps can cost (A114).
+const MAX_LOWERED: usize = 256 << 20;
+
+/// Turns a Dockerfile into a graph and a config.
+///
+/// Pure, and called to a fixpoint: while it answers [`Lowered::Need`], the caller resolves those images, adds
+/// them to `images` and calls again. Each turn starts from the beginning; the same input gives the same output.
+///
+/// # Errors
+/// The Dockerfile is wrong, or uses what this version does not have. Errors say where.
+pub fn lower(
+    dockerfile: &Dockerfile,
+    options: &LowerOptions,
+    images: &ResolvedImages,
+) -> Result<Lowered, FrontendError> {
+    lower_file(dockerfile, options, images)
+        .map_err(|error| FrontendError { file: dockerfile.name().to_owned(), ..error })
+}
+
+fn lower_file(
+    dockerfile: &Dockerfile,
+    options: &LowerOptions,
+    images: &ResolvedImages,
+) -> Result<Lowered, FrontendError> {
+    check_build_args(&options.build_args)?;
+    let directive = dockerfile.directive("check").map(|value| value.text.as_str());
+    let checks = options.build_args.get("BUILDKIT_DOCKERFILE_CHECK").map(String::as_str).or(directive);
+    let lint = Lint::new(checks.unwrap_or_default())?;
+    dockerfile.warnings().iter().for_each(|warning| lint.keep(warning.clone(), &[]));
+    let program = Program::read(dockerfile)?;
+    check_program(&program, &lint);
+    let budget = Budget::default();
+    let plan = Plan::new(&program, options, dockerfile.escape(), &lint, &budget)?;
+    let target = plan.target()?;
+    let epoch = source_date_epoch(options, &plan)?;
+    let mut lowering = Lowering {
+        dockerfile,
+        options,
+        images,
+        plan: &plan,
+        lint: &lint,
+        budget: &budget,
+        epoch,
+        graph: Graph::new(),
+        history: History::default(),
+        done: vec![Progress::Open; plan.stages.len()],
+        requests: BTreeMap::new(),
+        contexts: BTreeSet::new(),
+        triggers: Vec::new(),
+        lowered_bytes: 0,
+    };
+    match lowering.walk(target)? {
+        Some(state) => {
+            let image = lowering.finish(state)?;
+            let unused_build_args = unused_build_args(&program, options);
+            Ok(Lowered::Done(Box::new(LoweredImage { warnings: lint.finish()?, unused_build_args, ..image })))
+        }
+        None => Ok(Lowered::Need(lowering.requests.into_values().collect())),
+    }
+}
+
+/// One turn.
+struct Lowering<'a> {
+    dockerfile: &'a Dockerfile,
+    options: &'a LowerOptions,
+    images: &'a ResolvedImages,
+    plan: &'a Plan<'a>,
+    lint: &'a Lint,
+    budget: &'a Budget,
+    epoch: Option<i64>,
+    graph: Graph,
+    history: History,
+    done: Vec<Progress>,
+    requests: BTreeMap<ImageKey, ImageRequest>,
+    contexts: BTreeSet<String>,
+    triggers: Vec<String>,
+    lowered_bytes: usize,
+}
+
+/// How far a stage is.
+#[derive(Clone)]
+enum Progress {
+    /// Not looked at, or waiting for stages.
+    Open,
+    /// It needs an image that is not known in this turn.
+    Blocked,
+    /// Done.
+    Done(Box<StageState>),
+}
+
+/// What a look at a stage came to.
+enum Step {
+    /// It is [`Progress::Blocked`] or [`Progress::Done`].
+    Settled,
+    /// These stages come first.
+    Waits(Vec<usize>),
+}
+
+impl Lowering<'_> {
+    /// Lowers a stage and all that it needs; `None` where images are missing.
+    fn walk(&mut self, target: usize) -> Result<Option<StageState>, FrontendError> {
+        let mut stack = vec![target];
+        while let Some(&index) = stack.last() {
+            match self.advance(index)? {
+                Step::Settled => drop(stack.pop()),
+                Step::Waits(stages) => stack.extend(stages),
+            }
+        }
+        match &self.done[target] {
+            Progress::Done(state) => Ok(Some((**state).clone())),
+            _ => Ok(None),
+        }
+    }
+
+    /// Goes as far with a stage as what is known allows.
+    fn advance(&mut self, index: usize) -> Result<Step, FrontendError> {
+        if !matches!(self.done[index], Progress::Open) {
+            return Ok(Step::Settled);
+        }
+        let planned = &self.plan.stages[index];
+        let commands: &[Command] = if planned.replaced { &[] } else { &self.plan.program.stages[index].commands };
+        let span = self.plan.program.stages[index].span;
+        let mut needs = Needs::default();
+        self.need(&planned.base, span, &mut needs);
+        self.need_sources(index, commands, &mut needs)?;
+        let triggers = match needs.base_is_ready(&planned.base) {
+            true => self.triggers_of(&planned.base, span)?,
+            false => Vec::new(),
+        };
+        self.need_sources(index, &triggers, &mut needs)?;
+        if !needs.stages.is_empty() {
+            return Ok(Step::Waits(needs.stages));
+        }
+        self.done[index] = match needs.blocked {
+            true => Progress::Blocked,
+            false => Progress::Done(Box::new(self.lower_stage(index, triggers, commands)?)),
+        };
+        Ok(Step::Settled)
+    }
+
+    fn need_sources(&mut self, index: usize, commands: &[Command], needs: &mut Needs) -> Result<(), FrontendError> {
+        for from in commands.iter().filter_map(copy_from) {
+            let source = self.plan.copy_source(index, from, &self.options.platform)?;
+            self.need(&source, from.span, needs);
+        }
+        Ok(())
+    }
+
+    /// Notes what must be there before a base can be used, and asks for images that are not known.
+    fn need(&mut self, base: &Base, span: Span, needs: &mut Needs) {
+        match base {
+            Base::Scratch | Base::Local { .. } => {}
+            Base::Stage(stage) => match self.done[*stage] {
+                Progress::Open => needs.stages.push(*stage),
+                Progress::Blocked => needs.blocked = true,
+                Progress::Done(_) => {}
+            },
+            Base::Image { key, context, .. } => {
+                if !self.images.contains_key(key) {
+                    needs.blocked = true;
+                    needs.images.insert(key.clone());
+                    let step = request_step(key, context.as_deref(), self.options.multi_platform);
+                    let request = ImageRequest { key: key.clone(), span, step };
+                    self.requests.entry(key.clone()).or_insert(request);
+                }
+            }
+        }
+    }
+
+    /// The ONBUILD instructions that a base brings.
+    fn triggers_of(&self, base: &Base, span: Span) -> Result<Vec<Command>, FrontendError> {
+        match base {
+            Base::Stage(stage) => match &self.done[*stage] {
+                Progress::Done(state) => plan::read_triggers(&state.image.config.on_build, span, Origin::StageTrigger),
+                _ => Ok(Vec::new()),
+            },
+            Base::Image { key, .. } => match self.images.get(key) {
+                Some(image) => plan::read_triggers(&image.config.config.on_build, span, Origin::ImageTrigger),
+                None => Ok(Vec::new()),
+            },
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn lower_stage(
+        &mut self,
+        index: usize,
+        triggers: Vec<Command>,
+        commands: &[Command],
+    ) -> Result<StageState, FrontendError> {
+        let mut builder = StageBuilder::start(self, index, triggers.len())?;
+        for command in triggers.iter().chain(commands) {
+            builder.apply(command).at(command.span)?;
+        }
+        Ok(builder.finish())
+    }
+
+    /// Adds the vertex of a base; `None` for the empty file system. `name` says what users see.
+    fn base_edge(&mut self, base: &Base, span: Span, name: &str) -> Result<Option<Edge>, FrontendError> {
+        match base {
+            Base::Scratch => Ok(None),
+            Base::Stage(stage) => match &self.done[*stage] {
+                Progress::Done(state) => Ok(state.edge.clone()),
+                _ => Ok(None),
+            },
+            Base::Local { name: session, exclude, context } => {
+                let title = format!("[context {context}] load from client");
+                self.local_edge(session, exclude, title, span).map(Some)
+            }
+            Base::Image { key, .. } => {
+                let image = self.image(key);
+                match has_layers(&image.config) {
+                    true => self.image_edge(key, span, name).map(Some),
+                    false => Ok(None),
+                }
+            }
+        }
+    }
+
+    fn image(&self, key: &ImageKey) -> &ResolvedImage {
+        self.images.get(key).expect("a stage is lowered only when its images are known")
+    }
+
+    fn image_edge(&mut self, key: &ImageKey, span: Span, name: &str) -> Result<Edge, FrontendError> {
+        let digest = self.image(key).digest.clone();
+        let (source, shown) = match &key.source {
+            ImageKeySource::Image(reference) => {
+                let resolve = if self.options.pull { ResolveMode::ForcePull } else { ResolveMode::PreferLocal };
+                let shown = match reference.digest() {
+                    Some(_) => reference.to_string(),
+                    None => format!("{reference}@{digest}"),
+                };
+                (SourceOp::Image(ImageSource { reference: reference.clone(), pinned: Some(digest), resolve }), shown)
+            }
+            ImageKeySource::OciLayout { name, tag, .. } => {
+                let shown = format!("oci-layout://{name}@{digest}");
+                let layout = OciLayoutSource { name: name.clone(), tag: tag.clone(), digest: Some(digest) };
+                self.contexts.insert(name.clone());
+                (SourceOp::OciLayout(layout), shown)
+            }
+        };
+        let metadata = Metadata { name: format!("{name}{shown}"), ignore_cache: false, span: Some(self.span(span)) };
+        self.add(Op::Source(source), Vec::new(), Some(key.platform.clone()), metadata)
+    }
+
+    /// The main context.
+    fn context_edge(&mut self, span: Span) -> Result<Edge, FrontendError> {
+        let patterns = &self.options.ignore_patterns;
+        self.local_edge("context", patterns, "[internal] load build context".to_owned(), span)
+    }
+
+    fn local_edge(
+        &mut self,
+        session: &str,
+        exclude: &[String],
+        title: String,
+        span: Span,
+    ) -> Result<Edge, FrontendError> {
+        self.contexts.insert(session.to_owned());
+        let local = LocalSource { name: session.to_owned(), exclude: exclude.to_vec() };
+        let metadata = Metadata { name: title, ignore_cache: false, span: Some(self.span(span)) };
+        self.add(Op::Source(SourceOp::Local(local)), Vec::new(), None, metadata)
+    }
+
+    fn add(
+        &mut self,
+        op: Op,
+        inputs: Vec<Edge>,
+        platform: Option<Platform>,
+        metadata: Metadata,
+    ) -> Result<Edge, FrontendError> {
+        Ok(self.graph.add(Vertex { op, inputs, platform, metadata }).map_err(Problem::Graph)?)
+    }
+
+    /// A span as vertices carry it.
+    fn span(&self, span: Span) -> InstructionSpan {
+        InstructionSpan {
+            file: self.dockerfile.name().to_owned(),
+            first_line: span.first_line,
+            last_line: span.last_line,
+            text: String::from_utf8_lossy(span.slice(self.dockerfile.source())).into_owned(),
+        }
+    }
+
+    /// Books what a step adds to the graph and the config.
+    fn book(&mut self, bytes: usize) -> Result<(), FrontendError> {
+        self.lowered_bytes += bytes;
+        match self.lowered_bytes > MAX_LOWERED {
+            true => Err(Problem::TooLarge { what: "what all steps need together", limit: "256 MiB" }.into()),
+            false => Ok(()),
+        }
+    }
+
+    fn finish(mut self, state: StageState) -> Result<LoweredImage, FrontendError> {
+        self.graph.set_goal(state.edge.clone()).map_err(Problem::Graph)?;
+        let mut config = (*state.image).clone();
+        config.config.env = state.image_env.to_entries();
+        config.history = self.history.up_to(state.history);
+        for (key, value) in &self.options.labels {
+            config.config.labels.insert(key.clone(), value.clone().into());
+        }
+        let platform = if state.platform_was_chosen { &state.platform } else { &self.options.platform };
+        config.os.clone_from(&platform.os);
+        config.architecture.clone_from(&platform.architecture);
+        config.variant.clone_from(&platform.variant);
+        Ok(LoweredImage {
+            graph: self.graph,
+            config,
+            base_history: state.base_history,
+            base: state.base,
+            warnings: Vec::new(),
+            unused_build_args: Vec::new(),
+            context_names_used: self.contexts.into_iter().collect(),
+            source_date_epoch: self.epoch,
+            triggers: self.triggers,
+        })
+    }
+}
+
+/// What a stage waits for.
+#[derive(Default)]
+struct Needs {
+    stages: Vec<usize>,
+    images: BTreeSet<ImageKey>,
+    blocked: bool,
+}
+
+impl Needs {
+    fn base_is_ready(&self, base: &Base) -> bool {
+        match base {
+            Base::Stage(stage) => !self.stages.contains(stage),
+            Base::Image { key, .. } => !self.images.contains(key),
+            _ => true,
+        }
+    }
+}
+
+/// An image without layers is nothing to fetch.
+fn has_layers(image: &ImageConfig) -> bool {
+    !image.rootfs.diff_ids.is_empty() || image.history.iter().any(|entry| !entry.empty_layer)
+}
+
+fn request_step(key: &ImageKey, context: Option<&str>, multi_platform: bool) -> String {
+    let place = match context {
+        Some(context) => format!("context {context}"),
+        None => "internal".to_owned(),
+    };
+    let platform = if multi_platform { format!("{} ", key.platform) } else { String::new() };
+    let name = match &key.source {
+        ImageKeySource::Image(reference) => reference.to_string(),
+        ImageKeySource::OciLayout { name, tag, digest } => {
+            let tag = tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
+            let digest = digest.as_ref().map(|digest| format!("@{digest}")).unwrap_or_default();
+            format!("oci-layout://{name}{tag}{digest}")
+        }
+    };
+    format!("[{platform}{place}] load metadata for {name}")
+}
+
+/// Build arguments that would change the front end itself.
+fn check_build_args(build_args: &BTreeMap<String, String>) -> Result<(), FrontendError> {
+    if let Some(image) = build_args.get("BUILDKIT_SYNTAX") {
+        check_frontend(image)?;
+    }
+    match ["BUILDKIT_DISABLE_FILEOP", "override-copy-image"].iter().find(|name| build_args.contains_key(**name)) {
+        Some(name) => Err(Problem::value(format!("build argument {name} is no longer supported")).into()),
+        None => Ok(()),
+    }
+}
+
+/// `SOURCE_DATE_EPOCH` of the build arguments, else of an ARG before the first FROM, else of the caller. An
+/// empty one sets it back.
+fn source_date_epoch(options: &LowerOptions, plan: &Plan<'_>) -> Result<Option<i64>, FrontendError> {
+    let given = options.build_args.get("SOURCE_DATE_EPOCH").map(String::as_str);
+    let Some(text) = given.or_else(|| plan.globals.get("SOURCE_DATE_EPOCH")) else {
+        return Ok(options.source_date_epoch);
+    };
+    match (text, text.parse::<i64>()) {
+        ("", _) => Ok(None),
+        (_, Ok(seconds)) if seconds >= 0 => Ok(Some(seconds)),
+        (_, Ok(_)) => Err(Problem::value(format!("invalid SOURCE_DATE_EPOCH: {text:?}")).into()),
+        (_, Err(_)) => {
+            Err(Problem::NotBuilt { what: format!("SOURCE_DATE_EPOCH={text:?} (only a number of seconds)") }.into())
+        }
+    }
+}
+
+/// Build arguments that nothing in the file asks for. Those that steer the build itself count as used.
+fn unused_build_args(program: &Program, options: &LowerOptions) -> Vec<String> {
+    use crate::command::Action;
+    let commands = program.stages.iter().flat_map(|stage| &stage.commands);
+    let in_stages = commands.filter_map(|command| match &command.action {
+        Action::Arg(definitions) => Some(definitions),
+        _ => None,
+    });
+    let declared = in_stages.flatten().chain(&program.globals).map(|definition| definition.key.text.as_str());
+    let automatic = globals::automatic(options);
+    let known: BTreeSet<&str> = declared.chain(globals::PROXY_ARGS).chain(automatic.names()).collect();
+    let steers = |name: &str| name.starts_with("BUILDKIT_") || name == "SOURCE_DATE_EPOCH";
+    let names = options.build_args.keys().filter(|name| !known.contains(name.as_str()) && !steers(name));
+    names.cloned().collect()
+}
+
+/// A warning where an image is not for the platform that was asked for.
+fn check_platform(lint: &Lint, written: &str, expected: &Platform, image: &ImageConfig, span: Span) {
+    let actual = image.platform();
+    if !image.os.is_empty() && (expected.os != actual.os || expected.architecture != actual.architecture) {
+        let words = [written, &expected.to_string(), &actual.to_string()];
+        lint.report(Rule::InvalidBaseImagePlatform, span, &words, &[]);
+    }
+}

@@ -1,0 +1,407 @@
+//! What each stage is built on and copies from, before anything is lowered.
+
+use super::environment::Environment;
+use super::globals;
+use crate::command::{Action, Command, Origin};
+use crate::expand::{Budget, Expanded, Expander, Quotes, Unset};
+use crate::lint::Lint;
+use crate::program::{Program, Stage};
+use crate::span::At;
+use crate::suggest::nearest;
+use crate::{FrontendError, ImageKey, ImageKeySource, LowerOptions, NamedContext, Problem, Rule, Span, Token};
+use forge_image::{Platform, Reference};
+use std::collections::{BTreeSet, HashMap};
+
+/// Where a file system comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Base {
+    /// Nowhere: it is empty.
+    Scratch,
+    /// An earlier stage.
+    Stage(usize),
+    /// An image.
+    Image {
+        key: ImageKey,
+        /// As the Dockerfile names it.
+        written: String,
+        /// The named context that put it there.
+        context: Option<String>,
+    },
+    /// A folder of the session.
+    Local {
+        name: String,
+        exclude: Vec<String>,
+        /// The name that the Dockerfile uses.
+        context: String,
+    },
+}
+
+/// What is known of a stage before it is lowered.
+pub(super) struct StagePlan {
+    pub base: Base,
+    pub platform: Platform,
+    pub platform_was_chosen: bool,
+    /// A named context stands for the stage: its instructions do not count.
+    pub replaced: bool,
+    /// The name in step names; empty where there is but one stage.
+    pub title: String,
+}
+
+/// All stages, and how to find them by name.
+pub(super) struct Plan<'a> {
+    pub program: &'a Program,
+    pub stages: Vec<StagePlan>,
+    pub globals: Environment,
+    names: HashMap<&'a str, Vec<usize>>,
+    options: &'a LowerOptions,
+}
+
+impl<'a> Plan<'a> {
+    /// Looks at every FROM, needed or not.
+    ///
+    /// # Errors
+    /// A base or a platform is blank, is none, or cannot be expanded; stages form a circle.
+    pub fn new(
+        program: &'a Program,
+        options: &'a LowerOptions,
+        escape: char,
+        lint: &Lint,
+        budget: &Budget,
+    ) -> Result<Self, FrontendError> {
+        let automatic = globals::automatic(options);
+        let given = globals::declared(automatic.clone(), &program.globals, &options.build_args, escape, budget)?;
+        let defaults = globals::declared(automatic, &program.globals, &Default::default(), escape, budget).ok();
+        let mut plan = Self { program, stages: Vec::new(), globals: given, names: HashMap::new(), options };
+        for (index, stage) in program.stages.iter().enumerate() {
+            let froms = Froms { plan: &plan, stage, escape, lint, budget };
+            let planned = froms.plan_stage(index).at(stage.span)?;
+            if let Some(defaults) = &defaults {
+                froms.check_default_base(defaults);
+            }
+            plan.stages.push(planned);
+            if let Some(name) = &stage.name {
+                plan.names.entry(name).or_default().push(index);
+            }
+        }
+        if let [only] = plan.stages.as_mut_slice() {
+            only.title.clear();
+        }
+        plan.check_circles()?;
+        Ok(plan)
+    }
+
+    /// The stage that is wanted.
+    pub fn target(&self) -> Result<usize, FrontendError> {
+        let Some(name) = &self.options.target else { return Ok(self.stages.len() - 1) };
+        let index = || name.parse().ok().filter(|index| *index < self.stages.len());
+        let named = self.names.get(name.to_lowercase().as_str()).and_then(|stages| stages.last().copied());
+        named.or_else(index).ok_or_else(|| {
+            let suggestion = nearest(name, self.names.keys().copied());
+            let error = FrontendError::from(Problem::UnknownTarget { name: name.clone() });
+            FrontendError { suggestion, ..error }
+        })
+    }
+
+    /// The names of all stages.
+    pub fn stage_names(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().copied()
+    }
+
+    /// The last stage of that name before `index`.
+    fn stage_before(&self, name: &str, index: usize) -> Option<usize> {
+        let stages = self.names.get(name.to_lowercase().as_str())?;
+        stages[..stages.partition_point(|stage| *stage < index)].last().copied()
+    }
+
+    /// What a name stands for that is no stage.
+    ///
+    /// # Errors
+    /// It is no image name.
+    pub fn outside(&self, name: &str, platform: &Platform) -> Result<Base, FrontendError> {
+        if name == "scratch" {
+            return Ok(Base::Scratch);
+        }
+        if let Some((context, named)) = self.named_context(name, platform) {
+            return Ok(context_base(context, named, name, platform));
+        }
+        let reference: Reference =
+            name.parse().map_err(|source| Problem::Reference { name: name.to_owned(), source })?;
+        let key = ImageKey { source: ImageKeySource::Image(reference), platform: platform.clone() };
+        Ok(Base::Image { key, written: name.to_owned(), context: None })
+    }
+
+    /// The named context of a stage or an image: by the name as written or in docker's short form, for the
+    /// platform first.
+    fn named_context(&self, name: &str, platform: &Platform) -> Option<(&'a str, &'a NamedContext)> {
+        let contexts = &self.options.named_contexts;
+        let familiar = name.parse::<Reference>().ok().map(|reference| reference.familiar());
+        let short = familiar.as_deref().map(|name| name.strip_suffix(":latest").unwrap_or(name));
+        let names = [Some(name), short, familiar.as_deref()];
+        names.into_iter().flatten().find_map(|name| {
+            let found = contexts.get_key_value(&format!("{name}::{platform}"));
+            found.or_else(|| contexts.get_key_value(name)).map(|(key, context)| (key.as_str(), context))
+        })
+    }
+
+    /// What a COPY copies from.
+    ///
+    /// # Errors
+    /// The name cannot be resolved, or is that of a stage that comes later.
+    pub fn copy_source(&self, index: usize, from: &Token, platform: &Platform) -> Result<Base, FrontendError> {
+        let source = match self.named_stage(from)?.map(|stage| stage.seen_from(index)) {
+            Some(stage) if stage < index => Ok(Base::Stage(stage)),
+            Some(stage) if stage == index => Err(Problem::CircularStage { stage: self.title(index) }.into()),
+            Some(_) => Err(Problem::LateStage { from: from.text.clone(), stage: self.title(index) }.into()),
+            None => self.outside(&from.text, platform),
+        };
+        source.at(from.span)
+    }
+
+    /// The stages that `--from` may mean.
+    fn named_stage(&self, from: &Token) -> Result<Option<NamedStage<'_>>, FrontendError> {
+        if from.text.contains('$') {
+            let reason = "variable expansion is not supported for --from, \
+                          define a new stage with FROM using ARG from global scope as a workaround";
+            return Err(FrontendError::from(Problem::value(reason)).or_at(from.span));
+        }
+        match from.text.parse::<usize>() {
+            Ok(number) if number < self.stages.len() => Ok(Some(NamedStage::Number(number))),
+            Ok(_) => {
+                let problem = Problem::StageIndex { index: from.text.clone() };
+                Err(FrontendError::from(problem).or_at(from.span))
+            }
+            Err(_) => Ok(self.names.get(from.text.to_lowercase().as_str()).map(|stages| NamedStage::Name(stages))),
+        }
+    }
+
+    /// What messages call a stage.
+    pub fn title(&self, index: usize) -> String {
+        let name = self.program.stages[index].name.clone();
+        name.unwrap_or_else(|| format!("stage-{index}"))
+    }
+
+    /// Stages that need each other. Only references to later stages can close a circle, so that files without
+    /// any are done at once.
+    fn check_circles(&self) -> Result<(), FrontendError> {
+        let mut needs: Vec<Vec<(usize, Span)>> = Vec::with_capacity(self.stages.len());
+        let mut forward = false;
+        for (index, planned) in self.stages.iter().enumerate() {
+            let mut stages = Vec::new();
+            if let Base::Stage(base) = planned.base {
+                stages.push((base, self.program.stages[index].span));
+            }
+            for command in &self.program.stages[index].commands {
+                let Some(from) = copy_from(command) else { continue };
+                if let Some(stage) = self.named_stage(from)?.map(|stage| stage.seen_from(index)) {
+                    forward |= stage >= index;
+                    stages.push((stage, from.span));
+                }
+            }
+            needs.push(stages);
+        }
+        if forward { self.find_circle(&needs) } else { Ok(()) }
+    }
+
+    /// Takes away stages that need nothing, until none are left or those that are left form circles.
+    fn find_circle(&self, needs: &[Vec<(usize, Span)>]) -> Result<(), FrontendError> {
+        let mut open: Vec<usize> = needs.iter().map(Vec::len).collect();
+        let mut users: Vec<Vec<usize>> = vec![Vec::new(); needs.len()];
+        for (user, stages) in needs.iter().enumerate() {
+            stages.iter().for_each(|(stage, _)| users[*stage].push(user));
+        }
+        let mut free: Vec<usize> = (0..needs.len()).filter(|stage| open[*stage] == 0).collect();
+        while let Some(stage) = free.pop() {
+            for user in &users[stage] {
+                open[*user] -= 1;
+                if open[*user] == 0 {
+                    free.push(*user);
+                }
+            }
+        }
+        let Some(mut stage) = open.iter().position(|count| *count > 0) else { return Ok(()) };
+        // Each stage that is left needs one that is left: going on from one to the next ends in a circle.
+        let mut seen = BTreeSet::new();
+        loop {
+            let (next, span) = *needs[stage]
+                .iter()
+                .find(|(needed, _)| open[*needed] > 0)
+                .expect("what is left needs something that is left");
+            if !seen.insert(stage) {
+                let problem = Problem::CircularStage { stage: self.title(stage) };
+                return Err(FrontendError::from(problem).or_at(span));
+            }
+            stage = next;
+        }
+    }
+}
+
+/// What `--from` says of a stage.
+enum NamedStage<'a> {
+    Number(usize),
+    /// All stages of that name, in order.
+    Name(&'a [usize]),
+}
+
+impl NamedStage<'_> {
+    /// The stage that is meant: the nearest of that name before a stage, else the first behind it.
+    fn seen_from(&self, index: usize) -> usize {
+        match self {
+            Self::Number(number) => *number,
+            Self::Name(stages) => {
+                let behind = stages.partition_point(|stage| *stage < index);
+                stages[behind.saturating_sub(1)]
+            }
+        }
+    }
+}
+
+/// The `--from` of a COPY.
+pub(super) fn copy_from(command: &Command) -> Option<&Token> {
+    match &command.action {
+        Action::Copy(copy) => copy.from.as_ref(),
+        _ => None,
+    }
+}
+
+fn context_base(context: &str, named: &NamedContext, written: &str, platform: &Platform) -> Base {
+    let image = |source| Base::Image {
+        key: ImageKey { source, platform: platform.clone() },
+        written: written.to_owned(),
+        context: Some(context.to_owned()),
+    };
+    match named.clone() {
+        NamedContext::Local { name, exclude } => Base::Local { name, exclude, context: context.to_owned() },
+        NamedContext::Image(reference) => image(ImageKeySource::Image(reference)),
+        NamedContext::OciLayout { name, tag, digest } => image(ImageKeySource::OciLayout { name, tag, digest }),
+    }
+}
+
+/// Looks at one FROM.
+struct Froms<'p, 'a> {
+    plan: &'p Plan<'a>,
+    stage: &'a Stage,
+    escape: char,
+    lint: &'p Lint,
+    budget: &'p Budget,
+}
+
+impl Froms<'_, '_> {
+    fn plan_stage(&self, index: usize) -> Result<StagePlan, FrontendError> {
+        let expanded = self.expand(&self.stage.base, &self.plan.globals)?;
+        self.check_undeclared(&expanded);
+        let name = expanded.text;
+        if name.is_empty() {
+            let reason = format!("base name ({}) should not be blank", self.stage.base.text);
+            return Err(FrontendError::from(Problem::value(reason)).or_at(self.stage.base.span));
+        }
+        let chosen = self.platform()?;
+        let platform = chosen.clone().unwrap_or_else(|| self.plan.options.platform.clone());
+        let own_context = self.stage.name.as_ref().and_then(|name| self.plan.named_context(name, &platform));
+        let base = match (own_context, self.plan.stage_before(&name, index)) {
+            (Some((context, named)), _) => context_base(context, named, &name, &platform),
+            (None, Some(stage)) => Base::Stage(stage),
+            (None, None) => self.outside(&name, &platform)?,
+        };
+        Ok(StagePlan {
+            base,
+            platform,
+            platform_was_chosen: chosen.is_some(),
+            replaced: own_context.is_some(),
+            title: self.stage.name.clone().unwrap_or_else(|| format!("stage-{index}")),
+        })
+    }
+
+    fn outside(&self, name: &str, platform: &Platform) -> Result<Base, FrontendError> {
+        self.plan.outside(name, platform).at(self.stage.base.span).map_err(|error| {
+            let known = ["alpine", "busybox", "centos", "debian", "golang", "ubuntu", "fedora"];
+            let suggestion = nearest(name, self.plan.stage_names().chain(known));
+            FrontendError { suggestion, ..error }
+        })
+    }
+
+    fn expand(&self, token: &Token, variables: &Environment) -> Result<Expanded, FrontendError> {
+        let (quotes, unset) = (Quotes::Removed, Unset::Empty);
+        let expander = Expander { variables, escape: self.escape, quotes, unset, budget: self.budget };
+        expander.expand(&token.text).at(token.span)
+    }
+
+    fn platform(&self) -> Result<Option<Platform>, FrontendError> {
+        let Some(written) = &self.stage.platform else { return Ok(None) };
+        let expanded = self.expand(written, &self.plan.globals)?;
+        self.check_undeclared(&expanded);
+        self.check_platform(written, &expanded);
+        let suggestion = expanded.undefined.iter().find_map(|name| nearest(name, self.plan.globals.names()));
+        let refuse = |problem: Problem| {
+            let error = FrontendError::from(problem).or_at(written.span);
+            FrontendError { suggestion: suggestion.clone(), ..error }
+        };
+        if expanded.text.is_empty() {
+            return Err(refuse(Problem::value(format!("empty platform value from expression {}", written.text))));
+        }
+        let platform = expanded.text.parse();
+        platform.map(Some).map_err(|source| refuse(Problem::Platform { value: written.text.clone(), source }))
+    }
+
+    fn report(&self, rule: Rule, words: &[&str]) {
+        self.lint.report(rule, self.stage.span, words, &self.stage.comments);
+    }
+
+    fn check_undeclared(&self, expanded: &Expanded) {
+        if expanded.undefined.is_empty() {
+            return;
+        }
+        let declared = self.plan.program.globals.iter().map(|definition| definition.key.text.as_str());
+        let known: BTreeSet<&str> = declared.chain(self.plan.globals.names()).collect();
+        for name in expanded.undefined.iter().filter(|name| !known.contains(name.as_str())) {
+            let suggestion = nearest(name, known.iter().copied()).unwrap_or_default();
+            self.report(Rule::UndefinedArgInFrom, &[name, &suggestion]);
+        }
+    }
+
+    fn check_platform(&self, written: &Token, expanded: &Expanded) {
+        let used: Vec<&str> = expanded.used.iter().map(String::as_str).collect();
+        match (used.as_slice(), expanded.undefined.is_empty()) {
+            (["TARGETPLATFORM"], true) => {
+                use crate::expand::Variables;
+                if self.plan.globals.get("TARGETPLATFORM") == Some(&expanded.text) {
+                    self.report(Rule::RedundantTargetPlatform, &[&written.text]);
+                }
+            }
+            ([], true) => {
+                let Ok(platform) = expanded.text.parse::<Platform>() else { return };
+                let name = self.stage.name.as_deref().unwrap_or_default();
+                if !name.contains(&platform.os) && !name.contains(&platform.architecture) {
+                    self.report(Rule::FromPlatformFlagConstDisallowed, &[&expanded.text]);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the file can be built without build arguments.
+    fn check_default_base(&self, defaults: &Environment) {
+        if !self.stage.base.text.contains('$') {
+            return;
+        }
+        let Ok(expanded) = self.expand(&self.stage.base, defaults) else { return };
+        if expanded.text.parse::<Reference>().is_err() {
+            self.report(Rule::InvalidDefaultArgInFrom, &[&self.stage.base.text]);
+        }
+    }
+}
+
+/// Reads the triggers that a base brings, as instructions of the stage whose FROM stands at `span`.
+pub(super) fn read_triggers(texts: &[String], span: Span, origin: Origin) -> Result<Vec<Command>, FrontendError> {
+    let read = |text: &String| {
+        let instruction = crate::parse::parse_trigger(text, span)?;
+        let command = Command::read(&instruction)?;
+        match &command.action {
+            Action::Onbuild(_) => {
+                let reason = "Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed";
+                Err(FrontendError::from(Problem::syntax(reason)).or_at(span))
+            }
+            _ => Ok(Command { origin, ..command }),
+        }
+    };
+    texts.iter().map(read).collect()
+}
