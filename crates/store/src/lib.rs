@@ -45,6 +45,8 @@ mod removal;
 mod schema;
 mod scratch;
 mod store;
+#[cfg(test)]
+mod tests;
 mod usage;
 
 pub use blobs::{BlobWriter, Blobs};

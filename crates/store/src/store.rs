@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// A store that is open in this process. Clones share it.
 #[derive(Clone)]
 pub struct Store {
-    opened: Arc<Opened>,
+    pub(crate) opened: Arc<Opened>,
     blobs: Blobs,
     layers: Layers,
     images: Images,
