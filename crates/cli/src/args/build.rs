@@ -1,0 +1,132 @@
+use super::unsupported::{Flag, FlagTable, Shape, Unsupported, flag};
+use std::path::PathBuf;
+
+/// `forge build`: the flags of `docker buildx build`.
+#[derive(clap::Args, Debug, Default)]
+pub struct BuildArgs {
+    /// Folder with the files of the build, or - to read a Dockerfile from standard input
+    #[arg(value_name = "PATH|-")]
+    pub context: String,
+    /// Name of the image (repeatable)
+    #[arg(short = 't', long = "tag", value_name = "NAME[:TAG]")]
+    pub tags: Vec<String>,
+    /// The Dockerfile, - for standard input [default: PATH/Dockerfile]
+    #[arg(short = 'f', long, value_name = "PATH|-", allow_hyphen_values = true)]
+    pub file: Option<String>,
+    /// Value of an ARG; without =VALUE that of the environment (repeatable)
+    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
+    pub build_args: Vec<String>,
+    /// The stage to build
+    #[arg(long, value_name = "STAGE")]
+    pub target: Option<String>,
+    /// Run every step again
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Ask registries for newer base images
+    #[arg(long)]
+    pub pull: bool,
+    /// Platforms of the image, comma-separated or repeated
+    #[arg(long = "platform", value_name = "OS/ARCH", value_delimiter = ',')]
+    pub platforms: Vec<String>,
+    /// A further context: NAME=PATH, NAME=docker-image://REF or NAME=oci-layout://PATH[:TAG] (repeatable)
+    #[arg(long = "build-context", value_name = "NAME=VALUE")]
+    pub build_contexts: Vec<String>,
+    /// Where the result goes: a folder, - for a tar on standard output, or type=image|registry|oci|docker|local|tar|cacheonly,KEY=VALUE
+    #[arg(short = 'o', long = "output", value_name = "OUTPUT", allow_hyphen_values = true)]
+    pub outputs: Vec<String>,
+    /// Send the image to its registry
+    #[arg(long)]
+    pub push: bool,
+    /// Keep the image in the local store (the default)
+    #[arg(long)]
+    pub load: bool,
+    /// Write the image ID to a file
+    #[arg(long, value_name = "FILE")]
+    pub iidfile: Option<PathBuf>,
+    /// Write what is known of the result to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub metadata_file: Option<PathBuf>,
+    /// Label of the image (repeatable)
+    #[arg(long = "label", value_name = "NAME=VALUE")]
+    pub labels: Vec<String>,
+    /// Network of RUN steps: default, none or host
+    #[arg(long, value_name = "MODE", default_value = "default")]
+    pub network: String,
+    /// Line of /etc/hosts for RUN steps (repeatable)
+    #[arg(long = "add-host", value_name = "HOST:IP")]
+    pub add_hosts: Vec<String>,
+    /// Progress output: auto, plain, tty, rawjson, quiet or none [env: BUILDKIT_PROGRESS]
+    #[arg(long, value_name = "MODE")]
+    pub progress: Option<String>,
+    /// Print the image ID and nothing else
+    #[arg(short = 'q', long)]
+    pub quiet: bool,
+    /// Show warnings in full
+    #[arg(short = 'D', long)]
+    pub debug: bool,
+    /// Permission that a step may ask for: network.host
+    #[arg(long = "allow", value_name = "ENTITLEMENT")]
+    pub allow: Vec<String>,
+    /// What to do instead of building; only build so far
+    #[arg(long, value_name = "METHOD", hide = true)]
+    pub call: Option<String>,
+    /// Attestation of how the image was made; only false so far
+    #[arg(long, value_name = "BOOL", hide = true)]
+    pub provenance: Option<String>,
+    /// Attestation of what is in the image; only false so far
+    #[arg(long, value_name = "BOOL", hide = true)]
+    pub sbom: Option<String>,
+    /// docker build removes intermediate containers; there are none
+    #[arg(long, hide = true)]
+    rm: bool,
+    #[arg(long, hide = true)]
+    force_rm: bool,
+    #[command(flatten)]
+    pub refused: Unsupported<Refused>,
+    #[command(flatten)]
+    pub ignored: Unsupported<Ignored>,
+}
+
+/// Flags of buildx that forge does not have yet. Using one is an error.
+#[derive(Debug, Default)]
+pub struct Refused;
+
+impl FlagTable for Refused {
+    const FLAGS: &'static [Flag] = &[
+        flag("annotation", None, Shape::Value),
+        flag("attest", None, Shape::Value),
+        flag("builder", None, Shape::Value),
+        flag("cache-from", None, Shape::Value),
+        flag("cache-to", None, Shape::Value),
+        flag("cgroup-parent", None, Shape::Value),
+        flag("check", None, Shape::Switch),
+        flag("cpu-period", None, Shape::Value),
+        flag("cpu-quota", None, Shape::Value),
+        flag("cpu-shares", Some('c'), Shape::Value),
+        flag("cpuset-cpus", None, Shape::Value),
+        flag("cpuset-mems", None, Shape::Value),
+        flag("memory", Some('m'), Shape::Value),
+        flag("memory-swap", None, Shape::Value),
+        flag("no-cache-filter", None, Shape::Value),
+        flag("policy", None, Shape::Value),
+        flag("print", None, Shape::Value),
+        flag("resource", None, Shape::Value),
+        flag("secret", None, Shape::Value),
+        flag("shm-size", None, Shape::Value),
+        flag("ssh", None, Shape::Value),
+        flag("ulimit", None, Shape::Value),
+    ];
+}
+
+/// Flags of the builder before BuildKit that docker takes and ignores. Using one is worth a note.
+#[derive(Debug, Default)]
+pub struct Ignored;
+
+impl FlagTable for Ignored {
+    const FLAGS: &'static [Flag] = &[
+        flag("compress", None, Shape::Switch),
+        flag("isolation", None, Shape::Value),
+        flag("security-opt", None, Shape::Value),
+        flag("squash", None, Shape::Switch),
+    ];
+}

@@ -1,0 +1,193 @@
+//! The command line, as docker's users know it: flags in, plain values out. Nothing here acts.
+
+mod build;
+mod images;
+mod registry;
+mod run;
+mod store;
+mod unsupported;
+
+pub use build::BuildArgs;
+pub use images::{HistoryArgs, ImagesArgs, InspectArgs, LoadArgs, RmiArgs, SaveArgs, TagArgs};
+pub use registry::{LoginArgs, LogoutArgs, PullArgs, PushArgs};
+pub use run::RunArgs;
+pub use store::{DuArgs, InfoArgs, PruneArgs, VersionArgs};
+
+use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Builds, runs and ships container images.
+#[derive(Parser, Debug)]
+#[command(
+    name = "forge",
+    version,
+    disable_help_subcommand = true,
+    disable_version_flag = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    args_override_self = true
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// Print the version and quit
+    #[arg(short = 'v', long = "version", action = ArgAction::Version, help_heading = "Global options")]
+    version: Option<bool>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Args, Debug, Clone, Default)]
+pub struct GlobalArgs {
+    /// Folder of the store [env: FORGE_ROOT] [default: /var/lib/forge, or $XDG_DATA_HOME/forge when not root]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    pub root: Option<PathBuf>,
+    /// Configuration file, TOML [env: FORGE_CONFIG]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub config: Option<PathBuf>,
+    /// Never open a connection
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub offline: bool,
+}
+
+/// What is to be done.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Build an image from a Dockerfile
+    Build(Box<BuildArgs>),
+    /// Run a command in a new container
+    Run(Box<RunArgs>),
+    /// List images
+    Images(ImagesArgs),
+    /// Show images in full, as JSON
+    Inspect(InspectArgs),
+    /// Show how an image came about
+    History(HistoryArgs),
+    /// Give an image a further name
+    Tag(TagArgs),
+    /// Remove names and images
+    Rmi(RmiArgs),
+    /// Fetch an image from a registry
+    Pull(PullArgs),
+    /// Send an image to a registry
+    Push(PushArgs),
+    /// Write images to an archive
+    Save(SaveArgs),
+    /// Read images from an archive
+    Load(LoadArgs),
+    /// Log in to a registry
+    Login(LoginArgs),
+    /// Log out from a registry
+    Logout(LogoutArgs),
+    /// Show what the build cache takes
+    Du(DuArgs),
+    /// Remove build cache and dangling images
+    Prune(PruneArgs),
+    /// Show the version
+    Version(VersionArgs),
+    /// Show where forge keeps things and what this machine offers
+    Info(InfoArgs),
+}
+
+impl Cli {
+    /// Reads a command line; the first word is the program's name.
+    ///
+    /// # Errors
+    /// clap's error, which also carries `--help` and `--version`.
+    pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut command = command();
+        let mut matches = command.try_get_matches_from_mut(words)?;
+        Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+    }
+}
+
+/// The whole grammar, with docker's way of writing switches (`--rm`, `--rm=false`).
+fn command() -> clap::Command {
+    let command = Cli::command().mut_args(docker_switch);
+    let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    names.into_iter().fold(command, |command, name| {
+        command.mut_subcommand(name, |sub| sub.args_override_self(true).mut_args(docker_switch))
+    })
+}
+
+/// Lets a switch take an optional value after `=`, as Go's flag library does.
+fn docker_switch(argument: Arg) -> Arg {
+    if !matches!(argument.get_action(), ArgAction::SetTrue) {
+        return argument;
+    }
+    argument
+        .action(ArgAction::Set)
+        .num_args(0..=1)
+        .require_equals(true)
+        .default_missing_value("true")
+        .default_value("false")
+        .hide_default_value(true)
+        .value_name("BOOL")
+        .value_parser(go_bool)
+}
+
+/// Go's `strconv.ParseBool`.
+fn go_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("expected true or false".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Cli, clap::Error> {
+        Cli::read(line.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn the_grammar_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn switches_take_values_and_the_last_one_wins() {
+        let Command::Run(run) = read("forge run --rm=false --rm -it busybox sh -c -i").unwrap().command else {
+            panic!()
+        };
+        assert!(run.rm && run.interactive && run.tty);
+        assert_eq!(run.words, ["busybox", "sh", "-c", "-i"]);
+        let Command::Run(run) = read("forge run --rm --rm=0 -i busybox").unwrap().command else { panic!() };
+        assert!(!run.rm && !run.tty);
+        assert!(read("forge run --rm=maybe busybox").is_err());
+    }
+
+    #[test]
+    fn words_after_the_image_belong_to_the_command() {
+        let Command::Run(run) = read("forge run -e A=1 busybox -e B=2 --rm --root x").unwrap().command else {
+            panic!()
+        };
+        assert_eq!(run.env, ["A=1"]);
+        assert_eq!(run.words, ["busybox", "-e", "B=2", "--rm", "--root", "x"]);
+        assert!(!run.rm);
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_after_the_command() {
+        assert_eq!(read("forge --root /x images -q").unwrap().global.root, Some("/x".into()));
+        assert_eq!(read("forge images -q --root /x").unwrap().global.root, Some("/x".into()));
+        assert!(read("forge pull --offline busybox").unwrap().global.offline);
+    }
+
+    #[test]
+    fn the_host_name_has_dockers_short_flag() {
+        let Command::Run(run) = read("forge run -h box busybox").unwrap().command else { panic!() };
+        assert_eq!(run.hostname.as_deref(), Some("box"));
+    }
+
+    #[test]
+    fn unknown_flags_are_errors() {
+        assert!(read("forge build --nosuch .").is_err());
+        assert!(read("forge run --nosuch busybox").is_err());
+    }
+}

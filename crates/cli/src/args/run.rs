@@ -1,0 +1,159 @@
+use super::unsupported::{Flag, FlagTable, Shape, Unsupported, flag};
+use std::path::PathBuf;
+
+/// `forge run`: the flags of `docker run`, in the foreground.
+#[derive(clap::Args, Debug, Default)]
+#[command(disable_help_flag = true, override_usage = "forge run [OPTIONS] IMAGE [COMMAND] [ARG...]")]
+pub struct RunArgs {
+    /// The image, then the command and its arguments
+    #[arg(value_name = "IMAGE [COMMAND] [ARG", required = true, trailing_var_arg = true)]
+    pub words: Vec<String>,
+    /// Remove the container when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// Environment variable; without =VALUE that of the environment (repeatable)
+    #[arg(short = 'e', long = "env", value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// File with environment variables, one a line (repeatable)
+    #[arg(long = "env-file", value_name = "FILE")]
+    pub env_files: Vec<PathBuf>,
+    /// Working directory in the container
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User name or id, with an optional group
+    #[arg(short = 'u', long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Show a folder or file of the host in the container (repeatable)
+    #[arg(short = 'v', long = "volume", value_name = "HOST:CONTAINER[:ro]")]
+    pub volumes: Vec<String>,
+    /// Hand standard input to the command
+    #[arg(short = 'i', long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short = 't', long)]
+    pub tty: bool,
+    /// Network of the container: default, none or host
+    #[arg(long, alias = "net", value_name = "MODE", default_value = "default")]
+    pub network: String,
+    /// Run this instead of the image's entry point; an empty text removes it
+    #[arg(long, value_name = "COMMAND")]
+    pub entrypoint: Option<String>,
+    /// Host name of the container
+    #[arg(short = 'h', long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Platform of the image
+    #[arg(long, value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    /// When to fetch the image: always, missing or never
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pub pull: String,
+    /// Show no progress while the image is fetched
+    #[arg(short = 'q', long)]
+    pub quiet: bool,
+    /// Make the container's root file system read-only
+    #[arg(long)]
+    pub read_only: bool,
+    /// Pass signals on to the command; only true so far
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    pub sig_proxy: Option<String>,
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+    #[command(flatten)]
+    pub refused: Unsupported<Refused>,
+}
+
+/// Flags of docker that forge does not have yet. Using one is an error.
+#[derive(Debug, Default)]
+pub struct Refused;
+
+impl FlagTable for Refused {
+    const FLAGS: &'static [Flag] = &[
+        flag("add-host", None, Shape::Value),
+        flag("annotation", None, Shape::Value),
+        flag("attach", Some('a'), Shape::Value),
+        flag("blkio-weight", None, Shape::Value),
+        flag("blkio-weight-device", None, Shape::Value),
+        flag("cap-add", None, Shape::Value),
+        flag("cap-drop", None, Shape::Value),
+        flag("cgroup-parent", None, Shape::Value),
+        flag("cgroupns", None, Shape::Value),
+        flag("cidfile", None, Shape::Value),
+        flag("cpu-count", None, Shape::Value),
+        flag("cpu-percent", None, Shape::Value),
+        flag("cpu-period", None, Shape::Value),
+        flag("cpu-quota", None, Shape::Value),
+        flag("cpu-rt-period", None, Shape::Value),
+        flag("cpu-rt-runtime", None, Shape::Value),
+        flag("cpu-shares", Some('c'), Shape::Value),
+        flag("cpus", None, Shape::Value),
+        flag("cpuset-cpus", None, Shape::Value),
+        flag("cpuset-mems", None, Shape::Value),
+        flag("detach", Some('d'), Shape::Switch),
+        flag("detach-keys", None, Shape::Value),
+        flag("device", None, Shape::Value),
+        flag("device-cgroup-rule", None, Shape::Value),
+        flag("device-read-bps", None, Shape::Value),
+        flag("device-read-iops", None, Shape::Value),
+        flag("device-write-bps", None, Shape::Value),
+        flag("device-write-iops", None, Shape::Value),
+        flag("disable-content-trust", None, Shape::Switch),
+        flag("dns", None, Shape::Value),
+        flag("dns-option", None, Shape::Value),
+        flag("dns-search", None, Shape::Value),
+        flag("domainname", None, Shape::Value),
+        flag("expose", None, Shape::Value),
+        flag("gpus", None, Shape::Value),
+        flag("group-add", None, Shape::Value),
+        flag("health-cmd", None, Shape::Value),
+        flag("health-interval", None, Shape::Value),
+        flag("health-retries", None, Shape::Value),
+        flag("health-start-interval", None, Shape::Value),
+        flag("health-start-period", None, Shape::Value),
+        flag("health-timeout", None, Shape::Value),
+        flag("init", None, Shape::Switch),
+        flag("io-maxbandwidth", None, Shape::Value),
+        flag("io-maxiops", None, Shape::Value),
+        flag("ip", None, Shape::Value),
+        flag("ip6", None, Shape::Value),
+        flag("ipc", None, Shape::Value),
+        flag("isolation", None, Shape::Value),
+        flag("label", Some('l'), Shape::Value),
+        flag("label-file", None, Shape::Value),
+        flag("link", None, Shape::Value),
+        flag("link-local-ip", None, Shape::Value),
+        flag("log-driver", None, Shape::Value),
+        flag("log-opt", None, Shape::Value),
+        flag("mac-address", None, Shape::Value),
+        flag("memory", Some('m'), Shape::Value),
+        flag("memory-reservation", None, Shape::Value),
+        flag("memory-swap", None, Shape::Value),
+        flag("memory-swappiness", None, Shape::Value),
+        flag("mount", None, Shape::Value),
+        flag("name", None, Shape::Value),
+        flag("network-alias", None, Shape::Value),
+        flag("no-healthcheck", None, Shape::Switch),
+        flag("oom-kill-disable", None, Shape::Switch),
+        flag("oom-score-adj", None, Shape::Value),
+        flag("pid", None, Shape::Value),
+        flag("pids-limit", None, Shape::Value),
+        flag("privileged", None, Shape::Switch),
+        flag("publish", Some('p'), Shape::Value),
+        flag("publish-all", Some('P'), Shape::Switch),
+        flag("restart", None, Shape::Value),
+        flag("runtime", None, Shape::Value),
+        flag("security-opt", None, Shape::Value),
+        flag("shm-size", None, Shape::Value),
+        flag("stop-signal", None, Shape::Value),
+        flag("stop-timeout", None, Shape::Value),
+        flag("storage-opt", None, Shape::Value),
+        flag("sysctl", None, Shape::Value),
+        flag("tmpfs", None, Shape::Value),
+        flag("ulimit", None, Shape::Value),
+        flag("use-api-socket", None, Shape::Switch),
+        flag("userns", None, Shape::Value),
+        flag("uts", None, Shape::Value),
+        flag("volume-driver", None, Shape::Value),
+        flag("volumes-from", None, Shape::Value),
+    ];
+}

@@ -1,0 +1,147 @@
+use super::{Start, block_on_many};
+use crate::args::BuildArgs;
+use crate::failure::Failure;
+use crate::interrupt::Interrupts;
+use crate::progress::{Display, Mode, warnings_text};
+use crate::request::{InputNeeds, build_request, input_needs, notes};
+use crate::{config, output};
+use anyhow::Context;
+use forge_engine::{BuildOutcome, BuildRequest};
+use serde_json::{Map, Value};
+use std::io::{IsTerminal, Read};
+use std::path::Path;
+use std::time::SystemTime;
+
+/// The largest Dockerfile (or archive, which is refused) taken from standard input.
+const MOST_INPUT: u64 = 16 << 20;
+
+pub fn build(start: &Start, args: &BuildArgs) -> Result<u8, Failure> {
+    let mode = mode(start, args)?;
+    let input = match input_needs(args)? {
+        InputNeeds::Nothing => Vec::new(),
+        InputNeeds::Dockerfile | InputNeeds::Context => read_input()?,
+    };
+    let proxies = docker_proxies(&config::docker_config(&start.environment))?;
+    let request = build_request(args, &start.environment, input, proxies, SystemTime::now())?;
+    refuse_binary_on_terminal(&request)?;
+    notes(args).iter().for_each(|note| output::note(note));
+    // A stale file from an earlier build must not pass for this one's, as in docker.
+    args.iidfile.iter().chain(&args.metadata_file).try_for_each(remove)?;
+    let outcome = block_on_many(run(start, request, mode, args.debug))?;
+    write_files(args, &outcome)?;
+    if mode == Mode::Quiet
+        && let Some(image) = &outcome.image
+    {
+        output::print(&format!("{image}\n"))?;
+    }
+    Ok(0)
+}
+
+async fn run(start: &Start, request: BuildRequest, mode: Mode, debug: bool) -> Result<BuildOutcome, Failure> {
+    let interrupts = Interrupts::watch()?;
+    let display = Display::start(mode, start.style());
+    let outcome = match start.engine() {
+        Ok(engine) => engine.build(request, display.events(), interrupts.token()).await.map_err(Failure::from),
+        Err(failure) => Err(failure),
+    };
+    display.finish();
+    let outcome = outcome.map_err(|failure| match interrupts.exit_code() {
+        Some(code) => failure.with_code(code),
+        None => failure,
+    })?;
+    if matches!(mode, Mode::Plain | Mode::Tty) && !outcome.warnings.is_empty() {
+        output::note(warnings_text(&outcome.warnings, debug).trim_end());
+    }
+    Ok(outcome)
+}
+
+fn mode(start: &Start, args: &BuildArgs) -> anyhow::Result<Mode> {
+    let word = args.progress.as_deref().or(start.environment.filled("BUILDKIT_PROGRESS"));
+    let mode = Mode::read(word, std::io::stderr().is_terminal())?;
+    match (args.quiet, args.progress.as_deref()) {
+        (true, None | Some("auto" | "quiet")) => Ok(Mode::Quiet),
+        (true, Some(word)) => anyhow::bail!("progress={word} and quiet cannot be used together"),
+        (false, _) => Ok(mode),
+    }
+}
+
+fn read_input() -> anyhow::Result<Vec<u8>> {
+    let mut input = Vec::new();
+    std::io::stdin().lock().take(MOST_INPUT).read_to_end(&mut input).context("cannot read standard input")?;
+    Ok(input)
+}
+
+fn refuse_binary_on_terminal(request: &BuildRequest) -> anyhow::Result<()> {
+    use forge_engine::{Destination, Output};
+    let to_stdout = request.outputs.iter().any(|output| match output {
+        Output::Tar(to) | Output::Oci(_, to) | Output::Docker(_, to) => *to == Destination::Stdout,
+        Output::Image(_) | Output::Local(_) | Output::CacheOnly => false,
+    });
+    match to_stdout && std::io::stdout().is_terminal() {
+        true => anyhow::bail!("--output: refusing to write an archive to a terminal: name a file with dest="),
+        false => Ok(()),
+    }
+}
+
+/// What docker's configuration hands to every build: `proxies.default`, in both spellings.
+fn docker_proxies(path: &Path) -> anyhow::Result<Vec<String>> {
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
+    let document: Value = serde_json::from_slice(&text).with_context(|| format!("cannot read {}", path.display()))?;
+    const NAMES: [(&str, &str); 5] = [
+        ("httpProxy", "HTTP_PROXY"),
+        ("httpsProxy", "HTTPS_PROXY"),
+        ("ftpProxy", "FTP_PROXY"),
+        ("noProxy", "NO_PROXY"),
+        ("allProxy", "ALL_PROXY"),
+    ];
+    let defaults = &document["proxies"]["default"];
+    let set = NAMES.iter().filter_map(|(key, name)| Some((name, defaults[key].as_str()?)));
+    Ok(set
+        .flat_map(|(name, value)| [format!("{name}={value}"), format!("{}={value}", name.to_ascii_lowercase())])
+        .collect())
+}
+
+fn remove(path: &std::path::PathBuf) -> anyhow::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot replace {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write_files(args: &BuildArgs, outcome: &BuildOutcome) -> anyhow::Result<()> {
+    if let (Some(path), Some(image)) = (&args.iidfile, &outcome.image) {
+        std::fs::write(path, image.as_str()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &args.metadata_file {
+        let document = Value::Object(outcome.metadata.iter().cloned().collect::<Map<_, _>>());
+        let text = serde_json::to_string_pretty(&document).context("cannot write the metadata")?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proxies_come_from_dockers_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        assert!(docker_proxies(&path).unwrap().is_empty());
+        std::fs::write(&path, r#"{"auths":{},"proxies":{"default":{"httpProxy":"http://p:1","noProxy":"x"}}}"#)
+            .unwrap();
+        assert_eq!(
+            docker_proxies(&path).unwrap(),
+            ["HTTP_PROXY=http://p:1", "http_proxy=http://p:1", "NO_PROXY=x", "no_proxy=x"]
+        );
+        std::fs::write(&path, "{").unwrap();
+        assert!(docker_proxies(&path).is_err());
+    }
+}

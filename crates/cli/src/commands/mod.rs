@@ -1,0 +1,90 @@
+//! What each command does: a request to the engine, then docker's output.
+
+mod archive;
+mod build;
+mod images;
+mod inspect;
+mod registry;
+mod run;
+mod store;
+
+use crate::args::{Cli, Command};
+use crate::config;
+use crate::environment::Environment;
+use crate::failure::Failure;
+use crate::progress::Style;
+use forge_engine::{Engine, EngineOptions};
+use std::future::Future;
+use std::io::IsTerminal;
+
+/// What every command starts from.
+struct Start {
+    environment: Environment,
+    options: EngineOptions,
+}
+
+impl Start {
+    fn engine(&self) -> Result<Engine, Failure> {
+        Ok(Engine::open(self.options.clone())?)
+    }
+
+    fn style(&self) -> Style {
+        let plain = self.environment.filled("NO_COLOR").is_some() || self.environment.get("TERM") == Some("dumb");
+        let lines = self.environment.get("BUILDKIT_TTY_LOG_LINES").and_then(|lines| lines.parse().ok());
+        Style { colour: !plain && std::io::stderr().is_terminal(), log_lines: lines.unwrap_or(6) }
+    }
+}
+
+/// What stands before an error of a command: `docker build`'s own word, forge's name elsewhere.
+pub fn error_prefix(command: &Command) -> &'static str {
+    match command {
+        Command::Build(_) => "ERROR",
+        _ => "forge",
+    }
+}
+
+/// Runs a command and gives the exit code.
+///
+/// # Errors
+/// What the user is to be told, and the exit code.
+pub fn run(cli: Cli) -> Result<u8, Failure> {
+    let environment = Environment::of_process();
+    let is_root = rustix::process::geteuid().is_root();
+    let options = config::engine_options(&cli.global, &environment, is_root)?;
+    let start = Start { environment, options };
+    match cli.command {
+        Command::Build(args) => return build::build(&start, &args),
+        Command::Run(args) => return run::run(&start, &args),
+        Command::Images(args) => images::images(&start, &args),
+        Command::Inspect(args) => return inspect::inspect(&start, &args),
+        Command::History(args) => images::history(&start, &args),
+        Command::Tag(args) => images::tag(&start, &args),
+        Command::Rmi(args) => return images::rmi(&start, &args),
+        Command::Pull(args) => return registry::pull(&start, &args),
+        Command::Push(args) => return registry::push(&start, &args),
+        Command::Save(args) => archive::save(&start, &args),
+        Command::Load(args) => return archive::load(&start, &args),
+        Command::Login(args) => registry::login(&start, &args),
+        Command::Logout(args) => registry::logout(&start, &args),
+        Command::Du(args) => store::du(&start, &args),
+        Command::Prune(args) => store::prune(&start, &args),
+        Command::Version(args) => store::version(&args),
+        Command::Info(args) => store::info(&start, &args),
+    }?;
+    Ok(0)
+}
+
+/// Waits for short work; this thread is all it needs.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+/// Waits for work that does many things at once.
+fn block_on_many<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    let result = runtime.block_on(work);
+    // What still blocks (a read of standard input) must not hold up the end.
+    runtime.shutdown_background();
+    result
+}

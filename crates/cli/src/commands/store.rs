@@ -1,0 +1,229 @@
+use super::{Start, block_on};
+use crate::args::{DuArgs, InfoArgs, PruneArgs, VersionArgs};
+use crate::failure::Failure;
+use crate::template::Format;
+use crate::{output, sanitise, table, terminal, units};
+use forge_engine::{EngineInfo, PruneReport, UsageReport, UsageRow};
+use forge_image::Platform;
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+use std::time::SystemTime;
+
+pub fn du(start: &Start, args: &DuArgs) -> Result<(), Failure> {
+    let format = Format::read(args.format.as_deref())?;
+    let report = block_on(async { Ok(start.engine()?.usage().await?) })?;
+    let now = SystemTime::now();
+    let text = match format {
+        Format::Json => report.rows.iter().map(|row| format!("{}\n", usage_fields(row, now))).collect(),
+        Format::Template(template) => {
+            let line = |row| Ok(template.render(&usage_fields(row, now))? + "\n");
+            report.rows.iter().map(line).collect::<anyhow::Result<String>>()?
+        }
+        Format::Table if args.verbose => verbose(&report, now),
+        Format::Table => usage_table(&report.rows, now) + &totals(&report),
+    };
+    output::print(&text)?;
+    Ok(())
+}
+
+fn usage_table(rows: &[UsageRow], now: SystemTime) -> String {
+    let cells = |row: &UsageRow| {
+        vec![short(&row.id), (!row.in_use).to_string(), units::size_exact(row.bytes), last_used(row, now)]
+    };
+    table::layout(&["ID", "RECLAIMABLE", "SIZE", "LAST ACCESSED"], &rows.iter().map(cells).collect::<Vec<_>>())
+}
+
+fn short(id: &str) -> String {
+    sanitise::line(id).chars().take(25).collect()
+}
+
+fn last_used(row: &UsageRow, now: SystemTime) -> String {
+    let since = |time: SystemTime| format!("{} ago", units::about(now.duration_since(time).unwrap_or_default()));
+    row.last_used.map(since).unwrap_or_default()
+}
+
+fn totals(report: &UsageReport) -> String {
+    let sum = |shared: bool| report.rows.iter().filter(|row| row.shared == shared).map(|row| row.bytes).sum();
+    let lines =
+        [("Shared", sum(true)), ("Private", sum(false)), ("Reclaimable", report.reclaimable), ("Total", report.total)];
+    lines.iter().map(|(name, bytes)| format!("{:<16}{}\n", format!("{name}:"), units::size_exact(*bytes))).collect()
+}
+
+fn verbose(report: &UsageReport, now: SystemTime) -> String {
+    let mut text = String::new();
+    for row in &report.rows {
+        let fields: [(&str, String); 7] = [
+            ("ID", row.id.clone()),
+            ("Description", row.description.clone()),
+            ("Type", row.kind.clone()),
+            ("Size", units::size_exact(row.bytes)),
+            ("Reclaimable", (!row.in_use).to_string()),
+            ("Shared", row.shared.to_string()),
+            ("Last used", last_used(row, now)),
+        ];
+        for (name, value) in fields {
+            let _ = writeln!(text, "{:<16}{}", format!("{name}:"), sanitise::line(&value));
+        }
+        text.push('\n');
+    }
+    text + &totals(report)
+}
+
+fn usage_fields(row: &UsageRow, now: SystemTime) -> Value {
+    json!({
+        "ID": row.id,
+        "Description": row.description,
+        "Type": row.kind,
+        "Size": row.bytes,
+        "Reclaimable": !row.in_use,
+        "InUse": row.in_use,
+        "Shared": row.shared,
+        "LastUsedAt": row.last_used.map(|time| humantime::format_rfc3339_nanos(time).to_string()),
+        "LastUsedSince": last_used(row, now),
+    })
+}
+
+pub fn prune(start: &Start, args: &PruneArgs) -> Result<(), Failure> {
+    if !args.force && !args.dry_run && !confirm(args.all)? {
+        return Ok(());
+    }
+    let report = block_on(async { Ok(start.engine()?.prune(args.all, args.dry_run).await?) })?;
+    output::print(&prune_text(&report, args.dry_run, SystemTime::now()))?;
+    Ok(())
+}
+
+fn confirm(all: bool) -> Result<bool, Failure> {
+    let what = if all {
+        "the whole build cache and all images without a name"
+    } else {
+        "dangling build cache and dangling images"
+    };
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::new(format!("prune removes {what}: use --force where nobody can be asked")));
+    }
+    let answer =
+        terminal::ask(&format!("WARNING! This will remove {what}. Are you sure you want to continue? [y/N] "))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn prune_text(report: &PruneReport, dry_run: bool, now: SystemTime) -> String {
+    let mut text = String::new();
+    if !report.images.is_empty() {
+        text.push_str(if dry_run { "Images that would be removed:\n" } else { "Deleted Images:\n" });
+        report.images.iter().for_each(|id| text += &format!("deleted: {id}\n"));
+        text.push('\n');
+    }
+    if !report.removed.is_empty() {
+        text += &usage_table(&report.removed, now);
+    }
+    let total = if dry_run { "Would reclaim:" } else { "Total reclaimed space:" };
+    text + &format!("{total} {}\n", units::size(report.bytes))
+}
+
+pub fn version(args: &VersionArgs) -> Result<(), Failure> {
+    let (version, platform) = (env!("CARGO_PKG_VERSION"), Platform::host());
+    let fields = json!({"Client": {"Version": version, "Os": platform.os, "Arch": platform.architecture}});
+    let text = match Format::read(args.format.as_deref())? {
+        Format::Json => format!("{fields}\n"),
+        Format::Template(template) => template.render(&fields)? + "\n",
+        Format::Table => format!("forge:\n Version:           {version}\n OS/Arch:           {platform}\n"),
+    };
+    output::print(&text)?;
+    Ok(())
+}
+
+pub fn info(start: &Start, args: &InfoArgs) -> Result<(), Failure> {
+    let format = Format::read(args.format.as_deref())?;
+    let info = block_on(async { Ok(start.engine()?.info().await?) })?;
+    let fields = info_fields(&info);
+    let text = match format {
+        Format::Json => format!("{fields}\n"),
+        Format::Template(template) => template.render(&fields)? + "\n",
+        Format::Table => info_text(&info),
+    };
+    output::print(&text)?;
+    Ok(())
+}
+
+fn info_fields(info: &EngineInfo) -> Value {
+    json!({
+        "ServerVersion": env!("CARGO_PKG_VERSION"),
+        "DockerRootDir": info.root,
+        "Driver": "overlay",
+        "BackingFilesystem": info.file_system,
+        "Images": info.images,
+        "Layers": info.layers,
+        "Bytes": info.bytes,
+        "OSType": info.platform.os,
+        "Architecture": info.platform.architecture,
+        "KernelVersion": info.kernel,
+        "Warnings": info.notices,
+    })
+}
+
+fn info_text(info: &EngineInfo) -> String {
+    let rows = [
+        ("Version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("Root folder", info.root.display().to_string()),
+        ("File system", info.file_system.clone()),
+        ("Images", info.images.to_string()),
+        ("Layers", info.layers.to_string()),
+        ("Size", units::size(info.bytes)),
+        ("Platform", info.platform.to_string()),
+        ("Kernel", info.kernel.clone()),
+    ];
+    let mut text: String = rows.iter().map(|(name, value)| format!("{name}: {}\n", sanitise::line(value))).collect();
+    info.notices.iter().for_each(|notice| text += &format!("WARNING: {}\n", sanitise::line(notice)));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forge_image::{Digest, ImageId};
+    use std::time::Duration;
+
+    fn row() -> UsageRow {
+        UsageRow {
+            id: "0123456789abcdef".to_owned(),
+            kind: "regular".to_owned(),
+            description: "[2/2] RUN true".to_owned(),
+            bytes: 8192,
+            in_use: false,
+            shared: true,
+            last_used: Some(SystemTime::UNIX_EPOCH),
+        }
+    }
+
+    #[test]
+    fn usage_reads_as_buildxs() {
+        let report = UsageReport { rows: vec![row()], total: 10_000, reclaimable: 8192 };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
+        insta::assert_snapshot!(usage_table(&report.rows, now) + &totals(&report), @r"
+        ID                 RECLAIMABLE   SIZE      LAST ACCESSED
+        0123456789abcdef   true          8.192kB   5 seconds ago
+        Shared:         8.192kB
+        Private:        0B
+        Reclaimable:    8.192kB
+        Total:          10kB
+        ");
+        assert!(verbose(&report, now).contains("Description:    [2/2] RUN true\n"));
+    }
+
+    #[test]
+    fn prune_says_what_went() {
+        let report =
+            PruneReport { removed: vec![row()], images: vec![ImageId::new(Digest::sha256(b"x"))], bytes: 8192 };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
+        insta::assert_snapshot!(prune_text(&report, false, now), @r"
+        Deleted Images:
+        deleted: sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881
+
+        ID                 RECLAIMABLE   SIZE      LAST ACCESSED
+        0123456789abcdef   true          8.192kB   5 seconds ago
+        Total reclaimed space: 8.19kB
+        ");
+        assert!(prune_text(&PruneReport::default(), true, now) == "Would reclaim: 0B\n");
+    }
+}

@@ -1,0 +1,59 @@
+//! Ctrl-C: the first one asks the engine to stop and clean up, the second one ends forge at once.
+
+use crate::output;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Watches for signals that end forge.
+pub struct Interrupts {
+    token: CancellationToken,
+    caught: Arc<AtomicU8>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Interrupts {
+    /// Starts to watch; needs a running runtime.
+    pub fn watch() -> std::io::Result<Self> {
+        let token = CancellationToken::new();
+        let caught = Arc::new(AtomicU8::new(0));
+        let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let mut tasks = Vec::new();
+        for kind in signals {
+            let stop = stop(signal(kind)?, kind.as_raw_value(), token.clone(), Arc::clone(&caught));
+            tasks.push(tokio::spawn(stop));
+        }
+        Ok(Self { token, caught, tasks })
+    }
+
+    /// What the engine watches.
+    pub fn token(&self) -> CancellationToken {
+        self.token.clone()
+    }
+
+    /// Stops to watch: signals have another meaning from here on.
+    pub fn end(&self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+
+    /// The exit code that stands for the first signal, if one came.
+    pub fn exit_code(&self) -> Option<u8> {
+        match self.caught.load(Ordering::Relaxed) {
+            0 => None,
+            signal => Some(128 + signal),
+        }
+    }
+}
+
+async fn stop(mut signals: Signal, number: i32, token: CancellationToken, caught: Arc<AtomicU8>) {
+    let number = u8::try_from(number).unwrap_or(0);
+    while signals.recv().await.is_some() {
+        if caught.compare_exchange(0, number, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            std::process::exit(i32::from(128 + number));
+        }
+        token.cancel();
+        output::note("forge: stopping; once more to stop without cleaning up");
+    }
+}

@@ -1,0 +1,388 @@
+use super::output::{goes_to_stdout, output};
+use super::{network, platform, reference, refuse, unsupported};
+use crate::args::BuildArgs;
+use crate::environment::Environment;
+use anyhow::{Context, bail};
+use forge_engine::{BuildContext, BuildRequest, DockerfileSource, ImageOutput, NamedContext, Network, Output};
+use forge_image::Platform;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// What of a build comes from standard input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputNeeds {
+    /// Nothing.
+    Nothing,
+    /// The Dockerfile (`-f -`).
+    Dockerfile,
+    /// A Dockerfile or an archive (`-` as the context).
+    Context,
+}
+
+/// Says what has to be read before [`build_request`] is called.
+///
+/// # Errors
+/// Refuses to read two things from one stream.
+pub fn input_needs(args: &BuildArgs) -> anyhow::Result<InputNeeds> {
+    match (args.context.as_str(), args.file.as_deref()) {
+        ("-", Some("-")) => bail!("invalid argument: can't use stdin for both build context and dockerfile"),
+        ("-", _) => Ok(InputNeeds::Context),
+        (_, Some("-")) => Ok(InputNeeds::Dockerfile),
+        _ => Ok(InputNeeds::Nothing),
+    }
+}
+
+/// The lines that say which flags have no effect, as docker writes them.
+pub fn notes(args: &BuildArgs) -> Vec<String> {
+    let why = |flag: &str| match flag {
+        "compress" => "the context is read where it is",
+        "isolation" => "it is for Windows",
+        "security-opt" => "steps always run with the default policies",
+        _ => "use a multi-stage Dockerfile instead",
+    };
+    args.ignored.used().iter().map(|flag| format!("WARNING: --{flag} has no effect: {}", why(flag))).collect()
+}
+
+/// Turns flags into a request. `input` is what [`input_needs`] asked for; `proxy_env` what docker's
+/// configuration hands to every build.
+///
+/// # Errors
+/// Names the flag that cannot be used, or that forge does not have.
+pub fn build_request(
+    args: &BuildArgs,
+    environment: &Environment,
+    input: Vec<u8>,
+    proxy_env: Vec<String>,
+    now: SystemTime,
+) -> anyhow::Result<BuildRequest> {
+    refuse_what_is_not_built(args)?;
+    let mut build_args = build_args(&args.build_args, environment);
+    let epoch = source_date_epoch(&mut build_args, environment)?;
+    let (context, dockerfile) = sources(args, input)?;
+    Ok(BuildRequest {
+        context,
+        dockerfile,
+        tags: args.tags.iter().map(|tag| reference(tag)).collect::<anyhow::Result<_>>()?,
+        build_args,
+        target: args.target.clone().filter(|target| !target.is_empty()),
+        no_cache: args.no_cache,
+        pull: args.pull,
+        platforms: platforms(&args.platforms, environment)?,
+        named_contexts: args.build_contexts.iter().map(|text| named_context(text)).collect::<anyhow::Result<_>>()?,
+        outputs: outputs(args)?,
+        labels: args.labels.iter().map(|label| key_value(label)).collect(),
+        network: build_network(args)?,
+        source_date_epoch: epoch,
+        proxy_env,
+        extra_hosts: args.add_hosts.iter().map(|text| extra_host(text)).collect::<anyhow::Result<_>>()?,
+        now,
+    })
+}
+
+fn refuse_what_is_not_built(args: &BuildArgs) -> anyhow::Result<()> {
+    refuse(args.refused.used())?;
+    if let Some(call) = args.call.as_deref().filter(|call| *call != "build") {
+        return Err(unsupported(&format!("--call={call}")));
+    }
+    for (flag, value) in [("provenance", &args.provenance), ("sbom", &args.sbom)] {
+        if let Some(value) = value.as_deref().filter(|value| !matches!(*value, "false" | "0")) {
+            return Err(unsupported(&format!("--{flag}={value}")));
+        }
+    }
+    match args.allow.iter().find(|allowed| *allowed != "network.host") {
+        Some(allowed) => Err(unsupported(&format!("--allow {allowed}"))),
+        None => Ok(()),
+    }
+}
+
+/// A name without a value takes that of the environment, and is dropped where there is none.
+fn build_args(texts: &[String], environment: &Environment) -> BTreeMap<String, String> {
+    let pair = |text: &String| match text.split_once('=') {
+        Some((name, value)) => Some((name.to_owned(), value.to_owned())),
+        None => environment.get(text).map(|value| (text.clone(), value.to_owned())),
+    };
+    texts.iter().filter_map(pair).collect()
+}
+
+/// `SOURCE_DATE_EPOCH` of the environment is handed on as a build argument, as buildx does.
+fn source_date_epoch(
+    arguments: &mut BTreeMap<String, String>,
+    environment: &Environment,
+) -> anyhow::Result<Option<i64>> {
+    const NAME: &str = "SOURCE_DATE_EPOCH";
+    if let Some(value) = environment.filled(NAME) {
+        arguments.entry(NAME.to_owned()).or_insert_with(|| value.to_owned());
+    }
+    let Some(text) = arguments.get(NAME).filter(|text| !text.is_empty()) else { return Ok(None) };
+    let seconds = text.parse::<i64>().with_context(|| format!("{NAME}={text}: expected seconds since 1970"))?;
+    Ok(Some(seconds))
+}
+
+fn sources(args: &BuildArgs, input: Vec<u8>) -> anyhow::Result<(BuildContext, DockerfileSource)> {
+    match input_needs(args)? {
+        InputNeeds::Context => Ok((BuildContext::Empty, dockerfile_on_stdin(input)?)),
+        InputNeeds::Dockerfile => Ok((folder(&args.context)?, DockerfileSource::Inline(input))),
+        InputNeeds::Nothing => {
+            let dockerfile = match args.file.as_deref() {
+                None | Some("") => DockerfileSource::Default,
+                Some(url) if is_remote(url) => return Err(unsupported(&format!("--file {url} (a URL)"))),
+                Some(path) => DockerfileSource::File(path.into()),
+            };
+            Ok((folder(&args.context)?, dockerfile))
+        }
+    }
+}
+
+fn folder(context: &str) -> anyhow::Result<BuildContext> {
+    if is_remote(context) {
+        return Err(unsupported(&format!("the build context {context} (a URL)")));
+    }
+    let path = Path::new(context);
+    let metadata = std::fs::metadata(path).with_context(|| format!("unable to prepare context: path {context:?}"))?;
+    match metadata.is_dir() {
+        true => Ok(BuildContext::Directory(path.to_owned())),
+        false => bail!("unable to prepare context: {context:?} is not a folder"),
+    }
+}
+
+/// What docker takes for a Git repository or a download.
+fn is_remote(text: &str) -> bool {
+    ["http://", "https://", "git://", "ssh://", "git@", "github.com/"].iter().any(|prefix| text.starts_with(prefix))
+}
+
+fn dockerfile_on_stdin(input: Vec<u8>) -> anyhow::Result<DockerfileSource> {
+    const MAGIC: [&[u8]; 4] = [b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
+    let is_tar = input.get(257..262) == Some(b"ustar");
+    if is_tar || MAGIC.iter().any(|magic| input.starts_with(magic)) {
+        return Err(unsupported("a build context as an archive on standard input"));
+    }
+    if input.iter().all(u8::is_ascii_whitespace) {
+        bail!("standard input holds no Dockerfile");
+    }
+    Ok(DockerfileSource::Inline(input))
+}
+
+fn platforms(flags: &[String], environment: &Environment) -> anyhow::Result<Vec<Platform>> {
+    let named: Vec<&str> = flags.iter().map(String::as_str).filter(|text| !text.is_empty()).collect();
+    let named = match (named.is_empty(), environment.filled("DOCKER_DEFAULT_PLATFORM")) {
+        (true, Some(default)) => default.split(',').collect(),
+        _ => named,
+    };
+    let mut platforms = Vec::new();
+    for text in named {
+        let platform = platform(text.trim())?;
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
+    }
+    Ok(platforms)
+}
+
+fn named_context(text: &str) -> anyhow::Result<(String, NamedContext)> {
+    let (name, value) =
+        text.split_once('=').with_context(|| format!("--build-context {text:?}: expected NAME=VALUE"))?;
+    if name.is_empty() || value.is_empty() {
+        bail!("--build-context {text:?}: expected NAME=VALUE");
+    }
+    let context = if let Some(image) = value.strip_prefix("docker-image://") {
+        NamedContext::Image(reference(image)?)
+    } else if let Some(layout) = value.strip_prefix("oci-layout://") {
+        oci_layout(layout)?
+    } else if is_remote(value) || value.starts_with("target:") {
+        return Err(unsupported(&format!("--build-context {text}")));
+    } else {
+        NamedContext::Directory(PathBuf::from(value))
+    };
+    Ok((name.to_owned(), context))
+}
+
+fn oci_layout(text: &str) -> anyhow::Result<NamedContext> {
+    let (text, digest) = match text.split_once('@') {
+        Some((path, digest)) => (path, Some(digest.parse()?)),
+        None => (text, None),
+    };
+    let (path, tag) = match text.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') => (path, Some(tag.to_owned())),
+        _ => (text, None),
+    };
+    Ok(NamedContext::OciLayout { path: path.into(), tag, digest })
+}
+
+/// `--push` and `--load` join an image output that is there, or add one, as buildx does.
+fn outputs(args: &BuildArgs) -> anyhow::Result<Vec<Output>> {
+    let mut outputs = args.outputs.iter().map(|text| output(text)).collect::<anyhow::Result<Vec<_>>>()?;
+    let image = outputs.iter_mut().find_map(|output| match output {
+        Output::Image(image) => Some(image),
+        _ => None,
+    });
+    match (image, args.push, args.load) {
+        (Some(image), push, _) => image.push |= push,
+        (None, push, load) if push || load => {
+            outputs.push(Output::Image(ImageOutput { push, ..ImageOutput::default() }));
+        }
+        _ => {}
+    }
+    if outputs.iter().filter(|output| goes_to_stdout(output)).count() > 1 {
+        bail!("--output: only one result can go to standard output");
+    }
+    Ok(outputs)
+}
+
+fn build_network(args: &BuildArgs) -> anyhow::Result<Network> {
+    match args.network.as_str() {
+        "bridge" => bail!("--network bridge is not supported by this version of forge: use default, host or none"),
+        other => network(other),
+    }
+}
+
+fn key_value(text: &str) -> (String, String) {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    (key.to_owned(), value.to_owned())
+}
+
+/// `HOST:IP` or `HOST=IP`, the address bare or in brackets.
+fn extra_host(text: &str) -> anyhow::Result<(String, String)> {
+    let (host, address) = text
+        .split_once('=')
+        .or_else(|| text.split_once(':'))
+        .with_context(|| format!("--add-host {text:?}: expected HOST:IP"))?;
+    let address = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+    if address == "host-gateway" {
+        return Err(unsupported(&format!("--add-host {text}")));
+    }
+    let valid = address.parse::<std::net::IpAddr>().with_context(|| format!("--add-host {text:?}: invalid address"))?;
+    let plain = !host.is_empty() && host.chars().all(|c| c.is_ascii_graphic() && c != '#');
+    match plain {
+        true => Ok((host.to_owned(), valid.to_string())),
+        false => bail!("--add-host {text:?}: invalid host name"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use std::ffi::OsString;
+
+    fn args(line: &str) -> BuildArgs {
+        let words = ["forge", "build"].into_iter().chain(line.split(' ')).map(OsString::from);
+        let Command::Build(args) = Cli::read(words).unwrap().command else { panic!() };
+        *args
+    }
+
+    fn request(line: &str, environment: Environment) -> anyhow::Result<BuildRequest> {
+        build_request(&args(line), &environment, b"FROM scratch\n".to_vec(), Vec::new(), SystemTime::UNIX_EPOCH)
+    }
+
+    fn error(line: &str) -> String {
+        format!("{:#}", request(line, Environment::default()).unwrap_err())
+    }
+
+    #[test]
+    fn dockers_flags_become_a_request() {
+        let line = "-t app:1.0 -t r.test/x --build-arg A=1 --build-arg B --build-arg C --target run --label k=v --label bare --platform linux/amd64,linux/arm64 --platform local --network none --add-host db:10.0.0.1 --add-host six=[::1] --no-cache --pull=true .";
+        let request = request(line, [("B", "2")].into()).unwrap();
+        assert_eq!(
+            request.tags.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["docker.io/library/app:1.0", "r.test/x:latest"]
+        );
+        assert_eq!(request.build_args, BTreeMap::from([("A".into(), "1".into()), ("B".into(), "2".into())]));
+        assert_eq!(request.labels, [("k".to_owned(), "v".to_owned()), ("bare".to_owned(), String::new())]);
+        assert_eq!(
+            request.extra_hosts,
+            [("db".to_owned(), "10.0.0.1".to_owned()), ("six".to_owned(), "::1".to_owned())]
+        );
+        assert!(request.no_cache && request.pull && request.network == Network::None);
+        assert_eq!(request.target.as_deref(), Some("run"));
+        assert_eq!(request.platforms.len(), 2);
+        assert_eq!(request.context, BuildContext::Directory(".".into()));
+        assert_eq!(request.dockerfile, DockerfileSource::Default);
+    }
+
+    #[test]
+    fn standard_input_is_a_dockerfile_or_refused() {
+        let both = request("-", Environment::default()).unwrap();
+        assert_eq!(
+            (both.context, both.dockerfile),
+            (BuildContext::Empty, DockerfileSource::Inline(b"FROM scratch\n".to_vec()))
+        );
+        let file = request("-f - .", Environment::default()).unwrap();
+        assert_eq!(file.dockerfile, DockerfileSource::Inline(b"FROM scratch\n".to_vec()));
+        assert!(error("-f - -").contains("can't use stdin for both"));
+        let mut tar = vec![0; 512];
+        tar[257..262].copy_from_slice(b"ustar");
+        for archive in [tar, b"\x1f\x8b\x08".to_vec()] {
+            let refused =
+                build_request(&args("-"), &Environment::default(), archive, Vec::new(), SystemTime::UNIX_EPOCH);
+            assert!(refused.unwrap_err().to_string().contains("not supported by this version of forge"));
+        }
+    }
+
+    #[test]
+    fn the_epoch_comes_from_the_environment_or_the_argument() {
+        let epoch = |line: &str| request(line, [("SOURCE_DATE_EPOCH", "7")].into()).unwrap();
+        assert_eq!(epoch(".").source_date_epoch, Some(7));
+        assert_eq!(epoch(".").build_args["SOURCE_DATE_EPOCH"], "7");
+        assert_eq!(epoch("--build-arg SOURCE_DATE_EPOCH=9 .").source_date_epoch, Some(9));
+        assert!(request(".", [("SOURCE_DATE_EPOCH", "soon")].into()).is_err());
+    }
+
+    #[test]
+    fn push_and_load_join_the_outputs() {
+        let outputs = |line: &str| request(line, Environment::default()).unwrap().outputs;
+        let image = |push| Output::Image(ImageOutput { push, ..ImageOutput::default() });
+        assert_eq!(outputs("."), []);
+        assert_eq!(outputs("--push ."), [image(true)]);
+        assert_eq!(outputs("--push --load ."), [image(true)]);
+        assert_eq!(outputs("-o type=image --push ."), [image(true)]);
+        assert_eq!(outputs("-o out --load ."), [Output::Local("out".into()), image(false)]);
+        assert!(error("-o - -o type=oci .").contains("only one result"));
+    }
+
+    #[test]
+    fn named_contexts() {
+        let contexts = request(
+            "--build-context a=/x --build-context b=docker-image://busybox --build-context c=oci-layout:///l:t .",
+            Environment::default(),
+        )
+        .unwrap()
+        .named_contexts;
+        assert_eq!(contexts["a"], NamedContext::Directory("/x".into()));
+        assert_eq!(contexts["b"], NamedContext::Image("busybox".parse().unwrap()));
+        assert_eq!(contexts["c"], NamedContext::OciLayout { path: "/l".into(), tag: Some("t".into()), digest: None });
+        assert!(error("--build-context a=https://x .").contains("not supported"));
+        assert!(error("--build-context a .").contains("expected NAME=VALUE"));
+    }
+
+    #[test]
+    fn every_flag_of_buildx_parses_and_the_missing_ones_are_refused_by_name() {
+        let flags = "annotation attest builder cache-from cache-to cgroup-parent cpu-period cpu-quota cpu-shares cpuset-cpus cpuset-mems memory memory-swap no-cache-filter policy print resource secret shm-size ssh ulimit provenance sbom call allow";
+        for flag in flags.split(' ') {
+            assert!(error(&format!("--{flag} x .")).starts_with(&format!("--{flag}")), "{flag}");
+        }
+        assert_eq!(error("--check ."), "--check is not supported by this version of forge");
+        assert_eq!(error("-m 1g ."), "--memory is not supported by this version of forge");
+        assert_eq!(
+            error("https://example.test/x.git"),
+            "the build context https://example.test/x.git (a URL) is not supported by this version of forge"
+        );
+        for allowed in [
+            "--provenance=false .",
+            "--sbom=false .",
+            "--check=false .",
+            "--call=build .",
+            "--allow network.host .",
+            "--rm --force-rm .",
+        ] {
+            assert!(request(allowed, Environment::default()).is_ok(), "{allowed}");
+        }
+    }
+
+    #[test]
+    fn flags_without_effect_are_noted() {
+        let noted = notes(&args("--compress --isolation=default --security-opt x --squash --rm ."));
+        assert_eq!(noted.len(), 4);
+        assert_eq!(noted[3], "WARNING: --squash has no effect: use a multi-stage Dockerfile instead");
+    }
+}
