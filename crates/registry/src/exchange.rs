@@ -50,10 +50,13 @@ impl Exchange<'_> {
     }
 
     /// Sends until an attempt succeeds or none is left.
-    pub(crate) async fn repeat<T>(
-        &self,
-        attempt: impl AsyncFn() -> Result<T, Failure>,
-    ) -> Result<T, crate::RegistryError> {
+    ///
+    /// A closure that makes futures, not an async closure: the compiler cannot yet prove that the latter's futures may
+    /// move between threads, and every caller of the registry needs that.
+    pub(crate) async fn repeat<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, crate::RegistryError>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
         let mut tries = Tries::new(self.transport.options().retry);
         loop {
             match attempt().await {

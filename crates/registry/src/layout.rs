@@ -1,10 +1,10 @@
 //! OCI image layouts in folders (image-spec `image-layout.md`), read as sources of images.
 
+use crate::TransferContext;
 use crate::image_fetch::{
     FetchError, ImageSource, MAX_MANIFEST, Pulled, ResolvedImage, blocking, describe_document, fetch_layers,
     resolve_root,
 };
-use crate::TransferContext;
 use async_trait::async_trait;
 use forge_image::{Annotations, Descriptor, Digest, Index, Platform};
 use forge_store::BlobWriter;
@@ -75,8 +75,7 @@ impl OciLayout {
     /// The file cannot be read, or is no index.
     pub fn index(&self) -> Result<Index, FetchError> {
         let bytes = self.read("index.json")?;
-        Index::from_json(&bytes, None)
-            .map_err(|source| FetchError::Document { digest: Digest::sha256(&bytes), source })
+        Index::from_json(&bytes, None).map_err(|source| FetchError::Document { digest: Digest::sha256(&bytes), source })
     }
 
     /// Finds a manifest or index by its name in the layout.

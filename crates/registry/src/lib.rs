@@ -4,7 +4,8 @@
 //! servers and the store, and believes no server. Everything is checked against digests and sizes here.
 //!
 //! Reading order: [`RegistryOptions`]; [`Registry`]; [`Document`], [`Pushed`], [`LoginOutcome`]; [`select_platform`];
-//! [`DockerConfig`]; [`RegistryError`].
+//! [`DockerConfig`]; [`RegistryError`]. Above them, whole images: [`TransferContext`], [`ImageSource`], [`OciLayout`],
+//! [`resolve_image`], [`fetch_image`], [`pull`], [`from_oci_layout`], [`FetchError`].
 //!
 //! # Why not `oci-client`
 //! That crate was looked at (0.18) and is not used: it sends credentials to whatever token realm a registry names (A74),
@@ -29,6 +30,8 @@ mod error;
 mod exchange;
 mod fetch;
 mod http_date;
+mod image_fetch;
+mod layout;
 mod login;
 mod manifests;
 mod message;
@@ -40,6 +43,7 @@ mod retry;
 mod select;
 mod sink;
 mod tls;
+mod transfer;
 mod transport;
 mod upload;
 mod upload_body;
@@ -47,9 +51,15 @@ mod upload_body;
 pub use docker_config::DockerConfig;
 pub use document::Document;
 pub use error::RegistryError;
+pub use image_fetch::{
+    FetchError, ImageSource, MAX_CONFIG, MAX_MANIFEST, Pulled, RegistrySource, ResolvedImage, ensure_blob, fetch_image,
+    fetch_layers, image_manifests, pull, resolve_image, resolve_manifest, resolve_root,
+};
+pub use layout::{IMAGE_NAME, LayoutName, OciLayout, REF_NAME, from_oci_layout, resolve_oci_layout};
 pub use login::LoginOutcome;
 pub use message::ServerMessage;
 pub use options::{HostOptions, ProxyOptions, RegistryOptions, RetryPolicy, Timeouts};
 pub use push::Pushed;
 pub use registry::Registry;
 pub use select::select_platform;
+pub use transfer::{TransferContext, TransferProgress};

@@ -19,6 +19,33 @@ const DEEPEST: usize = 4;
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
+/// Which document is asked for.
+#[derive(Clone, Copy)]
+pub(crate) enum Wanted<'a> {
+    /// The one that a reference names.
+    Named(&'a Reference),
+    /// The one that a descriptor names.
+    Described(&'a Descriptor),
+}
+
+impl Wanted<'_> {
+    /// Asks one source for it.
+    pub(crate) async fn fetch(self, exchange: &Exchange<'_>) -> Result<Document, RegistryError> {
+        let descriptor = match self {
+            Self::Named(reference) => return fetch(exchange, reference.digest(), &name_in_url(reference)).await,
+            Self::Described(descriptor) => descriptor,
+        };
+        let digest = &descriptor.digest;
+        let url = shown(&exchange.endpoint.url(&format!("manifests/{digest}")));
+        if descriptor.size > LARGEST_DOCUMENT {
+            return Err(RegistryError::TooLarge { url, what: "manifest", limit: LARGEST_DOCUMENT });
+        }
+        let document = fetch(exchange, Some(digest), digest.as_str()).await?;
+        agree(&document, descriptor, url)?;
+        Ok(document)
+    }
+}
+
 impl Registry {
     /// Fetches what a reference names, by digest if it has one, else by tag: a manifest or an index.
     ///
@@ -27,13 +54,7 @@ impl Registry {
     /// # Errors
     /// No source has it, lets forge in, or sends an acceptable document.
     pub async fn resolve(&self, reference: &Reference, session: &dyn Session) -> Result<Document, RegistryError> {
-        until_cancelled(
-            session,
-            self.first_source(reference, session, async |exchange| {
-                fetch(&exchange, reference.digest(), &name_in_url(reference)).await
-            }),
-        )
-        .await
+        until_cancelled(session, self.first_source(reference, session, Wanted::Named(reference))).await
     }
 
     /// Fetches the manifest or index that a descriptor names. Its `urls` are never followed (A73).
@@ -46,20 +67,7 @@ impl Registry {
         descriptor: &Descriptor,
         session: &dyn Session,
     ) -> Result<Document, RegistryError> {
-        until_cancelled(
-            session,
-            self.first_source(reference, session, async |exchange| {
-                let digest = &descriptor.digest;
-                let url = shown(&exchange.endpoint.url(&format!("manifests/{digest}")));
-                if descriptor.size > LARGEST_DOCUMENT {
-                    return Err(RegistryError::TooLarge { url, what: "manifest", limit: LARGEST_DOCUMENT });
-                }
-                let document = fetch(&exchange, Some(digest), digest.as_str()).await?;
-                agree(&document, descriptor, url)?;
-                Ok(document)
-            }),
-        )
-        .await
+        until_cancelled(session, self.first_source(reference, session, Wanted::Described(descriptor))).await
     }
 
     /// Fetches the manifest for one platform, going down through indexes.
@@ -116,7 +124,7 @@ impl Registry {
         let request = Request::new(Method::PUT, endpoint.url(&format!("manifests/{}", name_in_url(reference))))
             .header(CONTENT_TYPE, media_type.as_str())
             .body(Body::Bytes(Bytes::copy_from_slice(bytes)));
-        until_cancelled(session, exchange.repeat(async || put(&exchange, &request, &digest).await)).await?;
+        until_cancelled(session, exchange.repeat(|| put(&exchange, &request, &digest))).await?;
         Ok(digest)
     }
 }
@@ -133,7 +141,7 @@ async fn fetch(exchange: &Exchange<'_>, digest: Option<&Digest>, name: &str) -> 
     let accepted = ACCEPTED.map(|kind| kind.as_str().to_owned()).join(", ");
     let request =
         Request::new(Method::GET, exchange.endpoint.url(&format!("manifests/{name}"))).header(ACCEPT, &accepted);
-    exchange.repeat(async || get(exchange, &request, digest, name).await).await
+    exchange.repeat(|| get(exchange, &request, digest, name)).await
 }
 
 async fn get(

@@ -98,7 +98,7 @@ fn candidates<'a>(reference: &Reference, mount_from: &'a [String]) -> Vec<&'a st
 async fn exists(exchange: &Exchange<'_>, descriptor: &Descriptor) -> Result<bool, RegistryError> {
     let request = Request::new(Method::HEAD, exchange.endpoint.url(&format!("blobs/{}", descriptor.digest)));
     let what = format!("pushing to {}", exchange.endpoint.repository);
-    let ask = async || {
+    let ask = || async {
         let answer = exchange.once(&request, &what).await?;
         match answer.status() {
             // Should the registry have other bytes under this name, sending the right ones tells.

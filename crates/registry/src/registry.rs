@@ -1,8 +1,9 @@
 use crate::auth::{Authenticator, Scope};
 use crate::endpoint::Endpoint;
 use crate::exchange::Exchange;
+use crate::manifests::Wanted;
 use crate::transport::Transport;
-use crate::{RegistryError, RegistryOptions};
+use crate::{Document, RegistryError, RegistryOptions};
 use forge_image::Reference;
 use forge_session::Session;
 
@@ -41,17 +42,17 @@ impl Registry {
 
     /// Asks the sources of a reference in order: mirrors as listed, then the host. The first that answers well is taken;
     /// when none does, the host's own error counts.
-    pub(crate) async fn first_source<T>(
+    pub(crate) async fn first_source(
         &self,
         reference: &Reference,
         session: &dyn Session,
-        ask: impl AsyncFn(Exchange<'_>) -> Result<T, RegistryError>,
-    ) -> Result<T, RegistryError> {
+        wanted: Wanted<'_>,
+    ) -> Result<Document, RegistryError> {
         let sources = Endpoint::sources(self.transport.options(), reference)?;
         let last = sources.len() - 1;
         for (number, endpoint) in sources.iter().enumerate() {
             let scope = Scope::pull(&endpoint.repository);
-            match ask(self.exchange(endpoint, &scope, session)).await {
+            match wanted.fetch(&self.exchange(endpoint, &scope, session)).await {
                 Err(error) if number < last && error.next_source_may_help() => {}
                 result => return result,
             }

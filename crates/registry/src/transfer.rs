@@ -33,7 +33,10 @@ impl TransferContext {
             completed: None,
         };
         self.session.events().emit(Event::Status(status.clone()));
-        TransferProgress { session: self.session.clone(), state: Mutex::new(State { status, reported: Instant::now() }) }
+        TransferProgress {
+            session: self.session.clone(),
+            state: Mutex::new(State { status, reported: Instant::now() }),
+        }
     }
 }
 
