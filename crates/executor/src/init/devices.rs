@@ -1,6 +1,6 @@
 //! `/proc`, `/dev` and `/sys`, made by forge and never taken from the image.
 
-use super::mounts::{FsOption, LOCKED, attach, new_filesystem, tmpfs};
+use super::mounts::{FsOption, LOCKED, attach, new_filesystem, refuse_kernel_file_system, tmpfs};
 use super::paths::{PointKind, Root, Stub};
 use super::sys;
 use crate::SandboxSpec;
@@ -41,6 +41,7 @@ pub(super) fn mount_proc(root: &Root, tasks: Option<u32>, stubs: &mut Vec<Stub>)
 
 fn place(root: &Root, path: &str, mount: &OwnedFd, stubs: &mut Vec<Stub>) -> Result<(), Failure> {
     let point = root.open_or_create(Path::new(path), PointKind::Directory, stubs)?;
+    refuse_kernel_file_system(&point, Path::new(path))?;
     attach(mount.as_fd(), point.as_fd()).doing(|| format!("mount {path}"))
 }
 

@@ -1,6 +1,6 @@
 //! The last steps: working directory, program, execve(2).
 
-use super::paths::{PointKind, Root};
+use super::paths::{PROC_SUPER_MAGIC, PointKind, Root};
 use super::sys::{self, StringArray};
 use crate::message::{Doing, Failure};
 use crate::{ProcessSpec, profile};
@@ -10,8 +10,6 @@ use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
-
-const PROC_SUPER_MAGIC: u32 = 0x9fa0;
 
 /// Moves into the working directory, making it when missing. Not a stub: docker keeps it too.
 pub(super) fn enter_directory(root: &Root, path: &Path) -> Result<(), Failure> {

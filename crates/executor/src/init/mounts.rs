@@ -1,6 +1,6 @@
 //! Mounts as descriptors: made, checked and only then attached.
 
-use super::paths::{PointKind, Root, Stub, open_in};
+use super::paths::{PROC_SUPER_MAGIC, PointKind, Root, Stub, open_in};
 use super::sys::{self, MountChange};
 use crate::message::{Doing, Failure};
 use crate::{MountFlags, MountSource, MountSpec};
@@ -15,7 +15,7 @@ use std::path::{Component, Path};
 
 /// Magic numbers of file systems through which the kernel is configured: nothing is ever mounted on them on request.
 const KERNEL_FILE_SYSTEMS: [u32; 4] = [
-    0x9fa0,      // proc
+    PROC_SUPER_MAGIC,
     0x6265_6572, // sysfs
     0x0027_e0eb, // cgroup
     0x6367_7270, // cgroup2
@@ -260,13 +260,19 @@ pub(super) fn attach_all(
     Ok(())
 }
 
+/// Refuses a place in a file system through which the kernel is configured.
+pub(super) fn refuse_kernel_file_system(point: &OwnedFd, target: &Path) -> std::result::Result<(), Failure> {
+    let system = fstatfs(point).doing(|| format!("inspect {}", target.display()))?;
+    match KERNEL_FILE_SYSTEMS.contains(&(system.f_type as u32)) {
+        true => Err(refused(target, "it leads into procfs or sysfs")),
+        false => Ok(()),
+    }
+}
+
 /// Judges a target by what it turned out to be.
 fn check_point(point: &OwnedFd, kind: PointKind, target: &Path) -> std::result::Result<(), Failure> {
     let stat = fstat(point).doing(|| format!("inspect {}", target.display()))?;
-    let system = fstatfs(point).doing(|| format!("inspect {}", target.display()))?;
-    if KERNEL_FILE_SYSTEMS.contains(&(system.f_type as u32)) {
-        return Err(refused(target, "it leads into procfs or sysfs"));
-    }
+    refuse_kernel_file_system(point, target)?;
     let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     match (directory, kind) {
         (true, PointKind::File) => Err(refused(target, "a file cannot be mounted on a directory")),

@@ -5,8 +5,8 @@
 
 use crate::message::{Doing, Failure, StubRecord};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, UTIME_OMIT, fstat, mkdirat, openat,
-    openat2, readlinkat, statat, utimensat,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, UTIME_OMIT, fstat, fstatfs,
+    mkdirat, openat, openat2, readlinkat, statat, utimensat,
 };
 use rustix::io::{Errno, Result};
 use std::collections::VecDeque;
@@ -17,6 +17,9 @@ use std::path::{Component, Path};
 
 /// The kernel's own limit on symbolic links in one resolution.
 const MAX_LINKS: u32 = 40;
+
+/// `f_type` of procfs.
+pub(super) const PROC_SUPER_MAGIC: u32 = 0x9fa0;
 
 /// A rename elsewhere in the tree makes openat2(2) give up with EAGAIN; flippers do that on purpose.
 const MAX_RACES: u32 = 128;
@@ -144,7 +147,9 @@ impl Walk {
 
     fn follow(&mut self, link: &OwnedFd) -> Result<()> {
         self.links += 1;
-        if self.links > MAX_LINKS {
+        // Links in procfs lead to wherever another process is, whatever their text says.
+        let magic = fstatfs(link)?.f_type as u32 == PROC_SUPER_MAGIC;
+        if magic || self.links > MAX_LINKS {
             return Err(Errno::LOOP);
         }
         let target = OsString::from_vec(readlinkat(link, "", Vec::new())?.into_bytes());

@@ -69,6 +69,8 @@ fn prepare() -> io::Result<Channel> {
     drop(null);
     let control = place_at_three(control)?;
     sys::reset_signals();
+    // Modes given to files and nodes are meant exactly; the payload gets a mask of its own.
+    rustix::process::umask(rustix::fs::Mode::empty());
     // Ctrl-C in a terminal must reach forge, which then ends its containers in order, and not this process.
     rustix::process::setsid()?;
     rustix::thread::set_name(c"forge-init")?;

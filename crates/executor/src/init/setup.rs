@@ -11,16 +11,18 @@ use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fstat, open};
 use rustix::mount::MountAttrFlags;
 use rustix::process::{Signal, set_parent_process_death_signal, setsid};
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 /// The life of a container's init, from the clone to the execution of the payload.
 pub(super) fn run(channel: OwnedFd, cgroups: &Cgroups) -> ! {
-    let channel = Channel::new(channel);
+    let channel = isolate(channel.as_fd());
     // Unwinding would end in the server's loop, of which this process is a copy.
-    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| live(&channel, cgroups)));
-    if let Ok(Err(failure)) = outcome {
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        channel.as_ref().map(|channel| (channel, live(channel, cgroups)))
+    }));
+    if let Ok(Ok((channel, Err(failure)))) = outcome {
         // Without a listener there is nobody to tell.
         let _ = channel.send(&Message::Failed(failure), &[]);
     }
@@ -29,7 +31,7 @@ pub(super) fn run(channel: OwnedFd, cgroups: &Cgroups) -> ! {
 
 /// Returns only if something fails, or when the caller goes away before it says `Start`.
 fn live(channel: &Channel, cgroups: &Cgroups) -> Result<(), Failure> {
-    let channel = &isolate(channel)?;
+    detach()?;
     let Ok(Some((Message::Configure(configuration), descriptors))) = channel.receive() else {
         return Ok(());
     };
@@ -50,13 +52,17 @@ fn live(channel: &Channel, cgroups: &Cgroups) -> Result<(), Failure> {
     Err(program.execute())
 }
 
-/// Leaves what was inherited from the server, but the channel.
-fn isolate(channel: &Channel) -> Result<Channel, Failure> {
+/// Closes what the server had open, but the channel.
+fn isolate(channel: BorrowedFd<'_>) -> rustix::io::Result<Channel> {
+    sys::keep_only(channel).map(Channel::new)
+}
+
+/// Leaves the server's session, keyring and signal settings.
+fn detach() -> Result<(), Failure> {
     set_parent_process_death_signal(Some(Signal::KILL)).doing(|| "set the parent-death signal".into())?;
     setsid().doing(|| "start a session".into())?;
-    sys::new_session_keyring().doing(|| "join a new session keyring".into())?;
     sys::reset_signals();
-    sys::keep_only(channel.as_fd()).map(Channel::new).doing(|| "close the server's descriptors".into())
+    sys::new_session_keyring().doing(|| "join a new session keyring".into())
 }
 
 /// Settles the container in its cgroups, and hides all others from it.

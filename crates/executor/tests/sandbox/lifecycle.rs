@@ -1,0 +1,250 @@
+//! Beginning, end, and what is left afterwards: nothing.
+
+use crate::fixture::{DEADLINE, Fixture, drain, executor, id, output, pipe, run, run_on, wait};
+use crate::payload::CALLER;
+use forge_executor::{
+    Container, Executor, ExitStatus, MountSource, MountSpec, NamespaceExecutor, Resources, Stdio, StdioTarget,
+};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub const TESTS: &[(&str, fn())] = &[
+    ("privileged_signals_reach_the_process", signals),
+    ("privileged_kill_ends_daemons_too", kill_ends_daemons),
+    ("privileged_the_end_of_the_process_is_the_end_of_all", exit_ends_daemons),
+    ("privileged_everything_dies_with_the_caller", dies_with_caller),
+    ("privileged_everything_dies_with_the_executor", dies_with_executor),
+    ("privileged_nothing_survives_the_set_up_process", dies_with_server),
+    ("privileged_dropping_kills", dropping_kills),
+    ("privileged_host_mounts_never_change", host_mounts),
+    ("privileged_mount_points_leave_no_trace", mount_points),
+    ("privileged_generated_files_leave_no_trace", generated_files),
+    ("privileged_many_at_once", many_at_once),
+    ("privileged_limits_are_enforced_or_named", limits),
+    ("privileged_whiteouts_and_changes_stay", changes_stay),
+];
+
+fn signals() {
+    let fixture = Fixture::new();
+    let (out, out_write) = pipe();
+    let io = Stdio { stdout: StdioTarget::Fd(out_write), ..Stdio::default() };
+    let spec = fixture.shell("trap 'echo caught; exit 3' TERM; echo ready; while :; do sleep 0.05; done");
+    let container: Arc<dyn Container> = executor().create(&id(), &spec, io).expect("creates").into();
+    container.start().expect("starts");
+    let mut lines = BufReader::new(fs::File::from(out)).lines();
+    assert_eq!(lines.next().expect("a line").expect("text"), "ready");
+    container.signal(libc::SIGTERM).expect("signals");
+    assert_eq!(lines.next().expect("a line").expect("text"), "caught");
+    assert_eq!(wait(&container).expect("ends"), ExitStatus::Exited(3));
+    assert_eq!(wait(&container).expect("again"), ExitStatus::Exited(3));
+}
+
+/// A pipe that only the container's processes hold ends when the last of them is dead.
+fn kill_ends_daemons() {
+    let fixture = Fixture::new();
+    let (out, out_write) = pipe();
+    let io = Stdio { stdout: StdioTarget::Fd(out_write), ..Stdio::default() };
+    let spec = fixture.shell("(setsid sh -c 'trap \"\" TERM HUP; sleep 1000' &); sleep 1000");
+    let container: Arc<dyn Container> = executor().create(&id(), &spec, io).expect("creates").into();
+    container.start().expect("starts");
+    std::thread::sleep(Duration::from_millis(100));
+    container.kill_all().expect("kills");
+    assert_eq!(wait(&container).expect("ends"), ExitStatus::Signaled { signal: 9 });
+    container.kill_all().expect("idempotent");
+    drain(out).recv_timeout(DEADLINE).expect("all dead");
+}
+
+fn exit_ends_daemons() {
+    let begin = Instant::now();
+    let text = output("(setsid sleep 1000 &); echo done");
+    assert_eq!(text, "done\n");
+    assert!(begin.elapsed() < DEADLINE);
+}
+
+/// Runs this program as a caller in another process and kills that.
+fn dies_with_caller() {
+    let fixture = Fixture::new();
+    let (out, out_write) = pipe();
+    let mut caller = Command::new(std::env::current_exe().expect("own path"))
+        .arg0(CALLER)
+        .arg(fixture.path(""))
+        .stdout(out_write)
+        .spawn()
+        .expect("caller");
+    let mut reader = BufReader::new(fs::File::from(out));
+    let mut line = String::new();
+    reader.read_line(&mut line).expect("a line");
+    assert_eq!(line, "ready\n");
+    caller.kill().expect("kills");
+    caller.wait().expect("dead");
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || send.send(reader.read_line(&mut line)));
+    receive.recv_timeout(DEADLINE).expect("the container is dead").expect("end of file");
+}
+
+fn dies_with_executor() {
+    let fixture = Fixture::new();
+    let executor = NamespaceExecutor::new(&fixture.path("run")).expect("executor");
+    let container: Arc<dyn Container> =
+        executor.create(&id(), &fixture.shell("sleep 1000"), Stdio::default()).expect("creates").into();
+    container.start().expect("starts");
+    drop(executor);
+    // A container keeps the set-up process it came from, so it must still be in order.
+    container.kill_all().expect("kills");
+    assert_eq!(wait(&container).expect("ends"), ExitStatus::Signaled { signal: 9 });
+}
+
+/// The set-up process is found by its parent and killed: no container may go on, and nobody may hang.
+fn dies_with_server() {
+    let fixture = Fixture::new();
+    let executor = NamespaceExecutor::new(&fixture.path("run")).expect("executor");
+    let (out, out_write) = pipe();
+    let io = Stdio { stdout: StdioTarget::Fd(out_write), ..Stdio::default() };
+    let spec = fixture.shell("echo ready; sleep 1000");
+    let container: Arc<dyn Container> = executor.create(&id(), &spec, io).expect("creates").into();
+    container.start().expect("starts");
+    let mut reader = BufReader::new(fs::File::from(out));
+    let mut line = String::new();
+    reader.read_line(&mut line).expect("a line");
+    let outside = fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id())).unwrap_or_default();
+    let mut servers = children().into_iter().filter(|pid| children_of(*pid).len() == 1 && holds(*pid, &fixture));
+    let server = servers.next().unwrap_or_else(|| panic!("no set-up process among {outside}"));
+    rustix::process::kill_process(rustix::process::Pid::from_raw(server).expect("pid"), rustix::process::Signal::KILL)
+        .expect("kills");
+    assert!(wait(&container).is_err());
+    reader.read_line(&mut line).expect("end of file");
+    assert!(executor.create(&id(), &fixture.shell("true"), Stdio::default()).is_err());
+}
+
+/// Processes whose parent is this one.
+fn children() -> Vec<i32> {
+    children_of(std::process::id() as i32)
+}
+
+fn children_of(parent: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()).collect()
+}
+
+/// True when the only child of a process has its root in this fixture.
+fn holds(server: i32, fixture: &Fixture) -> bool {
+    let upper = fixture.path("upper").display().to_string();
+    children_of(server)
+        .iter()
+        .any(|child| fs::read_to_string(format!("/proc/{child}/mountinfo")).is_ok_and(|mounts| mounts.contains(&upper)))
+}
+
+fn dropping_kills() {
+    let fixture = Fixture::new();
+    let (out, out_write) = pipe();
+    let io = Stdio { stdout: StdioTarget::Fd(out_write), ..Stdio::default() };
+    let container = executor().create(&id(), &fixture.shell("sleep 1000"), io).expect("creates");
+    container.start().expect("starts");
+    drop(container);
+    drain(out).recv_timeout(DEADLINE).expect("dead");
+    // One that was never started goes as quietly.
+    drop(executor().create(&id(), &fixture.shell("true"), Stdio::default()).expect("creates"));
+}
+
+fn host_mounts() {
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let before = mounts();
+    let fixture = Fixture::new();
+    let container = executor().create(&id(), &fixture.shell("sleep 1000"), Stdio::default()).expect("creates");
+    container.start().expect("starts");
+    assert_eq!(mounts(), before);
+    container.delete().expect("deletes");
+    assert_eq!(mounts(), before);
+    // Seen to fail without `make_private`.
+    let spec = fixture.shell("mount -t tmpfs x /mnt && umount /proc/sys").privileged();
+    run(&spec).expect("runs");
+    assert_eq!(mounts(), before);
+}
+
+fn tmpfs(target: &str) -> MountSpec {
+    MountSpec::new(target, MountSource::Tmpfs { size: Some(1 << 20), mode: 0o700 }, false)
+}
+
+fn mount_points() {
+    let fixture = Fixture::new();
+    std::os::unix::fs::symlink("/var/run", fixture.base("run")).expect("dangling link");
+    let mtime =
+        |name: &str| fs::metadata(fixture.base(name)).map(|data| (data.mtime(), data.mtime_nsec())).expect(name);
+    let before = mtime("etc");
+    let mut spec =
+        fixture.shell("stat -f -c %T /root/.cache/deep /etc/new /run/x; stat -c %a /etc/new; ls -A /etc/new");
+    spec.mounts = vec![tmpfs("/root/.cache/deep"), tmpfs("/etc/new"), tmpfs("/run/x")];
+    assert_eq!(run(&spec).expect("runs").success(), "tmpfs\ntmpfs\ntmpfs\n700\n");
+    // Parents were copied up, since something was made in them, but are as they were.
+    assert_eq!(fixture.upper(), ["etc", "root"]);
+    let copied = fs::metadata(fixture.path("upper/etc")).expect("etc");
+    assert_eq!((copied.mtime(), copied.mtime_nsec()), before);
+}
+
+fn file(target: &str, content: &str) -> MountSpec {
+    MountSpec::new(target, MountSource::File { content: content.into(), mode: 0o644 }, true)
+}
+
+fn generated_files() {
+    let fixture = Fixture::new();
+    let mut spec = fixture.shell(
+        "cat /etc/hosts /etc/resolv.conf /etc/hostname /opt/x; stat -c %a:%u /etc/hosts; echo x 2>&1 >>/etc/hosts; true",
+    );
+    spec.mounts = vec![file("/etc/hosts", "h\n"), file("/etc/resolv.conf", "r\n"), file("/etc/hostname", "n\n")];
+    let mut more = spec.clone();
+    more.mounts.push(file("/opt/x", "x\n"));
+    spec.process.args[2] = "cat /etc/hosts /etc/resolv.conf /etc/hostname".into();
+    assert_eq!(run(&spec).expect("runs").success(), "h\nr\nn\n");
+    // The three usual files come from the lowest layer and not even touch the upper one.
+    assert_eq!(fixture.upper(), Vec::<String>::new());
+    let text = run(&more).expect("runs").success();
+    assert_eq!(text, "h\nr\nn\nx\n644:0\n/bin/sh: can't create /etc/hosts: Read-only file system\n");
+    assert_eq!(fixture.upper(), Vec::<String>::new());
+}
+
+fn many_at_once() {
+    let workers: Vec<_> = (0..8)
+        .map(|worker| {
+            std::thread::spawn(move || {
+                for round in 0..8 {
+                    let text = output(&format!("set -- /proc/[0-9]*; echo {worker}-{round} $#"));
+                    assert_eq!(text, format!("{worker}-{round} 1\n"));
+                }
+            })
+        })
+        .collect();
+    workers.into_iter().for_each(|worker| worker.join().expect("all rounds"));
+}
+
+fn limits() {
+    let fixture = Fixture::new();
+    let executor = NamespaceExecutor::new(&fixture.path("run")).expect("executor");
+    let mut spec = fixture.shell("i=0; while [ $i -lt 60 ]; do sleep 5 & i=$((i+1)); done 2>&1; true");
+    spec.resources = Resources { pids: Some(20), memory: Some(64 << 20), cpus: Some(1.5) };
+    let output = run_on(&executor, &spec).expect("runs");
+    let notices = executor.notices().join("\n");
+    let refused = (output.stdout.clone() + &output.stderr).contains("fork");
+    assert!(refused || notices.contains("task limit"), "{}{}{notices}", output.stdout, output.stderr);
+    // The default bound needs no cgroup where the kernel can bound a PID namespace.
+    let text = run_on(&executor, &fixture.shell("cat /proc/sys/kernel/pid_max")).expect("runs").success();
+    println!("pid_max inside: {}, notices: {notices:?}", text.trim());
+    let mut eater = fixture.shell("dd if=/dev/zero of=/dev/shm/x bs=1M count=60; echo status $?");
+    eater.resources = Resources { memory: Some(16 << 20), ..Resources::default() };
+    let eaten = run_on(&executor, &eater).expect("runs");
+    let enforced = !eaten.stdout.contains("status 0");
+    assert!(enforced || executor.notices().iter().any(|notice| notice.contains("memory")), "{}", eaten.stdout);
+}
+
+fn changes_stay() {
+    let fixture = Fixture::new();
+    run(&fixture.shell("echo new >/tmp/new; rm /etc/passwd")).expect("runs").success();
+    assert_eq!(fixture.upper(), ["etc", "etc/passwd", "tmp", "tmp/new"]);
+    let whiteout = fs::symlink_metadata(fixture.path("upper/etc/passwd")).expect("whiteout");
+    assert_eq!((whiteout.mode() & 0o170_000, whiteout.rdev()), (0o020_000, 0));
+}
