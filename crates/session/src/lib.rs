@@ -3,20 +3,22 @@
 //! The crate knows nothing of graphs, images in stores or terminals. A session may be in this process or at the
 //! far end of a connection; nothing in these traits lets a caller tell.
 //!
-//! Reading order: [`Session`]; [`Context`], [`ContextEntry`], [`ContextPath`]; [`Credentials`];
-//! [`Event`], [`EventSink`]; [`PatternMatcher`].
+//! Reading order: [`Session`]; [`Context`], [`ContextEntry`], [`ContextPath`], [`LocalContext`]; [`Credentials`];
+//! [`SingleFlight`]; [`Event`], [`EventSink`]; [`PatternMatcher`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 mod context;
 mod credentials;
 mod event;
+mod local_context;
 mod patterns;
 mod single_flight;
 
 pub use context::{Context, ContextEntry, ContextError, ContextPath, EntryKind, FileStamp};
 pub use credentials::{CredentialError, Credentials, Redacted};
 pub use event::{Event, EventSink, LogStream, ProgressGroup, SourceSpan, StatusUpdate, VertexUpdate, WarningNotice};
+pub use local_context::LocalContext;
 pub use patterns::{PatternError, PatternMatcher};
 pub use single_flight::{SingleFlight, Turn};
 
