@@ -35,6 +35,23 @@ pub(crate) fn require_local(path: &Path) -> Result<(), StoreError> {
     }
 }
 
+/// The type of the file system under a path: that of the mount with the longest mount point above it.
+pub(crate) fn name_of(path: &Path) -> Result<String, StoreError> {
+    let table_path = Path::new("/proc/self/mountinfo");
+    let table = std::fs::read_to_string(table_path).map_err(StoreError::io("read", table_path))?;
+    let path = path.canonicalize().map_err(StoreError::io("find", path))?;
+    let mount = |line: &str| {
+        // proc(5): the mount point is the fifth field, the type the first one after a lone hyphen.
+        let (before, after) = line.split_once(" - ")?;
+        let point = before.split(' ').nth(4)?.to_owned();
+        let name = after.split(' ').next()?.to_owned();
+        path.starts_with(&point).then_some((point.len(), name))
+    };
+    // Of two mounts on one point the later one is seen.
+    let found = table.lines().filter_map(mount).max_by_key(|(length, _)| *length);
+    Ok(found.map_or_else(|| "unknown".to_owned(), |(_, name)| name))
+}
+
 fn shared(magic: u64) -> Option<&'static str> {
     // The kernel's field is signed and as wide as a word: CIFS's number may arrive sign-extended.
     let magic = magic & 0xFFFF_FFFF;

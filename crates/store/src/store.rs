@@ -91,6 +91,22 @@ impl Store {
         usage::usage(&self.opened)
     }
 
+    /// The layers that running processes hold now.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn leased_layers(&self) -> Result<HashSet<LayerId>, StoreError> {
+        usage::leased_layers(&self.opened)
+    }
+
+    /// The type of the file system that the store lies on, `ext4`, as `/proc/self/mountinfo` names it.
+    ///
+    /// # Errors
+    /// The mount table cannot be read.
+    pub fn file_system(&self) -> Result<String, StoreError> {
+        crate::file_system::name_of(self.root())
+    }
+
     /// Removes layers and blobs that no image, no lease and no entry of `roots` needs; with `dry_run` only names them.
     ///
     /// `roots` is what cache records hold. A record saved after `roots` was read does not protect its layers once the

@@ -1,5 +1,6 @@
-use crate::StoreError;
 use crate::opened::Opened;
+use crate::{LayerId, StoreError};
+use std::collections::HashSet;
 
 /// What a store holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,5 +43,14 @@ pub(crate) fn usage(opened: &Opened) -> Result<Usage, StoreError> {
             })?)
         };
         Ok(Usage { images: entry(&images)?, layers: entry(layers)?, blobs: entry(blobs)? })
+    })
+}
+
+/// The layers that some running process holds.
+pub(crate) fn leased_layers(opened: &Opened) -> Result<HashSet<LayerId>, StoreError> {
+    opened.database().read(|connection| {
+        let mut select = connection.prepare_cached("SELECT DISTINCT layer FROM lease_layers")?;
+        let texts = select.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+        Ok(texts.iter().filter_map(|text| text.parse().ok()).collect())
     })
 }

@@ -1,0 +1,333 @@
+//! One build: Dockerfile, graph, solution, outputs.
+
+use crate::dockerfile::{DockerfileText, read_dockerfile, read_from_context, read_ignore_file};
+use crate::engine::{Engine, blocking};
+use crate::excerpt::excerpt;
+use crate::steps::ShownStep;
+use crate::{BuildContext, BuildOutcome, BuildRequest, EngineError, NamedContext, Network, StepCounts};
+use forge_exporter::BuiltImage;
+use forge_frontend::{
+    Dockerfile, FrontendError, ImageKeySource, ImageRequest, LowerOptions, Lowered, LoweredImage, ResolvedImage,
+    ResolvedImages, Warning,
+};
+use forge_image::{ErrorKind, Platform};
+use forge_llb::{ExtraHost, NetworkMode, ResolveMode};
+use forge_registry::TransferContext;
+use forge_session::{Context, Event, EventSink, LocalContext, Session, SourceSpan, WarningNotice};
+use forge_solver::{SolveError, Solved, Solver, WorkerError};
+use forge_store::ScratchDir;
+use forge_worker::{ImageResolver, LocalResults, LocalWorker};
+use futures_util::future::try_join_all;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// The name of the main context in sessions and graphs.
+const MAIN_CONTEXT: &str = "context";
+
+impl Engine {
+    /// Builds what a Dockerfile says and puts the result where the request wants it.
+    ///
+    /// # Errors
+    /// The Dockerfile is refused, a step fails, or an output cannot be written. Nothing is named then, but the
+    /// steps that succeeded stay in the cache.
+    pub async fn build(
+        &self,
+        request: BuildRequest,
+        events: Arc<dyn EventSink>,
+        cancel: CancellationToken,
+    ) -> Result<BuildOutcome, EngineError> {
+        let opened = self.clone();
+        let build = blocking(move || Build::open(opened, request, events, cancel)).await?;
+        build.run().await
+    }
+}
+
+/// A build at work.
+pub(crate) struct Build {
+    pub engine: Engine,
+    pub request: BuildRequest,
+    pub session: Arc<dyn Session>,
+    pub transfer: TransferContext,
+    images: Arc<ImageResolver>,
+    main_context: Arc<dyn Context>,
+    named: BTreeMap<String, forge_frontend::NamedContext>,
+    /// Stands for a context that is not there.
+    _empty: Option<ScratchDir>,
+}
+
+/// What was built for one platform.
+pub(crate) struct PlatformResult {
+    pub lowered: LoweredImage,
+    pub solved: Solved,
+    pub platform: Platform,
+}
+
+impl Build {
+    fn open(
+        engine: Engine,
+        request: BuildRequest,
+        events: Arc<dyn EventSink>,
+        cancel: CancellationToken,
+    ) -> Result<Self, EngineError> {
+        let empty = match request.context {
+            BuildContext::Empty => Some(engine.store().scratch("context")?),
+            BuildContext::Directory(_) => None,
+        };
+        let main_context = match (&request.context, &empty) {
+            (BuildContext::Directory(folder), _) => open_context(folder)?,
+            (BuildContext::Empty, Some(empty)) => open_context(empty.path())?,
+            (BuildContext::Empty, None) => unreachable!("an empty context has its folder"),
+        };
+        let mut contexts = BTreeMap::from([(MAIN_CONTEXT.to_owned(), main_context.clone())]);
+        let (mut named, mut layouts) = (BTreeMap::new(), BTreeMap::new());
+        for (name, context) in &request.named_contexts {
+            let lowered = match context {
+                NamedContext::Image(reference) => forge_frontend::NamedContext::Image(reference.clone()),
+                NamedContext::Directory(folder) => {
+                    let context = open_context(folder)?;
+                    let exclude = ignore_patterns(&read_from_context(&*context, ".dockerignore")?.unwrap_or_default())?;
+                    contexts.insert(name.clone(), context);
+                    forge_frontend::NamedContext::Local { name: name.clone(), exclude }
+                }
+                NamedContext::OciLayout { path, tag, digest } => {
+                    layouts.insert(name.clone(), path.clone());
+                    let (name, tag, digest) = (name.clone(), tag.clone(), digest.clone());
+                    forge_frontend::NamedContext::OciLayout { name, tag, digest }
+                }
+            };
+            named.insert(name.clone(), lowered);
+        }
+        let session = engine.session(contexts, events, cancel);
+        let transfer = engine.transfer(session.clone(), "[internal] fetching images")?;
+        let images = Arc::new(ImageResolver::new(transfer.clone(), engine.registry()?, layouts));
+        Ok(Self { engine, request, session, transfer, images, main_context, named, _empty: empty })
+    }
+
+    async fn run(self) -> Result<BuildOutcome, EngineError> {
+        let text = self.load_dockerfile().await?;
+        let dockerfile = forge_frontend::parse(&text.name, &text.text).map_err(|error| refused(&error, &text))?;
+        let ignore = self.load_ignore_patterns().await?;
+        let platforms = match self.request.platforms.as_slice() {
+            [] => vec![Platform::host()],
+            platforms => platforms.to_vec(),
+        };
+        let lowered = platforms.iter().map(|platform| self.lower(&dockerfile, &text, &ignore, platform));
+        let lowered = try_join_all(lowered).await?;
+        let warnings = self.report(&lowered[0], &text);
+        let solver = self.solver()?;
+        let solved = lowered.iter().map(|image| self.solve(&solver, image, &text));
+        let solved = try_join_all(solved).await?;
+        let parts = platforms.into_iter().zip(lowered).zip(solved);
+        let results = parts.map(|((platform, lowered), solved)| PlatformResult { lowered, solved, platform }).collect();
+        self.export(results, warnings).await
+    }
+
+    async fn load_dockerfile(&self) -> Result<DockerfileText, EngineError> {
+        let (source, context) = (self.request.dockerfile.clone(), self.main_context.clone());
+        let shown = ShownStep::start(self.session.events(), "[internal] load build definition from Dockerfile");
+        shown.end(blocking(move || read_dockerfile(&source, &*context)).await)
+    }
+
+    async fn load_ignore_patterns(&self) -> Result<Vec<String>, EngineError> {
+        let (source, context) = (self.request.dockerfile.clone(), self.main_context.clone());
+        let shown = ShownStep::start(self.session.events(), "[internal] load .dockerignore");
+        shown.end(blocking(move || ignore_patterns(&read_ignore_file(&source, &*context)?)).await)
+    }
+
+    /// Lowers until nothing more must be known of images.
+    async fn lower(
+        &self,
+        dockerfile: &Dockerfile,
+        text: &DockerfileText,
+        ignore: &[String],
+        platform: &Platform,
+    ) -> Result<LoweredImage, EngineError> {
+        let options = self.lower_options(ignore, platform);
+        let mut known = ResolvedImages::new();
+        loop {
+            match forge_frontend::lower(dockerfile, &options, &known).map_err(|error| refused(&error, text))? {
+                Lowered::Done(image) => return Ok(*image),
+                Lowered::Need(requests) => {
+                    let found = requests.iter().map(|request| self.resolve(request, text));
+                    let found = try_join_all(found).await?;
+                    known.extend(requests.into_iter().map(|request| request.key).zip(found));
+                }
+            }
+        }
+    }
+
+    fn lower_options(&self, ignore: &[String], platform: &Platform) -> LowerOptions {
+        let request = &self.request;
+        LowerOptions {
+            target: request.target.clone(),
+            build_args: request.build_args.clone(),
+            labels: request.labels.clone(),
+            build_platform: Platform::host(),
+            no_cache: request.no_cache,
+            pull: request.pull,
+            network: match request.network {
+                Network::Default => NetworkMode::Default,
+                Network::Host => NetworkMode::Host,
+                Network::None => NetworkMode::None,
+            },
+            ignore_patterns: ignore.to_vec(),
+            named_contexts: self.named.clone(),
+            proxy_env: request.proxy_env.clone(),
+            source_date_epoch: request.source_date_epoch,
+            multi_platform: request.platforms.len() > 1,
+            extra_hosts: request
+                .extra_hosts
+                .iter()
+                .map(|(host, address)| ExtraHost { host: host.clone(), address: address.clone() })
+                .collect(),
+            ..LowerOptions::new(platform.clone())
+        }
+    }
+
+    async fn resolve(&self, wanted: &ImageRequest, text: &DockerfileText) -> Result<ResolvedImage, EngineError> {
+        let shown = ShownStep::start(self.session.events(), &wanted.step);
+        let platform = &wanted.key.platform;
+        let found = match &wanted.key.source {
+            ImageKeySource::Image(reference) => {
+                let mode = if self.request.pull { ResolveMode::ForcePull } else { ResolveMode::PreferLocal };
+                self.images.image(reference, platform, mode).await
+            }
+            ImageKeySource::OciLayout { name, tag, digest } => {
+                self.images.layout(name, tag.as_deref(), digest.as_ref(), platform).await
+            }
+        };
+        let found = shown.end(found).map_err(|error| {
+            let place = excerpt(
+                &text.name,
+                &String::from_utf8_lossy(&text.text),
+                wanted.span.first_line,
+                wanted.span.last_line,
+            );
+            EngineError::from(error).context("failed to solve").with_detail(place)
+        })?;
+        Ok(ResolvedImage { digest: found.digest, config: found.config })
+    }
+
+    /// Tells the user what the checks found.
+    fn report(&self, lowered: &LoweredImage, text: &DockerfileText) -> Vec<WarningNotice> {
+        let mut notices: Vec<WarningNotice> = lowered.warnings.iter().map(|warning| notice(warning, text)).collect();
+        if !lowered.unused_build_args.is_empty() {
+            let names = lowered.unused_build_args.join(" ");
+            notices.push(plain_notice(format!("One or more build-args [{names}] were not consumed")));
+        }
+        let triggers = lowered.triggers.iter();
+        notices
+            .extend(triggers.map(|trigger| plain_notice(format!("the base image's ONBUILD trigger runs: {trigger}"))));
+        for notice in &notices {
+            self.session.events().emit(Event::Warning(notice.clone()));
+        }
+        notices
+    }
+
+    fn solver(&self) -> Result<Solver, EngineError> {
+        let (store, lease) = (self.engine.store().clone(), self.transfer.lease.clone());
+        let executor = self.engine.executor()?;
+        let worker = LocalWorker::new(store.clone(), lease.clone(), executor, self.images.clone());
+        Ok(Solver {
+            worker: Arc::new(worker),
+            results: Arc::new(LocalResults::new(store, lease)),
+            index: self.engine.cache_index()?,
+            flights: self.engine.flights()?,
+            max_parallelism: self.engine.options().max_parallelism,
+        })
+    }
+
+    async fn solve(&self, solver: &Solver, image: &LoweredImage, text: &DockerfileText) -> Result<Solved, EngineError> {
+        let solved = solver.solve(&image.graph, self.session.clone()).await;
+        solved.map_err(|error| step_failed(error, text))
+    }
+}
+
+impl PlatformResult {
+    /// What the exporter takes.
+    pub(crate) fn built(&self) -> BuiltImage {
+        BuiltImage {
+            platform: self.platform.clone(),
+            layers: self.solved.result.layers().to_vec(),
+            config: self.lowered.config.clone(),
+        }
+    }
+}
+
+/// How many steps ran and how many did not have to. Sources count as neither.
+pub(crate) fn count(results: &[PlatformResult]) -> StepCounts {
+    let mut counts = StepCounts::default();
+    for result in results {
+        for step in &result.solved.steps {
+            let is_source = matches!(
+                result.lowered.graph.get(&step.digest).map(|vertex| &vertex.op),
+                Some(forge_llb::Op::Source(_)) | None
+            );
+            match (is_source, step.cached) {
+                (true, _) => {}
+                (false, true) => counts.cached += 1,
+                (false, false) => counts.executed += 1,
+            }
+        }
+    }
+    counts
+}
+
+fn open_context(folder: &std::path::Path) -> Result<Arc<dyn Context>, EngineError> {
+    let context = LocalContext::open(folder).map_err(|error| {
+        EngineError::caused(ErrorKind::UserInput, error)
+            .context(&format!("unable to prepare context: path {:?}", folder.display().to_string()))
+    })?;
+    Ok(Arc::new(context))
+}
+
+fn ignore_patterns(text: &[u8]) -> Result<Vec<String>, EngineError> {
+    forge_frontend::ignore_patterns(text)
+        .map_err(|error| EngineError::new(error.kind(), error.to_string()).context("cannot read the ignore file"))
+}
+
+/// A Dockerfile that was refused, with its lines.
+fn refused(error: &FrontendError, text: &DockerfileText) -> EngineError {
+    let source = String::from_utf8_lossy(&text.text);
+    EngineError::new(error.kind(), format!("failed to solve: {error}")).with_detail(error.render(&source))
+}
+
+/// A step that failed, with its last lines of output and the instruction that it comes from.
+fn step_failed(error: SolveError, text: &DockerfileText) -> EngineError {
+    let SolveError::Step { name, span, source, .. } = error else {
+        return EngineError::new(error.kind(), error.to_string());
+    };
+    let mut detail = String::new();
+    if let WorkerError::Process { last_lines, .. } = &*source
+        && !last_lines.is_empty()
+    {
+        detail = format!("------\n > {name}:\n{}\n------\n", last_lines.join("\n"));
+    }
+    if let Some(span) = span {
+        let source = String::from_utf8_lossy(&text.text);
+        detail += &excerpt(&span.file, &source, span.first_line, span.last_line);
+    }
+    let failed = EngineError::new(source.kind(), format!("failed to solve: {source}")).with_detail(detail);
+    match source.hint() {
+        Some(hint) => failed.with_hint(hint),
+        None => failed,
+    }
+}
+
+fn plain_notice(short: String) -> WarningNotice {
+    WarningNotice { vertex: None, level: 1, short, detail: Vec::new(), url: None, span: None }
+}
+
+fn notice(warning: &Warning, text: &DockerfileText) -> WarningNotice {
+    let span =
+        SourceSpan { file: text.name.clone(), first_line: warning.span.first_line, last_line: warning.span.last_line };
+    WarningNotice {
+        vertex: None,
+        level: 1,
+        short: warning.to_string(),
+        detail: Vec::new(),
+        url: warning.url.clone(),
+        span: Some(span),
+    }
+}

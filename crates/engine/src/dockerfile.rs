@@ -1,0 +1,93 @@
+//! Reads the Dockerfile and the ignore file that go with a build.
+
+use crate::{DockerfileSource, EngineError};
+use forge_image::ErrorKind;
+use forge_session::{Context, ContextPath};
+use rustix::fs::{Mode, OFlags};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// The parser refuses more; one byte beyond is read so that it can say so.
+const LIMIT: u64 = (16 << 20) + 1;
+
+/// A Dockerfile as it was read.
+pub(crate) struct DockerfileText {
+    /// As the user named it, for messages.
+    pub name: String,
+    /// Its bytes.
+    pub text: Vec<u8>,
+}
+
+/// Reads the Dockerfile that the user means.
+pub(crate) fn read_dockerfile(source: &DockerfileSource, context: &dyn Context) -> Result<DockerfileText, EngineError> {
+    match source {
+        DockerfileSource::Inline(text) => Ok(DockerfileText { name: "Dockerfile".to_owned(), text: text.clone() }),
+        DockerfileSource::File(path) => {
+            let failed =
+                |error| EngineError::io(error).context(&format!("failed to read dockerfile {}", path.display()));
+            let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+            let text = open_regular(path).and_then(read_limited).map_err(failed)?;
+            Ok(DockerfileText { name, text })
+        }
+        DockerfileSource::Default => {
+            for name in ["Dockerfile", "dockerfile"] {
+                if let Some(text) = read_from_context(context, name)? {
+                    return Ok(DockerfileText { name: name.to_owned(), text });
+                }
+            }
+            let message = "failed to read dockerfile: open Dockerfile: no such file or directory";
+            Err(EngineError::new(ErrorKind::UserInput, message)
+                .with_hint(format!("there is no Dockerfile in {}: name one with -f", context.identity())))
+        }
+    }
+}
+
+/// Reads the ignore file: the one named after the Dockerfile, else the context's own.
+pub(crate) fn read_ignore_file(source: &DockerfileSource, context: &dyn Context) -> Result<Vec<u8>, EngineError> {
+    let own = match source {
+        DockerfileSource::File(path) => read_beside(path)?,
+        DockerfileSource::Default => read_from_context(context, "Dockerfile.dockerignore")?,
+        DockerfileSource::Inline(_) => None,
+    };
+    match own {
+        Some(text) => Ok(text),
+        None => Ok(read_from_context(context, ".dockerignore")?.unwrap_or_default()),
+    }
+}
+
+fn read_beside(dockerfile: &Path) -> Result<Option<Vec<u8>>, EngineError> {
+    let mut path = dockerfile.as_os_str().to_owned();
+    path.push(".dockerignore");
+    match open_regular(Path::new(&path)) {
+        Ok(file) => Ok(Some(read_limited(file).map_err(EngineError::io)?)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(EngineError::io(error).context(&format!("cannot read {}", path.display()))),
+    }
+}
+
+/// Reads a file of the context; links are followed inside the context only (A31, A32).
+pub(crate) fn read_from_context(context: &dyn Context, name: &str) -> Result<Option<Vec<u8>>, EngineError> {
+    let path = ContextPath::clean(name);
+    if context.stat(&path)?.is_none() {
+        return Ok(None);
+    }
+    let doing = format!("cannot read {name}");
+    let text = read_limited(context.open(&path)?).map_err(|error| EngineError::io(error).context(&doing))?;
+    Ok(Some(text))
+}
+
+/// Never waits for a pipe and never reads a device (A39).
+fn open_regular(path: &Path) -> std::io::Result<File> {
+    let file = File::from(rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(std::io::Error::other("not a regular file")),
+    }
+}
+
+fn read_limited(file: File) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(LIMIT).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

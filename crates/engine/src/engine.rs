@@ -1,0 +1,234 @@
+use crate::session::LocalSession;
+use crate::steps::ShownStep;
+use crate::{EngineError, EngineInfo, EngineOptions, PullOutcome, PushOutcome};
+use forge_cache::{CacheIndex, Flights, SqliteIndex};
+use forge_executor::{Executor, NamespaceExecutor};
+use forge_exporter::{ExportError, ExportSettings, ImageSet, Pushed};
+use forge_image::{ErrorKind, Platform, Reference};
+use forge_registry::{
+    DockerConfig, HostOptions, LoginOutcome, ProxyOptions, Registry, RegistryOptions, TransferContext,
+};
+use forge_session::{Context, Credentials, EventSink, Redacted, Session};
+use forge_store::{Store, Target};
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+use tokio_util::sync::CancellationToken;
+
+/// The door to everything that forge can do. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine(Arc<Parts>);
+
+struct Parts {
+    options: EngineOptions,
+    store: Store,
+    // Made when first needed: a cached build needs no sandbox, `images` no registry.
+    executor: OnceLock<Arc<NamespaceExecutor>>,
+    registry: OnceLock<Arc<Registry>>,
+    index: OnceLock<Arc<SqliteIndex>>,
+    flights: OnceLock<Arc<Flights>>,
+}
+
+/// Runs blocking work beside the async threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
+) -> Result<T, EngineError> {
+    tokio::task::spawn_blocking(work).await?
+}
+
+/// The value of a cell, made by the first who asks. Two who ask at once may both make one; one of them is kept.
+fn made<T: Clone>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
+    match cell.get() {
+        Some(value) => Ok(value.clone()),
+        None => make().map(|value| cell.get_or_init(|| value).clone()),
+    }
+}
+
+impl Engine {
+    /// Opens the store, making it where there is none.
+    ///
+    /// # Errors
+    /// The store's folder cannot be used, or belongs to somebody else.
+    pub fn open(options: EngineOptions) -> Result<Self, EngineError> {
+        let store = Store::open(&options.root)?;
+        let parts = Parts {
+            options,
+            store,
+            executor: OnceLock::new(),
+            registry: OnceLock::new(),
+            index: OnceLock::new(),
+            flights: OnceLock::new(),
+        };
+        Ok(Self(Arc::new(parts)))
+    }
+
+    pub(crate) fn options(&self) -> &EngineOptions {
+        &self.0.options
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    pub(crate) fn executor(&self) -> Result<Arc<NamespaceExecutor>, EngineError> {
+        let directory = self.store().root().join("run");
+        made(&self.0.executor, || Ok(Arc::new(NamespaceExecutor::new(&directory)?)))
+    }
+
+    pub(crate) fn registry(&self) -> Result<Arc<Registry>, EngineError> {
+        made(&self.0.registry, || Ok(Arc::new(Registry::new(registry_options(self.options()))?)))
+    }
+
+    pub(crate) fn index(&self) -> Result<Arc<SqliteIndex>, EngineError> {
+        made(&self.0.index, || Ok(Arc::new(SqliteIndex::open(&self.store().root().join("cache.db"))?)))
+    }
+
+    pub(crate) fn flights(&self) -> Result<Arc<Flights>, EngineError> {
+        made(&self.0.flights, || Ok(Arc::new(Flights::new(&self.store().root().join("flights")))))
+    }
+
+    /// A session without contexts, or with those of a build.
+    pub(crate) fn session(
+        &self,
+        contexts: BTreeMap<String, Arc<dyn Context>>,
+        events: Arc<dyn EventSink>,
+        cancel: CancellationToken,
+    ) -> Arc<dyn Session> {
+        let docker_config = self.options().docker_config.clone();
+        Arc::new(LocalSession { contexts, docker_config, events, cancel })
+    }
+
+    pub(crate) fn transfer(&self, session: Arc<dyn Session>, step: &str) -> Result<TransferContext, EngineError> {
+        let lease = Arc::new(self.store().lease(step)?);
+        Ok(TransferContext { store: self.store().clone(), lease, session, vertex: ShownStep::digest_of(step) })
+    }
+
+    /// Fetches an image and gives it its name in the store.
+    ///
+    /// # Errors
+    /// The registry fails, or has nothing of that name and platform.
+    pub async fn pull(
+        &self,
+        reference: &Reference,
+        platform: Option<&Platform>,
+        events: Arc<dyn EventSink>,
+        cancel: CancellationToken,
+    ) -> Result<PullOutcome, EngineError> {
+        let step = format!("pulling {}", reference.familiar());
+        let platform = platform.cloned().unwrap_or_else(Platform::host);
+        let before = self.target_of(reference).await?;
+        let session = self.session(BTreeMap::new(), events.clone(), cancel);
+        let context = self.transfer(session, &step)?;
+        let shown = ShownStep::start(&*events, &step);
+        let pulled = forge_registry::pull(&context, &self.registry()?, reference, &platform).await;
+        let pulled = shown.end(pulled)?;
+        let fetched = before != Some(pulled.target());
+        let resolved = pulled.resolved;
+        Ok(PullOutcome { reference: reference.clone(), digest: resolved.root.digest, id: resolved.id, fetched })
+    }
+
+    /// Sends an image of the store to the registry that its name names.
+    ///
+    /// # Errors
+    /// No such image, or the registry fails or refuses.
+    pub async fn push(
+        &self,
+        reference: &Reference,
+        events: Arc<dyn EventSink>,
+        cancel: CancellationToken,
+    ) -> Result<PushOutcome, EngineError> {
+        let step = format!("pushing {}", reference.familiar());
+        let Some(target) = self.target_of(reference).await? else {
+            let message = format!("An image does not exist locally with the tag: {}", reference.familiar_name());
+            return Err(EngineError::new(ErrorKind::UserInput, message));
+        };
+        let session = self.session(BTreeMap::new(), events.clone(), cancel);
+        let context = self.transfer(session, &step)?;
+        let shown = ShownStep::start(&*events, &step);
+        let pushed = shown.end(push_target(&context, &self.registry()?, reference, &target).await)?;
+        let Some(descriptor) = pushed.exported.descriptor else {
+            return Err(EngineError::new(ErrorKind::Internal, "nothing was pushed, although nothing failed"));
+        };
+        Ok(PushOutcome { reference: reference.clone(), descriptor })
+    }
+
+    /// Checks credentials with a registry and keeps them as docker does.
+    ///
+    /// # Errors
+    /// The registry refuses them, or they cannot be kept.
+    pub async fn login(&self, registry: &str, username: &str, password: Redacted) -> Result<(), EngineError> {
+        let credentials = Credentials::Basic { username: username.to_owned(), password };
+        let outcome = self.registry()?.login(registry, &credentials).await?;
+        let kept = match outcome {
+            LoginOutcome::Accepted { identity_token: Some(token) } => Credentials::RefreshToken(token),
+            LoginOutcome::Accepted { identity_token: None } | LoginOutcome::NotRequired => credentials,
+        };
+        Ok(DockerConfig::open(&self.options().docker_config).store(registry, &kept).await?)
+    }
+
+    /// Forgets the credentials for a registry; `false` if there were none.
+    ///
+    /// # Errors
+    /// docker's configuration cannot be changed.
+    pub async fn logout(&self, registry: &str) -> Result<bool, EngineError> {
+        Ok(DockerConfig::open(&self.options().docker_config).erase(registry).await?)
+    }
+
+    /// Says what the store holds and what this machine can do.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn info(&self) -> Result<EngineInfo, EngineError> {
+        let engine = self.clone();
+        blocking(move || {
+            let usage = engine.store().usage()?;
+            let uname = rustix::system::uname();
+            Ok(EngineInfo {
+                root: engine.store().root().to_owned(),
+                file_system: engine.store().file_system()?,
+                images: usage.images.count,
+                layers: usage.layers.count,
+                bytes: usage.layers.bytes + usage.blobs.bytes,
+                platform: Platform::host(),
+                kernel: uname.release().to_string_lossy().into_owned(),
+                notices: engine.executor()?.notices(),
+            })
+        })
+        .await
+    }
+
+    pub(crate) fn cache_index(&self) -> Result<Arc<dyn CacheIndex>, EngineError> {
+        Ok(self.index()?)
+    }
+}
+
+async fn push_target(
+    context: &TransferContext,
+    registry: &Arc<Registry>,
+    reference: &Reference,
+    target: &Target,
+) -> Result<Pushed, ExportError> {
+    let images = ImageSet::from_store(context, target).await?;
+    let settings = ExportSettings { names: vec![reference.clone()], ..ExportSettings::new(SystemTime::now()) };
+    forge_exporter::push(context, registry, &images, &settings).await
+}
+
+fn registry_options(options: &EngineOptions) -> RegistryOptions {
+    let host = |host: &crate::RegistryHost| HostOptions {
+        mirrors: host.mirrors.clone(),
+        http: host.http,
+        insecure: host.insecure,
+        ca: host.ca.clone(),
+        keypair: host.keypair.iter().map(|pair| (pair.key.clone(), pair.cert.clone())).collect(),
+    };
+    RegistryOptions {
+        hosts: options.registries.iter().map(|(name, options)| (name.clone(), host(options))).collect(),
+        offline: options.offline,
+        proxy: ProxyOptions {
+            http: options.proxy.http.clone().map(Redacted::new),
+            https: options.proxy.https.clone().map(Redacted::new),
+            no_proxy: options.proxy.no_proxy.clone(),
+        },
+        ..RegistryOptions::default()
+    }
+}

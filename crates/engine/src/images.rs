@@ -1,0 +1,268 @@
+//! The images of the store: listing, looking, naming, removing, and moving them as archives.
+
+use crate::engine::{Engine, blocking};
+use crate::{
+    ArchiveFormat, ArchiveReader, ArchiveWriter, EngineError, HistoryRow, ImageDetails, ImageSummary, Loaded, Removal,
+};
+use forge_exporter::{ExistingNames, LoadInput, LoadLimits, SavedImage};
+use forge_image::{ErrorKind, ImageConfig, ImageId, Platform, Reference};
+use forge_registry::TransferContext;
+use forge_session::{Event, EventSink};
+use forge_store::{Found, Image, LayerId, StoreError, Target};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+impl Engine {
+    /// All images, newest first; dangling ones too.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn images(&self) -> Result<Vec<ImageSummary>, EngineError> {
+        let engine = self.clone();
+        blocking(move || {
+            let listed = engine.store().images().list()?;
+            let rows = listed.into_iter().map(|(name, target)| engine.summary(name, &target));
+            let mut rows = rows.collect::<Result<Vec<_>, _>>()?;
+            rows.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.name.cmp(&b.name)));
+            Ok(rows)
+        })
+        .await
+    }
+
+    fn summary(&self, name: Option<Reference>, target: &Target) -> Result<ImageSummary, EngineError> {
+        let images = target.images.iter().map(|id| self.image(id)).collect::<Result<Vec<_>, _>>()?;
+        let layers: BTreeSet<&LayerId> = images.iter().flat_map(|image| &image.layers).collect();
+        let only = match images.as_slice() {
+            [image] => Some(image),
+            _ => None,
+        };
+        let root = target.index.as_ref().or(only.and_then(|image| image.manifest.as_ref()));
+        let id = match (only, &target.index) {
+            (Some(image), _) => image.id.digest().clone(),
+            (None, Some(index)) => index.digest.clone(),
+            (None, None) => return Err(EngineError::new(ErrorKind::Internal, "a name stands for no image")),
+        };
+        Ok(ImageSummary {
+            name,
+            id,
+            created: images.iter().filter_map(|image| image.created.clone()).max(),
+            bytes: self.bytes_of(layers)?,
+            platforms: images.iter().map(|image| image.platform.clone()).collect(),
+            digest: root.map(|descriptor| descriptor.digest.clone()),
+        })
+    }
+
+    fn image(&self, id: &ImageId) -> Result<Image, EngineError> {
+        let image = self.store().images().get(id)?;
+        image.ok_or_else(|| EngineError::new(ErrorKind::Environment, format!("image {id} is no longer in the store")))
+    }
+
+    fn bytes_of<'a>(&self, layers: impl IntoIterator<Item = &'a LayerId>) -> Result<u64, EngineError> {
+        let mut bytes = 0;
+        for layer in layers {
+            bytes += self.store().layers().get(layer)?.map_or(0, |record| record.bytes);
+        }
+        Ok(bytes)
+    }
+
+    pub(crate) async fn target_of(&self, reference: &Reference) -> Result<Option<Target>, EngineError> {
+        let (engine, reference) = (self.clone(), reference.clone());
+        blocking(move || Ok(engine.store().images().target(&reference)?)).await
+    }
+
+    /// The image of the store that a text means, for a platform.
+    pub(crate) async fn stored_image(&self, text: &str, platform: &Platform) -> Result<Option<Image>, EngineError> {
+        let (engine, text, platform) = (self.clone(), text.to_owned(), platform.clone());
+        blocking(move || match engine.store().images().resolve(&text) {
+            Ok(found) => {
+                let images = found.target.images.iter().map(|id| engine.image(id)).collect::<Result<Vec<_>, _>>()?;
+                Ok(images.into_iter().find(|image| platform.accepts(&image.platform)))
+            }
+            Err(StoreError::NoSuchImage { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        })
+        .await
+    }
+
+    /// One image in full. Of several platforms the host's, or the first.
+    ///
+    /// # Errors
+    /// No such image, or several that start with these digits.
+    pub async fn inspect(&self, image: &str) -> Result<ImageDetails, EngineError> {
+        let (engine, text) = (self.clone(), image.to_owned());
+        blocking(move || {
+            let (_, image) = engine.one_image(&text)?;
+            let images = engine.store().images();
+            let config = images.config(&image.id)?;
+            let bytes = engine.bytes_of(&image.layers)?;
+            let (names, digests) = (images.names_of(&image.id)?, images.repo_digests(&image.id)?);
+            let Image { id, manifest, stored, .. } = image;
+            Ok(ImageDetails { id, names, digests, config, manifest, bytes, stored })
+        })
+        .await
+    }
+
+    fn one_image(&self, text: &str) -> Result<(Found, Image), EngineError> {
+        let found = self.store().images().resolve(text)?;
+        let images = found.target.images.iter().map(|id| self.image(id)).collect::<Result<Vec<_>, _>>()?;
+        let host = Platform::host();
+        let own = images.iter().find(|image| host.accepts(&image.platform)).or(images.first()).cloned();
+        match own {
+            Some(image) => Ok((found, image)),
+            None => Err(EngineError::new(ErrorKind::Environment, format!("{text} stands for no image"))),
+        }
+    }
+
+    /// How an image came about, newest first.
+    ///
+    /// # Errors
+    /// No such image.
+    pub async fn history(&self, image: &str) -> Result<Vec<HistoryRow>, EngineError> {
+        let (engine, text) = (self.clone(), image.to_owned());
+        blocking(move || {
+            let (_, image) = engine.one_image(&text)?;
+            let config = engine.store().images().config(&image.id)?;
+            engine.history_rows(&image, &config)
+        })
+        .await
+    }
+
+    fn history_rows(&self, image: &Image, config: &ImageConfig) -> Result<Vec<HistoryRow>, EngineError> {
+        let mut layers = image.layers.iter();
+        let mut rows = Vec::new();
+        for entry in &config.history {
+            let layer = if entry.empty_layer { None } else { layers.next() };
+            rows.push(HistoryRow {
+                id: None,
+                created: entry.created.clone(),
+                created_by: entry.created_by.clone().unwrap_or_default(),
+                bytes: self.bytes_of(layer)?,
+                comment: entry.comment.clone().unwrap_or_default(),
+            });
+        }
+        rows.reverse();
+        if let Some(newest) = rows.first_mut() {
+            newest.id = Some(image.id.clone());
+        }
+        Ok(rows)
+    }
+
+    /// Gives an image another name.
+    ///
+    /// # Errors
+    /// No such image.
+    pub async fn tag(&self, image: &str, name: &Reference) -> Result<(), EngineError> {
+        if name.digest().is_some() {
+            let message = "refusing to create a tag with a digest reference";
+            return Err(EngineError::new(ErrorKind::UserInput, message));
+        }
+        let (engine, text, name) = (self.clone(), image.to_owned(), name.clone());
+        blocking(move || {
+            let found = engine.store().images().resolve(&text)?;
+            engine.store().images().tag(&name, &found.target)?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Takes a name away from an image, and removes the image with its last name. By id, all names go, which
+    /// needs `force` where there are several.
+    ///
+    /// # Errors
+    /// No such image, or several names and no `force`.
+    pub async fn remove_image(&self, image: &str, force: bool) -> Result<Vec<Removal>, EngineError> {
+        let (engine, text) = (self.clone(), image.to_owned());
+        blocking(move || engine.remove(&text, force)).await
+    }
+
+    fn remove(&self, text: &str, force: bool) -> Result<Vec<Removal>, EngineError> {
+        let images = self.store().images();
+        let found = images.resolve(text)?;
+        let names = match &found.name {
+            Some(name) => vec![name.clone()],
+            None => self.names_by_id(&found.target, force)?,
+        };
+        let mut removed = Vec::new();
+        for name in names {
+            if images.untag(&name)? {
+                removed.push(Removal::Untagged(name));
+            }
+        }
+        for id in &found.target.images {
+            if images.names_of(id)?.is_empty() {
+                images.delete(id)?;
+                removed.push(Removal::Deleted(id.clone()));
+            }
+        }
+        self.collect_layers()?;
+        Ok(removed)
+    }
+
+    fn names_by_id(&self, target: &Target, force: bool) -> Result<Vec<Reference>, EngineError> {
+        let mut names = BTreeSet::new();
+        for id in &target.images {
+            names.extend(self.store().images().names_of(id)?);
+        }
+        if names.len() > 1 && !force {
+            let message = "image is referenced by several names".to_owned();
+            let list = names.iter().map(Reference::familiar).collect::<Vec<_>>().join(", ");
+            return Err(EngineError::new(ErrorKind::UserInput, message)
+                .with_detail(list)
+                .with_hint("remove them one by one, or all with --force"));
+        }
+        Ok(names.into_iter().collect())
+    }
+
+    /// Writes images as an archive.
+    ///
+    /// # Errors
+    /// No such image, or the archive cannot be written.
+    pub async fn save(&self, images: &[String], format: ArchiveFormat, out: ArchiveWriter) -> Result<(), EngineError> {
+        let format = match format {
+            ArchiveFormat::Docker => forge_exporter::ArchiveFormat::Docker,
+            ArchiveFormat::Oci => forge_exporter::ArchiveFormat::Oci,
+        };
+        let (engine, texts) = (self.clone(), images.to_vec());
+        let found = blocking(move || {
+            let find = |text: &String| Ok(engine.store().images().resolve(text)?);
+            texts.iter().map(find).collect::<Result<Vec<Found>, EngineError>>()
+        })
+        .await?;
+        let saved = found.into_iter().map(|found| SavedImage {
+            names: found.name.into_iter().filter(|name| name.tag().is_some()).collect(),
+            target: found.target,
+        });
+        let context = self.quiet_transfer("save")?;
+        forge_exporter::save(&context, &saved.collect::<Vec<_>>(), format, out).await?;
+        Ok(())
+    }
+
+    /// Reads the images of an archive. A name that stands for another image is moved only if `replace` is set.
+    ///
+    /// # Errors
+    /// The archive is malformed, lies about its contents, or would move a name; nothing of it is kept then.
+    pub async fn load(&self, input: ArchiveReader, replace: bool) -> Result<Vec<Loaded>, EngineError> {
+        let existing = if replace { ExistingNames::Replace } else { ExistingNames::Refuse };
+        let context = self.quiet_transfer("load")?;
+        let loaded = forge_exporter::load(&context, LoadInput::Stream(input), LoadLimits::default(), existing).await?;
+        let each = |loaded: forge_exporter::Loaded| match loaded.names.is_empty() {
+            true => loaded.target.images.into_iter().map(Loaded::Unnamed).collect::<Vec<_>>(),
+            false => loaded.names.into_iter().map(Loaded::Named).collect(),
+        };
+        Ok(loaded.into_iter().flat_map(each).collect())
+    }
+
+    /// What moves images with nobody watching.
+    fn quiet_transfer(&self, purpose: &str) -> Result<TransferContext, EngineError> {
+        let session = self.session(BTreeMap::new(), Arc::new(Unwatched), CancellationToken::new());
+        self.transfer(session, purpose)
+    }
+}
+
+/// Takes events for nobody.
+struct Unwatched;
+
+impl EventSink for Unwatched {
+    fn emit(&self, _event: Event) {}
+}

@@ -1,0 +1,43 @@
+//! The composition root: the one door to everything that forge can do.
+//!
+//! Plain requests go in, events and plain results come out. The engine puts store, registry client, front end,
+//! solver, worker and exporters together; it prints nothing, reads no environment and never ends the process.
+//!
+//! Reading order: [`Engine`]; [`EngineOptions`], [`BuildRequest`], [`RunRequest`]; [`BuildOutcome`];
+//! [`EngineError`].
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod build;
+mod container;
+mod dockerfile;
+mod engine;
+mod error;
+mod excerpt;
+mod export;
+mod images;
+mod outcome;
+mod request;
+mod session;
+mod steps;
+mod usage;
+
+pub use container::RunningContainer;
+pub use engine::Engine;
+
+pub use error::EngineError;
+pub use outcome::{
+    BuildOutcome, EngineInfo, HistoryRow, ImageDetails, ImageSummary, Loaded, PruneReport, PullOutcome, PushOutcome,
+    Removal, RunOutcome, StepCounts, UsageReport, UsageRow,
+};
+pub use request::{
+    ArchiveFormat, ArchiveReader, ArchiveWriter, Bind, BuildContext, BuildRequest, Destination, DockerfileSource,
+    EngineOptions, ImageOutput, KeyPair, LayerCompression, NamedContext, Network, Output, Proxy, PullPolicy,
+    RegistryHost, RunRequest, RunStreams,
+};
+
+/// Runs the set-up of a container, and does not return, if this process was started for that. To be called first
+/// of all in the `main` of every program that uses [`Engine`]: the executor starts that very program again.
+pub fn init_if_requested() {
+    forge_executor::init_if_requested();
+}

@@ -1,0 +1,282 @@
+use forge_image::{Platform, Reference};
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+/// Where an engine keeps its things and how it reaches the world. Nothing is read from the environment.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// The store's root folder.
+    pub root: PathBuf,
+    /// Registry hosts by name (`host[:port]`), with buildkitd.toml's keys.
+    pub registries: BTreeMap<String, RegistryHost>,
+    /// docker's `config.json` with credentials; need not exist.
+    pub docker_config: PathBuf,
+    /// Never open a connection.
+    pub offline: bool,
+    /// Proxies for connections to registries.
+    pub proxy: Proxy,
+    /// How many steps run at the same time; `None` for as many as there are.
+    pub max_parallelism: Option<usize>,
+}
+
+/// How a registry host is reached (`[registry."host"]` of buildkitd.toml).
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistryHost {
+    /// Hosts that are asked first when pulling.
+    pub mirrors: Vec<String>,
+    /// Whether plain HTTP is spoken.
+    pub http: Option<bool>,
+    /// Whether certificates are not verified.
+    pub insecure: bool,
+    /// Further certificate authorities, PEM files.
+    pub ca: Vec<PathBuf>,
+    /// Client certificates.
+    pub keypair: Vec<KeyPair>,
+}
+
+/// A client certificate and its key, PEM files.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyPair {
+    /// The key.
+    pub key: PathBuf,
+    /// The certificate.
+    pub cert: PathBuf,
+}
+
+/// Proxy settings as the usual variables hold them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proxy {
+    /// `HTTP_PROXY`.
+    pub http: Option<String>,
+    /// `HTTPS_PROXY`.
+    pub https: Option<String>,
+    /// `NO_PROXY`.
+    pub no_proxy: Option<String>,
+}
+
+/// A build as the user asked for it.
+#[derive(Clone, Debug)]
+pub struct BuildRequest {
+    /// The main context.
+    pub context: BuildContext,
+    /// The Dockerfile.
+    pub dockerfile: DockerfileSource,
+    /// The names of the image.
+    pub tags: Vec<Reference>,
+    /// `--build-arg`, with values.
+    pub build_args: BTreeMap<String, String>,
+    /// The stage that is wanted; the last one where `None`.
+    pub target: Option<String>,
+    /// Ask no cache.
+    pub no_cache: bool,
+    /// Ask registries for newer base images.
+    pub pull: bool,
+    /// The platforms; the host's where empty.
+    pub platforms: Vec<Platform>,
+    /// `--build-context name=value`.
+    pub named_contexts: BTreeMap<String, NamedContext>,
+    /// Where the result goes; [`Output::Image`] into the local store where empty.
+    pub outputs: Vec<Output>,
+    /// Labels set last.
+    pub labels: Vec<(String, String)>,
+    /// The network of RUN steps.
+    pub network: Network,
+    /// `SOURCE_DATE_EPOCH` of the command line's environment, or the build argument.
+    pub source_date_epoch: Option<i64>,
+    /// Proxy settings handed to RUN steps, `KEY=value`; not recorded.
+    pub proxy_env: Vec<String>,
+    /// `--add-host`, name and address.
+    pub extra_hosts: Vec<(String, String)>,
+    /// The time that the image says it was made.
+    pub now: SystemTime,
+}
+
+/// The files that a build may read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BuildContext {
+    /// A folder.
+    Directory(PathBuf),
+    /// Nothing (a Dockerfile on standard input and no folder).
+    Empty,
+}
+
+/// Where the Dockerfile comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DockerfileSource {
+    /// `Dockerfile` in the context, or `dockerfile`.
+    Default,
+    /// A file of that path; a relative one is relative to the working directory of the user.
+    File(PathBuf),
+    /// Its text, from standard input.
+    Inline(Vec<u8>),
+}
+
+/// A named context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamedContext {
+    /// A folder.
+    Directory(PathBuf),
+    /// `docker-image://`.
+    Image(Reference),
+    /// `oci-layout://path[:tag][@digest]`.
+    OciLayout {
+        /// The layout's folder.
+        path: PathBuf,
+        /// The tag within it.
+        tag: Option<String>,
+        /// The digest within it.
+        digest: Option<forge_image::Digest>,
+    },
+}
+
+/// The network of a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Network {
+    /// What the executor sets up: the host's until a private network exists.
+    #[default]
+    Default,
+    /// The host's.
+    Host,
+    /// A loopback interface only.
+    None,
+}
+
+/// Where a result goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// An image in the local store, and in its registry where `push` is set.
+    Image(ImageOutput),
+    /// An OCI image layout.
+    Oci(ImageOutput, Destination),
+    /// An archive as `docker save` writes it.
+    Docker(ImageOutput, Destination),
+    /// The files of the result in a folder.
+    Local(PathBuf),
+    /// The files of the result as a tar stream.
+    Tar(Destination),
+    /// Nothing: the result stays in the cache.
+    CacheOnly,
+}
+
+/// How an image is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageOutput {
+    /// Names besides those of the request.
+    pub names: Vec<Reference>,
+    /// Whether the image is pushed under all its names.
+    pub push: bool,
+    /// The compression of forge's own layers; gzip where `None`.
+    pub compression: Option<LayerCompression>,
+    /// Whether base layers are converted too.
+    pub force_compression: bool,
+}
+
+/// How layers are compressed when they leave the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerCompression {
+    /// Not at all.
+    Uncompressed,
+    /// gzip with a level from 0 to 9.
+    Gzip(Option<u32>),
+    /// zstd with a level from 0 to 22.
+    Zstd(Option<i32>),
+}
+
+/// Where bytes go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// A file, replaced atomically.
+    File(PathBuf),
+    /// A folder (`tar=false`).
+    Directory(PathBuf),
+    /// Standard output.
+    Stdout,
+}
+
+/// A foreground container as the user asked for it.
+#[derive(Clone, Debug)]
+pub struct RunRequest {
+    /// The image: a name, an id or the start of one.
+    pub image: String,
+    /// What to run instead of the image's command.
+    pub command: Vec<String>,
+    /// What to run instead of the image's entry point; an empty text removes it.
+    pub entrypoint: Option<String>,
+    /// `-e`, `KEY=value`.
+    pub env: Vec<String>,
+    /// `-w`.
+    pub workdir: Option<String>,
+    /// `-u`.
+    pub user: Option<String>,
+    /// `-v`.
+    pub binds: Vec<Bind>,
+    /// `--network`.
+    pub network: Network,
+    /// `--hostname`.
+    pub hostname: Option<String>,
+    /// `--platform`.
+    pub platform: Option<Platform>,
+    /// When the image is fetched.
+    pub pull: PullPolicy,
+    /// `--read-only`.
+    pub readonly_root: bool,
+    /// Whether the container's files are removed when it ends. Kept ones cannot be used yet: refused.
+    pub remove: bool,
+    /// `-t`.
+    pub terminal: bool,
+    /// `-i`: whether standard input is handed to the process.
+    pub interactive: bool,
+}
+
+/// A folder or file of the host in a container (`-v host:container[:ro]`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bind {
+    /// On the host, absolute.
+    pub source: PathBuf,
+    /// In the container, absolute.
+    pub target: PathBuf,
+    /// Whether it cannot be written.
+    pub readonly: bool,
+}
+
+/// When an image is fetched before a container runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PullPolicy {
+    /// Always.
+    Always,
+    /// When the store lacks it.
+    #[default]
+    Missing,
+    /// Never.
+    Never,
+}
+
+/// The descriptors that a container's process gets. `None` means the null device.
+#[derive(Debug, Default)]
+pub struct RunStreams {
+    /// Standard input.
+    pub stdin: Option<OwnedFd>,
+    /// Standard output.
+    pub stdout: Option<OwnedFd>,
+    /// Standard error.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// In which format images are saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArchiveFormat {
+    /// As `docker save` writes it.
+    Docker,
+    /// An OCI image layout.
+    Oci,
+}
+
+/// Something that an archive is read from.
+pub type ArchiveReader = Box<dyn Read + Send>;
+/// Something that an archive is written to.
+pub type ArchiveWriter = Box<dyn Write + Send>;

@@ -1,0 +1,36 @@
+//! The session of a build in this process: folders of this machine, docker's credentials, the caller's sink.
+
+use async_trait::async_trait;
+use forge_registry::DockerConfig;
+use forge_session::{Context, CredentialError, Credentials, EventSink, Session};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// What a build, pull or push of this process is handed.
+pub(crate) struct LocalSession {
+    pub contexts: BTreeMap<String, Arc<dyn Context>>,
+    pub docker_config: PathBuf,
+    pub events: Arc<dyn EventSink>,
+    pub cancel: CancellationToken,
+}
+
+#[async_trait]
+impl Session for LocalSession {
+    fn context(&self, name: &str) -> Option<Arc<dyn Context>> {
+        self.contexts.get(name).cloned()
+    }
+
+    async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
+        DockerConfig::open(&self.docker_config).credentials(registry).await
+    }
+
+    fn events(&self) -> &dyn EventSink {
+        &*self.events
+    }
+
+    fn cancellation(&self) -> &CancellationToken {
+        &self.cancel
+    }
+}

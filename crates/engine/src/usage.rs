@@ -1,0 +1,130 @@
+//! How much the store holds, and removing what nobody needs.
+
+use crate::engine::{Engine, blocking};
+use crate::{EngineError, PruneReport, UsageReport, UsageRow};
+use forge_cache::{CacheIndex, CacheKey, StepRecord};
+use forge_image::ImageId;
+use forge_store::LayerId;
+use std::collections::HashSet;
+
+impl Engine {
+    /// What the build cache holds, largest first.
+    ///
+    /// # Errors
+    /// The store or the cache index cannot be read.
+    pub async fn usage(&self) -> Result<UsageReport, EngineError> {
+        let engine = self.clone();
+        blocking(move || engine.usage_report()).await
+    }
+
+    fn usage_report(&self) -> Result<UsageReport, EngineError> {
+        let (shared, leased) = (self.image_layers()?, self.store().leased_layers()?);
+        let mut counted = HashSet::new();
+        let mut rows = Vec::new();
+        for (key, record) in self.index()?.list()? {
+            rows.push(self.row(&key, &record, &shared, &leased, &mut counted)?);
+        }
+        rows.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.id.cmp(&b.id)));
+        let usage = self.store().usage()?;
+        let total = usage.layers.bytes + usage.blobs.bytes;
+        let reclaimable = rows.iter().filter(|row| !row.shared && !row.in_use).map(|row| row.bytes).sum();
+        Ok(UsageReport { rows, total, reclaimable })
+    }
+
+    /// A record is charged with its own layer only: those below it are its parents'.
+    fn row(
+        &self,
+        key: &CacheKey,
+        record: &StepRecord,
+        shared: &HashSet<LayerId>,
+        leased: &HashSet<LayerId>,
+        counted: &mut HashSet<LayerId>,
+    ) -> Result<UsageRow, EngineError> {
+        let own = record.outputs.first().and_then(|output| output.layers().last());
+        let bytes = match own {
+            Some(layer) if counted.insert(layer.clone()) => {
+                self.store().layers().get(layer)?.map_or(0, |record| record.bytes)
+            }
+            _ => 0,
+        };
+        let is_source = record.input_parts.is_empty();
+        Ok(UsageRow {
+            id: key.to_string(),
+            kind: if is_source { "source.image" } else { "regular" }.to_owned(),
+            description: record.name.clone(),
+            bytes,
+            in_use: own.is_some_and(|layer| leased.contains(layer)),
+            shared: own.is_some_and(|layer| shared.contains(layer)),
+            last_used: Some(record.last_used),
+        })
+    }
+
+    /// The layers that images need.
+    fn image_layers(&self) -> Result<HashSet<LayerId>, EngineError> {
+        let images = self.store().images();
+        let mut layers = HashSet::new();
+        for (_, target) in images.list()? {
+            for id in &target.images {
+                layers.extend(images.get(id)?.into_iter().flat_map(|image| image.layers));
+            }
+        }
+        Ok(layers)
+    }
+
+    /// Removes cache records, and the layers and blobs that nothing needs any more. Without `all`, records whose
+    /// layers an image needs stay. What a running forge uses always stays.
+    ///
+    /// # Errors
+    /// The store or the cache index cannot be changed.
+    pub async fn prune(&self, all: bool, dry_run: bool) -> Result<PruneReport, EngineError> {
+        let engine = self.clone();
+        blocking(move || engine.prune_now(all, dry_run)).await
+    }
+
+    fn prune_now(&self, all: bool, dry_run: bool) -> Result<PruneReport, EngineError> {
+        let (shared, leased) = (self.image_layers()?, self.store().leased_layers()?);
+        let unwanted = |record: &StepRecord| {
+            let mut layers = record.layers();
+            let used = layers.any(|layer| leased.contains(layer));
+            !used && (all || !record.layers().any(|layer| shared.contains(layer)))
+        };
+        let index = self.index()?;
+        let mut counted = HashSet::new();
+        let mut removed = Vec::new();
+        for (key, record) in index.list()?.iter().filter(|(_, record)| unwanted(record)) {
+            removed.push(self.row(key, record, &shared, &leased, &mut counted)?);
+        }
+        let roots = if dry_run {
+            let kept = index.list()?.into_iter().filter(|(_, record)| !unwanted(record));
+            kept.flat_map(|(_, record)| record.layers().cloned().collect::<Vec<_>>()).collect()
+        } else {
+            index.remove_where(&mut |record| unwanted(record))?;
+            index.all_layers()?
+        };
+        let images = if dry_run { Vec::new() } else { self.remove_dangling()? };
+        let collected = self.store().collect(&roots, dry_run)?;
+        Ok(PruneReport { removed, images, bytes: collected.bytes })
+    }
+
+    /// Images that no name stands for.
+    fn remove_dangling(&self) -> Result<Vec<ImageId>, EngineError> {
+        let images = self.store().images();
+        let mut removed = Vec::new();
+        for (name, target) in images.list()? {
+            if name.is_none() {
+                for id in target.images {
+                    images.delete(&id)?;
+                    removed.push(id);
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Frees what no image and no cache record needs.
+    pub(crate) fn collect_layers(&self) -> Result<(), EngineError> {
+        let roots = self.index()?.all_layers()?;
+        self.store().collect(&roots, false)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,135 @@
+use crate::exec::ExecError;
+use crate::file::FileError;
+use forge_cache::CacheError;
+use forge_executor::ExecutorError;
+use forge_image::{Digest, ErrorKind, ImageId};
+use forge_registry::FetchError;
+use forge_solver::WorkerError;
+use forge_store::StoreError;
+
+/// Why a step could not be done on this machine.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkError {
+    /// A file operation failed.
+    #[error(transparent)]
+    File(#[from] FileFailure),
+    /// A process could not be run.
+    #[error(transparent)]
+    Exec(#[from] ExecFailure),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An image could not be fetched.
+    #[error(transparent)]
+    Fetch(FetchError),
+    /// An input of the step cannot be read.
+    #[error(transparent)]
+    Input(#[from] CacheError),
+    /// There is no named context of that name.
+    #[error("there is no build context named {name:?}")]
+    NoContext {
+        /// The name.
+        name: String,
+    },
+    /// An image was removed while the build used it.
+    #[error("image {id} was removed while the build used it")]
+    ImageGone {
+        /// The image.
+        id: ImageId,
+    },
+    /// A graph names a manifest that nobody resolved: a defect.
+    #[error("image {digest} was never resolved")]
+    Unresolved {
+        /// The manifest.
+        digest: Digest,
+    },
+    /// The op is not supported.
+    #[error("{what} is not supported by this version of forge")]
+    NotBuilt {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// The build was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// A thread of ours ended with a panic.
+    #[error("a worker thread failed")]
+    Thread(#[from] tokio::task::JoinError),
+}
+
+/// A failed file operation.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct FileFailure(pub(crate) FileError);
+
+/// A step that could not be run.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct ExecFailure(pub(crate) ExecError);
+
+impl From<FileError> for WorkError {
+    fn from(error: FileError) -> Self {
+        Self::File(FileFailure(error))
+    }
+}
+
+impl From<ExecError> for WorkError {
+    fn from(error: ExecError) -> Self {
+        Self::Exec(ExecFailure(error))
+    }
+}
+
+impl WorkError {
+    /// Who is to blame.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::File(FileFailure(error)) => error.kind(),
+            Self::Exec(ExecFailure(ExecError::Executor(error))) => executor_kind(error),
+            Self::Exec(ExecFailure(ExecError::User(_))) => ErrorKind::UserInput,
+            Self::Exec(ExecFailure(ExecError::Pipe(_))) => ErrorKind::Environment,
+            Self::Exec(ExecFailure(ExecError::NotBuilt { .. })) | Self::NotBuilt { .. } => ErrorKind::Unsupported,
+            Self::Store(error) => error.kind(),
+            Self::Fetch(error) => error.kind(),
+            Self::Input(error) => error.kind(),
+            Self::NoContext { .. } => ErrorKind::UserInput,
+            Self::ImageGone { .. } => ErrorKind::Environment,
+            Self::Cancelled => ErrorKind::Cancelled,
+            Self::Unresolved { .. } | Self::Thread(_) => ErrorKind::Internal,
+        }
+    }
+}
+
+/// The executor has kinds of its own, since it depends on nothing of forge.
+pub fn executor_kind(error: &ExecutorError) -> ErrorKind {
+    match error.kind() {
+        forge_executor::ErrorKind::UserInput => ErrorKind::UserInput,
+        forge_executor::ErrorKind::Environment => ErrorKind::Environment,
+        forge_executor::ErrorKind::Remote => ErrorKind::Remote,
+        forge_executor::ErrorKind::Unsupported => ErrorKind::Unsupported,
+        forge_executor::ErrorKind::Internal => ErrorKind::Internal,
+    }
+}
+
+impl From<WorkError> for WorkerError {
+    fn from(error: WorkError) -> Self {
+        if matches!(error, WorkError::Cancelled) {
+            return Self::Cancelled;
+        }
+        let message = one_line(&error);
+        Self::Other { kind: error.kind(), message, source: Some(Box::new(error)), hint: None }
+    }
+}
+
+/// An error and its causes, joined by colons.
+pub(crate) fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,251 @@
+//! Runs a step's process in the sandbox and hands on what it writes.
+
+use crate::users::{self, Identity, UserError};
+use forge_executor::{
+    Container, ContainerId, Executor, ExecutorError, ExitStatus, MountSource, MountSpec, ProcessSpec, ProcessUser,
+    RootFs, SandboxSpec, Stdio, StdioTarget,
+};
+use forge_image::Digest;
+use forge_llb::{ExecOp, ExtraHost, MountKind, NetworkMode, SecurityMode};
+use forge_session::{Event, EventSink, LogStream};
+use forge_store::ActiveLayer;
+use rustix::event::{PollFd, PollFlags, poll};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+/// What BuildKit calls its sandboxes; scripts look at it.
+const HOSTNAME: &str = "buildkitsandbox";
+/// What docker gives an image that sets none.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// How many of the last lines of a failed step are repeated.
+const LAST_LINES: usize = 20;
+/// A line longer than this is cut in the repetition.
+const LAST_LINE_BYTES: usize = 2048;
+
+/// Why a step could not be run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExecError {
+    #[error(transparent)]
+    Executor(#[from] ExecutorError),
+    #[error(transparent)]
+    User(#[from] UserError),
+    #[error("cannot make a pipe for the step's output")]
+    Pipe(#[source] rustix::io::Errno),
+    #[error("{what} is not supported by this version of forge")]
+    NotBuilt { what: &'static str },
+}
+
+/// Makes container ids that no other build of this process has.
+fn container_id(purpose: &str) -> Result<ContainerId, ExecutorError> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    ContainerId::new(format!("{purpose}-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)))
+}
+
+/// A step that is set up and can be started.
+pub(crate) struct Step {
+    pub container: Box<dyn Container>,
+    output: [File; 2],
+}
+
+/// How a step ended.
+pub(crate) struct StepEnd {
+    pub status: ExitStatus,
+    /// Its last lines of output, oldest first.
+    pub last_lines: Vec<String>,
+}
+
+/// Sets up the sandbox of a step. Blocks.
+pub(crate) fn prepare(executor: &dyn Executor, op: &ExecOp, active: &ActiveLayer) -> Result<Step, ExecError> {
+    let spec = sandbox(op, active)?;
+    let (stdout, stdout_end) = pipe()?;
+    let (stderr, stderr_end) = pipe()?;
+    let io =
+        Stdio { stdin: StdioTarget::Null, stdout: StdioTarget::Fd(stdout_end), stderr: StdioTarget::Fd(stderr_end) };
+    let container = executor.create(&container_id("step")?, &spec, io)?;
+    Ok(Step { container, output: [stdout.into(), stderr.into()] })
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), ExecError> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(ExecError::Pipe)
+}
+
+fn sandbox(op: &ExecOp, active: &ActiveLayer) -> Result<SandboxSpec, ExecError> {
+    if op.security == SecurityMode::Insecure {
+        return Err(ExecError::NotBuilt { what: "a step with all privileges" });
+    }
+    let identity = users::identity(active.lower(), &op.user)?;
+    let root = RootFs::Overlay {
+        lower: active.lower_dirs().to_vec(),
+        upper: active.upper().to_owned(),
+        work: active.work().to_owned(),
+        volatile: true,
+    };
+    let hostname = if op.hostname.is_empty() { HOSTNAME } else { &op.hostname };
+    let mut spec = SandboxSpec::for_root(root, process(op, &identity, hostname));
+    hostname.clone_into(&mut spec.hostname);
+    spec.network = match op.network {
+        NetworkMode::None => forge_executor::NetworkMode::None,
+        NetworkMode::Host | NetworkMode::Default => forge_executor::NetworkMode::Host,
+    };
+    spec.mounts.extend(network_files(hostname, &op.extra_hosts, op.network == NetworkMode::None));
+    for mount in op.mounts.iter().filter(|mount| mount.target != "/") {
+        spec.mounts.push(step_mount(&mount.kind, &mount.target)?);
+    }
+    Ok(spec)
+}
+
+fn step_mount(kind: &MountKind, target: &str) -> Result<MountSpec, ExecError> {
+    match kind {
+        MountKind::Tmpfs { size } => {
+            Ok(MountSpec::new(target, MountSource::Tmpfs { size: *size, mode: 0o1777 }, false))
+        }
+        MountKind::Bind => Err(ExecError::NotBuilt { what: "mounting another tree into a step" }),
+    }
+}
+
+fn process(op: &ExecOp, identity: &Identity, hostname: &str) -> ProcessSpec {
+    let mut process = ProcessSpec::new(&op.args);
+    let env = environment(&[&op.proxy_env, &op.env], hostname, &identity.home);
+    process.env = env.into_iter().map(Into::into).collect();
+    process.cwd = PathBuf::from(if op.cwd.is_empty() { "/" } else { &op.cwd });
+    process.user = ProcessUser { uid: identity.uid, gid: identity.gid, additional_gids: identity.groups.clone() };
+    process
+}
+
+/// What a process of docker's finds in its environment: PATH, HOSTNAME and HOME where the image sets none.
+pub fn environment(given: &[&[String]], hostname: &str, home: &str) -> Vec<String> {
+    let given: Vec<String> = given.concat();
+    let has = |name: &str| given.iter().any(|pair| pair.split('=').next() == Some(name));
+    let defaults = [DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}"), format!("HOME={home}")];
+    let missing = defaults.into_iter().filter(|pair| !has(pair.split('=').next().unwrap_or_default()));
+    missing.collect::<Vec<_>>().into_iter().chain(given.iter().cloned()).collect()
+}
+
+/// `/etc/hosts` and `/etc/resolv.conf`, made for the sandbox and read-only in it.
+pub fn network_files(hostname: &str, extra: &[ExtraHost], isolated: bool) -> Vec<MountSpec> {
+    let mut hosts = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    hosts += &format!("127.0.0.1\t{hostname}\n");
+    hosts.extend(extra.iter().map(|line| format!("{}\t{}\n", line.address, line.host)));
+    let resolv = match isolated {
+        true => String::new(),
+        false => std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+    };
+    let file = |path: &str, content: String| {
+        MountSpec::new(path, MountSource::File { content: content.into_bytes(), mode: 0o644 }, true)
+    };
+    vec![file("/etc/hosts", hosts), file("/etc/resolv.conf", resolv)]
+}
+
+impl Step {
+    /// Starts the process, hands its output on and waits until everything that it started is dead. Blocks.
+    pub(crate) fn run(container: &dyn Container, output: [File; 2], log: &StepLog<'_>) -> Result<StepEnd, ExecError> {
+        container.start()?;
+        let last_lines = pump(output, log);
+        let status = container.wait()?;
+        Ok(StepEnd { status, last_lines })
+    }
+
+    /// Takes the step apart, so that its container can be killed while [`Step::run`] waits for it.
+    pub(crate) fn into_parts(self) -> (Box<dyn Container>, [File; 2]) {
+        (self.container, self.output)
+    }
+}
+
+/// Where a step's output goes.
+pub(crate) struct StepLog<'a> {
+    pub vertex: &'a Digest,
+    pub events: &'a dyn EventSink,
+}
+
+/// Reads both streams until both have ended.
+fn pump(output: [File; 2], log: &StepLog<'_>) -> Vec<String> {
+    let mut tail = Tail::default();
+    let mut buffer = vec![0; 64 << 10];
+    let mut open: Vec<(LogStream, File)> = [LogStream::Stdout, LogStream::Stderr].into_iter().zip(output).collect();
+    while !open.is_empty() {
+        let mut waiting: Vec<PollFd<'_>> = open.iter().map(|(_, file)| PollFd::new(file, PollFlags::IN)).collect();
+        if poll(&mut waiting, None).is_err() {
+            continue;
+        }
+        let ready: Vec<bool> = waiting.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let mut ready = ready.into_iter();
+        open.retain_mut(|(stream, file)| {
+            if !ready.next().unwrap_or(false) {
+                return true;
+            }
+            let read = file.read(&mut buffer).unwrap_or(0);
+            let data = &buffer[..read];
+            tail.push(data);
+            if read > 0 {
+                let timestamp = SystemTime::now();
+                let vertex = log.vertex.clone();
+                log.events.emit(Event::Log { vertex, stream: *stream, data: data.to_vec(), timestamp });
+            }
+            read > 0
+        });
+    }
+    tail.into_lines()
+}
+
+/// Keeps the last lines of a stream of bytes.
+#[derive(Default)]
+struct Tail {
+    lines: VecDeque<Vec<u8>>,
+    partial: Vec<u8>,
+}
+
+impl Tail {
+    fn push(&mut self, data: &[u8]) {
+        for piece in data.split_inclusive(|byte| *byte == b'\n') {
+            let room = LAST_LINE_BYTES.saturating_sub(self.partial.len());
+            self.partial.extend(&piece[..piece.len().min(room)]);
+            if piece.ends_with(b"\n") {
+                self.end_line();
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        if self.lines.len() == LAST_LINES {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(std::mem::take(&mut self.partial));
+    }
+
+    fn into_lines(mut self) -> Vec<String> {
+        if !self.partial.is_empty() {
+            self.end_line();
+        }
+        self.lines.iter().map(|line| String::from_utf8_lossy(line).trim_end().to_owned()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_keeps_the_last_lines_and_cuts_long_ones() {
+        let mut tail = Tail::default();
+        for number in 0..30 {
+            tail.push(format!("line {number}").as_bytes());
+            tail.push(b"\n");
+        }
+        tail.push(&[b'x'; 10_000]);
+        let lines = tail.into_lines();
+        assert_eq!(lines.len(), LAST_LINES);
+        assert_eq!(lines[0], "line 11");
+        assert_eq!(lines[LAST_LINES - 1].len(), LAST_LINE_BYTES);
+    }
+
+    #[test]
+    fn the_image_wins_over_the_defaults() {
+        let env = environment(&[&["PATH=/x".to_owned()], &["A=1".to_owned()]], "h", "/root");
+        assert_eq!(env, ["HOSTNAME=h", "HOME=/root", "PATH=/x", "A=1"]);
+    }
+}

@@ -1,0 +1,155 @@
+//! COPY and ADD of what is at hand: a selection is written into the layer.
+
+use super::FileError;
+use super::editor::{EditError, Editor, EntryMetadata, Folder, OnExisting};
+use super::mode::apply_symbolic;
+use crate::selection::{SelectedRoot, Selection};
+use crate::source_tree::{SourceEntry, SourceKind, SourceTree};
+use forge_llb::{CopyAction, ModeChange};
+use forge_store::TreeKind;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// One COPY at work.
+pub(crate) struct Copier<'a, 'e> {
+    pub action: &'a CopyAction,
+    pub tree: &'a SourceTree,
+    pub editor: &'a mut Editor<'e>,
+    /// What `--chown` came to.
+    pub owner: Option<(u32, u32)>,
+    /// The time of folders that are made on the way.
+    pub now: (i64, u32),
+    /// The first copy of each file with several names.
+    pub links: HashMap<(u64, u64), PathBuf>,
+}
+
+impl Copier<'_, '_> {
+    /// Writes everything that was selected.
+    pub(crate) fn copy(mut self, selection: &Selection) -> Result<(), FileError> {
+        for root in &selection.roots {
+            match root.entry.kind {
+                SourceKind::Directory => self.copy_folder(root)?,
+                _ if self.unpacks(root)? => self.unpack(root)?,
+                _ => self.copy_single(root, selection.roots.len() > 1)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_folder(&mut self, root: &SelectedRoot) -> Result<(), FileError> {
+        let destination = self.editor.tree().resolve(Path::new(&self.action.destination))?;
+        let top = self.destination_folder(&destination, &self.metadata(&root.entry)?)?;
+        let mut open: Vec<Folder> = vec![top];
+        for selected in &root.below {
+            let depth = selected.relative.components().count();
+            open.truncate(depth);
+            let name = last_name(selected.relative.as_bytes());
+            let metadata = self.metadata(&selected.entry)?;
+            let parent = open.last().expect("the destination stays open");
+            if selected.entry.kind == SourceKind::Directory {
+                let child = self.editor.child_folder(parent, name, &metadata, OnExisting::Overwrite)?;
+                open.push(child);
+            } else {
+                write_entry(self.editor, self.tree, &mut self.links, parent, name, &selected.entry, &metadata)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The folder itself takes the source's metadata only where it is made now; its parents are 0755.
+    fn destination_folder(&mut self, path: &Path, metadata: &EntryMetadata) -> Result<Folder, FileError> {
+        let Some((parent, name)) = path.parent().zip(path.file_name()) else {
+            return Ok(self.editor.folder(path, metadata)?);
+        };
+        let parent = self.editor.folder(parent, &self.made_on_the_way())?;
+        Ok(self.editor.child_folder(&parent, name, metadata, OnExisting::Keep)?)
+    }
+
+    fn copy_single(&mut self, root: &SelectedRoot, several: bool) -> Result<(), FileError> {
+        let (folder, name) = self.single_destination(root, several)?;
+        let metadata = self.metadata(&root.entry)?;
+        let parent = self.editor.folder(&folder, &self.made_on_the_way())?;
+        write_entry(self.editor, self.tree, &mut self.links, &parent, &name, &root.entry, &metadata)
+    }
+
+    /// Where a file goes: into the destination where that is a folder, else to that very name.
+    fn single_destination(&self, root: &SelectedRoot, several: bool) -> Result<(PathBuf, Box<OsStr>), FileError> {
+        let written = &self.action.destination;
+        let tree = self.editor.tree();
+        let resolved = tree.resolve(Path::new(written))?;
+        let is_folder = tree.lookup(&resolved)?.is_some_and(|entry| entry.kind == TreeKind::Directory);
+        let wants_folder = several || written.ends_with('/') || written.ends_with("/.");
+        match (resolved.parent(), resolved.file_name()) {
+            (Some(parent), Some(name)) if !is_folder && !wants_folder => Ok((parent.to_owned(), name.into())),
+            _ => Ok((resolved, OsStr::from_bytes(&root.name).into())),
+        }
+    }
+
+    /// What a copied entry is given.
+    fn metadata(&self, entry: &SourceEntry) -> Result<EntryMetadata, FileError> {
+        let is_directory = entry.kind == SourceKind::Directory;
+        let mode = match &self.action.mode {
+            None => entry.mode,
+            Some(ModeChange::Octal(bits)) => *bits,
+            Some(ModeChange::Symbolic(text)) => apply_symbolic(text, entry.mode, is_directory)?,
+        };
+        let (uid, gid) = self.owner.unwrap_or((entry.uid, entry.gid));
+        let mtime = self.action.timestamp.map_or(entry.mtime, |seconds| (seconds, 0));
+        Ok(EntryMetadata { mode, uid, gid, mtime, xattrs: entry.xattrs.clone() })
+    }
+
+    fn made_on_the_way(&self) -> EntryMetadata {
+        let (uid, gid) = self.owner.unwrap_or((0, 0));
+        let mtime = self.action.timestamp.map_or(self.now, |seconds| (seconds, 0));
+        EntryMetadata { mode: 0o755, uid, gid, mtime, xattrs: BTreeMap::new() }
+    }
+
+    /// Whether a file is an archive that ADD unpacks.
+    fn unpacks(&self, root: &SelectedRoot) -> Result<bool, FileError> {
+        let is_file = matches!(root.entry.kind, SourceKind::File { .. });
+        Ok(self.action.unpack_archives && is_file && super::archive::is_archive(self.tree.open(&root.entry)?)?)
+    }
+
+    fn unpack(&mut self, root: &SelectedRoot) -> Result<(), FileError> {
+        let destination = self.editor.tree().resolve(Path::new(&self.action.destination))?;
+        self.editor.folder(&destination, &self.made_on_the_way())?;
+        let file = self.tree.open(&root.entry)?;
+        super::archive::unpack(self.editor, file, &destination, self.owner)
+    }
+}
+
+fn last_name(path: &[u8]) -> &OsStr {
+    OsStr::from_bytes(path.rsplit(|byte| *byte == b'/').next().unwrap_or_default())
+}
+
+fn write_entry(
+    editor: &mut Editor<'_>,
+    tree: &SourceTree,
+    links: &mut HashMap<(u64, u64), PathBuf>,
+    parent: &Folder,
+    name: &OsStr,
+    entry: &SourceEntry,
+    metadata: &EntryMetadata,
+) -> Result<(), FileError> {
+    match &entry.kind {
+        SourceKind::File { .. } => {
+            if let Some(first) = entry.link_group.and_then(|group| links.get(&group)) {
+                return Ok(editor.hard_link(parent, name, first)?);
+            }
+            editor.file(parent, name, &tree.open(entry)?, metadata)?;
+            if let Some(group) = entry.link_group {
+                links.insert(group, parent.path().join(name));
+            }
+            Ok(())
+        }
+        SourceKind::Symlink { target } => Ok(editor.symlink(parent, name, target, metadata)?),
+        SourceKind::Node { file_type, major, minor } => {
+            Ok(editor.node(parent, name, *file_type, (*major, *minor), metadata)?)
+        }
+        SourceKind::Directory => Err(EditError::IsADirectory { path: name.display().to_string() }.into()),
+        // A socket says nothing once its server is gone; docker skips it too.
+        SourceKind::Other => Ok(()),
+    }
+}

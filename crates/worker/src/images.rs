@@ -1,0 +1,198 @@
+//! Finds images by name and brings their layers in: from the store, a registry or an OCI layout.
+
+use crate::error::WorkError;
+use forge_image::{Digest, ImageConfig, ImageId, Platform, Reference};
+use forge_llb::{ImageSource, OciLayoutSource, ResolveMode};
+use forge_registry::{
+    FetchError, LayoutName, OciLayout, Pulled, Registry, RegistrySource, ResolvedImage, TransferContext, fetch_layers,
+    resolve_image, resolve_oci_layout,
+};
+use forge_store::{Image, LayerId, StoreError, Target};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+/// Resolves the images of one build and remembers what it found, so that the layers that are unpacked are
+/// those of the manifest that the graph was made for.
+pub struct ImageResolver {
+    context: TransferContext,
+    registry: Arc<Registry>,
+    /// Folders of OCI layouts by the names that the graph uses.
+    layouts: BTreeMap<String, PathBuf>,
+    known: Mutex<HashMap<Digest, Known>>,
+}
+
+/// An image that was found.
+#[derive(Clone)]
+enum Known {
+    Stored(ImageId),
+    Remote(Reference, Box<ResolvedImage>),
+    Layout(PathBuf, Box<ResolvedImage>),
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug)]
+pub struct FoundImage {
+    /// The manifest's digest; for an image that was built here and never left, its id.
+    pub digest: Digest,
+    /// The config.
+    pub config: ImageConfig,
+}
+
+impl ImageResolver {
+    /// Works for the build that `context` belongs to.
+    pub fn new(context: TransferContext, registry: Arc<Registry>, layouts: BTreeMap<String, PathBuf>) -> Self {
+        Self { context, registry, layouts, known: Mutex::new(HashMap::new()) }
+    }
+
+    /// Finds the image that a name stands for, in the store first unless `mode` says otherwise.
+    ///
+    /// # Errors
+    /// No such image, not for that platform, or the registry fails.
+    pub async fn image(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        mode: ResolveMode,
+    ) -> Result<FoundImage, WorkError> {
+        if mode == ResolveMode::PreferLocal
+            && let Some(found) = self.stored(reference, platform).await?
+        {
+            return Ok(found);
+        }
+        let resolved = resolve_image(&self.context, &self.registry, reference, platform).await?;
+        let known = Known::Remote(reference.clone(), Box::new(resolved.clone()));
+        Ok(self.remember(resolved.manifest.digest, resolved.config, known))
+    }
+
+    /// Finds an image in the folder of an OCI layout.
+    ///
+    /// # Errors
+    /// The folder is no layout, or has no such image.
+    pub async fn layout(
+        &self,
+        name: &str,
+        tag: Option<&str>,
+        digest: Option<&Digest>,
+        platform: &Platform,
+    ) -> Result<FoundImage, WorkError> {
+        let Some(folder) = self.layouts.get(name) else {
+            return Err(WorkError::NoContext { name: name.to_owned() });
+        };
+        let wanted = match (tag, digest) {
+            (_, Some(digest)) => LayoutName::Digest(digest.clone()),
+            (Some(tag), None) => LayoutName::Tag(tag.to_owned()),
+            (None, None) => LayoutName::Default,
+        };
+        let resolved = resolve_oci_layout(&self.context, folder, &wanted, platform).await?;
+        let known = Known::Layout(folder.clone(), Box::new(resolved.clone()));
+        Ok(self.remember(resolved.manifest.digest, resolved.config, known))
+    }
+
+    fn remember(&self, digest: Digest, config: ImageConfig, known: Known) -> FoundImage {
+        self.known.lock().expect("no holder panics").insert(digest.clone(), known);
+        FoundImage { digest, config }
+    }
+
+    async fn stored(&self, reference: &Reference, platform: &Platform) -> Result<Option<FoundImage>, WorkError> {
+        let (store, reference, platform) = (self.context.store.clone(), reference.clone(), platform.clone());
+        let find = move || -> Result<Option<(Image, ImageConfig)>, StoreError> {
+            let images = store.images();
+            let Some(target) = images.target(&reference)? else { return Ok(None) };
+            for id in &target.images {
+                if let Some(image) = images.get(id)?.filter(|image| platform.accepts(&image.platform)) {
+                    return Ok(Some((image, images.config(id)?)));
+                }
+            }
+            Ok(None)
+        };
+        let found = tokio::task::spawn_blocking(find).await??;
+        Ok(found.map(|(image, config)| {
+            let digest = image.manifest.map_or_else(|| image.id.digest().clone(), |manifest| manifest.digest);
+            self.remember(digest, config, Known::Stored(image.id))
+        }))
+    }
+
+    /// What the manifest of an image source is: what the graph says, or what its name stands for now.
+    pub(crate) async fn pin(&self, source: &ImageSource, platform: &Platform) -> Result<Digest, WorkError> {
+        match &source.pinned {
+            Some(digest) if self.is_known(digest) => Ok(digest.clone()),
+            Some(digest) => {
+                let pinned = source.reference.with_digest(digest.clone());
+                Ok(self.image(&pinned, platform, ResolveMode::PreferLocal).await?.digest)
+            }
+            None => Ok(self.image(&source.reference, platform, source.resolve).await?.digest),
+        }
+    }
+
+    /// What the manifest of a layout source is.
+    pub(crate) async fn pin_layout(&self, source: &OciLayoutSource, platform: &Platform) -> Result<Digest, WorkError> {
+        match &source.digest {
+            Some(digest) if self.is_known(digest) => Ok(digest.clone()),
+            digest => {
+                let found = self.layout(&source.name, source.tag.as_deref(), digest.as_ref(), platform).await?;
+                Ok(found.digest)
+            }
+        }
+    }
+
+    fn is_known(&self, digest: &Digest) -> bool {
+        self.known.lock().expect("no holder panics").contains_key(digest)
+    }
+
+    /// Has the layers of an image that was found before, unpacked and held by the build's lease. An image of a
+    /// registry is then in the store under its name, so that the next build asks nobody.
+    pub(crate) async fn layers(&self, digest: &Digest, vertex: &Digest) -> Result<Vec<LayerId>, WorkError> {
+        let known = self.known.lock().expect("no holder panics").get(digest).cloned();
+        let context = TransferContext { vertex: vertex.clone(), ..self.context.clone() };
+        match known {
+            Some(Known::Stored(id)) => stored_layers(context, id).await,
+            Some(Known::Remote(reference, resolved)) => {
+                let source = Arc::new(RegistrySource::new(self.registry.clone(), reference.clone()));
+                let layers = fetch_layers(&context, &(source as Arc<_>), &resolved).await?;
+                keep(context, Pulled { resolved: *resolved, layers }, reference).await
+            }
+            Some(Known::Layout(folder, resolved)) => {
+                let source = Arc::new(OciLayout::open(&folder)?);
+                Ok(fetch_layers(&context, &(source as Arc<_>), &resolved).await?)
+            }
+            None => Err(WorkError::Unresolved { digest: digest.clone() }),
+        }
+    }
+}
+
+async fn stored_layers(context: TransferContext, id: ImageId) -> Result<Vec<LayerId>, WorkError> {
+    let hold = move || -> Result<Vec<LayerId>, WorkError> {
+        let image = context.store.images().get(&id)?.ok_or(WorkError::ImageGone { id: id.clone() })?;
+        for layer in &image.layers {
+            if !context.lease.hold_layer(layer)? {
+                return Err(WorkError::ImageGone { id });
+            }
+        }
+        Ok(image.layers)
+    };
+    tokio::task::spawn_blocking(hold).await?
+}
+
+async fn keep(context: TransferContext, pulled: Pulled, reference: Reference) -> Result<Vec<LayerId>, WorkError> {
+    let record = move || -> Result<Vec<LayerId>, WorkError> {
+        let images = context.store.images();
+        let target: Target = pulled.target();
+        images.put(&pulled.image(), &pulled.resolved.config_bytes, &context.lease)?;
+        images.pin_digest(&reference.with_digest(pulled.resolved.root.digest.clone()), &target)?;
+        if reference.digest().is_none() {
+            images.tag(&reference, &target)?;
+        }
+        Ok(pulled.layers)
+    };
+    tokio::task::spawn_blocking(record).await?
+}
+
+impl From<FetchError> for WorkError {
+    fn from(error: FetchError) -> Self {
+        match error {
+            FetchError::Cancelled => Self::Cancelled,
+            error => Self::Fetch(error),
+        }
+    }
+}

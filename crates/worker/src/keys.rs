@@ -1,0 +1,91 @@
+//! What vertices are worth as keys.
+
+use forge_cache::{OpKey, SelectedPath, Selector};
+use forge_image::{Digest, Platform};
+use forge_llb::{CopyAction, ExecOp, FileInput, FileKind, FileOp, ModeChange, Op, Vertex};
+use forge_solver::{CacheMap, InputKey};
+
+/// A process sees the whole of every input.
+pub(crate) fn of_exec(vertex: &Vertex, op: &ExecOp) -> CacheMap {
+    let readable = vec![
+        ("args".to_owned(), op.args.join(" ")),
+        ("cwd".to_owned(), op.cwd.clone()),
+        ("user".to_owned(), op.user.clone()),
+    ];
+    let env = op.env.iter().map(|pair| ("env".to_owned(), pair.clone()));
+    CacheMap {
+        op: Some(op_key(&vertex.op, vertex.platform.as_ref())),
+        inputs: vertex.inputs.iter().map(|_| InputKey::Content(Selector::all())).collect(),
+        readable: readable.into_iter().chain(env).collect(),
+        cacheable: true,
+    }
+}
+
+/// A file operation sees the whole of the tree that it changes, and of others what it copies.
+pub(crate) fn of_file(vertex: &Vertex, op: &FileOp) -> CacheMap {
+    let selectors = (0..vertex.inputs.len()).map(|index| InputKey::Content(selector(op, index)));
+    CacheMap {
+        op: Some(op_key(&vertex.op, None)),
+        inputs: selectors.collect(),
+        readable: op.actions.iter().map(|action| readable(&action.kind)).collect(),
+        cacheable: true,
+    }
+}
+
+/// An image is its manifest, whatever name it was found by.
+pub(crate) fn of_image(manifest: &Digest, platform: Option<&Platform>, name: &str) -> CacheMap {
+    let platform = platform.map(ToString::to_string).unwrap_or_default();
+    CacheMap {
+        op: Some(OpKey::new(format!("image {manifest} {platform}").as_bytes())),
+        inputs: Vec::new(),
+        readable: vec![("image".to_owned(), name.to_owned()), ("digest".to_owned(), manifest.to_string())],
+        cacheable: true,
+    }
+}
+
+/// A context has no key of its own: what is read from it is known by its content.
+pub(crate) fn of_context(name: &str) -> CacheMap {
+    let readable = vec![("context".to_owned(), name.to_owned())];
+    CacheMap { op: None, inputs: Vec::new(), readable, cacheable: false }
+}
+
+fn op_key(op: &Op, platform: Option<&Platform>) -> OpKey {
+    let mut bytes = op.canonical_bytes();
+    bytes.extend(platform.map(ToString::to_string).unwrap_or_default().as_bytes());
+    OpKey::new(&bytes)
+}
+
+/// What of an input the operation can see.
+fn selector(op: &FileOp, index: usize) -> Selector {
+    let is_base = op.actions.iter().any(|action| action.base == FileInput::Input(index));
+    let copies: Vec<&CopyAction> = op
+        .actions
+        .iter()
+        .filter_map(|action| match &action.kind {
+            FileKind::Copy(copy) if copy.from == FileInput::Input(index) => Some(copy),
+            _ => None,
+        })
+        .collect();
+    let Some((first, rest)) = copies.split_first().filter(|_| !is_base) else { return Selector::all() };
+    let paths = |copy: &&CopyAction| {
+        let wildcard = copy.allow_wildcard;
+        let path = |path: &String| SelectedPath { path: path.clone(), wildcard, follow: true };
+        copy.sources.iter().map(path).collect::<Vec<_>>()
+    };
+    let same_exclude = rest.iter().all(|copy| copy.exclude == first.exclude);
+    Selector {
+        paths: copies.iter().flat_map(paths).collect(),
+        exclude: if same_exclude { first.exclude.clone() } else { Vec::new() },
+        ignore_owner: copies.iter().all(|copy| copy.owner.is_some()),
+        ignore_mode: copies.iter().all(|copy| matches!(copy.mode, Some(ModeChange::Octal(_)))),
+    }
+}
+
+fn readable(kind: &FileKind) -> (String, String) {
+    match kind {
+        FileKind::Copy(copy) => ("copy".to_owned(), format!("{} -> {}", copy.sources.join(" "), copy.destination)),
+        FileKind::Mkdir(mkdir) => ("mkdir".to_owned(), mkdir.path.clone()),
+        FileKind::Mkfile(mkfile) => ("mkfile".to_owned(), mkfile.path.clone()),
+        FileKind::Rm(rm) => ("rm".to_owned(), rm.path.clone()),
+    }
+}

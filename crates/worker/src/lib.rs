@@ -1,0 +1,28 @@
+//! What each op does on this machine.
+//!
+//! One file for each op and source: [`exec`](self) runs processes in the sandbox, `file` changes trees without one,
+//! `images` brings images in, `results` answers what is in a result. The crate knows neither Dockerfiles nor how
+//! images are put together from results; it decides nothing about order or caching.
+//!
+//! Reading order: [`LocalWorker`]; [`ImageResolver`]; [`LocalResults`]; [`WorkError`].
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod content;
+mod error;
+mod exec;
+mod file;
+mod images;
+mod keys;
+mod local;
+mod results;
+mod selection;
+mod source_tree;
+mod users;
+
+pub use error::{ExecFailure, FileFailure, WorkError, executor_kind};
+pub use exec::{environment, network_files};
+pub use images::{FoundImage, ImageResolver};
+pub use local::LocalWorker;
+pub use results::LocalResults;
+pub use users::{Identity, UserError, identity};

@@ -1,0 +1,188 @@
+//! The worker of this machine: one function for each op.
+
+use crate::error::{WorkError, one_line};
+use crate::exec::{self, ExecError, Step, StepLog};
+use crate::file;
+use crate::images::ImageResolver;
+use crate::keys;
+use crate::results::source_tree;
+use async_trait::async_trait;
+use forge_cache::ResultRef;
+use forge_executor::{Container, Executor, ExecutorError, ExitStatus};
+use forge_image::Platform;
+use forge_llb::{ExecOp, FileOp, Op, SourceOp, Vertex};
+use forge_session::Session;
+use forge_solver::{CacheMap, ExecuteRequest, Execution, Worker, WorkerError};
+use forge_store::{ActiveLayer, LayerId, Lease, Store};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Does the steps of one build on this machine.
+pub struct LocalWorker {
+    store: Store,
+    lease: Arc<Lease>,
+    executor: Arc<dyn Executor>,
+    images: Arc<ImageResolver>,
+}
+
+impl LocalWorker {
+    /// Works for the build that holds `lease`.
+    pub fn new(store: Store, lease: Arc<Lease>, executor: Arc<dyn Executor>, images: Arc<ImageResolver>) -> Self {
+        Self { store, lease, executor, images }
+    }
+
+    async fn source(&self, source: &SourceOp, request: &ExecuteRequest) -> Result<ResultRef, WorkError> {
+        let digest = match source {
+            SourceOp::Local(local) => {
+                return Ok(ResultRef::Context { name: local.name.clone(), exclude: local.exclude.clone() });
+            }
+            SourceOp::Image(image) => self.images.pin(image, &platform(&request.vertex)).await?,
+            SourceOp::OciLayout(layout) => self.images.pin_layout(layout, &platform(&request.vertex)).await?,
+        };
+        Ok(ResultRef::Layers(self.images.layers(&digest, request.digest.digest()).await?))
+    }
+
+    async fn file(
+        &self,
+        op: &FileOp,
+        inputs: &[ResultRef],
+        session: &Arc<dyn Session>,
+    ) -> Result<ResultRef, WorkError> {
+        let (store, lease, op) = (self.store.clone(), self.lease.clone(), op.clone());
+        let (inputs, session) = (inputs.to_vec(), session.clone());
+        let work = move || -> Result<ResultRef, WorkError> {
+            let parents = match file::base_input(&op)? {
+                Some(index) => base_layers(&inputs[index])?,
+                None => Vec::new(),
+            };
+            let trees = inputs.iter().map(|input| source_tree(&store, input, &session));
+            let trees = trees.collect::<Result<Vec<_>, _>>()?;
+            let active = store.layers().prepare(&parents)?;
+            file::execute(&op, &active, &trees, SystemTime::now())?;
+            commit(&store, &lease, active, parents)
+        };
+        tokio::task::spawn_blocking(work).await?
+    }
+
+    async fn exec(
+        &self,
+        op: &ExecOp,
+        request: &ExecuteRequest,
+        session: &Arc<dyn Session>,
+    ) -> Result<Execution, WorkerError> {
+        let parents = root_layers(op, &request.inputs)?;
+        let (store, executor, step_op, below) =
+            (self.store.clone(), self.executor.clone(), op.clone(), parents.clone());
+        let prepare = move || -> Result<(ActiveLayer, Step), WorkError> {
+            let active = store.layers().prepare(&below)?;
+            let step = exec::prepare(&*executor, &step_op, &active)?;
+            Ok((active, step))
+        };
+        let (active, step) = tokio::task::spawn_blocking(prepare).await.map_err(WorkError::from)??;
+        let (container, output) = step.into_parts();
+        let container: Arc<dyn Container> = container.into();
+        let (running, vertex, reporter) = (container.clone(), request.digest.digest().clone(), session.clone());
+        let run = move || {
+            let log = StepLog { vertex: &vertex, events: reporter.events() };
+            let ended = Step::run(&*running, output, &log);
+            running.delete().map_err(ExecError::from).and(ended)
+        };
+        let mut running = tokio::task::spawn_blocking(run);
+        let ended = tokio::select! {
+            ended = &mut running => ended,
+            () = session.cancellation().cancelled() => {
+                // Whatever it says, the wait below ends: every process of the sandbox dies with its first one.
+                let _ = container.kill_all();
+                let _ = running.await;
+                return Err(WorkerError::Cancelled);
+            }
+        };
+        let ended = ended.map_err(WorkError::from)?.map_err(|error| explain(op, error))?;
+        if ended.status != ExitStatus::Exited(0) {
+            return Err(failure(op, ended.status, ended.last_lines));
+        }
+        let (store, lease) = (self.store.clone(), self.lease.clone());
+        let commit = tokio::task::spawn_blocking(move || commit(&store, &lease, active, parents));
+        Ok(Execution { outputs: vec![commit.await.map_err(WorkError::from)??] })
+    }
+}
+
+#[async_trait]
+impl Worker for LocalWorker {
+    async fn cache_map(&self, vertex: &Vertex, _session: &Arc<dyn Session>) -> Result<CacheMap, WorkerError> {
+        let wanted = vertex.platform.as_ref();
+        Ok(match &vertex.op {
+            Op::Exec(op) => keys::of_exec(vertex, op),
+            Op::File(op) => keys::of_file(vertex, op),
+            Op::Source(SourceOp::Local(local)) => keys::of_context(&local.name),
+            Op::Source(SourceOp::Image(image)) => {
+                let digest = self.images.pin(image, &platform(vertex)).await?;
+                keys::of_image(&digest, wanted, &image.reference.to_string())
+            }
+            Op::Source(SourceOp::OciLayout(layout)) => {
+                let digest = self.images.pin_layout(layout, &platform(vertex)).await?;
+                keys::of_image(&digest, wanted, &layout.name)
+            }
+        })
+    }
+
+    async fn execute(&self, request: ExecuteRequest, session: &Arc<dyn Session>) -> Result<Execution, WorkerError> {
+        let vertex = request.vertex.clone();
+        let output = match &vertex.op {
+            Op::Exec(op) => return self.exec(op, &request, session).await,
+            Op::Source(source) => self.source(source, &request).await?,
+            Op::File(op) => self.file(op, &request.inputs, session).await?,
+        };
+        Ok(Execution { outputs: vec![output] })
+    }
+}
+
+fn platform(vertex: &Vertex) -> Platform {
+    vertex.platform.clone().unwrap_or_else(Platform::host)
+}
+
+fn base_layers(result: &ResultRef) -> Result<Vec<LayerId>, WorkError> {
+    match result {
+        ResultRef::Layers(layers) => Ok(layers.clone()),
+        ResultRef::Context { .. } => Err(WorkError::NotBuilt { what: "changing the files of a build context" }),
+    }
+}
+
+/// The layers of the root file system of a process.
+fn root_layers(op: &ExecOp, inputs: &[ResultRef]) -> Result<Vec<LayerId>, WorkError> {
+    let root = op.mounts.iter().find(|mount| mount.target == "/");
+    match root.and_then(|root| root.input) {
+        Some(index) => base_layers(&inputs[index]),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Keeps what changed as a layer, on top of its parents. A layer without entries is kept too: the history counts it.
+fn commit(store: &Store, lease: &Lease, active: ActiveLayer, parents: Vec<LayerId>) -> Result<ResultRef, WorkError> {
+    let record = store.layers().commit(active, lease)?;
+    Ok(ResultRef::Layers([parents, vec![record.id]].concat()))
+}
+
+/// The words are BuildKit's, which clients look for.
+fn failure(op: &ExecOp, status: ExitStatus, last_lines: Vec<String>) -> WorkerError {
+    let process = op.args.join(" ");
+    let how = match status {
+        ExitStatus::Exited(code) => format!("exit code: {code}"),
+        ExitStatus::Signaled { signal } => format!("exit code: {} (killed by signal {signal})", 128 + signal),
+        ExitStatus::OutOfMemory => "killed: out of memory".to_owned(),
+    };
+    let message = format!("process {process:?} did not complete successfully: {how}");
+    WorkerError::Process { exit: status.code(), message, last_lines }
+}
+
+/// A program that cannot be started is the step's failure, not forge's.
+fn explain(op: &ExecOp, error: ExecError) -> WorkerError {
+    let exit = match &error {
+        ExecError::Executor(ExecutorError::NotFound { .. }) => 127,
+        ExecError::Executor(ExecutorError::NotExecutable { .. }) => 126,
+        _ => return WorkError::from(error).into(),
+    };
+    let process = op.args.join(" ");
+    let message = format!("process {process:?} did not start: {}", one_line(&error));
+    WorkerError::Process { exit, message, last_lines: Vec::new() }
+}

@@ -1,0 +1,112 @@
+//! Answers for results in this machine's store and in the session's contexts.
+
+use crate::content;
+use crate::source_tree::SourceTree;
+use async_trait::async_trait;
+use blake3::Hasher;
+use forge_cache::{CacheError, ResultRef, ResultStore, Selector};
+use forge_image::ErrorKind;
+use forge_session::{PatternMatcher, Session};
+use forge_store::{ContentDigest, LayerId, Lease, Store};
+use std::sync::Arc;
+
+/// The results of one build: what it acquires is held by its lease.
+pub struct LocalResults {
+    store: Store,
+    lease: Arc<Lease>,
+}
+
+impl LocalResults {
+    /// Answers for a build that holds `lease`.
+    pub fn new(store: Store, lease: Arc<Lease>) -> Self {
+        Self { store, lease }
+    }
+}
+
+/// Opens what a result shows, for reading.
+///
+/// # Errors
+/// The session has no context of that name, or the layers cannot be read.
+pub(crate) fn source_tree(
+    store: &Store,
+    result: &ResultRef,
+    session: &Arc<dyn Session>,
+) -> Result<SourceTree, CacheError> {
+    match result {
+        ResultRef::Layers(layers) => {
+            Ok(SourceTree::Layers(store.layers().tree(layers).map_err(|error| failed(error.kind(), error))?))
+        }
+        ResultRef::Context { name, exclude } => {
+            let Some(context) = session.context(name) else {
+                let message = format!("there is no build context named {name:?}");
+                return Err(CacheError::Result { kind: ErrorKind::UserInput, message, source: None });
+            };
+            let ignored = PatternMatcher::new(exclude).map_err(|error| failed(ErrorKind::UserInput, error))?;
+            Ok(SourceTree::Context { context, ignored })
+        }
+    }
+}
+
+fn failed(kind: ErrorKind, error: impl std::error::Error + Send + Sync + 'static) -> CacheError {
+    CacheError::Result { kind, message: error.to_string(), source: Some(Box::new(error)) }
+}
+
+#[async_trait]
+impl ResultStore for LocalResults {
+    async fn acquire(&self, result: &ResultRef) -> Result<bool, CacheError> {
+        let (lease, layers) = (self.lease.clone(), result.layers().to_vec());
+        blocking(move || hold_all(&lease, &layers)).await
+    }
+
+    async fn content_digest(
+        &self,
+        result: &ResultRef,
+        selector: &Selector,
+        session: &Arc<dyn Session>,
+    ) -> Result<ContentDigest, CacheError> {
+        let (store, result, selector, session) =
+            (self.store.clone(), result.clone(), selector.clone(), session.clone());
+        blocking(move || match &result {
+            ResultRef::Layers(layers) if selector == Selector::all() => fold(&store, layers),
+            _ => {
+                let tree = source_tree(&store, &result, &session)?;
+                content::digest(&tree, &selector).map_err(|error| failed(error.kind(), error))
+            }
+        })
+        .await
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CacheError> + Send + 'static,
+) -> Result<T, CacheError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(failed(ErrorKind::Internal, error)),
+    }
+}
+
+/// Whether all layers are there, held from now on and as they were written.
+fn hold_all(lease: &Lease, layers: &[LayerId]) -> Result<bool, CacheError> {
+    for layer in layers {
+        let held = lease.hold_layer(layer).map_err(|error| failed(error.kind(), error))?;
+        if !held {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The content of a whole stack: that of each of its layers, in order.
+fn fold(store: &Store, layers: &[LayerId]) -> Result<ContentDigest, CacheError> {
+    let mut hasher = Hasher::new_derive_key("forge content of a stack of layers v1");
+    for layer in layers {
+        let record = store.layers().get(layer).map_err(|error| failed(error.kind(), error))?;
+        let Some(record) = record else {
+            let message = format!("layer {layer} is gone");
+            return Err(CacheError::Result { kind: ErrorKind::Environment, message, source: None });
+        };
+        hasher.update(record.content.as_bytes());
+    }
+    Ok(hasher.finalize().into())
+}

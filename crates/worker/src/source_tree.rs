@@ -1,0 +1,199 @@
+//! What COPY, ADD and mounts read from: a context of the session or a stack of layers, behind one face.
+
+use forge_image::ErrorKind;
+use forge_session::{Context, ContextError, ContextPath, EntryKind, PatternError, PatternMatcher};
+use forge_store::{MergedTree, StoreError, TreeEntry, TreeKind};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How many links a path may lead through, as in the kernel.
+const MAX_LINKS: usize = 40;
+
+/// A tree that is read from.
+pub(crate) enum SourceTree {
+    /// Files of the session, less what the ignore file names. Owners are not copied from there.
+    Context { context: Arc<dyn Context>, ignored: PatternMatcher },
+    /// Layers of the store, with owners and extended attributes.
+    Layers(MergedTree),
+}
+
+/// One entry of it.
+#[derive(Clone, Debug)]
+pub(crate) struct SourceEntry {
+    pub path: ContextPath,
+    pub kind: SourceKind,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Seconds and nanoseconds.
+    pub mtime: (i64, u32),
+    pub xattrs: BTreeMap<OsString, Vec<u8>>,
+    /// Equal for the names of one file, where the tree knows.
+    pub link_group: Option<(u64, u64)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SourceKind {
+    File {
+        size: u64,
+    },
+    Directory,
+    Symlink {
+        target: Vec<u8>,
+    },
+    /// A device or pipe of a layer: type bits and device number as `mknod(2)` takes them.
+    Node {
+        file_type: rustix::fs::FileType,
+        major: u32,
+        minor: u32,
+    },
+    /// Sockets, and whatever is no file in a context: never copied.
+    Other,
+}
+
+/// Why a tree cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SourceError {
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    #[error("too many levels of symbolic links at {path:?}")]
+    LinkLoop { path: String },
+    #[error("cannot read {path:?}")]
+    Read { path: String, source: std::io::Error },
+    #[error("{path:?} is not a regular file")]
+    Special { path: String },
+}
+
+impl SourceError {
+    /// Who is to blame.
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Store(error) => error.kind(),
+            Self::Context(ContextError::Read { .. }) | Self::Read { .. } => ErrorKind::Environment,
+            _ => ErrorKind::UserInput,
+        }
+    }
+}
+
+impl SourceTree {
+    /// Whether the ignore file hides a path.
+    pub(crate) fn ignored(&self, path: &ContextPath) -> bool {
+        match self {
+            Self::Context { ignored, .. } => !path.is_root() && ignored.matches(path),
+            Self::Layers(_) => false,
+        }
+    }
+
+    /// Whether nothing below a hidden folder can come back through a `!` pattern.
+    pub(crate) fn prunes(&self, path: &ContextPath) -> bool {
+        match self {
+            Self::Context { ignored, .. } => !path.is_root() && !ignored.may_match_below(path),
+            Self::Layers(_) => false,
+        }
+    }
+
+    /// Whether owners and extended attributes of this tree are part of what is copied.
+    pub(crate) fn keeps_owners(&self) -> bool {
+        matches!(self, Self::Layers(_))
+    }
+
+    /// The entry at a path, a link in the last component not followed. Ignored entries are shown.
+    pub(crate) fn stat(&self, path: &ContextPath) -> Result<Option<SourceEntry>, SourceError> {
+        match self {
+            Self::Context { context, .. } => Ok(context.stat(path)?.map(from_context)),
+            Self::Layers(tree) => Ok(tree.lookup(&absolute(path))?.map(|entry| from_layers(path.clone(), entry))),
+        }
+    }
+
+    /// The children of a folder, sorted by name. Ignored ones are shown.
+    pub(crate) fn children(&self, path: &ContextPath) -> Result<Vec<SourceEntry>, SourceError> {
+        match self {
+            Self::Context { context, .. } => Ok(context.children(path)?.into_iter().map(from_context).collect()),
+            Self::Layers(tree) => {
+                let children = tree.children(&absolute(path))?.into_iter();
+                Ok(children.map(|child| from_layers(path.join(child.name.as_encoded_bytes()), child)).collect())
+            }
+        }
+    }
+
+    /// Opens a regular file.
+    pub(crate) fn open(&self, entry: &SourceEntry) -> Result<File, SourceError> {
+        match (self, &entry.kind) {
+            (Self::Context { context, .. }, SourceKind::File { .. }) => Ok(context.open(&entry.path)?),
+            (Self::Layers(tree), SourceKind::File { .. }) => Ok(tree.open(&absolute(&entry.path))?),
+            _ => Err(SourceError::Special { path: entry.path.display().into_owned() }),
+        }
+    }
+
+    /// The entry that a path leads to when links are followed, all inside the tree.
+    pub(crate) fn follow(&self, path: &ContextPath) -> Result<Option<SourceEntry>, SourceError> {
+        let mut path = path.clone();
+        for _ in 0..MAX_LINKS {
+            let Some(entry) = self.stat(&path)? else { return Ok(None) };
+            let SourceKind::Symlink { target } = &entry.kind else { return Ok(Some(entry)) };
+            path = match target.starts_with(b"/") {
+                true => ContextPath::clean(target),
+                false => ContextPath::clean([path.as_bytes(), b"/../", target].concat()),
+            };
+        }
+        Err(SourceError::LinkLoop { path: path.display().into_owned() })
+    }
+}
+
+fn absolute(path: &ContextPath) -> PathBuf {
+    Path::new("/").join(path.as_path())
+}
+
+fn from_context(entry: forge_session::ContextEntry) -> SourceEntry {
+    let nanoseconds = entry.stamp.mtime_ns;
+    let seconds = nanoseconds.div_euclid(1_000_000_000);
+    let rest = nanoseconds.rem_euclid(1_000_000_000);
+    SourceEntry {
+        path: entry.path,
+        kind: match entry.kind {
+            EntryKind::File { size } => SourceKind::File { size },
+            EntryKind::Directory => SourceKind::Directory,
+            EntryKind::Symlink { target } => SourceKind::Symlink { target },
+            EntryKind::Special => SourceKind::Other,
+        },
+        mode: entry.mode,
+        uid: 0,
+        gid: 0,
+        mtime: (i64::try_from(seconds).unwrap_or_default(), u32::try_from(rest).unwrap_or_default()),
+        xattrs: BTreeMap::new(),
+        link_group: None,
+    }
+}
+
+fn from_layers(path: ContextPath, entry: TreeEntry) -> SourceEntry {
+    use rustix::fs::FileType;
+    let kind = match entry.kind {
+        TreeKind::File { size } => SourceKind::File { size },
+        TreeKind::Directory => SourceKind::Directory,
+        TreeKind::Symlink { target } => SourceKind::Symlink { target: target.into_vec() },
+        TreeKind::CharDevice { major, minor } => {
+            SourceKind::Node { file_type: FileType::CharacterDevice, major, minor }
+        }
+        TreeKind::BlockDevice { major, minor } => SourceKind::Node { file_type: FileType::BlockDevice, major, minor },
+        TreeKind::Fifo => SourceKind::Node { file_type: FileType::Fifo, major: 0, minor: 0 },
+        TreeKind::Socket => SourceKind::Other,
+    };
+    SourceEntry {
+        path,
+        kind,
+        mode: entry.mode,
+        uid: entry.uid,
+        gid: entry.gid,
+        mtime: entry.mtime,
+        xattrs: entry.xattrs,
+        link_group: (entry.links > 1).then_some(entry.inode),
+    }
+}
