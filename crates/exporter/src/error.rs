@@ -18,9 +18,19 @@ pub enum ExportError {
     #[error("cannot push {reference}")]
     Registry {
         /// The name that was being pushed.
-        reference: Reference,
+        reference: Box<Reference>,
         /// The cause.
-        source: RegistryError,
+        source: Box<RegistryError>,
+    },
+    /// A registry says that it took another manifest than it was sent.
+    #[error("{reference}: the registry answered {answered} to manifest {pushed}")]
+    PushedDigest {
+        /// The name that was being pushed.
+        reference: Box<Reference>,
+        /// What was sent.
+        pushed: Digest,
+        /// What the registry says.
+        answered: Digest,
     },
     /// An image of an archive is not what it says it is.
     #[error("cannot load {archive}")]
@@ -28,7 +38,7 @@ pub enum ExportError {
         /// What was being read.
         archive: String,
         /// The cause.
-        source: FetchError,
+        source: Box<FetchError>,
     },
     /// A file of the destination cannot be written.
     #[error("cannot write {path}")]
@@ -78,7 +88,7 @@ pub enum ExportError {
     #[error("{name} already names image {}; the archive has image {}", existing.digest().short(), loaded.digest().short())]
     NameTaken {
         /// The name.
-        name: Reference,
+        name: Box<Reference>,
         /// The image it points at.
         existing: ImageId,
         /// The image of the archive.
@@ -192,6 +202,7 @@ impl ExportError {
         match self {
             Self::Store { source, .. } => source.kind(),
             Self::Registry { source, .. } => source.kind(),
+            Self::PushedDigest { .. } => ErrorKind::Remote,
             Self::Load { source, .. } => source.kind(),
             Self::Write { .. } | Self::WriteStream(_) | Self::ReadStream(_) => ErrorKind::Environment,
             Self::LayerGone { .. } | Self::BlobGone { .. } | Self::ImageGone { .. } => ErrorKind::Environment,
@@ -199,7 +210,9 @@ impl ExportError {
                 ErrorKind::UserInput
             }
             Self::History { .. } | Self::LayerCount { .. } => ErrorKind::UserInput,
-            Self::Epoch { .. } | Self::Conflict { .. } | Self::PlatformFolder { .. } | Self::NoIndex { .. } => ErrorKind::UserInput,
+            Self::Epoch { .. } | Self::Conflict { .. } | Self::PlatformFolder { .. } | Self::NoIndex { .. } => {
+                ErrorKind::UserInput
+            }
             Self::FileName { .. } | Self::Nothing { .. } => ErrorKind::UserInput,
             Self::SeveralPlatforms { .. } => ErrorKind::Unsupported,
             Self::Cancelled => ErrorKind::Cancelled,

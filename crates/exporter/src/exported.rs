@@ -1,3 +1,4 @@
+use crate::package::{Bundle, Package};
 use forge_image::{Descriptor, ImageId, Platform, Reference};
 use serde_json::{Map, Value};
 
@@ -26,6 +27,16 @@ pub struct ExportedImage {
 }
 
 impl Exported {
+    pub(crate) fn of(bundle: &Bundle, names: &[Reference]) -> Self {
+        let root = &bundle.root;
+        Self {
+            descriptor: Some(root.clone()),
+            images: bundle.packages.iter().map(Package::exported).collect(),
+            names: names.to_vec(),
+            remarks: Vec::new(),
+        }
+    }
+
     /// The keys that `--metadata-file` and BuildKit's exporter response have (`containerimage.digest`,
     /// `containerimage.config.digest`, `containerimage.descriptor`, `image.name`). The descriptor is an object, as
     /// in the file; over the wire it is base64 of the same JSON. Without a manifest the digest is the image id, as

@@ -6,18 +6,44 @@
 //! them, a manifest that lists the blobs. Bytes depend on nothing but the layers, the config and the settings:
 //! no clock, no order of directory entries, no number of cores.
 //!
-//! Reading order: [`BuiltImage`], [`ExportSettings`]; [`assemble`] makes an [`AssembledImage`] of them; the
-//! writers [`to_store`], [`to_oci`], [`to_docker`], [`to_local`], [`to_tar`], [`push`] answer with [`Exported`];
-//! [`save`] writes images of the store with the same code, [`load`] reads them back.
+//! Reading order: [`BuiltImage`], [`ExportSettings`]; [`assemble`] makes an [`AssembledImage`] of them, one or several
+//! are an [`ImageSet`]; the writers [`to_store`], [`to_oci`], [`to_docker`], [`push`], and for a [`BuiltTree`]
+//! [`to_local`] and [`to_tar`], answer with [`Exported`]; [`save`] writes images of the store with the same code,
+//! [`load`] reads them back.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod archive;
+mod assemble;
+mod docker_archive;
 mod error;
 mod exported;
 mod image;
+mod layout;
+mod load;
+mod local;
+mod package;
+mod push;
+mod rootfs_tar;
+mod save;
 mod settings;
+mod tar_stream;
+mod timestamp;
+mod tree;
+mod work;
 
+pub use archive::LoadLimits;
+pub use assemble::assemble;
+pub use docker_archive::to_docker;
 pub use error::ExportError;
 pub use exported::{Exported, ExportedImage};
 pub use image::{AssembledImage, AssembledLayer, BuiltImage};
+pub use layout::{LayoutDestination, to_oci};
+pub use load::{ExistingNames, LoadInput, Loaded, load};
+pub use local::to_local;
+pub use package::ImageSet;
+pub use push::{Pushed, push};
+pub use rootfs_tar::to_tar;
+pub use save::{ArchiveFormat, SavedImage, save, to_store};
 pub use settings::{Annotation, AnnotationScope, ExportSettings};
+pub use tree::BuiltTree;

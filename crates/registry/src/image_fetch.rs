@@ -35,7 +35,7 @@ const CONCURRENT_BLOBS: usize = 4;
 pub enum FetchError {
     /// The registry failed or lied.
     #[error(transparent)]
-    Registry(#[from] RegistryError),
+    Registry(Box<RegistryError>),
     /// The store failed.
     #[error("cannot {action}")]
     Store {
@@ -145,6 +145,12 @@ fn list(names: &[String]) -> String {
     match names {
         [] => "none with a name".to_owned(),
         names => names.join(", "),
+    }
+}
+
+impl From<RegistryError> for FetchError {
+    fn from(source: RegistryError) -> Self {
+        Self::Registry(Box::new(source))
     }
 }
 

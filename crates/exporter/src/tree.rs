@@ -1,0 +1,144 @@
+//! Walks the merged tree of a stack of layers, for the exporters that write plain files.
+
+use crate::ExportError;
+use forge_image::Platform;
+use forge_registry::TransferContext;
+use forge_store::{LayerId, MergedTree, TreeEntry, TreeKind};
+use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// The file tree of one platform.
+#[derive(Clone, Debug)]
+pub struct BuiltTree {
+    /// What it is for.
+    pub platform: Platform,
+    /// Its layers, lowest first.
+    pub layers: Vec<LayerId>,
+}
+
+/// Takes a tree, entry by entry. A folder is entered before and left after what is in it.
+pub(crate) trait TreeVisitor {
+    fn enter(&mut self, entry: &TreeEntry, tree: &MergedTree) -> Result<(), ExportError>;
+    fn leave(&mut self, folder: &TreeEntry) -> Result<(), ExportError>;
+}
+
+enum Step {
+    Enter(TreeEntry),
+    Leave(TreeEntry),
+}
+
+/// Visits everything below the root in the order of names. Not recursive: a tree may be deeper than a stack (A60).
+pub(crate) fn walk(tree: &MergedTree, visitor: &mut dyn TreeVisitor) -> Result<(), ExportError> {
+    let mut steps = Vec::new();
+    let root = Path::new("/");
+    // An image without layers has not even a root.
+    if tree.lookup(root).map_err(ExportError::store("read the image's files"))?.is_some() {
+        push_children(tree, root, &mut steps)?;
+    }
+    while let Some(step) = steps.pop() {
+        match step {
+            Step::Leave(folder) => visitor.leave(&folder)?,
+            Step::Enter(entry) => {
+                check_name(&entry)?;
+                visitor.enter(&entry, tree)?;
+                if matches!(entry.kind, TreeKind::Directory) {
+                    let path = entry.path.clone();
+                    steps.push(Step::Leave(entry));
+                    push_children(tree, &path, &mut steps)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn push_children(tree: &MergedTree, folder: &Path, steps: &mut Vec<Step>) -> Result<(), ExportError> {
+    let children = tree.children(folder).map_err(ExportError::store("read the image's files"))?;
+    steps.extend(children.into_iter().rev().map(Step::Enter));
+    Ok(())
+}
+
+/// The store only hands out names that are file names; that nothing else is written is checked where it is written.
+fn check_name(entry: &TreeEntry) -> Result<(), ExportError> {
+    let name = entry.name.as_bytes();
+    if matches!(name, b"" | b"." | b"..") || name.contains(&b'/') || name.contains(&0) {
+        return Err(ExportError::FileName { name: name.escape_ascii().to_string() });
+    }
+    Ok(())
+}
+
+/// What an entry shares with the other names of the same node.
+pub(crate) fn link_group(entry: &TreeEntry) -> Option<(u64, u64)> {
+    (entry.links > 1 && !entry.is_directory()).then_some(entry.inode)
+}
+
+/// Opens a tree, its layers held.
+pub(crate) fn open(context: &TransferContext, layers: &[LayerId]) -> Result<MergedTree, ExportError> {
+    for layer in layers {
+        crate::assemble::held_record(context, layer)?;
+    }
+    context.store.layers().tree(layers).map_err(ExportError::store("read the image's files"))
+}
+
+/// The folder of each tree: none for a single one, `os_architecture[_variant]` for several.
+pub(crate) fn folders(trees: &[BuiltTree]) -> Result<Vec<Option<String>>, ExportError> {
+    if let [_] = trees {
+        return Ok(vec![None]);
+    }
+    let mut seen = HashSet::new();
+    let unique = |tree: &BuiltTree| {
+        let folder = platform_folder(&tree.platform);
+        match seen.insert(folder.clone()) {
+            true => Ok(Some(folder)),
+            false => Err(ExportError::PlatformFolder { folder }),
+        }
+    };
+    trees.iter().map(unique).collect()
+}
+
+/// A platform's words come from foreign documents: only letters, digits and `_ - .` get into a file name, and never
+/// a leading dot (A30).
+fn platform_folder(platform: &Platform) -> String {
+    let safe = |char: char| if char.is_ascii_alphanumeric() || matches!(char, '-' | '.') { char } else { '_' };
+    let name: String = platform.to_string().chars().map(safe).collect();
+    match name.starts_with('.') {
+        true => format!("_{name}"),
+        false => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn platform(os: &str, architecture: &str, variant: Option<&str>) -> Platform {
+        Platform {
+            os: os.into(),
+            architecture: architecture.into(),
+            variant: variant.map(str::to_owned),
+            ..Platform::host()
+        }
+    }
+
+    // Seen to fail with the platform's text used as it is, only `/` replaced.
+    #[test]
+    fn a30_platforms_become_plain_folder_names() {
+        let check = |platform: Platform, expect: &str| assert_eq!(platform_folder(&platform), expect);
+        check(platform("linux", "amd64", None), "linux_amd64");
+        check(platform("linux", "arm", Some("v7")), "linux_arm_v7");
+        check(platform("linux", "../../../x", None), "linux_.._.._.._x");
+        check(platform("..", "..", Some("\\:\0\n")), "_.._.._____");
+        check(platform("", "", None), "_");
+        check(platform("é", "x y", None), "__x_y");
+    }
+
+    #[test]
+    fn a30_platforms_do_not_share_a_folder() {
+        let tree = |platform| BuiltTree { platform, layers: Vec::new() };
+        let trees = [tree(platform("a", "b", None)), tree(platform("a", "b/", None)), tree(platform("a", "b_", None))];
+        assert!(matches!(folders(&trees), Err(ExportError::PlatformFolder { .. })));
+        assert_eq!(folders(&trees[..1]).unwrap(), [None]);
+        assert_eq!(folders(&trees[..2]).unwrap(), [Some("a_b".into()), Some("a_b_".into())]);
+    }
+}
