@@ -21,8 +21,8 @@ pub(crate) struct Command {
     pub span: Span,
     pub comments: Vec<Token>,
     pub origin: Origin,
-    /// What it uses that this version does not have.
-    pub not_built: Option<String>,
+    /// What it uses that this version does not have, and where.
+    pub not_built: Option<Token>,
 }
 
 /// Where an instruction comes from.
@@ -117,8 +117,28 @@ impl Command {
     }
 }
 
+impl Command {
+    /// # Errors
+    /// The instruction uses what this version does not have.
+    pub fn check_built(&self) -> Result<(), FrontendError> {
+        let Some(flag) = &self.not_built else { return Ok(()) };
+        let what = match self.origin {
+            Origin::ImageTrigger => format!("{} (in the base image's trigger {:?})", flag.text, self.text),
+            _ => flag.text.clone(),
+        };
+        let span = if self.origin == Origin::Stage { flag.span } else { self.span };
+        Err(FrontendError::from(Problem::NotBuilt { what }).or_at(span))
+    }
+}
+
+/// The first of some flags that is written.
+fn missing_flag(flags: &Flags, keyword: &str, names: &[&str]) -> Option<Token> {
+    let written = names.iter().find_map(|name| Some((name, flags.list(name).into_iter().next()?)));
+    written.map(|(name, value)| Token { text: format!("{keyword} --{name}"), span: value.span })
+}
+
 /// An instruction that there is none of.
-pub(crate) fn unknown_instruction(instruction: &Instruction) -> FrontendError {
+fn unknown_instruction(instruction: &Instruction) -> FrontendError {
     let name = instruction.keyword.text.clone();
     let suggestion = nearest(&name, Keyword::ALL.iter().map(|(known, _)| *known));
     let error = FrontendError::from(Problem::UnknownInstruction { name: name.to_uppercase() });
@@ -127,7 +147,7 @@ pub(crate) fn unknown_instruction(instruction: &Instruction) -> FrontendError {
 
 struct Reader<'a> {
     instruction: &'a Instruction,
-    not_built: &'a mut Option<String>,
+    not_built: &'a mut Option<Token>,
 }
 
 fn wrong<T>(reason: impl Into<String>) -> Result<T, FrontendError> {
@@ -237,9 +257,9 @@ impl Reader<'_> {
             ("device", FlagKind::List),
         ];
         let flags = Flags::of(self.instruction, &known)?;
-        let missing = ["mount", "device"].iter().find(|name| !flags.list(name).is_empty());
-        let security = flags.text("security").filter(|mode| mode.text != "sandbox").map(|_| &"security");
-        *self.not_built = missing.or(security).map(|name| format!("RUN --{name}"));
+        let security = flags.text("security").is_some_and(|mode| mode.text != "sandbox");
+        let names = if security { ["mount", "device", "security"].as_slice() } else { &["mount", "device"] };
+        *self.not_built = missing_flag(&flags, "RUN", names);
         let network = match flags.text("network").map(|mode| mode.text.as_str()) {
             None => None,
             Some("default") => Some(NetworkMode::Default),
@@ -261,10 +281,9 @@ impl Reader<'_> {
     fn copy(&mut self, add: bool) -> Result<Action, FrontendError> {
         let keyword = if add { "ADD" } else { "COPY" };
         let flags = Flags::of(self.instruction, if add { ADD_FLAGS } else { COPY_FLAGS })?;
-        let used = |name: &&&str| flags.is_set(name) || (**name == "unpack" && flags.text(name).is_some());
-        let missing = ["link", "parents", "keep-git-dir", "unpack"].iter().find(used);
-        let checksum = flags.text("checksum").map(|_| &"checksum");
-        *self.not_built = missing.or(checksum).map(|name| format!("{keyword} --{name}"));
+        let wanted = ["link", "parents", "keep-git-dir"].into_iter().filter(|name| flags.is_set(name));
+        let wanted: Vec<&str> = wanted.chain(["unpack", "checksum"]).collect();
+        *self.not_built = missing_flag(&flags, keyword, &wanted);
         let mut words = match &self.instruction.arguments {
             Arguments::Words(words) | Arguments::Json(words) => words.clone(),
             _ => Vec::new(),

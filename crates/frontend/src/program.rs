@@ -1,6 +1,6 @@
 //! Instructions sorted into stages.
 
-use crate::command::{Action, ArgDefinition, Command, unknown_instruction};
+use crate::command::{Action, ArgDefinition, Command};
 use crate::flags::{FlagKind, Flags};
 use crate::keyword::Keyword;
 use crate::{Arguments, Dockerfile, FrontendError, Instruction, Problem, Span, Token};
@@ -56,7 +56,6 @@ impl Program {
         match (self.stages.last_mut(), command.action) {
             (Some(stage), action) => stage.commands.push(Command { action, ..command }),
             (None, Action::Arg(definitions)) => self.globals.extend(definitions),
-            (None, _) if instruction.kind().is_none() => return Err(unknown_instruction(instruction)),
             (None, _) => {
                 let problem = Problem::syntax("no build stage in current context");
                 return Err(FrontendError::from(problem).or_at(instruction.span));

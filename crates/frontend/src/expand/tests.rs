@@ -1,3 +1,4 @@
+use super::budget::MAX_VALUE;
 use super::*;
 use std::collections::BTreeMap;
 

@@ -47,7 +47,7 @@ impl StageBuilder<'_, '_> {
         let name = self.step_name(command, Quotes::Removed, "");
         let mut file = FileBuilder::new(self.state.edge.clone());
         if !words.sources.is_empty() {
-            let source = self.source_edge(command, copy)?;
+            let source = self.source_edge(command, copy, &words.sources)?;
             let sources = words.sources.iter().map(|source| join("/", source)).collect();
             let from = source.map_or(FileInput::Scratch, |edge| file.input(edge));
             file.copy(CopyAction {
@@ -96,9 +96,14 @@ impl StageBuilder<'_, '_> {
     }
 
     /// What is copied from; `None` for the empty file system.
-    fn source_edge(&mut self, command: &Command, copy: &CopyCommand) -> Result<Option<Edge>, FrontendError> {
+    fn source_edge(
+        &mut self,
+        command: &Command,
+        copy: &CopyCommand,
+        sources: &[String],
+    ) -> Result<Option<Edge>, FrontendError> {
         let Some(from) = &copy.from else {
-            self.check_ignored(command, copy);
+            self.check_ignored(command, copy, sources);
             return self.lowering.context_edge(command.span).map(Some);
         };
         let base = self.lowering.plan.copy_source(self.index, from, &self.lowering.options.platform)?;
@@ -109,17 +114,16 @@ impl StageBuilder<'_, '_> {
         self.lowering.base_edge(&base, command.span, &name)
     }
 
-    /// Warns of sources that the ignore file leaves out. With re-including patterns it cannot be known.
-    fn check_ignored(&self, command: &Command, copy: &CopyCommand) {
+    /// Warns of sources that the ignore file leaves out.
+    fn check_ignored(&self, command: &Command, copy: &CopyCommand, sources: &[String]) {
+        let Some(matcher) = &self.lowering.ignored else { return };
         let patterns = &self.lowering.options.ignore_patterns;
-        if patterns.is_empty() || patterns.iter().any(|pattern| pattern.starts_with('!')) {
-            return;
-        }
-        let Ok(matcher) = PatternMatcher::new(patterns) else { return };
-        for source in copy.sources.iter().filter_map(|source| self.text(command, source).ok()) {
-            let path = ContextPath::clean(&source);
-            let all = patterns.iter().any(|pattern| matches!(pattern.as_str(), "*" | "**" | "**/*"));
-            let ignored = if path.is_root() { all } else { matcher.matches(&path) };
+        for source in sources {
+            let path = ContextPath::clean(source);
+            let ignored = match path.is_root() {
+                true => patterns.iter().any(|pattern| matches!(pattern.as_str(), "*" | "**" | "**/*")),
+                false => matcher.matches(&path),
+            };
             if ignored {
                 let shown = if path.is_root() { ".".into() } else { path.display() };
                 self.report(Rule::CopyIgnoredFile, command, &[if copy.add { "Add" } else { "Copy" }, &shown]);

@@ -1,11 +1,51 @@
 use crate::expand::Variables;
 use std::collections::HashMap;
 
-/// Variables in the order in which they were set first.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Environment {
-    entries: Vec<(String, String)>,
+/// Names and what they stand for, in the order in which they came first.
+#[derive(Clone, Debug)]
+pub(super) struct Bindings<V> {
+    entries: Vec<(String, V)>,
     positions: HashMap<String, usize>,
+}
+
+/// Variables that are set.
+pub(super) type Environment = Bindings<String>;
+
+/// The ARGs of a stage; without a value where neither it nor the caller gives one.
+pub(super) type DeclaredArgs = Bindings<Option<String>>;
+
+impl<V> Default for Bindings<V> {
+    fn default() -> Self {
+        Self { entries: Vec::new(), positions: HashMap::new() }
+    }
+}
+
+impl<V> Bindings<V> {
+    /// Binds a name; one that was bound keeps its place.
+    pub fn set(&mut self, name: &str, value: V) {
+        match self.positions.get(name) {
+            Some(&position) => self.entries[position].1 = value,
+            None => {
+                self.positions.insert(name.to_owned(), self.entries.len());
+                self.entries.push((name.to_owned(), value));
+            }
+        }
+    }
+
+    /// Whether a name is bound.
+    pub fn contains(&self, name: &str) -> bool {
+        self.positions.contains_key(name)
+    }
+
+    /// The names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Names and values.
+    pub fn entries(&self) -> &[(String, V)] {
+        &self.entries
+    }
 }
 
 impl Environment {
@@ -17,22 +57,6 @@ impl Environment {
             environment.set(key, value.to_owned());
         }
         environment
-    }
-
-    /// Sets a variable; one that was set keeps its place.
-    pub fn set(&mut self, key: &str, value: String) {
-        match self.positions.get(key) {
-            Some(&position) => self.entries[position].1 = value,
-            None => {
-                self.positions.insert(key.to_owned(), self.entries.len());
-                self.entries.push((key.to_owned(), value));
-            }
-        }
-    }
-
-    /// The names.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries.iter().map(|(key, _)| key.as_str())
     }
 
     /// As `KEY=value`.

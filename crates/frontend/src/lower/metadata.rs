@@ -181,12 +181,11 @@ impl StageBuilder<'_, '_> {
     }
 }
 
-/// Adds keys with empty objects, and keeps all keys sorted, as Go writes its maps.
+/// Adds keys with empty objects.
 fn add_keys(map: &mut Map<String, Value>, keys: &[String]) {
     for key in keys {
         map.insert(key.clone(), Value::Object(Map::new()));
     }
-    map.sort_keys();
 }
 
 /// A path seen from a folder, cleaned: absolute, without `.`, `..` and empty parts.

@@ -30,10 +30,11 @@ use forge_llb::{
     Edge, Graph, ImageSource, InstructionSpan, LocalSource, Metadata, OciLayoutSource, Op, ResolveMode, SourceOp,
     Vertex,
 };
+use forge_session::PatternMatcher;
 use plan::{Base, Plan, copy_from};
 use stage::StageBuilder;
 use state::{History, StageState};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Environments, arguments and history entries of all steps together: far beyond any real file, and a bound on
 /// what variables of a megabyte in thousands of steps can cost (A114).
@@ -84,6 +85,8 @@ fn lower_file(
         done: vec![Progress::Open; plan.stages.len()],
         requests: BTreeMap::new(),
         contexts: BTreeSet::new(),
+        folders: HashMap::new(),
+        ignored: ignored(&options.ignore_patterns)?,
         triggers: Vec::new(),
         lowered_bytes: 0,
     };
@@ -110,7 +113,12 @@ struct Lowering<'a> {
     history: History,
     done: Vec<Progress>,
     requests: BTreeMap<ImageKey, ImageRequest>,
+    /// The contexts that are used.
     contexts: BTreeSet<String>,
+    /// The vertices of folders, by their names in the session.
+    folders: HashMap<String, Edge>,
+    /// Tells what the ignore file leaves out; `None` where it leaves out nothing, or that cannot be known.
+    ignored: Option<PatternMatcher>,
     triggers: Vec<String>,
     lowered_bytes: usize,
 }
@@ -157,6 +165,7 @@ impl Lowering<'_> {
         }
         let planned = &self.plan.stages[index];
         let commands: &[Command] = if planned.replaced { &[] } else { &self.plan.program.stages[index].commands };
+        commands.iter().try_for_each(Command::check_built)?;
         let span = self.plan.program.stages[index].span;
         let mut needs = Needs::default();
         self.need(&planned.base, span, &mut needs);
@@ -294,10 +303,15 @@ impl Lowering<'_> {
         title: String,
         span: Span,
     ) -> Result<Edge, FrontendError> {
+        if let Some(edge) = self.folders.get(session) {
+            return Ok(edge.clone());
+        }
         self.contexts.insert(session.to_owned());
         let local = LocalSource { name: session.to_owned(), exclude: exclude.to_vec() };
         let metadata = Metadata { name: title, ignore_cache: false, span: Some(self.span(span)) };
-        self.add(Op::Source(SourceOp::Local(local)), Vec::new(), None, metadata)
+        let edge = self.add(Op::Source(SourceOp::Local(local)), Vec::new(), None, metadata)?;
+        self.folders.insert(session.to_owned(), edge.clone());
+        Ok(edge)
     }
 
     fn add(
@@ -337,6 +351,9 @@ impl Lowering<'_> {
         for (key, value) in &self.options.labels {
             config.config.labels.insert(key.clone(), value.clone().into());
         }
+        // As Go writes its maps.
+        config.config.exposed_ports.sort_keys();
+        config.config.volumes.sort_keys();
         let platform = if state.platform_was_chosen { &state.platform } else { &self.options.platform };
         config.os.clone_from(&platform.os);
         config.architecture.clone_from(&platform.architecture);
@@ -353,6 +370,13 @@ impl Lowering<'_> {
             triggers: self.triggers,
         })
     }
+}
+
+/// With patterns that take in again, a folder may be left out and a file in it not: nothing is said then.
+fn ignored(patterns: &[String]) -> Result<Option<PatternMatcher>, FrontendError> {
+    let matcher = PatternMatcher::new(patterns)
+        .map_err(|error| Problem::value(format!("invalid pattern in the ignore file: {error}")))?;
+    Ok(Some(matcher).filter(|matcher| !matcher.is_empty() && !matcher.has_inclusions()))
 }
 
 /// What a stage waits for.

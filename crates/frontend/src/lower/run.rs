@@ -111,18 +111,13 @@ impl StageBuilder<'_, '_> {
 
     /// The arguments, behind the ARGs that they may depend on.
     fn history_text(&self, args: &[String]) -> String {
-        let mut shown: Vec<(&str, String)> = Vec::new();
-        for arg in self.state.args.iter() {
-            let value = self.state.env.get(&arg.key).or(arg.value.as_deref()).unwrap_or_default();
-            let entry = format!("{}={value}", arg.key);
-            match shown.iter_mut().find(|(key, _)| *key == arg.key) {
-                Some(known) => known.1 = entry,
-                None => shown.push((&arg.key, entry)),
-            }
-        }
-        let count = (!shown.is_empty()).then(|| format!("|{}", shown.len()));
-        let words = count.into_iter().chain(shown.into_iter().map(|(_, entry)| entry)).chain(args.iter().cloned());
-        words.collect::<Vec<_>>().join(" ")
+        let declared = self.state.args.entries();
+        let values = declared.iter().map(|(key, value)| {
+            let value = self.state.env.get(key).or(value.as_deref()).unwrap_or_default();
+            format!("{key}={value}")
+        });
+        let count = (!declared.is_empty()).then(|| format!("|{}", declared.len()));
+        count.into_iter().chain(values).chain(args.iter().cloned()).collect::<Vec<_>>().join(" ")
     }
 
     fn network(&self, asked: Option<NetworkMode>) -> NetworkMode {

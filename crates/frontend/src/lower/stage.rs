@@ -1,6 +1,6 @@
 use super::environment::Environment;
 use super::plan::Base;
-use super::state::{DeclaredArg, Layer, StageState};
+use super::state::{Layer, StageState};
 use super::{Lowering, check_platform};
 use crate::command::{Action, Command, Origin};
 use crate::expand::{Expanded, Expander, Quotes, Unset};
@@ -10,6 +10,9 @@ use crate::suggest::nearest;
 use crate::{FrontendError, ImageKeySource, Problem, Rule, Span, Token};
 use forge_llb::{Edge, Metadata, Op};
 use std::rc::Rc;
+
+/// No stage has more variables among which one could be meant.
+const MAX_SUGGESTIONS: usize = 1_000;
 
 /// Goes through the instructions of one stage.
 pub(super) struct StageBuilder<'l, 'a> {
@@ -94,9 +97,7 @@ impl<'l, 'a> StageBuilder<'l, 'a> {
 
     /// Goes through one instruction.
     pub fn apply(&mut self, command: &Command) -> Result<(), FrontendError> {
-        if let Some(what) = &command.not_built {
-            return Err(Problem::NotBuilt { what: what.clone() }.into());
-        }
+        command.check_built()?;
         match &command.action {
             Action::Arg(definitions) => self.arg(command, definitions),
             Action::Env(pairs) => self.env(command, pairs),
@@ -142,9 +143,8 @@ impl<'l, 'a> StageBuilder<'l, 'a> {
     }
 
     fn check_undefined(&self, command: &Command, expanded: &Expanded) {
-        let declared = |name: &str| self.state.args.iter().any(|arg| arg.key == name);
-        for name in expanded.undefined.iter().filter(|name| !declared(name)) {
-            let suggestion = nearest(name, self.state.env.names()).unwrap_or_default();
+        for name in expanded.undefined.iter().filter(|name| !self.state.args.contains(name)) {
+            let suggestion = nearest(name, self.state.env.names().take(MAX_SUGGESTIONS)).unwrap_or_default();
             self.report(Rule::UndefinedVar, command, &[name, &suggestion]);
         }
     }
@@ -195,7 +195,7 @@ impl<'l, 'a> StageBuilder<'l, 'a> {
             if let Some(value) = value.clone().filter(|_| !super::globals::NOT_EXPORTED.contains(&key.as_str())) {
                 Rc::make_mut(&mut self.state.env).set(&key, value);
             }
-            Rc::make_mut(&mut self.state.args).push(DeclaredArg { key, value });
+            Rc::make_mut(&mut self.state.args).set(&key, value);
         }
         self.record(shown.join(" "), Layer::None)
     }

@@ -1,4 +1,4 @@
-use super::environment::Environment;
+use super::environment::{DeclaredArgs, Environment};
 use crate::ImageKey;
 use forge_image::{ContainerConfig, HistoryEntry, ImageConfig, Platform};
 use forge_llb::Edge;
@@ -25,20 +25,13 @@ pub(super) struct StageState {
     pub image: Rc<ImageConfig>,
     pub history: HistoryTip,
     /// The ARGs so far.
-    pub args: Rc<Vec<DeclaredArg>>,
+    pub args: Rc<DeclaredArgs>,
     /// The image at the bottom.
     pub base: Option<ImageKey>,
     /// How many entries of the history that image brought.
     pub base_history: usize,
     /// Whether FROM asked for the platform, so that it is not the target's.
     pub platform_was_chosen: bool,
-}
-
-/// An ARG of a stage.
-#[derive(Clone, Debug)]
-pub(super) struct DeclaredArg {
-    pub key: String,
-    pub value: Option<String>,
 }
 
 /// The newest entry of a history; `None` before the first.
@@ -80,7 +73,7 @@ impl StageState {
     /// Starts from an image.
     pub fn from_image(mut image: ImageConfig, edge: Option<Edge>, platform: Platform, history: &mut History) -> Self {
         let mut env = Environment::from_entries(&std::mem::take(&mut image.config.env));
-        if platform.os != "windows" && !env.names().any(|name| name == "PATH") {
+        if platform.os != "windows" && !env.contains("PATH") {
             env.set("PATH", DEFAULT_PATH.to_owned());
         }
         let entries = std::mem::take(&mut image.history);
