@@ -1,0 +1,258 @@
+use super::Size;
+use super::measure::{median, plain, shell};
+use crate::demo::Forge;
+use anyhow::Result;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the cases run.
+pub struct Bench {
+    pub forge: Forge,
+    pub folder: PathBuf,
+    pub size: Size,
+}
+
+/// A measured case.
+struct Row<'a> {
+    case: &'a str,
+    forge: Duration,
+    bare: Duration,
+    goal: &'a str,
+    bare_job: &'a str,
+}
+
+impl Row<'_> {
+    fn print(&self) {
+        let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1000.0);
+        let ratio = self.forge.as_secs_f64() / self.bare.as_secs_f64();
+        println!(
+            "{:<44} {:>10} {:>10} {ratio:>7.2} {:>8}   {}",
+            self.case,
+            ms(self.forge),
+            ms(self.bare),
+            self.goal,
+            self.bare_job
+        );
+    }
+}
+
+impl Bench {
+    pub fn run(&self) -> Result<()> {
+        self.steps()?;
+        self.cached()?;
+        self.container()?;
+        self.context()?;
+        self.layer()
+    }
+
+    /// A context with a Dockerfile.
+    fn context_of(&self, name: &str, dockerfile: &str) -> Result<PathBuf> {
+        let folder = self.folder.join(name);
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("Dockerfile"), dockerfile)?;
+        Ok(folder)
+    }
+
+    fn scaled(&self, full: usize) -> usize {
+        match self.size {
+            Size::Full => full,
+            Size::Quick => full / 10,
+        }
+    }
+
+    fn steps(&self) -> Result<()> {
+        let count = self.scaled(60);
+        let mut dockerfile = "FROM busybox\n".to_owned();
+        for step in 0..count {
+            writeln!(dockerfile, "RUN echo {step} > /step-{step}")?;
+        }
+        let context = self.context_of("steps", &dockerfile)?;
+        let build = || self.forge.command(&format!("build --no-cache -q -t steps {}", context.display()));
+        let forge = plain(3, build)?;
+        let bare_line = format!("for i in $(seq {count}); do unshare -mpfiu --mount-proc true; done");
+        let bare = plain(3, || shell(&bare_line))?;
+        Row {
+            case: &format!("{count} x RUN echo, cold, exported"),
+            forge,
+            bare,
+            goal: "2.2",
+            bare_job: "as many unshare -mpfiu --mount-proc true",
+        }
+        .print();
+        Ok(())
+    }
+
+    fn cached(&self) -> Result<()> {
+        let dockerfile =
+            "FROM busybox\nWORKDIR /srv\nCOPY Dockerfile .\nRUN echo 1 > one\nRUN echo 2 > two\nRUN echo 3 > three\n";
+        let context = self.context_of("cached", dockerfile)?;
+        let build = || self.forge.command(&format!("build -q -t cached {}", context.display()));
+        plain(1, build)?;
+        let forge = plain(21, build)?;
+        let bare = plain(21, || std::process::Command::new("true"))?;
+        Row { case: "5 steps, nothing changed", forge, bare, goal: "8 ms", bare_job: "true" }.print();
+        Ok(())
+    }
+
+    fn container(&self) -> Result<()> {
+        let forge = plain(21, || self.forge.command("run --rm busybox true"))?;
+        let bare = plain(21, || shell("unshare -mpfiu --mount-proc true"))?;
+        Row { case: "run --rm busybox true", forge, bare, goal: "6 ms", bare_job: "unshare -mpfiu --mount-proc true" }
+            .print();
+        Ok(())
+    }
+
+    fn context(&self) -> Result<()> {
+        let count = self.scaled(20_000);
+        let context = self.context_of("files", "FROM scratch\nCOPY . /srv/\n")?;
+        write_files(&context.join("tree"), count)?;
+        let (copy, archive) = (self.folder.join("copy"), self.folder.join("oci.tar"));
+        let remove = |path: &Path| shell(&format!("rm -rf {}", path.display()));
+        let cp = median(
+            3,
+            || crate::command::output(&mut remove(&copy)).map(drop),
+            || shell(&format!("cp -a {} {}", context.display(), copy.display())),
+        )?;
+        let tar = plain(3, || shell(&format!("tar -C {} -c . | zstd -q -3 > /dev/null", context.display())))?;
+        let find =
+            plain(5, || shell(&format!("find {} -printf '%p %s %T@ %C@ %i\\n' > /dev/null", context.display())))?;
+        let build = |compression: &str| {
+            self.forge.command(&format!(
+                "build -q -o type=oci,dest={},compression={compression} {}",
+                archive.display(),
+                context.display()
+            ))
+        };
+        for (compression, goal) in [("gzip", "1.3"), ("zstd", "1.3")] {
+            let cold = median(3, || self.empty_store(), || build(compression))?;
+            Row {
+                case: &format!("{count} files, cold, to OCI {compression}"),
+                forge: cold,
+                bare: cp,
+                goal,
+                bare_job: "cp -a",
+            }
+            .print();
+        }
+        let image = || self.forge.command(&format!("build -q -t files {}", context.display()));
+        plain(1, image)?;
+        let same = plain(5, image)?;
+        Row {
+            case: &format!("{count} files, nothing changed"),
+            forge: same,
+            bare: find,
+            goal: "1.5",
+            bare_job: "find -printf (+ 20 ms allowed)",
+        }
+        .print();
+        let mut turn = 0;
+        let touch = || {
+            turn += 1;
+            Ok(fs::write(context.join("tree/0/0"), format!("changed {turn}"))?)
+        };
+        let changed = median(5, touch, || build("zstd"))?;
+        Row {
+            case: &format!("{count} files, one changed, to OCI zstd"),
+            forge: changed,
+            bare: tar,
+            goal: "1.3",
+            bare_job: "tar | zstd -3",
+        }
+        .print();
+        Ok(())
+    }
+
+    /// Takes the store away; a base image is not needed by what follows.
+    fn empty_store(&self) -> Result<()> {
+        if self.forge.root.exists() {
+            fs::remove_dir_all(&self.forge.root)?;
+        }
+        Ok(())
+    }
+
+    fn layer(&self) -> Result<()> {
+        let megabytes = self.scaled(900);
+        let context = self.context_of("layer", "FROM scratch\nCOPY data /\n")?;
+        collect_data(&context.join("data"), megabytes as u64 * 1_000_000)?;
+        plain(1, || self.forge.command(&format!("build -q -t layer {}", context.display())))?;
+        let bare_file = self.folder.join("bare");
+        let rows = [("gzip", "pigz -6", "0.25"), ("zstd", "zstd -q -3 -T2", "1.1")];
+        for (compression, compressor, goal) in rows {
+            let layout = self.folder.join(format!("layout-{compression}"));
+            let line = format!(
+                "build -q -o type=oci,tar=false,dest={},compression={compression} {}",
+                layout.display(),
+                context.display()
+            );
+            let forge = plain(1, || self.forge.command(&line))?;
+            let bare = plain(1, || {
+                shell(&format!("tar -C {}/data -c . | {compressor} > {}", context.display(), bare_file.display()))
+            })?;
+            Row {
+                case: &format!("{megabytes} MB layer to OCI {compression}"),
+                forge,
+                bare,
+                goal,
+                bare_job: &format!("tar | {compressor}"),
+            }
+            .print();
+            let (ours, theirs) = (largest_file(&layout)?, fs::metadata(&bare_file)?.len());
+            println!(
+                "{:<44} {:>10} {:>10} {:>7.3} {:>8}",
+                "    bytes",
+                ours,
+                theirs,
+                ours as f64 / theirs as f64,
+                "1.02"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Small files of different sizes, a hundred in a folder, as a checkout has them.
+fn write_files(folder: &Path, count: usize) -> Result<()> {
+    for number in 0..count {
+        let folder = folder.join((number / 100).to_string());
+        if number % 100 == 0 {
+            fs::create_dir_all(&folder)?;
+        }
+        let text = format!("file {number}: {:x}\n", number.wrapping_mul(2_654_435_761)).repeat(1 + number % 200);
+        fs::write(folder.join((number % 100).to_string()), text)?;
+    }
+    Ok(())
+}
+
+/// Programs and libraries of this machine, until there are enough bytes.
+fn collect_data(folder: &Path, wanted: u64) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let (mut have, mut round) = (0, 0);
+    while have < wanted {
+        let before = have;
+        for source in ["/usr/bin", "/usr/lib/x86_64-linux-gnu", "/usr/lib", "/usr/share/doc"] {
+            for entry in fs::read_dir(source).into_iter().flatten().flatten() {
+                let metadata = entry.path().symlink_metadata()?;
+                if have >= wanted || !metadata.is_file() {
+                    continue;
+                }
+                let name = format!("{round}-{}-{}", source.replace('/', "-"), entry.file_name().to_string_lossy());
+                have += fs::copy(entry.path(), folder.join(name)).unwrap_or(0);
+            }
+        }
+        anyhow::ensure!(have > before, "this machine has too few files to make a layer from");
+        round += 1;
+    }
+    Ok(())
+}
+
+fn largest_file(folder: &Path) -> Result<u64> {
+    let mut largest = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let size = if entry.file_type()?.is_dir() { largest_file(&entry.path())? } else { entry.metadata()?.len() };
+        largest = largest.max(size);
+    }
+    Ok(largest)
+}

@@ -1,0 +1,50 @@
+//! What developers and CI run: `cargo xtask demo`, `test`, `check` and `bench`.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "a developer's tool talks to the terminal")]
+
+mod bench;
+mod busybox;
+mod check;
+mod command;
+mod crates;
+mod demo;
+mod licences;
+mod packages;
+mod test_run;
+mod tidy;
+
+use anyhow::{Result, bail};
+use std::path::PathBuf;
+
+const USAGE: &str = "cargo xtask COMMAND
+
+  demo             build forge, then build, list, run and rebuild the example image
+  test             run all tests and count them
+  check [--fast]   what CI runs: format, lints, crate table, tidiness, licences, tests
+                   (--fast: no tests that build images)
+  bench [--quick]  forge beside the bare cost of each job, as ratios
+  busybox FILE     write a busybox base image, as an archive for `forge load`";
+
+fn main() -> Result<()> {
+    std::env::set_current_dir(workspace())?;
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["demo"] => demo::run(),
+        ["test"] => test_run::run(test_run::Scope::All),
+        ["check"] => check::run(test_run::Scope::All),
+        ["check", "--fast"] => check::run(test_run::Scope::Fast),
+        ["bench"] => bench::run(bench::Size::Full),
+        ["bench", "--quick"] => bench::run(bench::Size::Quick),
+        ["busybox", file] => busybox::write_archive(file.as_ref()),
+        [] | ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        _ => bail!("unknown command {:?}\n{USAGE}", words.join(" ")),
+    }
+}
+
+/// The folder of the workspace.
+fn workspace() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().map(PathBuf::from).unwrap_or_default()
+}
