@@ -76,7 +76,7 @@ fn stub_layer(spec: &SandboxSpec) -> &'static str {
             mount.target == target && matches!(mount.source, MountSource::File { .. } | MountSource::Bind(_))
         })
     };
-    match layout::ETC_FILES.iter().all(|file| mounted(&file)) {
+    match layout::ETC_FILES.iter().all(mounted) {
         true => layout::STUBS_ETC,
         false => layout::STUBS,
     }
