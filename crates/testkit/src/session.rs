@@ -1,0 +1,84 @@
+use async_trait::async_trait;
+use forge_session::{Context, CredentialError, Credentials, Event, EventSink, Redacted, Session};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use tokio_util::sync::CancellationToken;
+
+/// A session with whatever a test puts into it: no files, anonymous, recording events.
+#[derive(Default)]
+pub struct TestSession {
+    contexts: HashMap<String, Arc<dyn Context>>,
+    credentials: HashMap<String, Credentials>,
+    asked: Mutex<Vec<String>>,
+    events: Events,
+    cancellation: CancellationToken,
+}
+
+#[derive(Default)]
+struct Events(Mutex<Vec<Event>>);
+
+impl EventSink for Events {
+    fn emit(&self, event: Event) {
+        self.0.lock().unwrap().push(event);
+    }
+}
+
+impl TestSession {
+    /// An empty session.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a tree of files.
+    pub fn with_context(mut self, name: &str, context: Arc<dyn Context>) -> Self {
+        self.contexts.insert(name.to_owned(), context);
+        self
+    }
+
+    /// Adds a user and a password for a registry.
+    pub fn with_login(self, registry: &str, username: &str, password: &str) -> Self {
+        let password = Redacted::new(password);
+        self.with_credentials(registry, Credentials::Basic { username: username.to_owned(), password })
+    }
+
+    /// Adds credentials for a registry.
+    pub fn with_credentials(mut self, registry: &str, credentials: Credentials) -> Self {
+        self.credentials.insert(registry.to_owned(), credentials);
+        self
+    }
+
+    /// The registries that credentials were asked for, in order.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    /// The events so far.
+    pub fn events_so_far(&self) -> Vec<Event> {
+        self.events.0.lock().unwrap().clone()
+    }
+
+    /// Cancels whatever runs for this session.
+    pub fn cancel(&self) {
+        self.cancellation.cancel();
+    }
+}
+
+#[async_trait]
+impl Session for TestSession {
+    fn context(&self, name: &str) -> Option<Arc<dyn Context>> {
+        self.contexts.get(name).cloned()
+    }
+
+    async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
+        self.asked.lock().unwrap().push(registry.to_owned());
+        Ok(self.credentials.get(registry).cloned())
+    }
+
+    fn events(&self) -> &dyn EventSink {
+        &self.events
+    }
+
+    fn cancellation(&self) -> &CancellationToken {
+        &self.cancellation
+    }
+}
