@@ -5,7 +5,7 @@ use super::folder;
 use super::tree::MergedTree;
 use super::xattr;
 use crate::StoreError;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -38,6 +38,17 @@ pub(super) fn set_all(folder: BorrowedFd<'_>, name: &[u8], metadata: &Metadata) 
     Ok(())
 }
 
+/// Sets everything, the time too, of a file that is open.
+pub(super) fn set_all_of_file(file: impl AsFd, metadata: &Metadata) -> Result<(), Errno> {
+    let file = file.as_fd();
+    rustix::fs::fchown(file, Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid)))?;
+    rustix::fs::fchmod(file, Mode::from_raw_mode(metadata.mode))?;
+    for (attribute, value) in &metadata.xattrs {
+        rustix::fs::fsetxattr(file, attribute, value, XattrFlags::empty())?;
+    }
+    rustix::fs::futimens(file, &times(metadata.mtime))
+}
+
 /// `fchmodat` follows links, and its successor that does not is younger than Linux 6.6: the node is opened without
 /// following it and named through its descriptor. Symbolic links have no mode of their own.
 fn set_mode(folder: BorrowedFd<'_>, name: &[u8], mode: u32) -> Result<(), Errno> {
@@ -51,9 +62,12 @@ fn set_mode(folder: BorrowedFd<'_>, name: &[u8], mode: u32) -> Result<(), Errno>
 
 /// Sets a modification time and leaves the access time. The kernel cuts what its file system cannot hold.
 pub(super) fn set_mtime(folder: impl AsFd, path: &[u8], mtime: (i64, u32)) -> Result<(), Errno> {
-    let times = Timestamps {
+    rustix::fs::utimensat(folder, relative(path), &times(mtime), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn times(mtime: (i64, u32)) -> Timestamps {
+    Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec { tv_sec: mtime.0, tv_nsec: i64::from(mtime.1) },
-    };
-    rustix::fs::utimensat(folder, relative(path), &times, AtFlags::SYMLINK_NOFOLLOW)
+    }
 }

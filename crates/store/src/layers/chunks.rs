@@ -57,7 +57,7 @@ impl<'a> Chunker<'a> {
 
 impl TarSink for Chunker<'_> {
     fn begin_entry(&mut self, mark: u64, headers: u64, data: u64) -> Result<(), StoreError> {
-        let length = headers + data;
+        let length = headers.saturating_add(data);
         let big = data >= MEAN;
         // A cut before one in (MEAN - MIN) / length entries: after MIN bytes that is MEAN - MIN more on the average.
         let chosen = big || mark < (u64::MAX / (MEAN - MIN)).saturating_mul(length);

@@ -105,6 +105,12 @@ pub enum LayerError {
         /// The decoder's answer.
         source: io::Error,
     },
+    /// Whoever takes the layer's tar does not.
+    #[error("cannot write the layer")]
+    WriteTar {
+        /// The writer's answer.
+        source: io::Error,
+    },
     /// The compressor failed.
     #[error("cannot compress the layer")]
     Compress {
@@ -146,7 +152,7 @@ impl LayerError {
     pub fn kind(&self) -> ErrorKind {
         use LayerError::*;
         match self {
-            BrokenIndex { .. } | TreeChanged { .. } => ErrorKind::Environment,
+            BrokenIndex { .. } | TreeChanged { .. } | WriteTar { .. } => ErrorKind::Environment,
             TooManySymlinks { .. } | NotFound { .. } | NotRegular { .. } | NotADirectory { .. } => ErrorKind::UserInput,
             ReservedName { .. } | PathTooLong { .. } | CompressionLevel { .. } => ErrorKind::UserInput,
             MalformedTar { .. } | Truncated { .. } | RefusedEntry { .. } | LimitExceeded { .. } => ErrorKind::Remote,

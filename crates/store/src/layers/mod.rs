@@ -1,34 +1,46 @@
 //! Layers: their trees, indexes and blobs.
 //!
 //! Reading order: [`LayerEntry`], [`LayerIndex`] (what a layer says); [`MergedTree`] (what a stack shows);
-//! [`ActiveLayer`] and `commit` (from changes to a layer); `tar_writer`, `emit` (from a layer to its tar);
-//! `tar_reader`, `unpack` (from a stranger's tar to a layer); `chunks`, `compress`, `decompress`.
+//! [`ActiveLayer`] and `commit` (from changes to a layer); `blob`, `emit`, `tar_writer`, `chunks`, `compress` (from a layer
+//! to its tar); `foreign`, `decompress`, `tar_reader`, `pax`, `entry_name`, `placement`, `unpack` (from a stranger's tar to a
+//! layer); `folder`, `xattr`, `apply` (the system calls).
 
 mod active;
 mod apply;
+mod blob;
 mod chunks;
 mod commit;
 mod compress;
+mod decompress;
 mod emit;
 mod entry;
+mod entry_name;
 mod error;
 mod folder;
+mod foreign;
 mod index;
 mod index_format;
+mod limits;
+mod pax;
+mod placement;
+mod tar_reader;
 mod tar_writer;
 mod tree;
+mod unpack;
 mod xattr;
 
 pub use active::ActiveLayer;
 pub use entry::{EntryKind, LayerEntry, Metadata, path_order};
 pub use error::LayerError;
 pub use index::LayerIndex;
+pub use limits::UnpackLimits;
 pub use tree::{MergedTree, TreeEntry, TreeKind};
 
 use crate::layer_rows::{self, Published};
 use crate::opened::Opened;
 use crate::{Blobs, LayerId, LayerRecord, Lease, StoreError};
 use forge_image::{ChainId, DiffId};
+use std::time::SystemTime;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,11 +49,18 @@ use std::sync::Arc;
 pub struct Layers {
     opened: Arc<Opened>,
     blobs: Blobs,
+    limits: UnpackLimits,
 }
 
 impl Layers {
     pub(crate) fn new(opened: Arc<Opened>, blobs: Blobs) -> Self {
-        Self { opened, blobs }
+        Self { opened, blobs, limits: UnpackLimits::default() }
+    }
+
+    /// The same layers, with other limits for what is unpacked.
+    #[must_use]
+    pub fn with_limits(&self, limits: UnpackLimits) -> Self {
+        Self { limits, ..self.clone() }
     }
 
     /// What the store knows of a layer.
@@ -50,6 +69,14 @@ impl Layers {
     /// The database failed.
     pub fn get(&self, id: &LayerId) -> Result<Option<LayerRecord>, StoreError> {
         layer_rows::get(&self.opened, id)
+    }
+
+    /// When a layer came into the store, to the second; `None` for one that is not there.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn stored(&self, id: &LayerId) -> Result<Option<SystemTime>, StoreError> {
+        layer_rows::stored(&self.opened, id)
     }
 
     /// The layers that were unpacked for exactly this stack of tars, lowest first, all of them held by the lease.

@@ -319,14 +319,6 @@ impl OpenLevel<'_> {
         Ok(())
     }
 
-    /// Opens a file of this folder that was found in one layer.
-    pub(super) fn open_file(&self, layer: usize, name: &[u8]) -> Result<File, StoreError> {
-        let part = self.parts.iter().find(|(part, _)| *part == layer).map(|(_, folder)| folder);
-        let part = part.expect("what was found in a level is in one of its parts");
-        let file = folder::open_file(part.as_fd(), name);
-        Ok(file.map_err(StoreError::os("open", self.disk_path(layer, name)))?.into())
-    }
-
     fn disk_path(&self, layer: usize, name: &[u8]) -> PathBuf {
         let path = join_path(&self.level.path, name);
         self.tree.roots[layer].path.join(OsStr::from_bytes(&path))

@@ -1,0 +1,118 @@
+//! Layers that came as somebody else's tar.
+
+use super::decompress::{self, Tar};
+use super::error::LayerError;
+use super::tar_reader::TarReader;
+use super::tree::MergedTree;
+use super::unpack::{self, UnpackError};
+use super::{LayerIndex, Layers};
+use crate::layer_rows::{self, Published};
+use crate::{LayerBlob, LayerId, LayerRecord, Lease, StoreError, TarOptions};
+use forge_image::{ChainId, Descriptor, DiffId, Digest};
+use std::path::Path;
+
+impl Layers {
+    /// Unpacks a blob of the store over the layers below it, lowest first, and holds the result.
+    ///
+    /// The blob's format is told from its bytes. The tar is hashed while it is unpacked, and nothing is kept unless the hash
+    /// is `diff_id` (A64). The blob stays the layer's tar: its bytes and DiffId are what a push or a save sends. Where this
+    /// stack was unpacked before, that layer is the result. `progress` is told the compressed bytes read so far.
+    ///
+    /// # Errors
+    /// The blob is absent; it is damaged, hostile or beyond the limits ([`LayerError`]); the file system or the database
+    /// failed.
+    pub fn unpack(
+        &self,
+        parents: &[LayerId],
+        blob: &Descriptor,
+        diff_id: &DiffId,
+        lease: &Lease,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<LayerRecord, StoreError> {
+        if diff_id.digest().algorithm() != "sha256" {
+            return Err(LayerError::UnsupportedDigest { algorithm: diff_id.digest().algorithm().to_owned() }.into());
+        }
+        if !lease.hold_blob(&blob.digest)? {
+            return Err(StoreError::BlobNotFound { digest: blob.digest.clone() });
+        }
+        let chain = self.chain_of(parents, diff_id)?;
+        if let Some(known) = self.find_known(chain.as_ref(), lease)? {
+            return Ok(known);
+        }
+        let scratch = self.opened.scratch("unpack")?;
+        let (staged, tree) = (scratch.path().join("layer"), scratch.path().join("layer/tree"));
+        crate::scratch::create_private(&staged)?;
+        crate::scratch::create_private(&tree)?;
+        let tar = Tar::open(self.blobs.open(&blob.digest)?)?;
+        let compression = tar.compression();
+        let index = self.unpack_into(&tree, tar, &self.tree(parents)?, (&blob.digest, diff_id), progress)?;
+        let diff_id = diff_id.clone();
+        let blob =
+            LayerBlob { descriptor: blob.clone(), diff_id: diff_id.clone(), compression, clamp: None, foreign: true };
+        let record = LayerRecord { diff_id: Some(diff_id), foreign: true, blobs: vec![blob], ..self.record_of(&index) };
+        match self.publish(&staged, &index, &record, chain.as_ref(), lease)? {
+            Published::Stored => Ok(record),
+            Published::Existing(id) => self.require(&id),
+        }
+    }
+
+    /// The blob that a foreign layer came as.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn foreign_blob(&self, id: &LayerId) -> Result<Option<LayerBlob>, StoreError> {
+        let record = self.get(id)?;
+        Ok(record.and_then(|record| record.blobs.into_iter().find(|blob| blob.foreign)))
+    }
+
+    fn unpack_into(
+        &self,
+        tree: &Path,
+        tar: Tar,
+        lower: &MergedTree,
+        (blob, expected): (&Digest, &DiffId),
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<LayerIndex, StoreError> {
+        let unpacked = decompress::with_tar(tar, self.limits, progress, |pieces| {
+            let mut reader = TarReader::new(pieces, self.limits);
+            let index = unpack::unpack(&mut reader, lower, tree)?;
+            // The digest is that of all bytes of the blob, also of those after the end of the archive (A63).
+            reader.drain()?;
+            let actual = reader.source().digest().expect("the stream was read to its end").clone();
+            Ok((index, actual))
+        });
+        let (index, actual) = unpacked.map_err(|error| match error {
+            UnpackError::Store(error) => error,
+            UnpackError::Source(error) => StoreError::io("read", self.blobs.path(blob))(error),
+        })?;
+        if actual != *expected.digest() {
+            return Err(LayerError::DiffIdMismatch { expected: expected.clone(), actual }.into());
+        }
+        Ok(index)
+    }
+
+    /// The ChainId of the stack with a tar on top; none when a layer below was made here and its tar not yet computed.
+    fn chain_of(&self, parents: &[LayerId], diff_id: &DiffId) -> Result<Option<ChainId>, StoreError> {
+        let mut stack = Vec::with_capacity(parents.len() + 1);
+        for parent in parents {
+            match layer_rows::diff_id(&self.opened, parent, &TarOptions::default())? {
+                Some(diff_id) => stack.push(diff_id),
+                None => return Ok(None),
+            }
+        }
+        stack.push(diff_id.clone());
+        Ok(ChainId::of(&stack))
+    }
+
+    fn find_known(&self, chain: Option<&ChainId>, lease: &Lease) -> Result<Option<LayerRecord>, StoreError> {
+        let known = chain.map(|chain| layer_rows::find_by_chain(&self.opened, chain)).transpose()?.flatten();
+        match known {
+            Some(id) if lease.hold_layer(&id)? => self.get(&id),
+            _ => Ok(None),
+        }
+    }
+
+    pub(super) fn require(&self, id: &LayerId) -> Result<LayerRecord, StoreError> {
+        self.get(id)?.ok_or_else(|| StoreError::LayerNotFound { layer: id.clone() })
+    }
+}
