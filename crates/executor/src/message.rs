@@ -33,7 +33,7 @@ pub(crate) enum Message {
         /// The devices to reach.
         devices: DevicePolicy,
     },
-    /// Server to caller. Descriptor: pidfd of the init.
+    /// Server to caller, on the container's channel. Descriptor: pidfd of the init.
     Spawned,
     /// Caller to init. Descriptors: the streams that are given.
     Configure(Box<Configuration>),

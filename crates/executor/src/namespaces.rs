@@ -15,7 +15,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio as CommandStdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Runs containers on Linux namespaces, as root.
 ///
@@ -201,20 +201,14 @@ impl Server {
         let failed = |source| ExecutorError::system("talk to the sandbox set-up process", source);
         let (ours, theirs) = channel_pair().map_err(failed)?;
         let (exit_read, exit_write) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
-
-        let channel = Channel::new(ours);
         let request = Message::Spawn { network: configuration.spec.network, devices: configuration.spec.devices };
-        let pidfd = {
-            let server = self.greeted()?;
-            let sent = server.channel.send(&request, &[theirs.as_fd(), exit_write.as_fd()]);
-            sent.map_err(failed)?;
-            drop((theirs, exit_write));
-            expect_pidfd(server.channel.receive().map_err(failed)?)?
-        };
+        // The answer comes through the container's own channel, so that nobody waits for anybody else's clone.
+        self.greeted()?.channel.send(&request, &[theirs.as_fd(), exit_write.as_fd()]).map_err(failed)?;
+        drop((theirs, exit_write));
         let container = NamespaceContainer {
             server: Arc::clone(self),
-            channel: Mutex::new(channel),
-            pidfd,
+            channel: Mutex::new(Channel::new(ours)),
+            pidfd: OnceLock::new(),
             exit: Mutex::new(Exit::Pending(exit_read)),
             terminal: Mutex::new(None),
             stubs: Mutex::default(),
@@ -232,15 +226,6 @@ impl Drop for Server {
             lock(&self.connection).channel = Channel::new(replacement);
             let _ = lock(&self.process).wait();
         }
-    }
-}
-
-fn expect_pidfd(reply: Option<(Message, Vec<OwnedFd>)>) -> Result<OwnedFd, ExecutorError> {
-    match reply {
-        Some((Message::Spawned, mut descriptors)) if descriptors.len() == 1 => Ok(descriptors.remove(0)),
-        Some((Message::Failed(failure), _)) => Err(failure.into()),
-        Some((message, _)) => Err(unexpected(&message)),
-        None => Err(died("create a container")),
     }
 }
 
@@ -279,7 +264,8 @@ struct NamespaceContainer {
     /// Keeps the set-up process alive, whose end would be the container's.
     server: Arc<Server>,
     channel: Mutex<Channel>,
-    pidfd: OwnedFd,
+    /// Set before `create` returns.
+    pidfd: OnceLock<OwnedFd>,
     exit: Mutex<Exit>,
     terminal: Mutex<Option<OwnedFd>>,
     stubs: Mutex<Vec<Stub>>,
@@ -291,30 +277,37 @@ impl NamespaceContainer {
     fn configure(&self, configuration: Configuration, streams: &Streams) -> Result<(), ExecutorError> {
         let message = Message::Configure(Box::new(configuration));
         let sent = lock(&self.channel).send(&message, &streams.borrowed());
-        // An init that has failed early has said why before it closed the channel.
-        let broken = sent.err();
-        loop {
-            match self.receive("set a container up")? {
-                Some((Message::Stub(record), mut descriptors)) if descriptors.len() == 1 => {
-                    let parent = descriptors.remove(0);
-                    lock(&self.stubs).push(Stub { parent, record });
-                }
-                Some((Message::Terminal, mut descriptors)) => *lock(&self.terminal) = descriptors.pop(),
-                Some((Message::Ready { cgroups, notices }, _)) => {
-                    *lock(&self.cgroups) = cgroups;
-                    lock(&self.server.limit_notices).extend(notices);
-                    return Ok(());
-                }
-                Some((Message::Failed(failure), _)) => return Err(failure.into()),
-                Some((message, _)) => return Err(unexpected(&message)),
-                None => {
-                    return Err(match broken {
-                        Some(source) => ExecutorError::system("hand the specification over", source),
-                        None => died("set a container up"),
-                    });
-                }
-            }
+        let mut outcome = None;
+        // Init and server speak independently: the process handle may come after init's last word, and is needed.
+        while outcome.is_none() || self.pidfd.get().is_none() {
+            let Some((message, descriptors)) = self.receive("set a container up")? else {
+                break;
+            };
+            outcome = self.take(message, descriptors).or(outcome);
         }
+        match (outcome, sent) {
+            (Some(outcome), _) => outcome,
+            // An init that fails early says why before it closes the channel.
+            (None, Err(source)) => Err(ExecutorError::system("hand the specification over", source)),
+            (None, Ok(())) => Err(died("set a container up")),
+        }
+    }
+
+    /// Keeps what one message of the set-up brings; the last one is its outcome.
+    fn take(&self, message: Message, mut descriptors: Vec<OwnedFd>) -> Option<Result<(), ExecutorError>> {
+        match (message, descriptors.pop()) {
+            (Message::Spawned, Some(pidfd)) => drop(self.pidfd.set(pidfd)),
+            (Message::Stub(record), Some(parent)) => lock(&self.stubs).push(Stub { parent, record }),
+            (Message::Terminal, terminal) => *lock(&self.terminal) = terminal,
+            (Message::Ready { cgroups, notices }, _) => {
+                *lock(&self.cgroups) = cgroups;
+                lock(&self.server.limit_notices).extend(notices);
+                return Some(Ok(()));
+            }
+            (Message::Failed(failure), _) => return Some(Err(failure.into())),
+            (message, _) => return Some(Err(unexpected(&message))),
+        }
+        None
     }
 
     fn receive(&self, action: &str) -> Result<Option<(Message, Vec<OwnedFd>)>, ExecutorError> {
@@ -414,7 +407,11 @@ impl Container for NamespaceContainer {
         let Some(signal) = Signal::from_named_raw(signal) else {
             return Err(ExecutorError::InvalidSpec { reason: format!("unknown signal {signal}") });
         };
-        match pidfd_send_signal(&self.pidfd, signal) {
+        // A container without a handle has lost its channel too, and ends by itself.
+        let Some(pidfd) = self.pidfd.get() else {
+            return Ok(());
+        };
+        match pidfd_send_signal(pidfd, signal) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(errno) => Err(ExecutorError::system("send a signal", errno)),
         }

@@ -125,12 +125,12 @@ fn answer(control: &Channel, namespaces: u64, cgroups: &Cgroups, children: &mut 
     match unsafe { sys::clone3(namespaces | network, cgroups.target(devices)) } {
         Ok(sys::Cloned::Child) => setup::run(channel, cgroups),
         Ok(sys::Cloned::Parent { pid, pidfd }) => {
-            drop(channel);
-            control.send(&Message::Spawned, &[pidfd.as_fd()])?;
+            // A caller that has given this container up is no reason to end the others.
+            let _ = Channel::new(channel).send(&Message::Spawned, &[pidfd.as_fd()]);
             let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
             children.push(Child { pid, pidfd, exit });
         }
-        Err(errno) => control.send(&clone_failed(errno), &[])?,
+        Err(errno) => drop(Channel::new(channel).send(&clone_failed(errno), &[])),
     }
     Ok(true)
 }
