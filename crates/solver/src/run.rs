@@ -2,7 +2,7 @@ use crate::plan::{Input, Plan, PlannedStep};
 use crate::progress::{self, Ending};
 use crate::session::BuildSession;
 use crate::step::{Known, State};
-use crate::work::{Outcome, PendingKeys, PendingPart, Shared, Started, StepWork, on_index};
+use crate::work::{Outcome, PendingKeys, PendingPart, Shared, Started, StepWork};
 use crate::{CacheMap, InputKey, SolveError, Solved, Solver, StepOutcome, WorkerError};
 use forge_cache::{InputPart, ResultRef, Selector};
 use forge_session::Session;
@@ -73,6 +73,7 @@ impl Run {
             solver: solver.clone(),
             plan,
             session: Arc::new(BuildSession { session, cancellation: cancellation.clone() }),
+            index_turn: tokio::sync::Mutex::default(),
             slots: solver.max_parallelism.map(|slots| Semaphore::new(slots.clamp(1, Semaphore::MAX_PERMITS))),
         });
         let (todo, over, tasks) = (Vec::new(), Vec::new(), JoinSet::new());
@@ -367,7 +368,7 @@ impl Run {
         let keys: Vec<_> = self.steps.iter().filter_map(used).collect();
         let now = std::time::SystemTime::now();
         // The build has succeeded. All that is lost is how recently its records were used.
-        _ = on_index(&self.shared.solver.index, move |index| index.touch(&keys, now)).await;
+        _ = self.shared.on_index(move |index| index.touch(&keys, now)).await;
     }
 
     fn outcome(&self, step: usize) -> StepOutcome {

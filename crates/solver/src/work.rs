@@ -18,6 +18,9 @@ pub(crate) struct Shared {
     pub session: Arc<dyn Session>,
     /// `None` for no bound.
     pub slots: Option<Semaphore>,
+    /// Lets one step at a time ask the index: it has one connection, and without this thousands of steps would
+    /// wait for it in hundreds of threads.
+    pub index_turn: tokio::sync::Mutex<()>,
 }
 
 /// The results of a step, and how they came about.
@@ -100,9 +103,7 @@ impl StepWork {
         if self.planned().vertex.metadata.ignore_cache {
             return self.run_and_save(&known, content, inputs, &started).await;
         }
-        if let Some(outcome) = self.find_by_content(&content).await? {
-            return Ok(outcome);
-        }
+        // The cache is asked once the flight is ours: whoever had it before has saved what it made.
         let _flight = self.shared.solver.flights.acquire(&content.key, self.session().cancellation()).await?;
         match self.find_by_content(&content).await? {
             Some(outcome) => Ok(outcome),
@@ -178,19 +179,22 @@ impl StepWork {
         &self,
         work: impl FnOnce(&dyn CacheIndex) -> Result<T, CacheError> + Send + 'static,
     ) -> Result<T, WorkerError> {
-        on_index(&self.shared.solver.index, work).await
+        self.shared.on_index(work).await
     }
 }
 
-/// Uses the index on a thread that may block.
-pub(crate) async fn on_index<T: Send + 'static>(
-    index: &Arc<dyn CacheIndex>,
-    work: impl FnOnce(&dyn CacheIndex) -> Result<T, CacheError> + Send + 'static,
-) -> Result<T, WorkerError> {
-    let index = index.clone();
-    match tokio::task::spawn_blocking(move || work(index.as_ref())).await {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(WorkerError::internal("the cache index panicked")),
+impl Shared {
+    /// Uses the index on a thread that may block.
+    pub async fn on_index<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn CacheIndex) -> Result<T, CacheError> + Send + 'static,
+    ) -> Result<T, WorkerError> {
+        let index = self.solver.index.clone();
+        let _turn = self.index_turn.lock().await;
+        match tokio::task::spawn_blocking(move || work(index.as_ref())).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(WorkerError::internal("the cache index panicked")),
+        }
     }
 }
 
