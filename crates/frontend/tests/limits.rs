@@ -153,6 +153,18 @@ fn a115_circles_are_refused() {
     assert!(build("FROM a AS a\nCOPY x /\n").is_ok(), "an image of the stage's name is no circle");
 }
 
+// Fails when sources are handed on as written.
+#[test]
+fn a31_sources_and_destinations_stay_in_their_trees() {
+    let image =
+        build("FROM scratch\nWORKDIR /../../w/..\nCOPY ../../etc/passwd /a/../../b/ ./../x ../../../dest/\n").unwrap();
+    let text = image.graph.to_string();
+    assert!(text.contains("[\"/etc/passwd\", \"/b\", \"/x\"] -> \"/dest/\""), "{text}");
+    let image = build("FROM scratch\nWORKDIR ../../..\nCOPY a ..\nWORKDIR a/../../../b\n").unwrap();
+    let text = image.graph.to_string();
+    assert!(text.contains("[\"/a\"] -> \"/\"") && text.contains(": /b mode"), "{text}");
+}
+
 #[test]
 fn unused_stages_are_never_asked_for() {
     let dockerfile = parse("d", b"FROM used AS a\nFROM never\nRUN x\nFROM a\nCOPY x /\n").unwrap();
@@ -283,7 +295,7 @@ fn survive(text: &[u8]) -> Option<()> {
     finish(&dockerfile, &LowerOptions::new(platform())).map_err(render).ok().map(drop)
 }
 
-// Found while it was written: a slice beyond the end in the excerpt of an error.
+// Fails when `Excerpt::new` slices without asking whether the span lies inside the source.
 #[test]
 fn a117_random_texts_never_panic() {
     let mut random = Random(0x5eed_f04e);

@@ -42,6 +42,11 @@ impl Ports {
         self.protocol != self.protocol.to_lowercase()
     }
 
+    /// How many ports they are.
+    pub fn count(&self) -> usize {
+        usize::from(self.last - self.first) + 1
+    }
+
     /// The ports as configs hold them, `80/tcp`.
     pub fn entries(&self) -> impl Iterator<Item = String> + '_ {
         (self.first..=self.last).map(|port| format!("{port}/{}", self.protocol.to_lowercase()))
