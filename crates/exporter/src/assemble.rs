@@ -7,6 +7,7 @@ use forge_image::{DiffId, HistoryEntry, ImageConfig, ImageId};
 use forge_registry::TransferContext;
 use forge_store::{LayerId, LayerRecord, Layers, TarOptions};
 use rayon::prelude::*;
+use std::time::SystemTime;
 
 /// What BuildKit writes beside history entries that it had to invent.
 const INVENTED: &str = "buildkit.exporter.image.v0";
@@ -34,7 +35,9 @@ fn assemble_now(
     let tar = settings.tar_options();
     let slots = built.layers.par_iter().map(|id| slot(context, id, tar)).collect::<Result<Vec<_>, _>>()?;
     let diff_ids: Vec<Option<&DiffId>> = slots.iter().map(|slot| slot.as_ref().map(|layer| &layer.diff_id)).collect();
-    let config = settle(built.config, &diff_ids, settings)?;
+    let made = |id| context.store.layers().stored(id).map_err(ExportError::store("read a layer's record"));
+    let times = built.layers.iter().map(made).collect::<Result<Vec<_>, _>>()?;
+    let config = settle(built.config, &diff_ids, &times, settings)?;
     let config_bytes = config.to_json();
     Ok(AssembledImage {
         id: ImageConfig::id_of(&config_bytes),
@@ -71,17 +74,21 @@ pub(crate) fn held_record(context: &TransferContext, id: &LayerId) -> Result<Lay
 }
 
 /// Fills in `rootfs`, history and times. One of `layers` for each entry of the history that is not `empty_layer`;
-/// `None` where the layer is left out.
+/// `None` where the layer is left out. `times` says when each came to be.
 fn settle(
     mut config: ImageConfig,
     layers: &[Option<&DiffId>],
+    times: &[Option<SystemTime>],
     settings: &ExportSettings,
 ) -> Result<ImageConfig, ExportError> {
     complete_history(&mut config.history, layers.len())?;
-    let mut following = layers.iter();
+    let mut following = layers.iter().zip(times);
     for entry in config.history.iter_mut().filter(|entry| !entry.empty_layer) {
-        let layer = following.next().expect("the history was completed to one entry for each layer");
+        let (layer, made) = following.next().expect("the history was completed to one entry for each layer");
         entry.empty_layer = layer.is_none();
+        if entry.created.is_none() && settings.source_date_epoch.is_none() {
+            entry.created = made.map(|made| Timestamp::of_clock(made).to_string());
+        }
     }
     config.rootfs.diff_ids = layers.iter().copied().flatten().cloned().collect();
     set_times(&mut config, settings)?;
@@ -98,12 +105,18 @@ fn complete_history(history: &mut Vec<HistoryEntry>, layers: usize) -> Result<()
     Ok(())
 }
 
-/// Entries without a time were made now. Nothing is later than the epoch. The image is as old as its youngest
-/// entry, or as the epoch.
+/// Entries that made no layer are as old as the one before them, or behind them where none is before: so the same
+/// layers give the same image, whenever it is assembled. Nothing is later than the epoch. The image is as old as its
+/// youngest entry, or as the epoch.
 fn set_times(config: &mut ImageConfig, settings: &ExportSettings) -> Result<(), ExportError> {
     let epoch = settings.source_date_epoch.map(Timestamp::of_epoch).transpose()?;
     let now = epoch.unwrap_or_else(|| Timestamp::of_clock(settings.now));
+    let mut known = config.history.iter().find_map(|entry| entry.created.clone());
     for entry in &mut config.history {
+        if epoch.is_none() {
+            entry.created = entry.created.take().or_else(|| known.clone());
+            known.clone_from(&entry.created);
+        }
         let created = entry.created.as_deref().and_then(Timestamp::parse);
         match (created, epoch) {
             (None, _) if entry.created.is_none() => entry.created = Some(now.to_string()),
@@ -190,7 +203,7 @@ fn dialect(
 mod tests {
     use super::*;
     use forge_image::{Digest, Platform};
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     fn settings(epoch: Option<i64>) -> ExportSettings {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
@@ -213,7 +226,7 @@ mod tests {
         let slots: Vec<_> = layers.chars().map(|layer| (layer != '.').then_some(&diff_id)).collect();
         let mut config = ImageConfig::new(&Platform::new("linux", "amd64", None));
         config.history = history.iter().copied().map(entry).collect();
-        let config = settle(config, &slots, &settings(epoch)).unwrap();
+        let config = settle(config, &slots, &vec![Some(settings(epoch).now); slots.len()], &settings(epoch)).unwrap();
         let mut found = String::new();
         for entry in &config.history {
             let empty = if entry.empty_layer { "-" } else { "" };
@@ -232,7 +245,7 @@ mod tests {
             &[old, "-env", "run", "copy"],
             "L.L",
             None,
-            "base@2020-01-01T00:00:00Z -env@2023-11-14T22:13:20Z -run@2023-11-14T22:13:20Z copy@2023-11-14T22:13:20Z = 2023-11-14T22:13:20Z 2",
+            "base@2020-01-01T00:00:00Z -env@2020-01-01T00:00:00Z -run@2023-11-14T22:13:20Z copy@2023-11-14T22:13:20Z = 2023-11-14T22:13:20Z 2",
         );
         check(
             &["run"],
@@ -263,7 +276,7 @@ mod tests {
     fn a_history_with_too_many_layers_is_refused() {
         let mut config = ImageConfig::new(&Platform::new("linux", "amd64", None));
         config.history = vec![entry("a"), entry("b")];
-        let error = settle(config, &[None], &settings(None)).unwrap_err();
+        let error = settle(config, &[None], &[None], &settings(None)).unwrap_err();
         assert_eq!(error.to_string(), "the image's history names 2 layers, but it has 1");
     }
 }

@@ -7,6 +7,7 @@ use forge_image::{ChainId, DiffId};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use std::path::Path;
 use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What became of a layer that was offered to the store.
 #[derive(Debug, PartialEq, Eq)]
@@ -98,6 +99,15 @@ pub(crate) fn get(opened: &Opened, id: &LayerId) -> Result<Option<LayerRecord>, 
         let diff_id = diff_id.map(|text| parse("diff id", &text)).transpose()?;
         let blobs = blobs_of(connection, id)?;
         Ok(Some(LayerRecord { id: id.clone(), content, bytes, entries, diff_id, foreign, blobs }))
+    })
+}
+
+/// When a layer came into the store.
+pub(crate) fn stored(opened: &Opened, id: &LayerId) -> Result<Option<SystemTime>, StoreError> {
+    opened.database().read(|connection| {
+        let mut select = connection.prepare_cached("SELECT stored FROM layers WHERE id = ?1")?;
+        let seconds: Option<i64> = select.query_row([id.as_str()], |row| row.get(0)).optional()?;
+        Ok(seconds.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds.max(0).cast_unsigned())))
     })
 }
 

@@ -40,9 +40,9 @@ use crate::layer_rows::{self, Published};
 use crate::opened::Opened;
 use crate::{Blobs, LayerId, LayerRecord, Lease, StoreError};
 use forge_image::{ChainId, DiffId};
-use std::time::SystemTime;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// The layers of a store.
 #[derive(Clone)]
