@@ -61,6 +61,10 @@ impl From<CacheError> for WorkerError {
     fn from(error: CacheError) -> Self {
         match error {
             CacheError::Cancelled => Self::Cancelled,
+            // The first words are BuildKit's, which clients look for.
+            CacheError::Result { kind, message, source } => {
+                Self::Other { kind, message: format!("failed to compute cache key: {message}"), hint: None, source }
+            }
             error => Self::Other {
                 kind: error.kind(),
                 message: "the build cache failed".to_owned(),
