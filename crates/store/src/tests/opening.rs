@@ -123,6 +123,16 @@ fn privileged_a55_another_user_cannot_walk_in() {
 }
 
 #[test]
+fn handles_go_between_threads() {
+    fn check<T: Send + Sync>() {}
+    check::<Store>();
+    check::<crate::Lease>();
+    check::<crate::BlobWriter>();
+    check::<crate::LockGuard>();
+    check::<crate::ScratchDir>();
+}
+
+#[test]
 fn opening_is_quick() {
     let (_folder, store) = new_store();
     drop(Store::open(store.root()).unwrap());
