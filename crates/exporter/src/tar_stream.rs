@@ -128,10 +128,8 @@ fn fill(header: &mut Header, kind: EntryType, entry: &TarEntry) -> io::Result<BT
     if i64::try_from(whole) != Ok(entry.mtime.0) || entry.mtime.1 != 0 {
         extend("mtime", decimal(entry.mtime).as_bytes());
     }
-    if matches!(kind, EntryType::Char | EntryType::Block) {
-        header.set_device_major(entry.device.0)?;
-        header.set_device_minor(entry.device.1)?;
-    }
+    header.set_device_major(entry.device.0)?;
+    header.set_device_minor(entry.device.1)?;
     for (name, value) in &entry.xattrs {
         records.insert([b"SCHILY.xattr.", *name].concat(), value.to_vec());
     }

@@ -1,0 +1,7 @@
+//! The exporters against a real store, a registry in this process, and the programs that others read images with.
+
+mod archives;
+mod layouts;
+mod support;
+mod transfers;
+mod trees;
