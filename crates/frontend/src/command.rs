@@ -167,7 +167,7 @@ impl Reader<'_> {
             Keyword::Arg => self.arg(),
             Keyword::Env => Ok(Action::Env(self.pairs("ENV")?)),
             Keyword::Label => Ok(Action::Label(self.pairs("LABEL")?)),
-            Keyword::Expose => Ok(Action::Expose(self.words("EXPOSE")?)),
+            Keyword::Expose => self.expose(),
             Keyword::Volume => self.volume(),
             Keyword::User => Ok(Action::User(self.one("USER")?)),
             Keyword::Workdir => Ok(Action::Workdir(self.one("WORKDIR")?)),
@@ -217,6 +217,13 @@ impl Reader<'_> {
             }
         });
         Ok(Action::Arg(definitions.collect::<Result<_, _>>()?))
+    }
+
+    /// The ports come out sorted by their text, as history entries show them.
+    fn expose(&self) -> Result<Action, FrontendError> {
+        let mut words = self.words("EXPOSE")?;
+        words.sort_by(|a, b| a.text.cmp(&b.text));
+        Ok(Action::Expose(words))
     }
 
     fn volume(&self) -> Result<Action, FrontendError> {

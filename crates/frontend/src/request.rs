@@ -26,8 +26,8 @@ pub struct LowerOptions {
     pub ignore_patterns: Vec<String>,
     /// `--build-context`, by name; `name::os/arch` applies to that platform only and comes first.
     pub named_contexts: BTreeMap<String, NamedContext>,
-    /// Proxy settings of the caller, `KEY=value`, for RUN steps. They are not part of any cache key. Proxy
-    /// build arguments come before them.
+    /// Proxy settings of the caller, `KEY=value`, for RUN steps. They are not part of any cache key. Build
+    /// arguments of those names win.
     pub proxy_env: Vec<String>,
     /// Seconds since the epoch for all times in the image. The build argument `SOURCE_DATE_EPOCH` wins.
     pub source_date_epoch: Option<i64>,

@@ -166,6 +166,34 @@ fn a31_sources_and_destinations_stay_in_their_trees() {
 }
 
 #[test]
+fn proxy_settings_reach_run_beside_its_key() {
+    let dockerfile = parse("d", b"FROM scratch\nRUN a\nARG HTTPS_PROXY\nRUN b\n").unwrap();
+    let mut options = LowerOptions::new(platform());
+    options.build_args.insert("http_proxy".to_owned(), "http://a".to_owned());
+    options.build_args.insert("HTTPS_PROXY".to_owned(), "http://s".to_owned());
+    options.proxy_env = ["NO_PROXY=x", "HTTP_PROXY=http://other"].map(str::to_owned).to_vec();
+    let image = finish(&dockerfile, &options).unwrap();
+    assert_eq!(image.unused_build_args, [""; 0]);
+    let proxies = image.graph.vertices().iter().filter_map(|vertex| match &vertex.op {
+        forge_llb::Op::Exec(exec) => Some(exec.proxy_env.join(" ")),
+        _ => None,
+    });
+    let http = "HTTP_PROXY=http://a http_proxy=http://a";
+    let first = format!("{http} HTTPS_PROXY=http://s https_proxy=http://s NO_PROXY=x no_proxy=x");
+    assert_eq!(proxies.collect::<Vec<_>>(), [first, format!("{http} https_proxy=http://s NO_PROXY=x no_proxy=x")]);
+    let history = image.config.history.iter().filter_map(|entry| entry.created_by.as_deref());
+    let history: Vec<&str> = history.collect();
+    assert_eq!(
+        history,
+        [
+            "RUN /bin/sh -c a # buildkit",
+            "ARG HTTPS_PROXY=http://s",
+            "RUN |1 HTTPS_PROXY=http://s /bin/sh -c b # buildkit",
+        ]
+    );
+}
+
+#[test]
 fn unused_stages_are_never_asked_for() {
     let dockerfile = parse("d", b"FROM used AS a\nFROM never\nRUN x\nFROM a\nCOPY x /\n").unwrap();
     let Lowered::Need(requests) = lower(&dockerfile, &LowerOptions::new(platform()), &ResolvedImages::new()).unwrap()

@@ -8,18 +8,14 @@ use crate::{FrontendError, LowerOptions};
 use forge_image::Platform;
 use std::collections::BTreeMap;
 
-/// Proxy settings reach RUN without being declared, and stay out of history and cache keys.
-pub(super) const PROXY_ARGS: [&str; 10] = [
-    "HTTP_PROXY",
-    "http_proxy",
-    "HTTPS_PROXY",
-    "https_proxy",
-    "FTP_PROXY",
-    "ftp_proxy",
-    "NO_PROXY",
-    "no_proxy",
-    "ALL_PROXY",
-    "all_proxy",
+/// Proxy settings, in upper and lower case. They reach RUN without being declared, and stay out of history and
+/// cache keys.
+pub(super) const PROXY_ARGS: [[&str; 2]; 5] = [
+    ["HTTP_PROXY", "http_proxy"],
+    ["HTTPS_PROXY", "https_proxy"],
+    ["FTP_PROXY", "ftp_proxy"],
+    ["NO_PROXY", "no_proxy"],
+    ["ALL_PROXY", "all_proxy"],
 ];
 
 /// Build arguments that steer the build and are no variables of RUN.

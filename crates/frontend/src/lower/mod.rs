@@ -96,7 +96,11 @@ fn lower_file(
             let unused_build_args = unused_build_args(&program, options);
             Ok(Lowered::Done(Box::new(LoweredImage { warnings: lint.finish()?, unused_build_args, ..image })))
         }
-        None => Ok(Lowered::Need(lowering.requests.into_values().collect())),
+        None => {
+            let mut requests: Vec<ImageRequest> = lowering.requests.into_values().collect();
+            requests.sort_by_key(|request| request.span);
+            Ok(Lowered::Need(requests))
+        }
     }
 }
 
@@ -457,7 +461,8 @@ fn unused_build_args(program: &Program, options: &LowerOptions) -> Vec<String> {
     });
     let declared = in_stages.flatten().chain(&program.globals).map(|definition| definition.key.text.as_str());
     let automatic = globals::automatic(options);
-    let known: BTreeSet<&str> = declared.chain(globals::PROXY_ARGS).chain(automatic.names()).collect();
+    let known: BTreeSet<&str> =
+        declared.chain(globals::PROXY_ARGS.into_iter().flatten()).chain(automatic.names()).collect();
     let steers = |name: &str| name.starts_with("BUILDKIT_") || name == "SOURCE_DATE_EPOCH";
     let names = options.build_args.keys().filter(|name| !known.contains(name.as_str()) && !steers(name));
     names.cloned().collect()

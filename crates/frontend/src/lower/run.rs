@@ -132,20 +132,25 @@ impl StageBuilder<'_, '_> {
         given.unwrap_or(&self.lowering.options.hostname).clone()
     }
 
-    /// Proxy settings of build arguments, then of the caller. One that is a variable of the step already, by ENV
-    /// or ARG, is an ordinary one.
+    /// Proxy settings of build arguments, else of the caller, under their names in both cases, since programs ask
+    /// for either. One that is a variable of the step already, by ENV or ARG, is an ordinary one.
     fn proxy_env(&self) -> Vec<String> {
-        let options = self.lowering.options;
-        let from_args = PROXY_ARGS.iter().filter_map(|name| Some(format!("{name}={}", options.build_args.get(*name)?)));
-        let mut entries: Vec<String> = Vec::new();
-        for entry in from_args.chain(options.proxy_env.iter().cloned()) {
-            let name = entry.split('=').next().unwrap_or_default();
-            let known = entries.iter().any(|known| known.split('=').next() == Some(name));
-            if !known && self.state.env.get(name).is_none() {
-                entries.push(entry);
-            }
+        let mut entries = Vec::new();
+        for [upper, lower] in PROXY_ARGS {
+            let Some(value) = self.proxy(lower).or_else(|| self.proxy(upper)) else { continue };
+            let unset = [upper, lower].into_iter().filter(|name| !self.state.env.contains(name));
+            entries.extend(unset.map(|name| format!("{name}={value}")));
         }
         entries
+    }
+
+    fn proxy(&self, name: &str) -> Option<&str> {
+        let options = self.lowering.options;
+        let of_caller = || {
+            let entries = options.proxy_env.iter().filter_map(|entry| entry.split_once('='));
+            entries.into_iter().find(|(key, _)| *key == name).map(|(_, value)| value)
+        };
+        options.build_args.get(name).map(String::as_str).or_else(of_caller)
     }
 }
 
