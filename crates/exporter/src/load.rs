@@ -11,7 +11,7 @@ use forge_registry::{
     TransferContext, fetch_layers, image_manifests, resolve_manifest,
 };
 use forge_store::{BlobWriter, Image, Target};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Seek};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -78,6 +78,22 @@ struct Candidate {
     names: Vec<Reference>,
     index: Option<Descriptor>,
     images: Vec<(Image, Vec<u8>)>,
+    /// The manifests of images whose layers are all bare tars.
+    bare: HashSet<Digest>,
+}
+
+impl Candidate {
+    /// docker's format has bare tars, and its manifests are only there to list them: an image that was carried in such
+    /// an archive is to be pushed compressed, so that manifest is not the image's.
+    fn forget_bare_manifests(&mut self) {
+        for (image, _) in &mut self.images {
+            image.manifest = image.manifest.take().filter(|manifest| !self.bare.contains(&manifest.digest));
+        }
+    }
+}
+
+fn is_bare(manifest: &Manifest) -> bool {
+    manifest.layers.iter().all(|layer| matches!(layer.media_type, MediaType::OciLayer | MediaType::DockerLayer))
 }
 
 async fn load_stream(
@@ -93,6 +109,9 @@ async fn load_stream(
         (Some(IndexBytes(index)), entries) => {
             let source: Arc<dyn ImageSource> = Arc::new(Blobs);
             let mut candidates = load_index(context, &source, index).await?;
+            if entries.is_some() {
+                candidates.iter_mut().for_each(Candidate::forget_bare_manifests);
+            }
             add_archive_names(context, &archive, &mut candidates, entries.unwrap_or_default()).await?;
             Ok(candidates)
         }
@@ -215,10 +234,16 @@ async fn load_entry(
 ) -> Result<Option<Candidate>, ExportError> {
     let failed = || unreadable(entry.digest.to_string());
     let mut images = Vec::new();
+    let mut bare = HashSet::new();
     let manifests = image_manifests(context, &**source, entry).await.map_err(failed())?;
     for manifest in &manifests {
         match load_manifest(context, source, entry, manifest).await {
-            Ok(pulled) => images.push((pulled.image(), pulled.resolved.config_bytes)),
+            Ok(pulled) => {
+                if is_bare(&pulled.resolved.document) {
+                    bare.insert(manifest.digest.clone());
+                }
+                images.push((pulled.image(), pulled.resolved.config_bytes));
+            }
             // An index may name platforms that were left out of the archive.
             Err(FetchError::BlobMissing { digest }) if digest == manifest.digest && *entry != *manifest => {}
             Err(error) => return Err(failed()(error)),
@@ -228,7 +253,7 @@ async fn load_entry(
         (false, _) => {
             let index = Some(entry.clone()).filter(|entry| entry.media_type.is_index());
             let index = index.map(|it| Descriptor::new(it.media_type, it.digest, it.size));
-            Ok(Some(Candidate { names: Vec::new(), index, images }))
+            Ok(Some(Candidate { names: Vec::new(), index, images, bare }))
         }
         (true, Some(first)) => Err(failed()(FetchError::BlobMissing { digest: first.digest.clone() })),
         (true, None) => Ok(None),
@@ -334,7 +359,7 @@ async fn load_docker_image(
     let layers = fetch_layers(context, &source, &resolved).await.map_err(unreadable(entry.config))?;
     let pulled = Pulled { resolved, layers };
     let image = Image { manifest: None, ..pulled.image() };
-    Ok(Candidate { names, index: None, images: vec![(image, pulled.resolved.config_bytes)] })
+    Ok(Candidate { names, index: None, images: vec![(image, pulled.resolved.config_bytes)], bare: HashSet::new() })
 }
 
 /// Puts a layer of a docker archive into the store as a blob.

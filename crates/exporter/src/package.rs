@@ -259,22 +259,53 @@ async fn layer_blobs(
     settings: &ExportSettings,
     default: Compression,
 ) -> Result<Vec<Descriptor>, ExportError> {
-    let settings = (settings.compression.unwrap_or(default), settings.force_compression);
+    let kept = Kept::of(settings, default);
+    let wanted = settings.compression.unwrap_or(default);
     let one = |layer: AssembledLayer| {
         let context = context.clone();
-        blocking(move || layer_blob(&context, &layer, settings))
+        blocking(move || layer_blob(&context, &layer, wanted, kept))
     };
     stream::iter(image.layers.clone()).map(one).buffered(CONCURRENT_LAYERS).try_collect().await
+}
+
+/// Which foreign blobs leave as they came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    /// All.
+    All,
+    /// Those that are compressed: where nothing is asked for, a bare tar is not sent over a network.
+    Compressed,
+    /// Those with the codec asked for.
+    SameCodec,
+}
+
+impl Kept {
+    fn of(settings: &ExportSettings, default: Compression) -> Self {
+        match (settings.force_compression, settings.compression) {
+            (true, _) => Self::SameCodec,
+            (false, None) if default != Compression::None => Self::Compressed,
+            (false, _) => Self::All,
+        }
+    }
+
+    fn keeps(self, blob: &LayerBlob, wanted: Compression) -> bool {
+        match self {
+            Self::All => true,
+            Self::Compressed => blob.compression != Compression::None,
+            Self::SameCodec => same_codec(blob.compression, wanted),
+        }
+    }
 }
 
 fn layer_blob(
     context: &TransferContext,
     layer: &AssembledLayer,
-    (wanted, force): (Compression, bool),
+    wanted: Compression,
+    kept: Kept,
 ) -> Result<Descriptor, ExportError> {
     let record = crate::assemble::held_record(context, &layer.id)?;
     let blob = match foreign_blob(&record, layer) {
-        Some(blob) if !force || same_codec(blob.compression, wanted) => blob.clone(),
+        Some(blob) if kept.keeps(blob, wanted) => blob.clone(),
         _ => make_blob(context, layer, wanted)?,
     };
     if blob.diff_id != layer.diff_id {

@@ -51,6 +51,7 @@ pub async fn push(
         registry,
         bundle: &bundle,
         settings,
+        done: Vec::new(),
         counts: Pushed { exported, existed: 0, mounted: 0, uploaded: 0 },
     };
     let cancelled = context.session.cancellation().cancelled();
@@ -68,10 +69,12 @@ struct Push<'a> {
     registry: &'a Arc<Registry>,
     bundle: &'a Bundle,
     settings: &'a ExportSettings,
+    /// Repositories that have everything already.
+    done: Vec<&'a Reference>,
     counts: Pushed,
 }
 
-impl Push<'_> {
+impl<'a> Push<'a> {
     async fn all(&mut self, images: &ImageSet) -> Result<(), ExportError> {
         let mut repositories: BTreeMap<String, Vec<&Reference>> = BTreeMap::new();
         for name in &self.settings.names {
@@ -83,10 +86,16 @@ impl Push<'_> {
         Ok(())
     }
 
-    async fn repository(&mut self, names: &[&Reference], images: &ImageSet) -> Result<(), ExportError> {
+    async fn repository(&mut self, names: &[&'a Reference], images: &ImageSet) -> Result<(), ExportError> {
         let place = *names.first().expect("a repository is listed with its first name");
-        let origins = mount_candidates(self.context, place, images, self.bundle).await?;
+        let mut origins = mount_candidates(self.context, place, images, self.bundle).await?;
+        for done in self.done.iter().filter(|done| done.registry() == place.registry()) {
+            for blob in unique_blobs(self.bundle) {
+                origins.entry(blob.digest).or_default().insert(0, done.repository().to_owned());
+            }
+        }
         self.blobs(place, &origins).await?;
+        self.done.push(place);
         if let Some(index) = &self.bundle.index {
             for package in &self.bundle.packages {
                 self.manifest(place, &package.manifest).await?;

@@ -2,10 +2,10 @@
 
 use crate::support::{Pipe, Site, reference, settings, tar_files};
 use forge_exporter::{
-    ArchiveFormat, ExistingNames, ExportError, LayoutDestination, LoadInput, LoadLimits, Loaded, SavedImage, load,
-    save, to_docker, to_oci, to_store,
+    ArchiveFormat, ExistingNames, ExportError, ImageSet, LayoutDestination, LoadInput, LoadLimits, Loaded, SavedImage,
+    load, save, to_docker, to_oci, to_store,
 };
-use forge_image::{Digest, ErrorKind};
+use forge_image::{Digest, ErrorKind, MediaType};
 use std::io::Write;
 
 async fn saved(site: &Site, name: &str, format: ArchiveFormat) -> Vec<u8> {
@@ -128,6 +128,36 @@ async fn old_docker_archives_load() {
     assert_eq!((&images[0].names[0], &images[0].target.images), (&reference("app:1"), &site.target("app:1").images));
     // What has no manifest of its own leaves with a new one, of the same blobs.
     assert!(!saved(&other, "app:1", ArchiveFormat::Docker).await.is_empty());
+}
+
+/// An image whose times were clamped says so nowhere, yet leaves the store as it is.
+#[tokio::test]
+async fn an_image_with_clamped_times_is_saved_as_it_is() {
+    let site = Site::new();
+    let mut settings = settings(&["app:1"]);
+    (settings.source_date_epoch, settings.rewrite_timestamp) = (Some(1_000_000_000), true);
+    to_store(&site.context, &site.image(&settings).await, &settings).await.unwrap();
+    let other = Site::new();
+    let images = loaded(&other, saved(&site, "app:1", ArchiveFormat::Docker).await).await.unwrap();
+    assert_eq!(images[0].target, site.target("app:1"));
+    let target = &images[0].target.images[0];
+    let layers = other.context.store.images().get(target).unwrap().unwrap().layers;
+    let entry = other.context.store.layers().tree(&layers).unwrap().lookup("/hello".as_ref()).unwrap().unwrap();
+    assert_eq!(entry.mtime, (1_000_000_000, 0));
+}
+
+/// docker's archives have bare tars; what goes to a registry afterwards is compressed nevertheless.
+#[tokio::test]
+async fn a_loaded_image_leaves_compressed() {
+    let archive = saved(&stored("app:1").await, "app:1", ArchiveFormat::Docker).await;
+    let site = Site::new();
+    loaded(&site, archive).await.unwrap();
+    let images = ImageSet::from_store(&site.context, &site.target("app:1")).await.unwrap();
+    let folder = site.path("layout");
+    let destination = LayoutDestination::Folder(folder.clone());
+    to_oci(&site.context, &images, &settings(&["app:1"]), destination).await.unwrap();
+    let found = forge_testkit::validate_layout(&folder).unwrap().remove(0);
+    assert!(found.manifest.layers.iter().all(|layer| layer.media_type == MediaType::OciLayerGzip));
 }
 
 fn nothing_was_recorded(site: &Site) {
@@ -288,13 +318,31 @@ async fn garbage_is_an_error_and_no_panic() {
     }
 }
 
+/// Flips bits all over an archive, always the same ones: whatever comes of it, nothing panics and nothing lies.
+#[tokio::test]
+async fn damaged_archives_are_refused_or_harmless() {
+    let archive = saved(&stored("app:1").await, "app:1", ArchiveFormat::Docker).await;
+    let (site, mut state) = (Site::new(), 7_u64);
+    for _ in 0..300 {
+        let mut bytes = archive.clone();
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let at = usize::try_from(state >> 33).unwrap() % bytes.len();
+        bytes[at] ^= 1 << (state % 8);
+        if let Ok(images) = loaded_with(&site, bytes, LoadLimits::default(), ExistingNames::Replace).await {
+            let id = &images[0].target.images[0];
+            let config = site.context.store.images().config_bytes(id).unwrap();
+            assert_eq!(Digest::sha256(&config), *id.digest());
+        }
+    }
+}
+
 #[tokio::test]
 async fn docker_archives_hold_one_platform() {
     let site = Site::new();
     let settings = settings(&["app:1"]);
     let mut second = site.assembled(&settings).await;
     second.platform = "linux/arm64".parse().unwrap();
-    let images = forge_exporter::ImageSet::new(vec![site.assembled(&settings).await, second]).unwrap();
+    let images = ImageSet::new(vec![site.assembled(&settings).await, second]).unwrap();
     let error = to_docker(&site.context, &images, &settings, Pipe::default().writer()).await.unwrap_err();
     assert_eq!(
         error.to_string(),

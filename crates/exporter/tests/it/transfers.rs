@@ -1,6 +1,6 @@
 //! Pushing and pulling against a registry in this process.
 
-use crate::support::{Pipe, Site, reference, settings, tar_files};
+use crate::support::{Pipe, Site, reference, run, settings, tar_files};
 use forge_exporter::{
     ArchiveFormat, ExportSettings, ImageSet, LayoutDestination, Pushed, SavedImage, push, save, to_oci, to_store,
 };
@@ -357,4 +357,34 @@ async fn a14_a_pipe_in_a_layout_is_refused() {
     let work = from_oci_layout(&site.context, &folder, &LayoutName::Default, &platform);
     let ended = tokio::time::timeout(std::time::Duration::from_secs(5), work).await;
     assert!(matches!(ended.expect("it does not wait"), Err(FetchError::LayoutFile { .. })));
+}
+
+/// The whole way with programs that others run: one platform by tag, several by index, mounted layers.
+#[tokio::test]
+async fn a_real_registry_takes_and_gives_images() {
+    let name = "a_real_registry_takes_and_gives_images";
+    let Some(registry) = forge_testkit::DockerRegistry::start(name) else { return };
+    if !forge_testkit::installed("skopeo", name) {
+        return;
+    }
+    let site = Site::new();
+    let name = |repository: &str| format!("{}/{repository}:1", registry.authority());
+    let first = settings(&[&name("one/app"), &name("other/app")]);
+    let images = site.image(&first).await;
+    to_store(&site.context, &images, &first).await.unwrap();
+    let outcome = pushed(&site, &images, &first).await;
+    assert_eq!((outcome.existed, outcome.mounted, outcome.uploaded), (0, 3, 3));
+    let outcome = pushed(&site, &images, &settings(&[&name("two/app")])).await;
+    assert_eq!((outcome.mounted, outcome.uploaded), (2, 1));
+    for repository in ["one/app", "two/app"] {
+        let source = format!("docker://{}", name(repository));
+        let raw = run("skopeo", &["inspect", "--tls-verify=false", "--raw", &source]);
+        assert_eq!(Digest::sha256(raw.as_bytes()), outcome.exported.descriptor.as_ref().unwrap().digest);
+        let copy = format!("oci:{}:1", site.path(repository.split('/').next().unwrap()).display());
+        run("skopeo", &["copy", "--insecure-policy", "--src-tls-verify=false", &source, &copy]);
+    }
+    forge_testkit::validate_layout(&site.path("two")).unwrap();
+    let other = Site::new();
+    let pulled = pull(&other.context, &client(), &reference(&name("two/app")), &amd64()).await.unwrap();
+    assert_eq!(pulled.resolved.id, images.images()[0].id);
 }
