@@ -3,7 +3,9 @@
 mod fake;
 
 use fake::*;
+use forge_cache::{Flights, SqliteIndex};
 use forge_llb::{Edge, Graph};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// 10,000 independent steps, a chain of 5,000, 1,000 stages of two inputs each, and a goal above all of them.
@@ -60,4 +62,31 @@ async fn a118_a_step_of_a_hundred_thousand_inputs_keeps_one_record() {
     solver.solve(&graph, FakeSession::new()).await.unwrap();
     assert_eq!(fake.ran().len(), 101);
     assert_eq!(solver.index.list().unwrap().len(), 101);
+}
+
+/// What the solver itself costs a build of 60 steps that take no time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cold_chain_of_sixty_steps_costs_little() {
+    let names: Vec<String> = (0..60).map(|number| format!("step {number}")).collect();
+    let graph = chain(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let folder = tempfile::tempdir().unwrap();
+    let best = async |solver: &dyn Fn(usize) -> forge_solver::Solver| {
+        let mut best = Duration::MAX;
+        for round in 0..5 {
+            let solver = solver(round);
+            let begin = Instant::now();
+            solver.solve(&graph, FakeSession::new()).await.unwrap();
+            best = best.min(begin.elapsed());
+        }
+        best
+    };
+    let memory = best(&|_| solver(&Fake::default())).await;
+    let sqlite = best(&|round| forge_solver::Solver {
+        index: Arc::new(SqliteIndex::open(&folder.path().join(format!("{round}.db"))).unwrap()),
+        flights: Arc::new(Flights::new(&folder.path().join("flights"))),
+        ..solver(&Fake::default())
+    })
+    .await;
+    println!("60 steps: in memory {memory:?}, SQLite and flock {sqlite:?}");
+    assert!(sqlite < Duration::from_secs(1), "{sqlite:?}");
 }

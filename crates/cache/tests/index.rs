@@ -1,0 +1,211 @@
+//! What both indexes promise.
+
+use forge_cache::*;
+use forge_store::LayerId;
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+fn key(text: &str) -> CacheKey {
+    CacheKey::definition(&OpKey::new(text.as_bytes()), &[])
+}
+
+fn layer(number: u8) -> LayerId {
+    format!("{number:032x}").parse().unwrap()
+}
+
+fn time(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+fn record(name: &str, layers: &[u8]) -> StepRecord {
+    StepRecord {
+        name: name.to_owned(),
+        key_inputs: vec![("args".to_owned(), "\"make\" \u{1f527}".to_owned())],
+        input_parts: vec![
+            InputPart::Key { key: key("parent"), output: 1 },
+            InputPart::Content(blake3::hash(b"content").into()),
+        ],
+        outputs: vec![ResultRef::Layers(layers.iter().map(|number| layer(*number)).collect()), ResultRef::scratch()],
+        wall_ms: 17,
+        created: time(1_000_000),
+        last_used: time(1_000_000),
+        boot_id: "boot".to_owned(),
+    }
+}
+
+/// Runs a check on both indexes.
+fn on_both(check: impl Fn(&dyn CacheIndex)) {
+    check(&MemoryIndex::new());
+    let folder = tempfile::tempdir().unwrap();
+    check(&SqliteIndex::open(&folder.path().join("cache.db")).unwrap());
+}
+
+fn names(index: &dyn CacheIndex) -> Vec<String> {
+    index.list().unwrap().into_iter().map(|(_, record)| record.name).collect()
+}
+
+#[test]
+fn a_record_comes_back_as_it_was_under_each_key() {
+    on_both(|index| {
+        let made = record("made", &[1, 2]);
+        assert_eq!(index.query(&key("a")).unwrap(), None);
+        index.save(&[key("a"), key("b")], &made).unwrap();
+        assert_eq!(index.query(&key("a")).unwrap(), Some(made.clone()));
+        assert_eq!(index.query(&key("b")).unwrap(), Some(made.clone()));
+        let smallest = key("a").min(key("b"));
+        assert_eq!(index.list().unwrap(), [(smallest, made)]);
+    });
+}
+
+#[test]
+fn a_record_without_keys_is_gone() {
+    on_both(|index| {
+        index.save(&[key("a"), key("b")], &record("old", &[1])).unwrap();
+        index.save(&[key("a")], &record("new", &[2])).unwrap();
+        assert_eq!(index.query(&key("b")).unwrap().unwrap().name, "old");
+        index.save(&[key("b")], &record("new too", &[3])).unwrap();
+        assert_eq!(names(index), ["new", "new too"]);
+        assert_eq!(index.all_layers().unwrap(), HashSet::from([layer(2), layer(3)]));
+        index.save(&[], &record("nameless", &[4])).unwrap();
+        assert_eq!(index.list().unwrap().len(), 2);
+    });
+}
+
+#[test]
+fn further_keys_lead_to_the_same_record() {
+    on_both(|index| {
+        assert!(!index.link(&[key("b")], &key("a")).unwrap());
+        index.save(&[key("a")], &record("one", &[1])).unwrap();
+        index.save(&[key("b")], &record("two", &[2])).unwrap();
+        assert!(index.link(&[key("b"), key("c"), key("a")], &key("a")).unwrap());
+        assert_eq!(names(index), ["one"]);
+        assert!(index.remove(&key("c")).unwrap());
+        assert_eq!(index.query(&key("a")).unwrap(), None);
+        assert!(!index.remove(&key("c")).unwrap());
+        assert!(index.all_layers().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn uses_are_noted_once_an_hour_and_order_the_list() {
+    on_both(|index| {
+        index.save(&[key("a")], &record("a", &[1])).unwrap();
+        index.save(&[key("b")], &record("b", &[2])).unwrap();
+        let used = |name: &str| index.query(&key(name)).unwrap().unwrap().last_used;
+        index.touch(&[key("a"), key("none")], time(1_000_000 + 3599)).unwrap();
+        assert_eq!(used("a"), time(1_000_000));
+        index.touch(&[key("a"), key("none")], time(1_000_000 + 3700)).unwrap();
+        assert_eq!((used("a"), used("b")), (time(1_003_700), time(1_000_000)));
+        assert_eq!(names(index), ["b", "a"]);
+        // A clock that goes back changes nothing.
+        index.touch(&[key("a")], time(5)).unwrap();
+        assert_eq!(used("a"), time(1_003_700));
+    });
+}
+
+#[test]
+fn unwanted_records_are_removed_with_all_their_keys() {
+    on_both(|index| {
+        for (name, number) in [("a", 1), ("b", 2), ("c", 3)] {
+            index.save(&[key(name), key(&format!("{name}2"))], &record(name, &[number])).unwrap();
+        }
+        let removed = index.remove_where(&mut |record| record.name != "b").unwrap();
+        let mut removed: Vec<String> = removed.into_iter().map(|record| record.name).collect();
+        removed.sort();
+        assert_eq!(removed, ["a", "c"]);
+        assert_eq!(names(index), ["b"]);
+        assert_eq!(index.query(&key("a2")).unwrap(), None);
+        assert_eq!(index.all_layers().unwrap(), HashSet::from([layer(2)]));
+    });
+}
+
+fn open(path: &Path) -> SqliteIndex {
+    SqliteIndex::open(path).unwrap()
+}
+
+#[test]
+fn records_outlive_the_index_and_are_seen_by_others_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cache.db");
+    let (one, two) = (open(&path), open(&path));
+    one.save(&[key("a")], &record("a", &[1])).unwrap();
+    assert_eq!(two.query(&key("a")).unwrap().unwrap().name, "a");
+    drop((one, two));
+    assert_eq!(open(&path).query(&key("a")).unwrap().unwrap().name, "a");
+}
+
+/// Every opener of a new file races for making the schema; every writer for the lock.
+#[test]
+fn many_users_at_once_lose_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path: Arc<Path> = folder.path().join("cache.db").into();
+    let threads: Vec<_> = (0..8)
+        .map(|thread| {
+            let path = path.clone();
+            std::thread::spawn(move || {
+                let index = open(&path);
+                for number in 0..25 {
+                    index.save(&[key(&format!("{thread} {number}")), key("shared")], &record("x", &[1])).unwrap();
+                    index.query(&key("shared")).unwrap().unwrap();
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert_eq!(open(&path).list().unwrap().len(), 200);
+}
+
+#[test]
+fn a_file_of_another_format_is_refused_or_emptied() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cache.db");
+    let format = |format: i64| {
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        connection.pragma_update(None, "user_version", format).unwrap();
+    };
+    open(&path).save(&[key("a")], &record("a", &[1])).unwrap();
+    format(99);
+    let error = SqliteIndex::open(&path).err().unwrap();
+    assert!(matches!(error, CacheError::NewerFormat { found: 99, .. }), "{error}");
+    format(0);
+    assert!(open(&path).list().unwrap().is_empty());
+}
+
+#[test]
+fn damage_is_an_error_and_not_a_miss() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cache.db");
+    open(&path).save(&[key("a")], &record("a", &[1])).unwrap();
+    rusqlite::Connection::open(&path).unwrap().execute("UPDATE records SET outputs = '[{}]'", []).unwrap();
+    let error = open(&path).query(&key("a")).unwrap_err();
+    assert_eq!(error.to_string(), "the cache index holds a damaged record for \"a\"");
+    assert!(error.hint().is_some());
+    std::fs::write(folder.path().join("text"), "this is no database, though it is long enough to be one").unwrap();
+    assert!(SqliteIndex::open(&folder.path().join("text")).is_err());
+}
+
+/// A build that finds everything spends most of its time on what happens once.
+#[test]
+fn opening_and_asking_are_fast() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cache.db");
+    let index = open(&path);
+    for number in 0..1000 {
+        index.save(&[key(&number.to_string())], &record("x", &[1])).unwrap();
+    }
+    drop(index);
+    let measure = || {
+        let begin = std::time::Instant::now();
+        let index = open(&path);
+        let opened = begin.elapsed();
+        index.query(&key("7")).unwrap().unwrap();
+        (opened, begin.elapsed() - opened)
+    };
+    let (opened, asked) = (0..50).map(|_| measure()).min().unwrap();
+    println!("opened in {opened:?}, first answer after {asked:?}");
+    assert!(opened < Duration::from_millis(1) && asked < Duration::from_millis(1), "{opened:?} {asked:?}");
+}
