@@ -38,7 +38,10 @@ async fn stored(name: &str) -> Site {
 }
 
 #[tokio::test]
-async fn what_was_saved_loads_with_the_same_ids_and_bytes() {
+async fn privileged_what_was_saved_loads_with_the_same_ids_and_bytes() {
+    if !forge_testkit::privileged("privileged_what_was_saved_loads_with_the_same_ids_and_bytes") {
+        return;
+    }
     let site = stored("app:1").await;
     for format in [ArchiveFormat::Docker, ArchiveFormat::Oci] {
         let first = saved(&site, "app:1", format).await;
@@ -56,7 +59,10 @@ async fn what_was_saved_loads_with_the_same_ids_and_bytes() {
 }
 
 #[tokio::test]
-async fn archives_may_be_compressed_as_a_whole() {
+async fn privileged_archives_may_be_compressed_as_a_whole() {
+    if !forge_testkit::privileged("privileged_archives_may_be_compressed_as_a_whole") {
+        return;
+    }
     let site = stored("app:1").await;
     let plain = saved(&site, "app:1", ArchiveFormat::Docker).await;
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -68,7 +74,10 @@ async fn archives_may_be_compressed_as_a_whole() {
 }
 
 #[tokio::test]
-async fn a_layout_folder_keeps_its_other_images() {
+async fn privileged_a_layout_folder_keeps_its_other_images() {
+    if !forge_testkit::privileged("privileged_a_layout_folder_keeps_its_other_images") {
+        return;
+    }
     let site = Site::new();
     let folder = site.path("layout");
     for name in ["r.io/a:1", "r.io/b:2", "r.io/a:1"] {
@@ -110,7 +119,10 @@ fn append(tar: &mut tar::Builder<Vec<u8>>, kind: tar::EntryType, name: &str, lin
 
 /// The archive as docker wrote it before 25: no OCI layout, a folder for each layer, equal layers as links.
 #[tokio::test]
-async fn old_docker_archives_load() {
+async fn privileged_old_docker_archives_load() {
+    if !forge_testkit::privileged("privileged_old_docker_archives_load") {
+        return;
+    }
     let site = stored("app:1").await;
     let files = tar_files(&saved(&site, "app:1", ArchiveFormat::Docker).await);
     let file = |name: &str| files.iter().find(|(file, _)| file == name).unwrap().1.clone();
@@ -132,7 +144,10 @@ async fn old_docker_archives_load() {
 
 /// An image whose times were clamped says so nowhere, yet leaves the store as it is.
 #[tokio::test]
-async fn an_image_with_clamped_times_is_saved_as_it_is() {
+async fn privileged_an_image_with_clamped_times_is_saved_as_it_is() {
+    if !forge_testkit::privileged("privileged_an_image_with_clamped_times_is_saved_as_it_is") {
+        return;
+    }
     let site = Site::new();
     let mut settings = settings(&["app:1"]);
     (settings.source_date_epoch, settings.rewrite_timestamp) = (Some(1_000_000_000), true);
@@ -148,7 +163,10 @@ async fn an_image_with_clamped_times_is_saved_as_it_is() {
 
 /// docker's archives have bare tars; what goes to a registry afterwards is compressed nevertheless.
 #[tokio::test]
-async fn a_loaded_image_leaves_compressed() {
+async fn privileged_a_loaded_image_leaves_compressed() {
+    if !forge_testkit::privileged("privileged_a_loaded_image_leaves_compressed") {
+        return;
+    }
     let archive = saved(&stored("app:1").await, "app:1", ArchiveFormat::Docker).await;
     let site = Site::new();
     loaded(&site, archive).await.unwrap();
@@ -166,7 +184,10 @@ fn nothing_was_recorded(site: &Site) {
 
 // Seen to fail with `check_free` returning at once.
 #[tokio::test]
-async fn a45_an_existing_name_is_not_moved_silently() {
+async fn privileged_a45_an_existing_name_is_not_moved_silently() {
+    if !forge_testkit::privileged("privileged_a45_an_existing_name_is_not_moved_silently") {
+        return;
+    }
     let archive = saved(&stored("app:1").await, "app:1", ArchiveFormat::Docker).await;
     let site = Site::new();
     let mut own = settings(&["app:1"]);
@@ -182,7 +203,10 @@ async fn a45_an_existing_name_is_not_moved_silently() {
 }
 
 #[tokio::test]
-async fn a45_names_are_read_by_the_strict_grammar() {
+async fn privileged_a45_names_are_read_by_the_strict_grammar() {
+    if !forge_testkit::privileged("privileged_a45_names_are_read_by_the_strict_grammar") {
+        return;
+    }
     let archive = saved(&stored("app:1").await, "app:1", ArchiveFormat::Docker).await;
     for bad in ["app:1 docker.io/library/alpine", "../../app:1", "APP:1", "app:1\\n"] {
         let renamed = rewritten(&archive, |name, data| {
@@ -198,7 +222,10 @@ async fn a45_names_are_read_by_the_strict_grammar() {
 
 // Seen to fail with `clean` and `link_target` in `archive.rs` keeping `..`.
 #[tokio::test]
-async fn a33_an_archive_cannot_name_what_is_outside() {
+async fn privileged_a33_an_archive_cannot_name_what_is_outside() {
+    if !forge_testkit::privileged("privileged_a33_an_archive_cannot_name_what_is_outside") {
+        return;
+    }
     let archive = saved(&stored("app:1").await, "app:1", ArchiveFormat::Docker).await;
     let hostile: [(tar::EntryType, &str, &str); 7] = [
         (tar::EntryType::Regular, "../flag", ""),
@@ -227,7 +254,10 @@ async fn a33_an_archive_cannot_name_what_is_outside() {
 
 /// A layer list with `../` is a name too. Seen to fail as the test above.
 #[tokio::test]
-async fn a33_a_manifest_cannot_name_what_is_outside() {
+async fn privileged_a33_a_manifest_cannot_name_what_is_outside() {
+    if !forge_testkit::privileged("privileged_a33_a_manifest_cannot_name_what_is_outside") {
+        return;
+    }
     let archive = saved(&stored("app:1").await, "app:1", ArchiveFormat::Docker).await;
     for bad in ["../../../../etc/passwd", "/etc/passwd"] {
         let changed = rewritten(&archive, |name, data| match name {
@@ -247,7 +277,10 @@ async fn a33_a_manifest_cannot_name_what_is_outside() {
 }
 
 #[tokio::test]
-async fn a67_blobs_that_are_not_what_they_are_called_are_refused() {
+async fn privileged_a67_blobs_that_are_not_what_they_are_called_are_refused() {
+    if !forge_testkit::privileged("privileged_a67_blobs_that_are_not_what_they_are_called_are_refused") {
+        return;
+    }
     for format in [ArchiveFormat::Docker, ArchiveFormat::Oci] {
         let archive = saved(&stored("app:1").await, "app:1", format).await;
         let blobs = tar_files(&archive).into_iter().filter(|(name, _)| name.starts_with("blobs/sha256/"));
@@ -269,7 +302,10 @@ async fn a67_blobs_that_are_not_what_they_are_called_are_refused() {
 
 /// Right blobs, right manifest, but the config lists another DiffId.
 #[tokio::test]
-async fn a64_a_config_that_lists_other_layers_is_refused() {
+async fn privileged_a64_a_config_that_lists_other_layers_is_refused() {
+    if !forge_testkit::privileged("privileged_a64_a_config_that_lists_other_layers_is_refused") {
+        return;
+    }
     let archive = saved(&stored("app:1").await, "app:1", ArchiveFormat::Docker).await;
     let files = tar_files(&archive);
     let manifest: serde_json::Value =
@@ -295,7 +331,10 @@ async fn a64_a_config_that_lists_other_layers_is_refused() {
 }
 
 #[tokio::test]
-async fn limits_hold() {
+async fn privileged_limits_hold() {
+    if !forge_testkit::privileged("privileged_limits_hold") {
+        return;
+    }
     let archive = saved(&stored("app:1").await, "app:1", ArchiveFormat::Docker).await;
     let limits = LoadLimits::default();
     for limits in [LoadLimits { bytes: 10_000, ..limits }, LoadLimits { entries: 3, ..limits }] {
@@ -306,7 +345,10 @@ async fn limits_hold() {
 }
 
 #[tokio::test]
-async fn garbage_is_an_error_and_no_panic() {
+async fn privileged_garbage_is_an_error_and_no_panic() {
+    if !forge_testkit::privileged("privileged_garbage_is_an_error_and_no_panic") {
+        return;
+    }
     let archive = saved(&stored("app:1").await, "app:1", ArchiveFormat::Docker).await;
     for bytes in
         [Vec::new(), vec![0; 2048], vec![7; 2048], b"{}".to_vec(), vec![0x1f, 0x8b, 1], vec![0x28, 0xb5, 0x2f, 0xfd]]
@@ -320,7 +362,10 @@ async fn garbage_is_an_error_and_no_panic() {
 
 /// Flips bits all over an archive, always the same ones: whatever comes of it, nothing panics and nothing lies.
 #[tokio::test]
-async fn damaged_archives_are_refused_or_harmless() {
+async fn privileged_damaged_archives_are_refused_or_harmless() {
+    if !forge_testkit::privileged("privileged_damaged_archives_are_refused_or_harmless") {
+        return;
+    }
     let archive = saved(&stored("app:1").await, "app:1", ArchiveFormat::Docker).await;
     let (site, mut state) = (Site::new(), 7_u64);
     for _ in 0..300 {
@@ -337,7 +382,10 @@ async fn damaged_archives_are_refused_or_harmless() {
 }
 
 #[tokio::test]
-async fn docker_archives_hold_one_platform() {
+async fn privileged_docker_archives_hold_one_platform() {
+    if !forge_testkit::privileged("privileged_docker_archives_hold_one_platform") {
+        return;
+    }
     let site = Site::new();
     let settings = settings(&["app:1"]);
     let mut second = site.assembled(&settings).await;

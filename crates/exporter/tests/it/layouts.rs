@@ -18,7 +18,10 @@ async fn oci_tar(site: &Site, settings: &ExportSettings) -> Vec<u8> {
 
 /// Two stores, two moments, two orders of work: the same bytes.
 #[tokio::test]
-async fn with_an_epoch_two_builds_give_the_same_bytes() {
+async fn privileged_with_an_epoch_two_builds_give_the_same_bytes() {
+    if !forge_testkit::privileged("privileged_with_an_epoch_two_builds_give_the_same_bytes") {
+        return;
+    }
     let mut archives = Vec::new();
     for round in 0..2_u64 {
         let site = Site::new();
@@ -38,7 +41,10 @@ async fn with_an_epoch_two_builds_give_the_same_bytes() {
 }
 
 #[tokio::test]
-async fn names_and_platform_stand_in_the_index() {
+async fn privileged_names_and_platform_stand_in_the_index() {
+    if !forge_testkit::privileged("privileged_names_and_platform_stand_in_the_index") {
+        return;
+    }
     let site = Site::new();
     let settings = settings(&["r.io/app:1", "app:2"]);
     let files = tar_files(&oci_tar(&site, &settings).await);
@@ -70,7 +76,10 @@ async fn two_platforms(site: &Site, settings: &ExportSettings) -> ImageSet {
 }
 
 #[tokio::test]
-async fn several_platforms_become_an_index_in_the_order_asked_for() {
+async fn privileged_several_platforms_become_an_index_in_the_order_asked_for() {
+    if !forge_testkit::privileged("privileged_several_platforms_become_an_index_in_the_order_asked_for") {
+        return;
+    }
     let site = Site::new();
     let mut settings = settings(&["app:1"]);
     let annotation = |scope, platform: Option<&str>, key: &str| Annotation {
@@ -109,7 +118,10 @@ async fn several_platforms_become_an_index_in_the_order_asked_for() {
 }
 
 #[tokio::test]
-async fn settings_that_exclude_each_other_are_refused() {
+async fn privileged_settings_that_exclude_each_other_are_refused() {
+    if !forge_testkit::privileged("privileged_settings_that_exclude_each_other_are_refused") {
+        return;
+    }
     let site = Site::new();
     let images = site.image(&settings(&[])).await;
     let refused = async |settings: ExportSettings| {
@@ -129,7 +141,10 @@ async fn settings_that_exclude_each_other_are_refused() {
 
 /// Every compression and both vocabularies, read by the oracle, which shares no code with the writer.
 #[tokio::test]
-async fn every_kind_of_layout_is_valid() {
+async fn privileged_every_kind_of_layout_is_valid() {
+    if !forge_testkit::privileged("privileged_every_kind_of_layout_is_valid") {
+        return;
+    }
     let site = Site::new();
     let gzip = Some(Compression::Gzip { level: Some(9) });
     let zstd = Some(Compression::Zstd { level: None });
@@ -158,8 +173,11 @@ fn write(path: &Path, bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn skopeo_reads_every_format() {
-    if !forge_testkit::installed("skopeo", "skopeo_reads_every_format") {
+async fn privileged_skopeo_reads_every_format() {
+    if !forge_testkit::privileged("privileged_skopeo_reads_every_format") {
+        return;
+    }
+    if !forge_testkit::installed("skopeo", "privileged_skopeo_reads_every_format") {
         return;
     }
     let site = Site::new();
@@ -207,14 +225,17 @@ async fn privileged_umoci_unpacks_the_layout() {
 }
 
 #[tokio::test]
-async fn oci_dump_finds_no_fault() {
+async fn privileged_oci_dump_finds_no_fault() {
+    if !forge_testkit::privileged("privileged_oci_dump_finds_no_fault") {
+        return;
+    }
     let shared =
         std::env::var("FORGE_SHARED").unwrap_or_else(|_| format!("{}/../../../shared", env!("CARGO_MANIFEST_DIR")));
     let script = Path::new(&shared).join("tools/oci-dump");
     if !script.is_file() {
         #[expect(clippy::print_stdout, reason = "a skipped test says so")]
         {
-            println!("SKIPPED (needs FORGE_SHARED/tools/oci-dump): oci_dump_finds_no_fault");
+            println!("SKIPPED (needs FORGE_SHARED/tools/oci-dump): privileged_oci_dump_finds_no_fault");
         }
         return;
     }

@@ -42,7 +42,10 @@ fn validate(registry: &TestRegistry, repository: &str, tag: &str) -> Digest {
 }
 
 #[tokio::test]
-async fn what_was_pushed_is_valid_and_comes_back() {
+async fn privileged_what_was_pushed_is_valid_and_comes_back() {
+    if !forge_testkit::privileged("privileged_what_was_pushed_is_valid_and_comes_back") {
+        return;
+    }
     let registry = TestRegistry::start();
     let name = format!("{}/team/app:1", registry.authority());
     let site = Site::new();
@@ -74,7 +77,10 @@ fn site_target(site: &Site, name: &str) -> forge_store::Target {
 }
 
 #[tokio::test]
-async fn layers_are_mounted_from_where_they_are_known_to_be() {
+async fn privileged_layers_are_mounted_from_where_they_are_known_to_be() {
+    if !forge_testkit::privileged("privileged_layers_are_mounted_from_where_they_are_known_to_be") {
+        return;
+    }
     let registry = TestRegistry::start();
     let site = Site::new();
     let first = settings(&[&format!("{}/one/app:1", registry.authority())]);
@@ -89,7 +95,10 @@ async fn layers_are_mounted_from_where_they_are_known_to_be() {
 
 /// Trial 1 of the design: foreign bytes stay what they were through pull, push and save.
 #[tokio::test]
-async fn a_pulled_image_leaves_as_it_came() {
+async fn privileged_a_pulled_image_leaves_as_it_came() {
+    if !forge_testkit::privileged("privileged_a_pulled_image_leaves_as_it_came") {
+        return;
+    }
     for (compression, docker) in [
         (LayerCompression::Gzip, false),
         (LayerCompression::Gzip, true),
@@ -124,7 +133,10 @@ async fn a_pulled_image_leaves_as_it_came() {
 }
 
 #[tokio::test]
-async fn force_compression_converts_foreign_layers() {
+async fn privileged_force_compression_converts_foreign_layers() {
+    if !forge_testkit::privileged("privileged_force_compression_converts_foreign_layers") {
+        return;
+    }
     let registry = TestRegistry::start();
     let image = image("one", LayerCompression::Gzip).docker().build();
     image.put(&registry, "from/app", "1");
@@ -146,7 +158,10 @@ async fn force_compression_converts_foreign_layers() {
 }
 
 #[tokio::test]
-async fn layers_that_are_there_are_not_fetched() {
+async fn privileged_layers_that_are_there_are_not_fetched() {
+    if !forge_testkit::privileged("privileged_layers_that_are_there_are_not_fetched") {
+        return;
+    }
     let registry = TestRegistry::start();
     let (one, two) = (image("one", LayerCompression::Gzip).build(), image("two", LayerCompression::Gzip).build());
     one.put(&registry, "app", "1");
@@ -168,7 +183,10 @@ async fn layers_that_are_there_are_not_fetched() {
 }
 
 #[tokio::test]
-async fn progress_is_told_for_each_blob() {
+async fn privileged_progress_is_told_for_each_blob() {
+    if !forge_testkit::privileged("privileged_progress_is_told_for_each_blob") {
+        return;
+    }
     let registry = TestRegistry::start();
     let image = image("one", LayerCompression::Gzip).build();
     image.put(&registry, "app", "1");
@@ -193,7 +211,10 @@ async fn progress_is_told_for_each_blob() {
 }
 
 #[tokio::test]
-async fn an_index_gives_the_image_of_the_platform() {
+async fn privileged_an_index_gives_the_image_of_the_platform() {
+    if !forge_testkit::privileged("privileged_an_index_gives_the_image_of_the_platform") {
+        return;
+    }
     let registry = TestRegistry::start();
     let arm: Platform = "linux/arm64".parse().unwrap();
     let images = [image("amd", LayerCompression::Gzip).build(), ImageBuilder::for_platform(&arm).build()];
@@ -215,7 +236,10 @@ async fn an_index_gives_the_image_of_the_platform() {
 }
 
 #[tokio::test]
-async fn a67_a_pull_of_lies_leaves_no_image() {
+async fn privileged_a67_a_pull_of_lies_leaves_no_image() {
+    if !forge_testkit::privileged("privileged_a67_a_pull_of_lies_leaves_no_image") {
+        return;
+    }
     let image = image("one", LayerCompression::Gzip).build();
     for victim in image.layers.iter().chain([&image.config, &image.manifest]) {
         let registry = TestRegistry::start();
@@ -268,7 +292,10 @@ async fn a71_a_config_that_claims_to_be_huge_is_not_fetched() {
 }
 
 #[tokio::test]
-async fn a64_a_wrong_diff_id_is_refused() {
+async fn privileged_a64_a_wrong_diff_id_is_refused() {
+    if !forge_testkit::privileged("privileged_a64_a_wrong_diff_id_is_refused") {
+        return;
+    }
     let registry = TestRegistry::start();
     let lie = forge_image::DiffId::new(Digest::sha256(b"lie"));
     let image = image("one", LayerCompression::Gzip).build();
@@ -290,7 +317,10 @@ async fn a64_a_wrong_diff_id_is_refused() {
 }
 
 #[tokio::test]
-async fn a_cancelled_pull_ends_soon() {
+async fn privileged_a_cancelled_pull_ends_soon() {
+    if !forge_testkit::privileged("privileged_a_cancelled_pull_ends_soon") {
+        return;
+    }
     let registry = TestRegistry::start();
     let image = image("one", LayerCompression::Gzip).build();
     image.put(&registry, "app", "1");
@@ -306,7 +336,10 @@ async fn a_cancelled_pull_ends_soon() {
 }
 
 #[tokio::test]
-async fn two_pulls_of_one_image_fetch_each_blob_once() {
+async fn privileged_two_pulls_of_one_image_fetch_each_blob_once() {
+    if !forge_testkit::privileged("privileged_two_pulls_of_one_image_fetch_each_blob_once") {
+        return;
+    }
     let registry = TestRegistry::start();
     let image = image("one", LayerCompression::Gzip).build();
     image.put(&registry, "app", "1");
@@ -323,7 +356,10 @@ async fn two_pulls_of_one_image_fetch_each_blob_once() {
 }
 
 #[tokio::test]
-async fn a_base_image_comes_from_an_oci_layout() {
+async fn privileged_a_base_image_comes_from_an_oci_layout() {
+    if !forge_testkit::privileged("privileged_a_base_image_comes_from_an_oci_layout") {
+        return;
+    }
     let site = Site::new();
     let folder = site.path("layout");
     for name in ["r.io/a:1", "r.io/b:2"] {
@@ -361,8 +397,11 @@ async fn a14_a_pipe_in_a_layout_is_refused() {
 
 /// The whole way with programs that others run: one platform by tag, several by index, mounted layers.
 #[tokio::test]
-async fn a_real_registry_takes_and_gives_images() {
-    let name = "a_real_registry_takes_and_gives_images";
+async fn privileged_a_real_registry_takes_and_gives_images() {
+    if !forge_testkit::privileged("privileged_a_real_registry_takes_and_gives_images") {
+        return;
+    }
+    let name = "privileged_a_real_registry_takes_and_gives_images";
     let Some(registry) = forge_testkit::DockerRegistry::start(name) else { return };
     if !forge_testkit::installed("skopeo", name) {
         return;

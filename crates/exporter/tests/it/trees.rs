@@ -34,7 +34,10 @@ fn layers(site: &Site) -> Vec<LayerId> {
 }
 
 #[tokio::test]
-async fn a_tree_is_written_onto_a_folder() {
+async fn privileged_a_tree_is_written_onto_a_folder() {
+    if !forge_testkit::privileged("privileged_a_tree_is_written_onto_a_folder") {
+        return;
+    }
     let site = Site::new();
     let folder = site.path("out");
     let exported = to_local(&site.context, &[tree(&layers(&site))], None, &folder).await.unwrap();
@@ -59,7 +62,10 @@ async fn a_tree_is_written_onto_a_folder() {
 
 // Seen to fail with `folder()` opening paths without `NO_SYMLINKS`, and with `make_folder` keeping links.
 #[tokio::test]
-async fn a30_nothing_is_written_through_a_link() {
+async fn privileged_a30_nothing_is_written_through_a_link() {
+    if !forge_testkit::privileged("privileged_a30_nothing_is_written_through_a_link") {
+        return;
+    }
     let site = Site::new();
     let outside = site.path("outside");
     std::fs::create_dir(&outside).unwrap();
@@ -87,7 +93,10 @@ async fn a30_nothing_is_written_through_a_link() {
 }
 
 #[tokio::test]
-async fn a_file_takes_the_place_of_a_folder() {
+async fn privileged_a_file_takes_the_place_of_a_folder() {
+    if !forge_testkit::privileged("privileged_a_file_takes_the_place_of_a_folder") {
+        return;
+    }
     let site = Site::new();
     let folder = site.path("out");
     std::fs::create_dir_all(folder.join("second/deep/deeper")).unwrap();
@@ -98,7 +107,10 @@ async fn a_file_takes_the_place_of_a_folder() {
 }
 
 #[tokio::test]
-async fn a30_hostile_platforms_stay_in_the_folder() {
+async fn privileged_a30_hostile_platforms_stay_in_the_folder() {
+    if !forge_testkit::privileged("privileged_a30_hostile_platforms_stay_in_the_folder") {
+        return;
+    }
     let site = Site::new();
     let layers = layers(&site);
     let hostile = Platform { variant: Some("../../../x\\:".to_owned()), ..Platform::new("linux", "amd64", None) };
@@ -114,7 +126,10 @@ async fn a30_hostile_platforms_stay_in_the_folder() {
 }
 
 #[tokio::test]
-async fn a_tree_is_written_as_tar() {
+async fn privileged_a_tree_is_written_as_tar() {
+    if !forge_testkit::privileged("privileged_a_tree_is_written_as_tar") {
+        return;
+    }
     let site = Site::new();
     let layers = layers(&site);
     let mut archives = Vec::new();
@@ -135,8 +150,11 @@ async fn a_tree_is_written_as_tar() {
 }
 
 #[tokio::test]
-async fn gnu_tar_unpacks_the_tree() {
-    if !forge_testkit::installed("tar", "gnu_tar_unpacks_the_tree") {
+async fn privileged_gnu_tar_unpacks_the_tree() {
+    if !forge_testkit::privileged("privileged_gnu_tar_unpacks_the_tree") {
+        return;
+    }
+    if !forge_testkit::installed("tar", "privileged_gnu_tar_unpacks_the_tree") {
         return;
     }
     let site = Site::new();
