@@ -53,7 +53,7 @@ impl Blobs {
         let actual = hash.finish();
         if actual != *digest {
             self.remove(digest)?;
-            return Err(StoreError::DigestMismatch { expected: digest.clone(), actual });
+            return Err(StoreError::DamagedBlob { digest: digest.clone(), actual });
         }
         Ok(bytes)
     }

@@ -98,6 +98,14 @@ pub enum StoreError {
         /// What the bytes hash to.
         actual: Digest,
     },
+    /// A stored blob is no longer what its digest says; the store has forgotten it.
+    #[error("blob {digest} was damaged in the store: its bytes now hash to {actual}")]
+    DamagedBlob {
+        /// What was asked for.
+        digest: Digest,
+        /// What the bytes hash to.
+        actual: Digest,
+    },
     /// The bytes are fewer or more than announced.
     #[error("size mismatch for {digest}: expected {expected} bytes, got {}{actual}", if *actual > *expected { "at least " } else { "" })]
     SizeMismatch {
@@ -202,7 +210,8 @@ impl StoreError {
                 ErrorKind::Environment
             }
             DigestMismatch { .. } | SizeMismatch { .. } | BlobTooLarge { .. } | Document { .. } => ErrorKind::Remote,
-            BlobNotFound { .. } | LayerNotFound { .. } | ConfigMismatch { .. } => ErrorKind::Internal,
+            DamagedBlob { .. } | BlobNotFound { .. } | LayerNotFound { .. } => ErrorKind::Environment,
+            ConfigMismatch { .. } => ErrorKind::Internal,
             ImageNotFound { .. } | NoSuchImage { .. } | AmbiguousId { .. } => ErrorKind::UserInput,
             InvalidName { .. } | InvalidDigest { .. } | NoDigest { .. } | NotATag { .. } => ErrorKind::UserInput,
             Layer(error) => error.kind(),

@@ -39,20 +39,33 @@ impl Lease {
     /// # Errors
     /// The database failed.
     pub fn hold_layer(&self, id: &LayerId) -> Result<bool, StoreError> {
-        if self.holds(&Held::Layer(id.clone())) {
+        self.hold_layers(std::slice::from_ref(id))
+    }
+
+    /// Keeps all of some layers; `false` means that one is gone, and that none is held on account of this call.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn hold_layers(&self, ids: &[LayerId]) -> Result<bool, StoreError> {
+        let new: Vec<&LayerId> = ids.iter().filter(|id| !self.holds(&Held::Layer((*id).clone()))).collect();
+        for id in &new {
+            if !layer_rows::settle(&self.opened, id)? {
+                return Ok(false);
+            }
+        }
+        if new.is_empty() {
             return Ok(true);
         }
-        if !layer_rows::settle(&self.opened, id)? {
-            return Ok(false);
-        }
         let held = self.opened.database().write(|transaction| {
-            let exists = layer_rows::exists(transaction, id)?;
-            if exists {
-                self.insert_layer(transaction, id)?;
+            for id in &new {
+                if !layer_rows::exists(transaction, id)? {
+                    return Ok(false);
+                }
             }
-            Ok(exists)
+            new.iter().try_for_each(|id| self.insert_layer(transaction, id))?;
+            Ok(true)
         })?;
-        self.remember(held, Held::Layer(id.clone()));
+        new.into_iter().for_each(|id| self.remember(held, Held::Layer(id.clone())));
         Ok(held)
     }
 

@@ -102,7 +102,7 @@ fn f20_a_damaged_blob_is_a_missing_one_and_heals() {
     let store_again = || Store::open(store.root()).unwrap();
 
     std::fs::write(&path, b"jello").unwrap();
-    assert!(matches!(store.blobs().read(&digest, 99), Err(StoreError::DigestMismatch { .. })));
+    assert!(matches!(store.blobs().read(&digest, 99), Err(StoreError::DamagedBlob { .. })));
     assert_eq!(store.blobs().stat(&digest).unwrap(), None);
     for damage in [b"hell".as_slice(), b"hello!", b""] {
         let other = store_again();

@@ -63,6 +63,10 @@ fn only_what_nothing_needs_is_collected() {
     assert_eq!(files, expect.into_iter().collect());
     let other = store.lease("other").unwrap();
     assert!(!other.hold_layer(&unneeded).unwrap());
+    assert!(!other.hold_layers(&[of_lease.clone(), unneeded]).unwrap());
+    drop(lease);
+    assert_eq!(store.collect(&roots, true).unwrap().layers.len(), 1);
+    assert!(!store.lease("late").unwrap().hold_layers(&[LayerId::random()]).unwrap());
     assert!(other.hold_layer(&of_root).unwrap());
 }
 
