@@ -15,6 +15,7 @@ pub(crate) struct Answer {
     method: Method,
     timeouts: Timeouts,
     same_origin: bool,
+    authenticated: bool,
     pace: Pace,
     _permit: OwnedSemaphorePermit,
 }
@@ -35,10 +36,18 @@ struct Pace {
 
 impl Answer {
     pub(crate) fn new(response: Response, method: Method, timeouts: Timeouts, permit: OwnedSemaphorePermit) -> Self {
-        Self { response, method, timeouts, same_origin: true, pace: Pace::default(), _permit: permit }
+        Self {
+            response,
+            method,
+            timeouts,
+            same_origin: true,
+            authenticated: false,
+            pace: Pace::default(),
+            _permit: permit,
+        }
     }
 
-    pub(crate) fn from_origin(self, same_origin: bool) -> Self {
+    pub(crate) fn with_origin(self, same_origin: bool) -> Self {
         Self { same_origin, ..self }
     }
 
@@ -46,6 +55,11 @@ impl Answer {
     /// for credentials.
     pub(crate) fn is_from_origin(&self) -> bool {
         self.same_origin
+    }
+
+    /// Notes whether the request showed who asks; an anonymous token does not.
+    pub(crate) fn with_proof(self, authenticated: bool) -> Self {
+        Self { authenticated, ..self }
     }
 
     pub(crate) fn status(&self) -> StatusCode {
@@ -117,15 +131,16 @@ impl Answer {
     }
 
     /// Reads an error answer. `what` says what was asked for.
-    pub(crate) async fn into_failure(self, what: &str, authenticated: bool) -> Failure {
+    pub(crate) async fn into_failure(self, what: &str) -> Failure {
         let (status, url, method) = (self.status().as_u16(), self.url().clone(), self.method.clone());
         let wait = self.header(RETRY_AFTER).and_then(|value| retry_after(value, SystemTime::now()));
-        let registry = authority(&url);
+        let (registry, authenticated, home) = (authority(&url), self.authenticated, self.same_origin);
         // The status says enough where the body cannot be read.
         let body = self.bytes(LARGEST_ERROR, "error").await.unwrap_or_default();
         let (what, message) = (what.to_owned(), ServerMessage::from_body(&body));
         let error = match status {
-            401 | 403 => RegistryError::Unauthorized { registry, what, authenticated, message },
+            // What a redirect leads to has no accounts that a user could log in to.
+            401 | 403 if home => RegistryError::Unauthorized { registry, what, authenticated, message },
             404 => RegistryError::NotFound { what, registry, message },
             _ => RegistryError::Status { method: method.to_string(), url: shown(&url), status, message },
         };

@@ -169,7 +169,7 @@ pub enum RegistryError {
     #[error("no image for platform {platform}, there are: {}", join(available))]
     NoPlatform {
         /// The platform that was asked for.
-        platform: Platform,
+        platform: Box<Platform>,
         /// The platforms that there are.
         available: Vec<Platform>,
     },

@@ -1,9 +1,9 @@
 use crate::answer::Answer;
-use crate::auth::{self, Authenticator, Scope};
+use crate::auth::{self, Authenticator, Proof, Scope};
 use crate::endpoint::Endpoint;
 use crate::retry::{Failure, Tries};
 use crate::transport::{Request, Transport};
-use forge_session::{Redacted, Session};
+use forge_session::Session;
 use reqwest::StatusCode;
 
 /// Requests to one server about one repository: adds what proves who forge is, and answers challenges.
@@ -30,23 +30,24 @@ impl Exchange<'_> {
         }
         let challenges = if home { auth::challenges(&answer) } else { Vec::new() };
         if challenges.is_empty() {
-            return Err(answer.into_failure(what, known.is_some()).await);
+            return Err(answer.into_failure(what).await);
         }
-        let refusal = answer.into_failure(what, known.is_some()).await;
+        let refusal = answer.into_failure(what).await;
         let (transport, endpoint, scope) = (self.transport, self.endpoint, self.scope);
         let proof =
             self.authenticator.answer(transport, endpoint, scope, &challenges, known.as_ref(), self.session).await?;
         let Some(proof) = proof else { return Err(refusal) };
         let answer = self.send(request, Some(proof)).await?;
         match answer.status() {
-            StatusCode::UNAUTHORIZED => Err(answer.into_failure(what, true).await),
+            StatusCode::UNAUTHORIZED => Err(answer.into_failure(what).await),
             _ => Ok(answer),
         }
     }
 
-    async fn send(&self, request: &Request, authorization: Option<Redacted>) -> Result<Answer, Failure> {
-        let request = Request { authorization, ..request.clone() };
-        self.transport.send(&request).await.map_err(Failure::from)
+    async fn send(&self, request: &Request, proof: Option<Proof>) -> Result<Answer, Failure> {
+        let personal = proof.as_ref().is_some_and(|proof| proof.personal);
+        let request = Request { authorization: proof.map(|proof| proof.authorization), ..request.clone() };
+        Ok(self.transport.send(&request).await?.with_proof(personal))
     }
 
     /// Sends until an attempt succeeds or none is left.

@@ -43,7 +43,7 @@ impl Registry {
         let announced = into.expected() == Some((&descriptor.digest, descriptor.size));
         let hash_here = sources.len() > 1 || !announced;
         let mut download = Download { descriptor, sink: Sink::new(into), hash: None, done: 0, hash_here, progress };
-        let url = until_cancelled(session, download.from_any(self, &sources, session)).await?;
+        let url = until_cancelled(session, download.ask_all(self, &sources, session)).await?;
         download.sink.finish(descriptor, lease, &url).await
     }
 }
@@ -60,7 +60,7 @@ struct Download<'a> {
 
 impl Download<'_> {
     /// Asks one source after the other. Returns the address that all bytes came from, for messages.
-    async fn from_any(
+    async fn ask_all(
         &mut self,
         registry: &Registry,
         sources: &[Endpoint],
@@ -70,7 +70,7 @@ impl Download<'_> {
         for (number, endpoint) in sources.iter().enumerate() {
             let scope = Scope::pull(&endpoint.repository);
             self.restart().await?;
-            match self.from_one(registry.exchange(endpoint, &scope, session)).await {
+            match self.ask_one(registry.exchange(endpoint, &scope, session)).await {
                 Err(error) if number < last && error.next_source_may_help() => {}
                 result => return result,
             }
@@ -88,7 +88,7 @@ impl Download<'_> {
         Ok(())
     }
 
-    async fn from_one(&mut self, exchange: Exchange<'_>) -> Result<String, RegistryError> {
+    async fn ask_one(&mut self, exchange: Exchange<'_>) -> Result<String, RegistryError> {
         let url = exchange.endpoint.url(&format!("blobs/{}", self.descriptor.digest));
         let mut tries = Tries::new(exchange.transport.options().retry);
         loop {
@@ -121,7 +121,7 @@ impl Download<'_> {
             status if status.is_success() => {
                 return Err(Failure::last(answer.protocol_error(format!("status {status} instead of 200"))));
             }
-            _ => return Err(answer.into_failure(&what, false).await),
+            _ => return Err(answer.into_failure(&what).await),
         };
         answer.check_encoding()?;
         self.check_length(&answer, skip)?;

@@ -41,13 +41,13 @@ impl Registry {
         let asked = match answer.status() {
             StatusCode::OK => return Ok(LoginOutcome::NotRequired),
             StatusCode::UNAUTHORIZED => challenges(&answer),
-            _ => return Err(answer.into_failure("login", false).await),
+            _ => return Err(answer.into_failure("login").await),
         };
         let (authorization, identity_token) = self.proof(endpoint, &asked, credentials).await?;
         let answer = self.transport.send(&Request { authorization: Some(authorization), ..door }).await?;
         match answer.status() {
             StatusCode::OK => Ok(LoginOutcome::Accepted { identity_token }),
-            _ => Err(answer.into_failure("login", true).await),
+            _ => Err(answer.with_proof(true).into_failure("login").await),
         }
     }
 
@@ -66,7 +66,7 @@ impl Registry {
                 let scopes = scope.as_deref().unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect();
                 let demand = Demand { realm, service: service.clone(), scopes, offline: true };
                 let grant = demand.fetch(&self.transport, endpoint, Some(credentials)).await?;
-                Ok((grant.authorization, grant.refresh_token))
+                Ok((grant.proof.authorization, grant.refresh_token))
             }
             (_, Credentials::Basic { username, password }) if asked.contains(&Challenge::Basic) => {
                 Ok((basic(username, password), None))

@@ -153,7 +153,7 @@ async fn get(
     let what = format!("manifest {name} of {}", exchange.endpoint.repository);
     let answer = exchange.once(request, &what).await?;
     if answer.status() != StatusCode::OK {
-        return Err(answer.into_failure(&what, false).await);
+        return Err(answer.into_failure(&what).await);
     }
     answer.check_encoding()?;
     let (url, announced) = (shown(answer.url()), answer.header(CONTENT_TYPE).map(str::to_owned));
@@ -180,7 +180,7 @@ async fn put(exchange: &Exchange<'_>, request: &Request, digest: &Digest) -> Res
     let answer = exchange.once(request, &what).await?;
     if !matches!(answer.status(), StatusCode::CREATED | StatusCode::OK | StatusCode::ACCEPTED | StatusCode::NO_CONTENT)
     {
-        return Err(answer.into_failure(&what, true).await);
+        return Err(answer.into_failure(&what).await);
     }
     // A registry that rewrites what it is given would serve something else under the tag.
     match answer.header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok()) {

@@ -104,7 +104,7 @@ async fn exists(exchange: &Exchange<'_>, descriptor: &Descriptor) -> Result<bool
             // Should the registry have other bytes under this name, sending the right ones tells.
             StatusCode::OK => Ok(answer.content_length().is_none_or(|length| length == descriptor.size)),
             StatusCode::NOT_FOUND => Ok(false),
-            _ => Err(answer.into_failure(&what, false).await),
+            _ => Err(answer.into_failure(&what).await),
         }
     };
     exchange.repeat(ask).await
@@ -127,6 +127,6 @@ async fn mount(exchange: &Exchange<'_>, descriptor: &Descriptor, from: &str) -> 
             Some(location) => Ok(Mount::Begun(checked_target(answer.url(), location)?)),
             None => Err(Failure::last(answer.protocol_error("an upload was begun without a Location"))),
         },
-        _ => Err(answer.into_failure(&what, false).await),
+        _ => Err(answer.into_failure(&what).await),
     }
 }

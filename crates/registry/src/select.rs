@@ -18,7 +18,7 @@ pub fn select_platform<'a>(index: &'a Index, platform: &Platform) -> Result<&'a 
         }
     }
     best.map(|(_, entry)| entry)
-        .ok_or_else(|| RegistryError::NoPlatform { platform: platform.clone(), available: available(index) })
+        .ok_or_else(|| RegistryError::NoPlatform { platform: Box::new(platform.clone()), available: available(index) })
 }
 
 fn available(index: &Index) -> Vec<Platform> {

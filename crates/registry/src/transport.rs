@@ -91,7 +91,7 @@ impl Transport {
         let mut stayed = true;
         for _ in 0..=MOST_REDIRECTS {
             let answer = self.exchange(&hop).await?;
-            let Some(target) = redirect_target(&hop, &answer)? else { return Ok(answer.from_origin(stayed)) };
+            let Some(target) = redirect_target(&hop, &answer)? else { return Ok(answer.with_origin(stayed)) };
             stayed &= target.origin() == request.url.origin();
             hop = redirected(hop, target)?;
         }
@@ -178,6 +178,7 @@ impl Transport {
             .user_agent(self.options.user_agent.as_str())
             .connect_timeout(self.options.timeouts.connect)
             .pool_idle_timeout(Duration::from_secs(30))
+            .hickory_dns(true)
             .retry(reqwest::retry::never())
             .build()
             .map_err(|error| RegistryError::Options {
@@ -256,9 +257,10 @@ pub(crate) fn shown(url: &Url) -> String {
     crate::message::sanitise(url.as_str())
 }
 
-/// Host and port, for messages.
+/// Host and port, for messages; Docker Hub by the name that users know.
 pub(crate) fn authority(url: &Url) -> String {
     match (url.host_str(), url.port()) {
+        (Some("registry-1.docker.io"), None) => "docker.io".to_owned(),
         (Some(host), Some(port)) => format!("{host}:{port}"),
         (host, _) => host.unwrap_or_default().to_owned(),
     }

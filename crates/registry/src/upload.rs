@@ -72,7 +72,7 @@ impl Upload<'_> {
         let request = Request::new(Method::POST, self.exchange.endpoint.url("blobs/uploads/"));
         let answer = self.exchange.once(&request, &self.what()).await?;
         if answer.status() != StatusCode::ACCEPTED {
-            return Err(answer.into_failure(&self.what(), false).await);
+            return Err(answer.into_failure(&self.what()).await);
         }
         let least = answer.header(MIN_CHUNK).and_then(|length| length.trim().parse().ok()).unwrap_or(0);
         let location =
@@ -89,7 +89,7 @@ impl Upload<'_> {
     async fn committed(&self, answer: Answer) -> Result<(), Failure> {
         match answer.status() {
             StatusCode::CREATED | StatusCode::NO_CONTENT | StatusCode::OK | StatusCode::ACCEPTED => Ok(()),
-            _ => Err(answer.into_failure(&self.what(), false).await),
+            _ => Err(answer.into_failure(&self.what()).await),
         }
     }
 
@@ -140,7 +140,7 @@ impl Upload<'_> {
         let answer = self.send(request, &body, offset).await?;
         match answer.status() {
             StatusCode::ACCEPTED | StatusCode::NO_CONTENT | StatusCode::CREATED => Ok(answer),
-            _ => Err(answer.into_failure(&self.what(), false).await),
+            _ => Err(answer.into_failure(&self.what()).await),
         }
     }
 

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 pub(crate) use token::Demand;
 use token::Grant;
+pub(crate) use token::Proof;
 
 /// What a request needs a token for, as the token specification writes it: `repository:library/alpine:pull`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,11 +53,11 @@ pub(crate) struct Authenticator {
 type Slot = Arc<tokio::sync::Mutex<Option<Grant>>>;
 
 impl Authenticator {
-    /// What is known to be granted: the value of `Authorization`.
-    pub(crate) async fn known(&self, endpoint: &Endpoint, scope: &Scope) -> Option<Redacted> {
+    /// What is known to be granted.
+    pub(crate) async fn known(&self, endpoint: &Endpoint, scope: &Scope) -> Option<Proof> {
         let slot = self.slot(endpoint, scope);
         let grant = slot.lock().await;
-        grant.as_ref().filter(|grant| grant.is_valid(Instant::now())).map(|grant| grant.authorization.clone())
+        grant.as_ref().filter(|grant| grant.is_valid(Instant::now())).map(|grant| grant.proof.clone())
     }
 
     /// Answers a 401: fetches a token, or takes the credentials as they are. `refused` is what the registry has just refused.
@@ -67,23 +68,22 @@ impl Authenticator {
         endpoint: &Endpoint,
         scope: &Scope,
         challenges: &[Challenge],
-        refused: Option<&Redacted>,
+        refused: Option<&Proof>,
         session: &dyn Session,
-    ) -> Result<Option<Redacted>, Failure> {
+    ) -> Result<Option<Proof>, Failure> {
         let slot = self.slot(endpoint, scope);
         let mut grant = slot.lock().await;
         let now = Instant::now();
         // Another request may have fetched one while this one waited for the slot.
-        if let Some(grant) = grant.as_ref().filter(|grant| grant.is_valid(now) && Some(&grant.authorization) != refused)
-        {
-            return Ok(Some(grant.authorization.clone()));
+        if let Some(grant) = grant.as_ref().filter(|grant| grant.is_valid(now) && Some(&grant.proof) != refused) {
+            return Ok(Some(grant.proof.clone()));
         }
         *grant = None;
         let credentials = session.credentials(&endpoint.name).await;
         let credentials =
             credentials.map_err(|source| RegistryError::Credentials { registry: endpoint.name.clone(), source })?;
         *grant = token::obtain(transport, endpoint, scope, challenges, credentials.as_ref()).await?;
-        Ok(grant.as_ref().map(|grant| grant.authorization.clone()).filter(|new| Some(new) != refused))
+        Ok(grant.as_ref().map(|grant| grant.proof.clone()).filter(|new| Some(new) != refused))
     }
 
     fn slot(&self, endpoint: &Endpoint, scope: &Scope) -> Slot {
@@ -119,7 +119,7 @@ fn untrusted(
         },
         _ => RegistryError::Unauthorized {
             registry: authority(&endpoint.base),
-            what: "a token".to_owned(),
+            what: "tokens".to_owned(),
             authenticated: credentials.is_some(),
             message,
         },

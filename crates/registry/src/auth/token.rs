@@ -10,11 +10,20 @@ use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
+/// What shows a registry who asks.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Proof {
+    /// The value of `Authorization`.
+    pub authorization: Redacted,
+    /// Whether credentials stand behind it, rather than a token for everyone.
+    pub personal: bool,
+}
+
 /// What a registry takes as proof.
 #[derive(Clone, Debug)]
 pub(crate) struct Grant {
-    /// The value of `Authorization`.
-    pub authorization: Redacted,
+    /// What to show.
+    pub proof: Proof,
     /// A refresh token that came along, where one was asked for.
     pub refresh_token: Option<Redacted>,
     expires: Option<Instant>,
@@ -28,7 +37,7 @@ const DEFAULT_LIFE: u64 = 60;
 
 impl Grant {
     fn lasting(authorization: Redacted) -> Self {
-        Self { authorization, refresh_token: None, expires: None }
+        Self { proof: Proof { authorization, personal: true }, refresh_token: None, expires: None }
     }
 
     pub(crate) fn is_valid(&self, now: Instant) -> bool {
@@ -157,19 +166,20 @@ impl Demand {
         match answer.status() {
             StatusCode::OK => {
                 let body = answer.bytes(LARGEST_ERROR, "token").await?;
-                read_token(&body, &url).map_err(Failure::last)
+                let personal = credentials.is_some() && self.realm.trust == Trust::Credentials;
+                read_token(&body, &url, personal).map_err(Failure::last)
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
                 let body = answer.bytes(LARGEST_ERROR, "error").await.unwrap_or_default();
                 Err(Failure::last(untrusted(endpoint, &self.realm, ServerMessage::from_body(&body), credentials)))
             }
-            _ => Err(answer.into_failure("a token", credentials.is_some()).await),
+            _ => Err(answer.into_failure("a token").await),
         }
     }
 }
 
 /// Reads `{"token": …, "access_token": …, "expires_in": seconds, "refresh_token": …}`.
-fn read_token(body: &[u8], url: &Url) -> Result<Grant, RegistryError> {
+fn read_token(body: &[u8], url: &Url, personal: bool) -> Result<Grant, RegistryError> {
     // The parser's message could quote the token.
     let broken =
         |reason: &str| RegistryError::Protocol { url: crate::transport::shown(url), reason: reason.to_owned() };
@@ -183,7 +193,7 @@ fn read_token(body: &[u8], url: &Url) -> Result<Grant, RegistryError> {
     // Renewed a little before the end, so that it does not end on the way.
     let useful = Duration::from_secs(life) - Duration::from_secs(life / 10);
     Ok(Grant {
-        authorization: Redacted::new(format!("Bearer {token}")),
+        proof: Proof { authorization: Redacted::new(format!("Bearer {token}")), personal },
         refresh_token: text("refresh_token").map(Redacted::new),
         expires: Some(Instant::now() + useful),
     })
@@ -194,13 +204,13 @@ mod tests {
     use super::*;
 
     fn read(body: &str) -> Result<Grant, RegistryError> {
-        read_token(body.as_bytes(), &"https://auth.test/token?sig=geheim".parse().unwrap())
+        read_token(body.as_bytes(), &"https://auth.test/token?sig=geheim".parse().unwrap(), true)
     }
 
     #[test]
     fn tokens_are_read_in_either_spelling() {
-        assert_eq!(read(r#"{"token":"a"}"#).unwrap().authorization.reveal(), "Bearer a");
-        assert_eq!(read(r#"{"token":"","access_token":"b"}"#).unwrap().authorization.reveal(), "Bearer b");
+        assert_eq!(read(r#"{"token":"a"}"#).unwrap().proof.authorization.reveal(), "Bearer a");
+        assert_eq!(read(r#"{"token":"","access_token":"b"}"#).unwrap().proof.authorization.reveal(), "Bearer b");
         let grant = read(r#"{"token":"a","expires_in":100}"#).unwrap();
         assert!(grant.is_valid(Instant::now() + Duration::from_secs(85)));
         assert!(!grant.is_valid(Instant::now() + Duration::from_secs(95)));

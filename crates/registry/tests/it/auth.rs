@@ -85,7 +85,9 @@ async fn strangers_pull_with_an_anonymous_token() {
     bench.client.resolve(&name, &bench.session).await.unwrap();
     let file = tempfile::tempfile().unwrap();
     let error = bench.client.push_blob(&name, &layer(b""), file, &[], &bench.session, &|_| {}).await.unwrap_err();
-    assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
+    // A token that everyone gets is not one's own: the way on is to log in.
+    assert!(matches!(error, RegistryError::Unauthorized { authenticated: false, .. }), "{error}");
+    assert_eq!(error.hint().unwrap(), format!("log in with `forge login {}`", registry.authority()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -44,7 +44,7 @@ async fn a75_credentials_do_not_come_back_after_a_detour() {
     registry.script(Script::on("GET", "/manifests/").skip(1).redirect(&format!("{}/x", other.origin())));
     other.script(Script::on("GET", "/x").redirect(&back));
     let error = bench.client.resolve(&reference(&registry, "a"), &bench.session).await.unwrap_err();
-    assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
+    assert!(matches!(error, RegistryError::Status { status: 401, .. }), "{error}");
     let stolen = registry.received().into_iter().find(|r| r.path == "/v2/a/stolen").unwrap();
     assert_eq!(stolen.header("authorization"), None);
 }
