@@ -5,31 +5,16 @@
 
 use std::borrow::Cow;
 
-/// What may stay of a text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// Characters only.
-    Text,
-    /// Characters and colours (SGR sequences), for step output on a terminal.
-    Colour,
-}
-
 /// One line of foreign text: controls are shown as `\x1b`, reordering marks as `\u{202e}`; tabs stay.
 pub fn line(text: &str) -> Cow<'_, str> {
-    clean(text, Keep::Text)
+    clean(text, Colours::Show)
 }
 
-/// One line of step output from raw bytes. What is not UTF-8 becomes U+FFFD. Of a line that was drawn over
-/// itself with carriage returns, only the last state is shown, as a terminal would.
-pub fn log_line(bytes: &[u8], keep: Keep) -> String {
-    let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
+/// One line of step output from raw bytes. What is not UTF-8 becomes U+FFFD, colours are dropped. Of a line that
+/// was drawn over itself with carriage returns, only the last state is shown, as a terminal would.
+pub fn log_line(bytes: &[u8]) -> String {
     let last = bytes.rsplit(|byte| *byte == b'\r').find(|part| !part.is_empty()).unwrap_or_default();
-    let text = String::from_utf8_lossy(last);
-    let cleaned = clean(&text, keep);
-    match keep {
-        Keep::Colour if cleaned.contains('\x1b') => format!("{cleaned}\x1b[0m"),
-        _ => cleaned.into_owned(),
-    }
+    clean(&String::from_utf8_lossy(last), Colours::Drop).into_owned()
 }
 
 /// Foreign text of several lines; line ends stay.
@@ -40,22 +25,25 @@ pub fn block(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.split('\n').map(line).collect::<Vec<_>>().join("\n"))
 }
 
-fn clean(text: &str, keep: Keep) -> Cow<'_, str> {
+/// What becomes of colours (SGR sequences): harmless, but not text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Colours {
+    Show,
+    Drop,
+}
+
+fn clean(text: &str, colours: Colours) -> Cow<'_, str> {
     if !text.contains(is_hostile) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 16);
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
-        if keep == Keep::Colour
-            && let Some(length) = colour_sequence(rest)
-        {
-            out.push_str(&rest[..length]);
-            rest = &rest[length..];
-            continue;
+        let colour = colour_sequence(rest).filter(|_| colours == Colours::Drop);
+        if colour.is_none() {
+            push_visible(&mut out, c);
         }
-        push_visible(&mut out, c);
-        rest = &rest[c.len_utf8()..];
+        rest = &rest[colour.unwrap_or(c.len_utf8())..];
     }
     Cow::Owned(out)
 }
@@ -94,9 +82,8 @@ mod tests {
         assert_eq!(line("\u{9b}31m"), "\\x9b31m");
         assert_eq!(line("a\u{202e}b\u{2066}c"), "a\\u{202e}b\\u{2066}c");
         assert_eq!(line("tab\tand é"), "tab\tand é");
-        assert_eq!(log_line(b"\x1b[31mred\x1b[2J", Keep::Colour), "\x1b[31mred\\x1b[2J\x1b[0m");
-        assert_eq!(log_line(b"\x1b[31mred", Keep::Text), "\\x1b[31mred");
-        assert_eq!(log_line(b"\xff\x80ok", Keep::Text), "\u{fffd}\u{fffd}ok");
+        assert_eq!(log_line(b"\x1b[1;31mred\x1b[2J\x1b[0m"), "red\\x1b[2J");
+        assert_eq!(log_line(b"\xff\x80ok"), "\u{fffd}\u{fffd}ok");
     }
 
     #[test]
@@ -108,9 +95,9 @@ mod tests {
 
     #[test]
     fn carriage_returns_leave_the_last_state() {
-        assert_eq!(log_line(b"10%\r20%\r30%", Keep::Text), "30%");
-        assert_eq!(log_line(b"30%\r", Keep::Text), "30%");
-        assert_eq!(log_line(b"line\r", Keep::Text), "line");
-        assert_eq!(log_line(b"\r\r", Keep::Text), "");
+        assert_eq!(log_line(b"10%\r20%\r30%"), "30%");
+        assert_eq!(log_line(b"30%\r"), "30%");
+        assert_eq!(log_line(b"line\r"), "line");
+        assert_eq!(log_line(b"\r\r"), "");
     }
 }

@@ -74,27 +74,16 @@ pub fn load(start: &Start, args: &LoadArgs) -> Result<u8, Failure> {
         None => Box::new(std::io::stdin()),
     };
     let loaded = block_on(async { Ok(start.engine()?.load(input, args.replace).await?) })?;
-    let mut code = 0;
     for image in &loaded {
-        match report(image) {
-            Ok(line) => output::print(&line)?,
-            Err(line) => {
-                output::note(&line);
-                code = 1;
-            }
-        }
+        output::print(&report(image))?;
     }
-    Ok(code)
+    Ok(0)
 }
 
-/// docker's line for what was loaded, or why a name was not taken.
-fn report(loaded: &Loaded) -> Result<String, String> {
+/// docker's line for what was loaded.
+fn report(loaded: &Loaded) -> String {
     match loaded {
-        Loaded::Named(name) => Ok(format!("Loaded image: {}\n", name.familiar())),
-        Loaded::Unnamed(id) => Ok(format!("Loaded image ID: {id}\n")),
-        Loaded::NameTaken(name, id) => Err(format!(
-            "forge: {} already stands for another image and was left alone; the loaded one is {id}\nhint: use --replace to give it the name",
-            name.familiar()
-        )),
+        Loaded::Named(name) => format!("Loaded image: {}\n", name.familiar()),
+        Loaded::Unnamed(id) => format!("Loaded image ID: {id}\n"),
     }
 }

@@ -20,7 +20,6 @@ pub fn images(start: &Start, args: &ImagesArgs) -> Result<(), Failure> {
         let any_tag = !name.rsplit('/').next().is_some_and(|last| last.contains([':', '@']));
         rows.retain(|row| row.name.as_ref().is_some_and(|name| matches(name, &wanted, any_tag)));
     }
-    rows.sort_by(|a, b| b.created.cmp(&a.created));
     output::print(&render_images(&rows, args, &format, SystemTime::now())?)?;
     Ok(())
 }

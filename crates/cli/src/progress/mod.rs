@@ -15,12 +15,11 @@ mod tty;
 pub use display::Display;
 pub use tty::Style;
 
-use crate::sanitise::{self, Keep};
+use crate::sanitise;
 use anyhow::bail;
 use forge_session::{StatusUpdate, WarningNotice};
 use std::fmt::Write as _;
 use std::time::SystemTime;
-use trace::Trace;
 
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,19 +86,6 @@ fn amount(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{bytes}B") } else { format!("{value:.2}{}", UNITS[unit]) }
-}
-
-/// The last lines of every step that failed.
-fn step_report(trace: &Trace, keep: Keep) -> String {
-    let mut text = String::new();
-    for vertex in trace.failures().filter(|vertex| !vertex.last_lines.is_empty()) {
-        let _ = writeln!(text, "------\n > {}:", sanitise::line(&vertex.update.name));
-        for line in &vertex.last_lines {
-            let _ = writeln!(text, "{:.3} {}", line.after.as_secs_f64(), sanitise::log_line(&line.bytes, keep));
-        }
-        text.push_str("------\n");
-    }
-    text
 }
 
 /// The remarks of the build checks, as docker prints them below a build.

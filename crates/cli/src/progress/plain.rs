@@ -1,6 +1,6 @@
+use super::status_text;
 use super::trace::{Change, LogLine, State, Trace, VertexTrace};
-use super::{status_text, step_report};
-use crate::sanitise::{self, Keep};
+use crate::sanitise;
 use forge_session::Event;
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -62,7 +62,7 @@ impl Plain {
         }
     }
 
-    /// Gives what still waits, then the last lines of the steps that failed.
+    /// Gives what still waits. What a failed step said last comes with the error, not from here.
     pub fn finish(&mut self) -> String {
         let mut places: Vec<usize> = self.blocks.keys().copied().collect();
         places.sort_unstable();
@@ -72,7 +72,7 @@ impl Plain {
                 text += &self.write(place);
             }
         }
-        text + &step_report(&self.trace, Keep::Text)
+        text
     }
 
     fn state(&mut self, place: usize, now: SystemTime) -> String {
@@ -171,7 +171,7 @@ impl Plain {
 }
 
 fn log_text(line: &LogLine) -> String {
-    format!("{:.3} {}", line.after.as_secs_f64(), sanitise::log_line(&line.bytes, Keep::Text))
+    format!("{:.3} {}", line.after.as_secs_f64(), sanitise::log_line(&line.bytes))
 }
 
 fn end_text(vertex: &VertexTrace, now: SystemTime) -> String {
@@ -220,13 +220,13 @@ mod tests {
 
         #3 [2/2] RUN echo hi
         #3 0.123 hi
-        #3 0.123 there
+        #3 0.130 there
         #3 DONE 0.2s
         ");
     }
 
     #[test]
-    fn a_failure_repeats_the_last_lines() {
+    fn a_failure_ends_its_block() {
         let script = Script::default()
             .start(0, "a", "[2/2] RUN make")
             .log(100, "a", "compiling\n")
@@ -235,13 +235,8 @@ mod tests {
         insta::assert_snapshot!(render(script), @r#"
         #1 [2/2] RUN make
         #1 0.100 compiling
-        #1 0.100 broken
+        #1 0.200 broken
         #1 ERROR: process "/bin/sh -c make" did not complete successfully: exit code: 2
-        ------
-         > [2/2] RUN make:
-        0.100 compiling
-        0.100 broken
-        ------
         "#);
     }
 

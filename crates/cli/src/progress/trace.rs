@@ -1,11 +1,8 @@
 use super::lines::LineSplitter;
 use forge_image::Digest;
 use forge_session::{Event, LogStream, StatusUpdate, VertexUpdate, WarningNotice};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
-
-/// How many lines of a failed step are shown again at the end.
-const LAST_LINES: usize = 20;
 
 /// What is known of a build from its events so far: the state behind every rendering.
 #[derive(Default)]
@@ -19,7 +16,7 @@ pub struct VertexTrace {
     pub update: VertexUpdate,
     pub statuses: Vec<StatusUpdate>,
     pub warnings: Vec<WarningNotice>,
-    pub last_lines: VecDeque<LogLine>,
+    last_output: Duration,
     splitters: [LineSplitter; 2],
 }
 
@@ -95,9 +92,9 @@ impl Trace {
         self.vertices[place].drain()
     }
 
-    /// The steps that failed of themselves.
-    pub fn failures(&self) -> impl Iterator<Item = &VertexTrace> {
-        self.vertices.iter().filter(|vertex| vertex.state() == State::Failed)
+    /// Whether a step failed of itself.
+    pub fn has_failure(&self) -> bool {
+        self.vertices.iter().any(|vertex| vertex.state() == State::Failed)
     }
 }
 
@@ -118,7 +115,7 @@ impl VertexTrace {
             update,
             statuses: Vec::new(),
             warnings: Vec::new(),
-            last_lines: VecDeque::new(),
+            last_output: Duration::ZERO,
             splitters: Default::default(),
         }
     }
@@ -161,22 +158,15 @@ impl VertexTrace {
 
     fn log(&mut self, stream: LogStream, data: &[u8], timestamp: SystemTime) -> Vec<LogLine> {
         let after = self.update.started.and_then(|started| timestamp.duration_since(started).ok()).unwrap_or_default();
+        self.last_output = after;
         let lines = self.splitters[stream as usize - 1].push(data);
-        self.keep(lines.into_iter().map(|bytes| LogLine { after, bytes }).collect())
+        lines.into_iter().map(|bytes| LogLine { after, bytes }).collect()
     }
 
     fn drain(&mut self) -> Vec<LogLine> {
-        let after = self.last_lines.back().map(|line| line.after).unwrap_or_default();
+        let after = self.last_output;
         let rest = self.splitters.iter_mut().filter_map(LineSplitter::finish);
-        let rest = rest.map(|bytes| LogLine { after, bytes }).collect();
-        self.keep(rest)
-    }
-
-    fn keep(&mut self, lines: Vec<LogLine>) -> Vec<LogLine> {
-        self.last_lines.extend(lines.iter().cloned());
-        let surplus = self.last_lines.len().saturating_sub(LAST_LINES);
-        self.last_lines.drain(..surplus);
-        lines
+        rest.map(|bytes| LogLine { after, bytes }).collect()
     }
 }
 

@@ -1,6 +1,6 @@
+use super::status_text;
 use super::trace::{Change, State, Trace, VertexTrace};
-use super::{status_text, step_report};
-use crate::sanitise::{self, Keep};
+use crate::sanitise;
 use forge_session::Event;
 use std::collections::{HashMap, VecDeque};
 use std::time::SystemTime;
@@ -48,7 +48,7 @@ impl Tty {
         match self.trace.apply(event) {
             Change::Lines(place, lines) => {
                 let tail = self.tails.entry(place).or_default();
-                tail.extend(lines.iter().map(|line| sanitise::log_line(&line.bytes, Keep::Text)));
+                tail.extend(lines.iter().map(|line| sanitise::log_line(&line.bytes)));
                 let surplus = tail.len().saturating_sub(self.style.log_lines);
                 tail.drain(..surplus);
             }
@@ -88,10 +88,9 @@ impl Tty {
     /// The last lines, after the build ended.
     pub fn finish(&mut self, now: SystemTime, size: Size) -> String {
         let mut lines = self.settled(now, size);
-        let word = if self.trace.failures().next().is_some() { " ERROR" } else { " FINISHED" };
+        let word = if self.trace.has_failure() { " ERROR" } else { " FINISHED" };
         lines.push(self.title(now, word));
-        let keep = if self.style.colour { Keep::Colour } else { Keep::Text };
-        lines.join("\n") + "\n" + &step_report(&self.trace, keep)
+        lines.join("\n") + "\n"
     }
 
     fn title(&self, now: SystemTime, word: &str) -> String {
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_repeats_what_a_failed_step_said() {
+    fn the_end_says_how_it_went() {
         let script =
             Script::default().start(0, "a", "RUN false").log(20, "a", "oh no\n").fail(1000, "a", "exit code: 1");
         let mut tty = Tty::new(Style { colour: false, log_lines: 6 }, at(0));
@@ -194,10 +193,6 @@ mod tests {
         insta::assert_snapshot!(tty.finish(at(1000), SIZE), @r"
          => ERROR RUN false                 1.0s
         [+] Building 1.0s (1/1) ERROR
-        ------
-         > RUN false:
-        0.020 oh no
-        ------
         ");
     }
 

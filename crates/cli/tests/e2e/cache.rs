@@ -1,0 +1,126 @@
+//! What runs again, and what does not.
+
+use crate::fixture::{Forge, Step, run, state};
+
+/// A step that leaves something new whenever it really runs.
+const NEW: &str = "cat /proc/sys/kernel/random/uuid";
+
+#[test]
+fn privileged_a_changed_file_reruns_only_its_copy_and_what_follows() {
+    let Some(forge) = Forge::privileged("a_changed_file_reruns_only_its_copy_and_what_follows") else { return };
+    let dockerfile =
+        format!("FROM busybox\nRUN {NEW} > /first\nCOPY a /a\nRUN {NEW} > /second\nCOPY b /b\nRUN {NEW} > /third\n");
+    let context = forge.context("context", &[("Dockerfile", &dockerfile), ("a", "1"), ("b", "1"), ("unread", "1")]);
+    let ids = || {
+        let steps = forge.build(&["-t", "x", &context]);
+        let shown = forge.shell("x", "cat /first /second /third");
+        (steps, shown.lines().map(str::to_owned).collect::<Vec<_>>())
+    };
+    let (_, before) = ids();
+    forge.context("context", &[("unread", "2")]);
+    assert_eq!(ids().1, before);
+    forge.context("context", &[("b", "2")]);
+    let (steps, after) = ids();
+    assert_eq!((state(&steps, "COPY a"), state(&steps, "COPY b")), (Step::Cached, Step::Ran));
+    assert_eq!(after[..2], before[..2]);
+    assert_ne!(after[2], before[2]);
+    forge.context("context", &[("b", "1")]);
+    assert_eq!(ids().1, before, "going back finds the old results");
+}
+
+#[test]
+fn privileged_a_changed_argument_reruns_from_its_first_use() {
+    let Some(forge) = Forge::privileged("a_changed_argument_reruns_from_its_first_use") else { return };
+    let dockerfile = format!("FROM busybox\nARG A=1\nRUN {NEW} > /first\nENV B=$A\nRUN {NEW} > /second\n");
+    // The argument is in the environment of the first RUN too, as docker has it: only what stands above ARG stays.
+    let early = format!("FROM busybox\nRUN {NEW} > /zero\n{}", dockerfile.trim_start_matches("FROM busybox\n"));
+    let context = forge.context("context", &[("Dockerfile", &early)]);
+    let ids = |value: &str| {
+        forge.build(&["-t", "x", "--build-arg", &format!("A={value}"), &context]);
+        forge.shell("x", "cat /zero /first /second").lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (before, after) = (ids("1"), ids("2"));
+    assert_eq!(after[0], before[0]);
+    assert!(after[1] != before[1] && after[2] != before[2]);
+    assert_eq!(ids("1"), before);
+}
+
+#[test]
+fn privileged_no_cache_runs_everything_again() {
+    let Some(forge) = Forge::privileged("no_cache_runs_everything_again") else { return };
+    let context = forge.context("context", &[("Dockerfile", &format!("FROM busybox\nRUN {NEW} > /id\n"))]);
+    let id = |flags: &[&str]| {
+        forge.build(&[flags, &["-t", "x", &context]].concat());
+        forge.shell("x", "cat /id")
+    };
+    let first = id(&[]);
+    assert_eq!(id(&[]), first);
+    let second = id(&["--no-cache"]);
+    assert_ne!(second, first);
+    assert_eq!(id(&[]), second, "what ran last is what later builds find");
+}
+
+#[test]
+fn privileged_a_failed_step_is_never_cached() {
+    let Some(forge) = Forge::privileged("a_failed_step_is_never_cached") else { return };
+    let context =
+        forge.context("context", &[("Dockerfile", "FROM busybox\nCOPY ok /ok\nRUN grep -q yes /ok\n"), ("ok", "no")]);
+    forge.fails(1, &["build", &context]);
+    forge.fails(1, &["build", &context]);
+    forge.context("context", &[("ok", "yes")]);
+    forge.build(&[&context]);
+}
+
+#[test]
+fn privileged_two_processes_run_a_step_once() {
+    let Some(forge) = Forge::privileged("two_processes_run_a_step_once") else { return };
+    let context = forge.context("context", &[("Dockerfile", &format!("FROM busybox\nRUN sleep 1; {NEW} > /id\n"))]);
+    std::thread::scope(|scope| {
+        for name in ["one", "two", "three"] {
+            let (forge, context) = (&forge, &context);
+            scope.spawn(move || {
+                let built = run(&mut forge.command(&["build", "--progress", "plain", "-t", name, context]), b"");
+                assert_eq!(built.code, 0, "{}", built.stderr);
+            });
+        }
+    });
+    let ids: Vec<String> = ["one", "two", "three"].iter().map(|name| forge.shell(name, "cat /id")).collect();
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+}
+
+#[test]
+fn privileged_independent_stages_run_at_the_same_time() {
+    let Some(forge) = Forge::privileged("independent_stages_run_at_the_same_time") else { return };
+    // Each stage waits for the other through a folder of the host's /tmp that both see by its clock only: each
+    // records when it started and ended, and the spans must overlap.
+    let stage = |name: &str| {
+        format!(
+            "FROM busybox AS {name}\nRUN cut -d' ' -f1 /proc/uptime > /{name}; sleep 1; cut -d' ' -f1 /proc/uptime >> /{name}\n"
+        )
+    };
+    let dockerfile = format!("{}{}FROM busybox\nCOPY --from=a /a /a\nCOPY --from=b /b /b\n", stage("a"), stage("b"));
+    let context = forge.context("context", &[("Dockerfile", &dockerfile)]);
+    forge.build(&["-t", "x", &context]);
+    let times: Vec<f64> = forge.shell("x", "cat /a /b").lines().map(|line| line.parse().unwrap()).collect();
+    assert!(times[0] < times[3] && times[2] < times[1], "{times:?}");
+}
+
+#[test]
+fn privileged_prune_frees_and_builds_still_work() {
+    let Some(forge) = Forge::privileged("prune_frees_and_builds_still_work") else { return };
+    let context = forge.context(
+        "context",
+        &[("Dockerfile", "FROM busybox\nRUN dd if=/dev/zero of=/big bs=1M count=8\nRUN rm /big\n")],
+    );
+    forge.build(&["-t", "x", &context]);
+    assert!(forge.ok(&["du"]).stdout.contains("Total:"));
+    forge.ok(&["rmi", "x"]);
+    let rehearsed = forge.ok(&["prune", "-a", "--dry-run"]).stdout;
+    assert!(rehearsed.contains("Would reclaim: "), "{rehearsed}");
+    let pruned = forge.ok(&["prune", "-a", "-f"]).stdout;
+    assert!(pruned.contains("Total reclaimed space: 8."), "{pruned}");
+    assert!(forge.fails(1, &["prune"]).stderr.contains("--force"));
+    let steps = forge.build(&["-t", "x", &context]);
+    assert_eq!(state(&steps, "RUN dd"), Step::Ran);
+    assert_eq!(forge.shell("busybox", "echo still there"), "still there\n");
+}

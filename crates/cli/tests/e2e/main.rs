@@ -1,0 +1,15 @@
+//! The real binary, real namespaces, a real registry. Few tests: most cases belong a layer lower.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "a skipped test says so")]
+
+mod arguments;
+mod build;
+#[path = "../../../../xtask/src/busybox.rs"]
+mod busybox;
+mod cache;
+mod fixture;
+mod hostile;
+mod interrupt;
+mod outputs;
+mod registry;
+mod run;

@@ -1,0 +1,112 @@
+//! Foreground containers.
+
+use crate::fixture::{Forge, find, have, run};
+use std::process::Command;
+
+#[test]
+fn privileged_exit_codes_are_dockers() {
+    let Some(forge) = Forge::privileged("exit_codes_are_dockers") else { return };
+    let code = |words: &[&str]| forge.forge(&[&["run", "--rm", "busybox"], words].concat()).code;
+    assert_eq!(code(&["true"]), 0);
+    assert_eq!(code(&["sh", "-c", "exit 42"]), 42);
+    assert_eq!(code(&["sh", "-c", "kill -9 $$"]), 137);
+    assert_eq!(code(&["/etc/passwd"]), 126);
+    assert_eq!(code(&["nosuch"]), 127);
+    assert_eq!(forge.forge(&["run", "--rm", "--pull", "never", "nosuch", "true"]).code, 125);
+    assert_eq!(forge.forge(&["run", "--rm", "--offline", "127.0.0.1:9/nosuch", "true"]).code, 125);
+}
+
+#[test]
+fn privileged_streams_are_passed_on() {
+    let Some(forge) = Forge::privileged("streams_are_passed_on") else { return };
+    let ran =
+        forge.with_input(&["run", "--rm", "-i", "busybox", "sh", "-c", "tr a-z A-Z; echo oops >&2"], b"some input\n");
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (0, "SOME INPUT\n", "oops\n"));
+    let ran = forge.with_input(&["run", "--rm", "busybox", "cat"], b"not handed on\n");
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, ""));
+    let kept = forge.ok(&["run", "busybox", "true"]);
+    assert_eq!(kept.stderr, "forge: containers are not kept yet: this one is removed when it ends, as with --rm\n");
+}
+
+#[test]
+fn privileged_environment_folders_and_names() {
+    let Some(forge) = Forge::privileged("environment_folders_and_names") else { return };
+    std::fs::write(forge.path("vars"), "# a note\nB=from file\nFROM_HOST\n").unwrap();
+    let mut command = forge.command(&[
+        "run",
+        "--rm",
+        "--env-file",
+        "vars",
+        "-e",
+        "A=1",
+        "-e",
+        "UNSET",
+        "-h",
+        "box",
+        "-w",
+        "/new/folder",
+        "busybox",
+        "sh",
+        "-c",
+        "echo $A,$B,$FROM_HOST,${UNSET-unset}; hostname; pwd",
+    ]);
+    let ran = run(command.env("FROM_HOST", "yes"), b"");
+    assert_eq!(ran.stdout, "1,from file,yes,unset\nbox\n/new/folder\n", "{}", ran.stderr);
+    assert_eq!(forge.ok(&["run", "--rm", "--entrypoint", "echo", "busybox", "a", "b"]).stdout, "a b\n");
+    assert_ne!(forge.forge(&["run", "--rm", "--read-only", "busybox", "touch", "/x"]).code, 0);
+}
+
+#[test]
+fn privileged_binds_show_the_hosts_files() {
+    let Some(forge) = Forge::privileged("binds_show_the_hosts_files") else { return };
+    let folder = forge.context("shared", &[("file", "host")]);
+    let writable = format!("{folder}:/data");
+    assert_eq!(
+        forge
+            .ok(&["run", "--rm", "-v", &writable, "busybox", "sh", "-c", "cat /data/file; echo new > /data/made"])
+            .stdout,
+        "host"
+    );
+    assert_eq!(std::fs::read_to_string(format!("{folder}/made")).unwrap(), "new\n");
+    let readonly = format!("{folder}:/data:ro");
+    assert_ne!(forge.forge(&["run", "--rm", "-v", &readonly, "busybox", "touch", "/data/x"]).code, 0);
+    forge.ok(&["run", "--rm", "-v", "./made/here:/data", "busybox", "touch", "/data/x"]);
+    assert!(forge.path("made/here/x").exists());
+}
+
+#[test]
+fn privileged_networks() {
+    let Some(forge) = Forge::privileged("networks") else { return };
+    let ran = forge.ok(&["run", "--rm", "--network", "none", "busybox", "ls", "/sys/class/net"]);
+    assert_eq!(ran.stdout, "lo\n");
+    let host = std::fs::read_dir("/sys/class/net").unwrap().count();
+    let ran = forge.ok(&["run", "--rm", "--network", "host", "busybox", "ls", "/sys/class/net"]);
+    assert_eq!(ran.stdout.lines().count(), host);
+}
+
+#[test]
+fn privileged_a_terminal_is_one() {
+    let Some(forge) = Forge::privileged("a_terminal_is_one") else { return };
+    if !have("a_terminal_is_one", &["script"]) {
+        return;
+    }
+    let refused = forge.fails(125, &["run", "--rm", "-it", "busybox", "true"]);
+    assert_eq!(refused.stderr, "forge: the input device is not a TTY\n");
+    // `script` gives forge a terminal of 97 columns, which the container must see.
+    let line = format!(
+        "stty cols 97 rows 31; {} run --rm -it busybox sh -c 'tty; stty size; read x; echo \"<$x>\"; exit 5'",
+        env!("CARGO_BIN_EXE_forge")
+    );
+    let mut script = Command::new(find("script").unwrap());
+    script
+        .args(["-qec", &line, "/dev/null"])
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("SHELL", "/bin/sh");
+    script.env("HOME", forge.path("")).env("FORGE_ROOT", forge.store()).env("FORGE_CONFIG", forge.path("forge.toml"));
+    let ran = run(&mut script, b"typed\n");
+    assert_eq!(ran.code, 5, "{}{}", ran.stdout, ran.stderr);
+    for part in ["/dev/pts/0", "31 97", "<typed>"] {
+        assert!(ran.stdout.contains(part), "{part} is missing in {:?}", ran.stdout);
+    }
+}
