@@ -58,7 +58,7 @@ impl LocalWorker {
             let trees = inputs.iter().map(|input| source_tree(&store, input, &session));
             let trees = trees.collect::<Result<Vec<_>, _>>()?;
             let active = store.layers().prepare(&parents)?;
-            file::execute(&op, &active, &trees, SystemTime::now())?;
+            file::execute(&op, &store, &active, &trees, SystemTime::now())?;
             commit(&store, &lease, active, parents)
         };
         tokio::task::spawn_blocking(work).await?

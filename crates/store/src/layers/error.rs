@@ -53,6 +53,12 @@ pub enum LayerError {
         /// The file.
         path: String,
     },
+    /// The stream that an archive comes from failed, or its compression is damaged.
+    #[error("cannot read the archive")]
+    Unreadable {
+        /// The cause.
+        source: io::Error,
+    },
     /// A path that no tar reader could put back.
     #[error("path {path:?}… is longer than {limit} bytes")]
     PathTooLong {
@@ -158,6 +164,7 @@ impl LayerError {
             MalformedTar { .. } | Truncated { .. } | RefusedEntry { .. } | LimitExceeded { .. } => ErrorKind::Remote,
             Compress { .. } => ErrorKind::Internal,
             Decompress { .. } | DiffIdMismatch { .. } => ErrorKind::Remote,
+            Unreadable { .. } => ErrorKind::UserInput,
             UnsupportedEntry { .. } | UnsupportedCompression { .. } | UnsupportedDigest { .. } => {
                 ErrorKind::Unsupported
             }

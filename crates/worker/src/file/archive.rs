@@ -1,10 +1,9 @@
 //! ADD of local archives: what is a tar, compressed or not, is unpacked.
 
 use super::FileError;
-use super::editor::Editor;
+use forge_store::{Extracted, Store};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek};
-use std::path::Path;
+use std::io::{BufRead, BufReader, Read};
 
 /// The compressions that ADD sees through, told by their first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,18 +39,11 @@ fn decompress(file: File) -> std::io::Result<Box<dyn Read + Send>> {
     })
 }
 
-/// Whether a file is a tar archive, by the checksum of its first header, as docker decides.
-pub(crate) fn is_archive(mut file: File) -> Result<bool, FileError> {
+/// Whether a file is a tar archive, by the checksum of its first header, as docker decides. What cannot be
+/// decompressed is none.
+pub(crate) fn is_archive(file: File) -> bool {
     let mut block = [0; TAR_BLOCK];
-    let is_tar = decompress(file.try_clone().map_err(read_error)?)
-        .and_then(|mut reader| reader.read_exact(&mut block))
-        .is_ok_and(|()| is_header(&block));
-    file.rewind().map_err(read_error)?;
-    Ok(is_tar)
-}
-
-fn read_error(source: std::io::Error) -> FileError {
-    FileError::Archive { path: "an archive".to_owned(), source: Box::new(source) }
+    decompress(file).and_then(|mut reader| reader.read_exact(&mut block)).is_ok_and(|()| is_header(&block))
 }
 
 fn is_header(block: &[u8; TAR_BLOCK]) -> bool {
@@ -64,12 +56,59 @@ fn is_header(block: &[u8; TAR_BLOCK]) -> bool {
     block[0] != 0 && header.cksum().is_ok_and(|stored| stored == sum)
 }
 
-/// Unpacks an archive into a folder of the layer.
-pub(crate) fn unpack(
-    _editor: &mut Editor<'_>,
-    _file: File,
-    _destination: &Path,
-    _owner: Option<(u32, u32)>,
-) -> Result<(), FileError> {
-    Err(FileError::NotBuilt { what: "ADD of an archive" })
+/// Unpacks an archive into a private folder of the store.
+pub(crate) fn extract(file: File, store: &Store, name: &str) -> Result<Extracted, FileError> {
+    let failed =
+        |source: Box<dyn std::error::Error + Send + Sync>| FileError::Archive { path: name.to_owned(), source };
+    let mut tar = decompress(file).map_err(|error| failed(error.into()))?;
+    store.layers().extract(&mut tar).map_err(|error| failed(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Seek, Write};
+
+    fn tar() -> Vec<u8> {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("a").expect("a short path");
+        header.set_size(1);
+        header.set_mode(0o644);
+        header.set_cksum();
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.extend([b'x'; 1]);
+        bytes.resize(4 * TAR_BLOCK, 0);
+        bytes
+    }
+
+    fn recognised(bytes: &[u8]) -> bool {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file.rewind().unwrap();
+        is_archive(file)
+    }
+
+    #[test]
+    fn archives_are_told_by_their_content() {
+        assert!(recognised(&tar()));
+        assert!(recognised(&zstd::encode_all(&tar()[..], 1).unwrap()));
+        let mut xz = liblzma::read::XzEncoder::new(std::io::Cursor::new(tar()), 1);
+        let mut packed = Vec::new();
+        xz.read_to_end(&mut packed).unwrap();
+        assert!(recognised(&packed));
+        let mut bz = bzip2::read::BzEncoder::new(std::io::Cursor::new(tar()), bzip2::Compression::fast());
+        packed.clear();
+        bz.read_to_end(&mut packed).unwrap();
+        assert!(recognised(&packed));
+    }
+
+    #[test]
+    fn other_files_are_none() {
+        let mut damaged = tar();
+        damaged[0] = b'b';
+        let zip = zstd::encode_all(&b"no tar inside"[..], 1).unwrap();
+        for bytes in [&b""[..], b"hello", &[0; 1024], &damaged, &zip, &[0x1f, 0x8b, 0, 0]] {
+            assert!(!recognised(bytes));
+        }
+    }
 }

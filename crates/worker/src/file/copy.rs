@@ -3,10 +3,11 @@
 use super::FileError;
 use super::editor::{EditError, Editor, EntryMetadata, Folder, OnExisting};
 use super::mode::apply_symbolic;
-use crate::selection::{SelectedRoot, Selection};
-use crate::source_tree::{SourceEntry, SourceKind, SourceTree};
+use crate::selection::{SelectedRoot, Selection, select};
+use crate::source_tree::{SourceEntry, SourceError, SourceKind, SourceTree};
 use forge_llb::{CopyAction, ModeChange};
-use forge_store::TreeKind;
+use forge_session::PatternMatcher;
+use forge_store::{Store, TreeKind};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -17,6 +18,7 @@ pub(crate) struct Copier<'a, 'e> {
     pub action: &'a CopyAction,
     pub tree: &'a SourceTree,
     pub editor: &'a mut Editor<'e>,
+    pub store: &'a Store,
     /// What `--chown` came to.
     pub owner: Option<(u32, u32)>,
     /// The time of folders that are made on the way.
@@ -30,7 +32,7 @@ impl Copier<'_, '_> {
     pub(crate) fn copy(mut self, selection: &Selection) -> Result<(), FileError> {
         for root in &selection.roots {
             match root.entry.kind {
-                SourceKind::Directory => self.copy_folder(root)?,
+                SourceKind::Directory => self.copy_folder(root, &self.metadata(&root.entry)?)?,
                 _ if self.unpacks(root)? => self.unpack(root)?,
                 _ => self.copy_single(root, selection.roots.len() > 1)?,
             }
@@ -38,9 +40,10 @@ impl Copier<'_, '_> {
         Ok(())
     }
 
-    fn copy_folder(&mut self, root: &SelectedRoot) -> Result<(), FileError> {
+    /// Copies what is in a folder. The destination takes `made` only where it is made now.
+    fn copy_folder(&mut self, root: &SelectedRoot, made: &EntryMetadata) -> Result<(), FileError> {
         let destination = self.editor.tree().resolve(Path::new(&self.action.destination))?;
-        let top = self.destination_folder(&destination, &self.metadata(&root.entry)?)?;
+        let top = self.destination_folder(&destination, made)?;
         let mut open: Vec<Folder> = vec![top];
         for selected in &root.below {
             let depth = selected.relative.components().count();
@@ -109,14 +112,20 @@ impl Copier<'_, '_> {
     /// Whether a file is an archive that ADD unpacks.
     fn unpacks(&self, root: &SelectedRoot) -> Result<bool, FileError> {
         let is_file = matches!(root.entry.kind, SourceKind::File { .. });
-        Ok(self.action.unpack_archives && is_file && super::archive::is_archive(self.tree.open(&root.entry)?)?)
+        Ok(self.action.unpack_archives && is_file && super::archive::is_archive(self.tree.open(&root.entry)?))
     }
 
+    /// An archive is unpacked aside first: its links then lead nowhere but into itself.
     fn unpack(&mut self, root: &SelectedRoot) -> Result<(), FileError> {
-        let destination = self.editor.tree().resolve(Path::new(&self.action.destination))?;
-        self.editor.folder(&destination, &self.made_on_the_way())?;
-        let file = self.tree.open(&root.entry)?;
-        super::archive::unpack(self.editor, file, &destination, self.owner)
+        let name = root.entry.path.display().into_owned();
+        let extracted = super::archive::extract(self.tree.open(&root.entry)?, self.store, &name)?;
+        let tree = SourceTree::Layers(extracted.tree().clone());
+        let nothing = PatternMatcher::new(&[]).map_err(SourceError::from)?;
+        let everything = select(&tree, &["/".to_owned()], false, &nothing)?;
+        let made = self.made_on_the_way();
+        let (action, owner, now, store) = (self.action, self.owner, self.now, self.store);
+        let mut inner = Copier { action, tree: &tree, editor: self.editor, store, owner, now, links: HashMap::new() };
+        everything.roots.iter().try_for_each(|root| inner.copy_folder(root, &made))
     }
 }
 

@@ -14,7 +14,7 @@ use editor::{EditError, Editor, EntryMetadata, OnExisting};
 use forge_image::ErrorKind;
 use forge_llb::{CopyAction, FileAction, FileInput, FileKind, FileOp, MkdirAction, MkfileAction, Owner};
 use forge_session::PatternMatcher;
-use forge_store::ActiveLayer;
+use forge_store::{ActiveLayer, Store};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -75,13 +75,19 @@ pub(crate) fn base_input(op: &FileOp) -> Result<Option<usize>, FileError> {
 }
 
 /// Carries out an operation in an active layer.
-pub(crate) fn execute(op: &FileOp, active: &ActiveLayer, inputs: &Inputs, now: SystemTime) -> Result<(), FileError> {
+pub(crate) fn execute(
+    op: &FileOp,
+    store: &Store,
+    active: &ActiveLayer,
+    inputs: &Inputs,
+    now: SystemTime,
+) -> Result<(), FileError> {
     let mut editor = Editor::new(active)?;
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let now = (i64::try_from(now.as_secs()).unwrap_or_default(), now.subsec_nanos());
     for FileAction { kind, .. } in &op.actions {
         match kind {
-            FileKind::Copy(copy) => copy_action(&mut editor, copy, inputs, now)?,
+            FileKind::Copy(copy) => copy_action(&mut editor, store, copy, inputs, now)?,
             FileKind::Mkdir(mkdir) => mkdir_action(&mut editor, mkdir, now)?,
             FileKind::Mkfile(mkfile) => mkfile_action(&mut editor, mkfile, now)?,
             FileKind::Rm(_) => return Err(FileError::NotBuilt { what: "removing files without a process" }),
@@ -92,6 +98,7 @@ pub(crate) fn execute(op: &FileOp, active: &ActiveLayer, inputs: &Inputs, now: S
 
 fn copy_action(
     editor: &mut Editor<'_>,
+    store: &Store,
     action: &CopyAction,
     inputs: &Inputs,
     now: (i64, u32),
@@ -103,7 +110,7 @@ fn copy_action(
     let exclude = PatternMatcher::new(&action.exclude).map_err(SourceError::from)?;
     let selection = selection::select(tree, &action.sources, action.allow_wildcard, &exclude)?;
     let owner = find_owner(editor, action.owner.as_ref())?;
-    Copier { action, tree, editor, owner, now, links: HashMap::new() }.copy(&selection)
+    Copier { action, tree, editor, store, owner, now, links: HashMap::new() }.copy(&selection)
 }
 
 fn mkdir_action(editor: &mut Editor<'_>, action: &MkdirAction, now: (i64, u32)) -> Result<(), FileError> {

@@ -1,0 +1,50 @@
+//! Archives that are unpacked for their files, not as layers.
+
+use super::error::LayerError;
+use super::tar_reader::TarReader;
+use super::tree::MergedTree;
+use super::unpack::{self, UnpackError};
+use super::{LayerIndex, Layers};
+use crate::{ScratchDir, StoreError};
+use std::io::Read;
+use std::path::Path;
+
+/// The files of an archive, in a private folder that goes when this is dropped.
+pub struct Extracted {
+    tree: MergedTree,
+    // Dropped last: the tree reads from it.
+    _folder: ScratchDir,
+}
+
+impl Extracted {
+    /// The files, with owners, modes, times and attributes as the archive has them.
+    pub fn tree(&self) -> &MergedTree {
+        &self.tree
+    }
+}
+
+impl Layers {
+    /// Unpacks an uncompressed tar into a private folder, by the rules for strangers' layers: nothing is written
+    /// outside of it, whatever the tar says (A38). Names that mean a deletion in a layer are left out, since no layer
+    /// could hold them as files.
+    ///
+    /// # Errors
+    /// The tar is malformed, hostile or beyond the limits; it cannot be read, or the folder not be written.
+    pub fn extract(&self, tar: &mut dyn Read) -> Result<Extracted, StoreError> {
+        let folder = self.opened.scratch("extract")?;
+        let below = folder.path().join("below");
+        let files = folder.path().join("files");
+        crate::scratch::create_private(&below)?;
+        crate::scratch::create_private(&files)?;
+        self.extract_into(tar, &MergedTree::new(vec![below])?, &files)?;
+        Ok(Extracted { tree: MergedTree::new(vec![files])?, _folder: folder })
+    }
+
+    fn extract_into(&self, tar: &mut dyn Read, below: &MergedTree, files: &Path) -> Result<LayerIndex, StoreError> {
+        let mut reader = TarReader::new(tar, self.limits);
+        unpack::unpack(&mut reader, below, files).map_err(|error| match error {
+            UnpackError::Store(error) => error,
+            UnpackError::Source(source) => LayerError::Unreadable { source }.into(),
+        })
+    }
+}
