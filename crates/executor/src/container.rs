@@ -58,7 +58,7 @@ pub enum ExitStatus {
         /// Number of the signal.
         signal: i32,
     },
-    /// The kernel killed it, or one of its children, since the memory limit was reached.
+    /// It failed after the kernel had killed it, or one of its children, since the memory limit was reached.
     OutOfMemory,
 }
 

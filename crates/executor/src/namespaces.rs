@@ -322,7 +322,7 @@ impl NamespaceContainer {
             let mut raw = [0; 4];
             let count = retry_on_intr(|| rustix::io::read(pipe, &mut raw));
             *exit = match count {
-                Ok(4) => Exit::Known(status(i32::from_le_bytes(raw))),
+                Ok(4) => Exit::Known(self.explain(status(i32::from_le_bytes(raw)))),
                 _ => Exit::Lost,
             };
         }
@@ -333,6 +333,18 @@ impl NamespaceContainer {
                 self.kill_all()?;
                 Err(died("wait for a container"))
             }
+        }
+    }
+
+    /// Tells a failure for want of memory from others, as long as the cgroup that counted it exists.
+    fn explain(&self, status: ExitStatus) -> ExitStatus {
+        let killed = |group: &PathBuf| {
+            let control = std::fs::read_to_string(group.join("memory.oom_control")).unwrap_or_default();
+            control.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
+        };
+        match status.code() != 0 && lock(&self.cgroups).iter().any(killed) {
+            true => ExitStatus::OutOfMemory,
+            false => status,
         }
     }
 

@@ -45,7 +45,7 @@ fn a01_working_directory() {
     assert_eq!(fixture.upper(), Vec::<String>::new());
 }
 
-/// Seen to fail without `close_on_exec_from` and with the executor's sockets opened without CLOEXEC.
+/// Seen to fail with `close_range` in `sys` doing nothing.
 fn a02_descriptors() {
     let fixture = Fixture::new();
     let canary = fs::File::open(fixture.path("canary")).expect("canary");
@@ -63,7 +63,8 @@ fn a02_descriptors() {
     assert_eq!(text, "0\n1\n2\n");
 }
 
-/// Seen to fail (the file was written) with the binary executed directly instead of through its read-only mount.
+/// Seen to fail (ETXTBSY, which lasts only while somebody runs it) with the binary executed directly instead of through
+/// its read-only mount.
 fn a03_overwrite() {
     let fixture = Fixture::new();
     let program = std::env::current_exe().expect("own path");
@@ -71,9 +72,7 @@ fn a03_overwrite() {
     let mut spec = fixture.spec(&["/proc/self/exe", "overwrite"]);
     spec.mounts = library_mounts();
     let output = run(&spec).expect("runs");
-    let refusals =
-        output.stdout.matches("Read-only file system").count() + output.stdout.matches("Text file busy").count();
-    assert_eq!(refusals, 2, "{}{}", output.stdout, output.stderr);
+    assert_eq!(output.stdout.matches("Read-only file system").count(), 2, "{}{}", output.stdout, output.stderr);
     let script =
         "for exe in /proc/[0-9]*/exe; do (echo overwritten >$exe) 2>/dev/null && echo WRITTEN $exe; done; true";
     assert_eq!(run(&fixture.shell(script)).expect("runs").success(), "");
@@ -84,7 +83,7 @@ fn sentinel(path: &str) -> String {
     fs::read_to_string(path).expect("sentinel")
 }
 
-/// Seen to fail when `/dev` was taken from the image instead of a tmpfs.
+/// Seen to fail with another device made as `/dev/null` and its check removed.
 fn a04_null() {
     let fixture = Fixture::new();
     let before = sentinel("/proc/sys/kernel/core_pattern");
@@ -209,7 +208,7 @@ fn a08_swap() {
     assert_eq!(fixture.canary(), before);
 }
 
-/// Seen to fail (the canary's `b` went) with cleanup by path, and (the link went) without the identity check.
+/// Seen to fail (the new, empty `/a` went) without the identity check.
 fn a10_cleanup() {
     let fixture = Fixture::new();
     let canary = fixture.path("canary");
@@ -221,6 +220,12 @@ fn a10_cleanup() {
     assert_eq!(fixture.canary(), before);
     let left = fixture.upper();
     assert!(left.contains(&"a".into()) && !left.contains(&"x/b".into()), "{left:?} {}", output.stderr);
+    // Another directory of the same name is not the stub.
+    let fixture = Fixture::new();
+    let mut spec = fixture.shell("mv /a /x && mkdir /a");
+    spec.mounts = vec![MountSpec::new("/a/b", MountSource::Tmpfs { size: None, mode: 0o755 }, false)];
+    run(&spec).expect("runs").success();
+    assert_eq!(fixture.upper(), ["a", "x"]);
     // A stub that the process made its own stays.
     let fixture = Fixture::new();
     let mut spec = fixture.shell("rm -rf /a 2>/dev/null; echo mine >/a/own; true");

@@ -234,11 +234,12 @@ fn limits() {
     // The default bound needs no cgroup where the kernel can bound a PID namespace.
     let text = run_on(&executor, &fixture.shell("cat /proc/sys/kernel/pid_max")).expect("runs").success();
     println!("pid_max inside: {}, notices: {notices:?}", text.trim());
-    let mut eater = fixture.shell("dd if=/dev/zero of=/dev/shm/x bs=1M count=60; echo status $?");
+    let mut eater = fixture.shell("dd if=/dev/zero of=/dev/shm/x bs=1M count=60; exit $?");
     eater.resources = Resources { memory: Some(16 << 20), ..Resources::default() };
-    let eaten = run_on(&executor, &eater).expect("runs");
-    let enforced = !eaten.stdout.contains("status 0");
-    assert!(enforced || executor.notices().iter().any(|notice| notice.contains("memory")), "{}", eaten.stdout);
+    let status = run_on(&executor, &eater).expect("runs").status;
+    let named = executor.notices().iter().any(|notice| notice.contains("memory"));
+    assert_eq!(status == ExitStatus::Exited(0), named, "{status:?}");
+    assert!(named || status == ExitStatus::OutOfMemory, "{status:?}");
 }
 
 fn changes_stay() {
