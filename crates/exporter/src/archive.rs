@@ -67,6 +67,8 @@ impl Archive {
                 return Err(invalid(format!("{name:?} is in it twice")));
             }
         }
+        // To the end: whoever writes into a pipe pads archives, and gzip's checksum comes last.
+        io::copy(&mut reader.stream, &mut io::sink()).map_err(ExportError::ReadStream)?;
         Ok(Self { members, _scratch: scratch })
     }
 

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Where an archive is written to.
 pub enum LayoutDestination {
@@ -102,12 +103,11 @@ impl Layout {
     /// `index.json` comes last, so that whoever reads the folder meanwhile finds all that it names (F04).
     fn write_folder(self, context: &TransferContext, folder: &Path) -> Result<(), ExportError> {
         for (path, content) in &self.files {
-            let (_, mut data) = open(context, content)?;
-            replace_file(&folder.join(path), &mut data)?;
+            replace_file(&folder.join(path), content, context)?;
         }
         let kept = existing_entries(folder)?.into_iter().filter(|old| !self.replaces(old));
         let index = index_json(kept.chain(self.index.clone()).collect());
-        replace_file(&folder.join("index.json"), &mut index.as_slice())
+        replace_file(&folder.join("index.json"), &Content::Bytes(index), context)
     }
 
     /// A name points at one image; an image without a name is listed once.
@@ -167,28 +167,40 @@ fn existing_entries(folder: &Path) -> Result<Vec<Descriptor>, ExportError> {
 fn open<'a>(context: &TransferContext, content: &'a Content) -> Result<(u64, Box<dyn Read + 'a>), ExportError> {
     match content {
         Content::Bytes(bytes) => Ok((bytes.len() as u64, Box::new(bytes.as_slice()))),
-        Content::Blob { digest, size } => {
-            let file: File = context.store.blobs().open(digest).map_err(ExportError::store("open a blob"))?;
-            Ok((*size, Box::new(file)))
-        }
+        Content::Blob { digest, size } => Ok((*size, Box::new(open_blob(context, digest)?))),
     }
 }
 
+fn open_blob(context: &TransferContext, digest: &Digest) -> Result<File, ExportError> {
+    context.store.blobs().open(digest).map_err(ExportError::store("open a blob"))
+}
+
 /// Writes beside and renames, so that no reader meets half a file.
-pub(crate) fn replace_file(path: &Path, data: &mut dyn Read) -> Result<(), ExportError> {
+fn replace_file(path: &Path, content: &Content, context: &TransferContext) -> Result<(), ExportError> {
     let failed = |source| ExportError::Write { path: path.to_owned(), source };
     let folder = path.parent().expect("a file of a layout lies in its folder");
     std::fs::create_dir_all(folder).map_err(failed)?;
-    let mut name = path.file_name().expect("a file of a layout has a name").to_owned();
-    name.push(format!(".{}.partial", std::process::id()));
-    let partial = folder.join(name);
-    let written = File::create(&partial).and_then(|mut file| std::io::copy(data, &mut file));
-    let placed = written.and_then(|_| std::fs::rename(&partial, path));
+    let partial = partial_path(path);
+    let mut file = File::create(&partial).map_err(failed)?;
+    let written = match content {
+        Content::Bytes(bytes) => file.write_all(bytes),
+        // From file to file the kernel copies, or shares the blocks.
+        Content::Blob { digest, .. } => std::io::copy(&mut open_blob(context, digest)?, &mut file).map(drop),
+    };
+    let placed = written.and_then(|()| std::fs::rename(&partial, path));
     if placed.is_err() {
         // The first failure is the one to be told.
         let _ = std::fs::remove_file(&partial);
     }
     placed.map_err(failed)
+}
+
+/// A name that no other writer has, in this process or another.
+fn partial_path(path: &Path) -> PathBuf {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let mut name = path.file_name().expect("a file of a layout has a name").to_owned();
+    name.push(format!(".{}-{}.partial", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
+    path.with_file_name(name)
 }
 
 /// Writes images as an OCI layout (image-spec `image-layout.md`), in a folder or as tar. Names become

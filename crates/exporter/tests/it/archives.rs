@@ -67,10 +67,15 @@ async fn privileged_archives_may_be_compressed_as_a_whole() {
     let plain = saved(&site, "app:1", ArchiveFormat::Docker).await;
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(&plain).unwrap();
-    for bytes in [gzip.finish().unwrap(), zstd::encode_all(plain.as_slice(), 1).unwrap()] {
+    let gzip = gzip.finish().unwrap();
+    for bytes in [gzip.clone(), zstd::encode_all(plain.as_slice(), 1).unwrap()] {
         let other = Site::new();
         assert_eq!(loaded(&other, bytes).await.unwrap()[0].target.images, site.target("app:1").images);
     }
+    let mut damaged = gzip;
+    let checksum = damaged.len() - 6;
+    damaged[checksum] ^= 1;
+    assert!(loaded(&Site::new(), damaged).await.is_err(), "a wrong checksum behind the last entry");
 }
 
 #[tokio::test]
