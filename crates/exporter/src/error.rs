@@ -221,11 +221,15 @@ impl ExportError {
     }
 
     /// What the user may do about it.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NameTaken { .. } => Some("remove the name first, or ask for existing names to be replaced"),
-            Self::SeveralPlatforms { .. } => Some("use the OCI format, which holds an index"),
-            Self::TooLarge { .. } => Some("raise the limit if the archive is to be trusted"),
+            Self::NameTaken { .. } => {
+                Some("remove the name first, or ask for existing names to be replaced".to_owned())
+            }
+            Self::SeveralPlatforms { .. } => Some("use the OCI format, which holds an index".to_owned()),
+            Self::Store { source, .. } => source.hint().map(str::to_owned),
+            Self::Registry { source, .. } => source.hint(),
+            Self::Load { source, .. } => source.hint(),
             _ => None,
         }
     }

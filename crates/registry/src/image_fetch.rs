@@ -170,6 +170,15 @@ impl FetchError {
         }
     }
 
+    /// What the user may do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Registry(source) => source.hint(),
+            Self::Store { source, .. } => source.hint().map(str::to_owned),
+            _ => None,
+        }
+    }
+
     fn store(action: &'static str) -> impl FnOnce(StoreError) -> Self {
         move |source| Self::Store { action, source }
     }
