@@ -56,6 +56,8 @@ impl Capabilities {
     pub const MINIMAL: Self = Self(0x8004_05fb);
     /// None at all.
     pub const NONE: Self = Self(0);
+    /// Mounts, namespaces and much else of the machine.
+    pub const SYS_ADMIN: Self = Self(1 << 21);
     /// All that are known; those the kernel or the caller lacks are left out when the process starts.
     pub const ALL: Self = Self((1 << NAMES.len()) - 1);
 
@@ -134,6 +136,7 @@ mod tests {
             "AUDIT_WRITE",
         ]);
         assert_eq!(docker, Capabilities::DEFAULT);
+        assert_eq!(set(&["SYS_ADMIN"]), Capabilities::SYS_ADMIN);
         let fewer = set(&["cap_mknod", "CAP_NET_RAW", "audit_write"]);
         assert_eq!(docker.difference(fewer), Capabilities::MINIMAL);
     }

@@ -32,6 +32,8 @@ pub(crate) enum Message {
         network: NetworkMode,
         /// The devices to reach.
         devices: DevicePolicy,
+        /// A cgroup that no other container is in, since this one could freeze or kill it.
+        own_group: bool,
     },
     /// Server to caller, on the container's channel. Descriptor: pidfd of the init.
     Spawned,

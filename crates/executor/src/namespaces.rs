@@ -1,7 +1,7 @@
 use crate::container::{Container, Executor, ExitStatus, Stdio, StdioTarget};
 use crate::init::{SERVER_NAME, layout, sys};
 use crate::message::{Channel, Configuration, Message, StubRecord};
-use crate::{ContainerId, ExecutorError, ProcessSpec, RootFs, SandboxSpec};
+use crate::{Capabilities, ContainerId, ExecutorError, ProcessSpec, RootFs, SandboxSpec};
 use rustix::fs::{AtFlags, FileType, fstat, statat, unlinkat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -201,7 +201,12 @@ impl Server {
         let failed = |source| ExecutorError::system("talk to the sandbox set-up process", source);
         let (ours, theirs) = channel_pair().map_err(failed)?;
         let (exit_read, exit_write) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
-        let request = Message::Spawn { network: configuration.spec.network, devices: configuration.spec.devices };
+        let spec = &configuration.spec;
+        let request = Message::Spawn {
+            network: spec.network,
+            devices: spec.devices,
+            own_group: spec.writable_sys || spec.process.capabilities.contains(Capabilities::SYS_ADMIN),
+        };
         // The answer comes through the container's own channel, so that nobody waits for anybody else's clone.
         self.greeted()?.channel.send(&request, &[theirs.as_fd(), exit_write.as_fd()]).map_err(failed)?;
         drop((theirs, exit_write));

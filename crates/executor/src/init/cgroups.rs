@@ -4,7 +4,7 @@
 //! ```text
 //! forge/            version 2, device program attached, no processes of its own
 //!   common/         all containers without limits, of every forge process
-//!   <id>-<pid>/     one container with limits
+//!   <server>-<n>/   one container that could do harm to the group it is in
 //! forge-devices/    the same for containers that may open every device
 //! ```
 //! `forge` and `common` stay: they hold nothing but the program, and making them again would cost more than a step.
@@ -30,7 +30,7 @@ pub(super) struct Cgroups {
 
 /// How devices are kept shut.
 enum Policy {
-    /// Containers are cloned into the first group, or the second if all devices are theirs.
+    /// Containers are cloned below the first group, or the second if all devices are theirs.
     Program { limited: OwnedFd, all: OwnedFd },
     /// Version 1: the server has joined the group itself; `escape` leads out.
     Controller { escape: PathBuf },
@@ -45,13 +45,22 @@ impl Cgroups {
         Self { policy: policy.unwrap_or(Policy::Nodev) }
     }
 
-    /// The group to clone a container into.
-    pub(super) fn target(&self, devices: DevicePolicy) -> Option<BorrowedFd<'_>> {
-        match (&self.policy, devices) {
-            (Policy::Program { limited, .. }, DevicePolicy::Standard) => Some(limited.as_fd()),
-            (Policy::Program { all, .. }, DevicePolicy::All) => Some(all.as_fd()),
-            _ => None,
-        }
+    /// The group to clone a container into: the one all share, or one of its own.
+    pub(super) fn target(&self, devices: DevicePolicy, own: Option<u64>) -> Result<Option<Group>> {
+        let Policy::Program { limited, all } = &self.policy else {
+            return Ok(None);
+        };
+        let parent = match devices {
+            DevicePolicy::Standard => limited,
+            DevicePolicy::All => all,
+        };
+        let Some(number) = own else {
+            return Ok(Some(Group { directory: open_or_make(parent, COMMON)?, removal: None }));
+        };
+        let name = format!("{}-{number}", std::process::id());
+        let directory = open_or_make(parent, &name)?;
+        let removal = Some((rustix::io::fcntl_dupfd_cloexec(parent, 3)?, name));
+        Ok(Some(Group { directory, removal }))
     }
 
     /// Undoes, in a container that may open every device, what it inherited from the server.
@@ -82,16 +91,33 @@ impl Cgroups {
     }
 }
 
+/// A cgroup for one container, or for all.
+pub(super) struct Group {
+    directory: OwnedFd,
+    /// Parent and name of a group that goes with its container.
+    removal: Option<(OwnedFd, String)>,
+}
+
+impl Group {
+    pub(super) fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some((parent, name)) = &self.removal {
+            // Left over if something still runs in it; its number is not used again by this process.
+            let _ = rustix::fs::unlinkat(parent, name, rustix::fs::AtFlags::REMOVEDIR);
+        }
+    }
+}
+
 fn program_policy() -> Result<Policy> {
     let own = own_unified_cgroup()?;
-    let group = |name: &str| -> Result<OwnedFd> {
-        let parent = open_or_make(&own, name)?;
-        if name == LIMITED_DEVICES {
-            device_program::attach(parent.as_fd())?;
-        }
-        open_or_make(&parent, COMMON)
-    };
-    Ok(Policy::Program { limited: group(LIMITED_DEVICES)?, all: group(ALL_DEVICES)? })
+    let limited = open_or_make(&own, LIMITED_DEVICES)?;
+    device_program::attach(limited.as_fd())?;
+    Ok(Policy::Program { limited, all: open_or_make(&own, ALL_DEVICES)? })
 }
 
 /// The version 2 cgroup of this process, through a mount of our own: hosts mount that hierarchy here or there or not.

@@ -1,4 +1,4 @@
-use super::cgroups::Cgroups;
+use super::cgroups::{Cgroups, Group};
 use super::{setup, sys};
 use crate::NetworkMode;
 use crate::message::{Channel, Failure, Message};
@@ -17,6 +17,7 @@ struct Child {
     pidfd: OwnedFd,
     /// The caller reads the status from the other end; closing it unwritten says that the server died.
     exit: OwnedFd,
+    group: Option<Group>,
 }
 
 /// Serves the caller on standard input until it goes away, then kills every container and exits.
@@ -113,7 +114,7 @@ fn answer(control: &Channel, namespaces: u64, cgroups: &Cgroups, children: &mut 
     let Some((message, descriptors)) = control.receive()? else {
         return Ok(false);
     };
-    let Message::Spawn { network, devices } = message else {
+    let Message::Spawn { network, devices, own_group } = message else {
         return Err(io::ErrorKind::InvalidData.into());
     };
     let [channel, exit] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| io::ErrorKind::InvalidData)?;
@@ -121,22 +122,37 @@ fn answer(control: &Channel, namespaces: u64, cgroups: &Cgroups, children: &mut 
         NetworkMode::Host => 0,
         NetworkMode::None => libc::CLONE_NEWNET as u64,
     };
+    let own = own_group.then(|| channel_number(&channel));
+    let group = match cgroups.target(devices, own) {
+        Ok(group) => group,
+        Err(errno) => {
+            refuse(channel, "make a cgroup", errno);
+            return Ok(true);
+        }
+    };
     // SAFETY: this process never starts a thread.
-    match unsafe { sys::clone3(namespaces | network, cgroups.target(devices)) } {
+    match unsafe { sys::clone3(namespaces | network, group.as_ref().map(Group::directory)) } {
         Ok(sys::Cloned::Child) => setup::run(channel, cgroups),
         Ok(sys::Cloned::Parent { pid, pidfd }) => {
             // A caller that has given this container up is no reason to end the others.
             let _ = Channel::new(channel).send(&Message::Spawned, &[pidfd.as_fd()]);
             let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
-            children.push(Child { pid, pidfd, exit });
+            children.push(Child { pid, pidfd, exit, group });
         }
-        Err(errno) => drop(Channel::new(channel).send(&clone_failed(errno), &[])),
+        Err(errno) => refuse(channel, "create namespaces", errno),
     }
     Ok(true)
 }
 
-fn clone_failed(errno: Errno) -> Message {
-    Message::Failed(Failure::System { action: "create namespaces".into(), errno: errno.raw_os_error() })
+/// A number no other living container of this server has: that of its channel's inode.
+fn channel_number(channel: &OwnedFd) -> u64 {
+    rustix::fs::fstat(channel).map(|stat| stat.st_ino).unwrap_or_default()
+}
+
+fn refuse(channel: OwnedFd, action: &str, errno: Errno) {
+    let failure = Failure::System { action: action.into(), errno: errno.raw_os_error() };
+    // A caller that has gone need not be told.
+    let _ = Channel::new(channel).send(&Message::Failed(failure), &[]);
 }
 
 fn drain(signals: &OwnedFd) {
@@ -156,6 +172,8 @@ fn report(children: &mut Vec<Child>, pid: Pid, status: WaitStatus) {
         return;
     };
     let child = children.swap_remove(index);
+    // Before the caller hears of the end, after which nothing may be left.
+    drop(child.group);
     // A caller that has closed its end no longer wants to know.
     let _ = rustix::io::write(&child.exit, &status.as_raw().to_le_bytes());
 }

@@ -1,4 +1,6 @@
 //! Section 1e of the attack catalogue: what a process inside can reach.
+//!
+//! Scripts open the machine's own knobs and groups but write nothing: on broken code it would really be them.
 
 use crate::fixture::{Fixture, drain, executor, id, output, run, wait};
 use forge_executor::{Container, Executor, MountSource, MountSpec, NetworkMode, Stdio};
@@ -103,7 +105,7 @@ fn a87_devices() {
 /// Seen to fail with `/sys` mounted writable.
 fn a88_cgroups() {
     let script = "cd /sys/fs/cgroup; stat -f -c %t .; for f in cgroup.procs cgroup.subtree_control cgroup.freeze cgroup.kill x; do \
-                  (echo 1 >>$f) 2>&1 | grep -q 'Read-only' || echo WRITABLE $f; done; mkdir g 2>/dev/null && echo MADE; \
+                  (: >>$f) 2>&1 | grep -q 'Read-only' || echo WRITABLE $f; done; mkdir g 2>/dev/null && echo MADE; \
                   find / -xdev -name release_agent 2>/dev/null; cut -d: -f3 /proc/self/cgroup | grep -v '^/$'; \
                   mount -t cgroup2 x /mnt 2>/dev/null && echo MOUNTED; true";
     let script = script.replace("find / -xdev -name release_agent 2>/dev/null; ", "");
@@ -113,7 +115,8 @@ fn a88_cgroups() {
     assert_eq!(text.lines().count(), 1, "{text}");
 }
 
-/// Seen to fail without masks, and without read-only paths.
+/// Opens for writing and writes nothing, since on broken code it would be the machine's own knobs.
+/// Seen to fail without read-only paths.
 fn a89_knobs() {
     let script = "for p in /proc/kcore /proc/keys /proc/timer_list /proc/sched_debug /proc/interrupts /proc/latency_stats; do \
                   [ -e $p ] && [ \"$(head -c 64 $p | wc -c)\" != 0 ] && echo CONTENT $p; (echo x >>$p) 2>/dev/null; done; \
@@ -121,7 +124,7 @@ fn a89_knobs() {
                   [ -d $p ] && [ \"$(ls -A $p)\" ] && echo CONTENT $p; mkdir $p/x 2>/dev/null && echo MADE $p; done; \
                   for p in /proc/sys/kernel/core_pattern /proc/sys/kernel/modprobe /proc/sysrq-trigger /proc/sys/vm/drop_caches \
                   /sys/kernel/uevent_helper /sys/kernel/profiling /proc/irq/default_smp_affinity /proc/bus/x /sys/power/state; do \
-                  (echo x >>$p) 2>/dev/null && echo WRITTEN $p; done; true";
+                  (: >>$p) 2>/dev/null && echo WRITTEN $p; done; true";
     assert_eq!(output(script), "");
 }
 
