@@ -92,10 +92,16 @@ impl<'a> ParallelCompressor<'a> {
 
     fn write_first(&mut self) -> Result<(), StoreError> {
         let Some(first) = self.in_flight.pop_front() else { return Ok(()) };
+        help_the_pool();
         let compressed = first.recv().unwrap_or_else(|_| Err(io::Error::other("a compression thread panicked")));
         let compressed = compressed.map_err(|source| LayerError::Compress { source })?;
         (self.write)(&compressed)
     }
+}
+
+/// On a thread of the pool itself, waiting could mean waiting for work that only this thread would do.
+fn help_the_pool() {
+    while rayon::yield_now() == Some(rayon::Yield::Executed) {}
 }
 
 impl ChunkSink for ParallelCompressor<'_> {

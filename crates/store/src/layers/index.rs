@@ -1,4 +1,4 @@
-use super::entry::{EntryKind, LayerEntry, path_order};
+use super::entry::{EntryKind, LayerEntry, path_order, split_path};
 use super::error::LayerError;
 use super::index_format;
 use crate::ContentDigest;
@@ -96,32 +96,47 @@ impl LayerIndex {
     }
 
     fn check(&self) -> Result<(), LayerError> {
+        let mut folders: Vec<&[u8]> = Vec::new();
         for (position, entry) in self.entries.iter().enumerate() {
-            self.check_place(position, entry)?;
+            self.check_place(position, entry, &mut folders)?;
             if let Some(first) = entry.link {
                 self.check_link(position, first as usize)?;
             }
         }
-        Ok(())
+        match self.entries.first() {
+            Some(root) if root.path.is_empty() => Ok(()),
+            _ => Err(LayerError::BrokenIndex { reason: "the root is missing" }),
+        }
     }
 
-    /// Order, and that the parent is a folder. Since parents precede children, one step up suffices.
-    fn check_place(&self, position: usize, entry: &LayerEntry) -> Result<(), LayerError> {
+    /// Order, and that the parent is a folder: one of those that `folders` has from the root down to the last entry.
+    fn check_place<'a>(
+        &'a self,
+        position: usize,
+        entry: &'a LayerEntry,
+        folders: &mut Vec<&'a [u8]>,
+    ) -> Result<(), LayerError> {
         let broken = |reason| Err(LayerError::BrokenIndex { reason });
         if !is_clean(&entry.path) {
             return broken("a path is not in its normal form");
         }
-        if position == 0 {
-            return if entry.path.is_empty() && entry.is_directory() { Ok(()) } else { broken("the root is missing") };
-        }
-        if path_order(&self.entries[position - 1].path, &entry.path).is_ge() {
+        if position > 0 && path_order(&self.entries[position - 1].path, &entry.path).is_ge() {
             return broken("entries are out of order");
         }
-        let parent = super::entry::split_path(&entry.path).map_or(&b""[..], |(parent, _)| parent);
-        match self.get(parent) {
-            Some(parent) if parent.is_directory() => Ok(()),
-            _ => broken("an entry has no parent folder"),
+        if let Some((parent, _)) = split_path(&entry.path) {
+            while folders.last().is_some_and(|folder| *folder != parent) {
+                folders.pop();
+            }
+            if folders.is_empty() {
+                return broken("an entry has no parent folder");
+            }
+        } else if !entry.is_directory() {
+            return broken("the root is not a folder");
         }
+        if entry.is_directory() {
+            folders.push(&entry.path);
+        }
+        Ok(())
     }
 
     fn check_link(&self, position: usize, first: usize) -> Result<(), LayerError> {

@@ -1,13 +1,14 @@
 //! The layer as far as it is unpacked, and where its entries land over the layers below.
 
 use super::apply::default_root;
-use super::entry::{EntryKind, LayerEntry, Metadata, join_path, split_path};
+use super::entry::{EntryKind, LayerEntry, Metadata};
 use super::error::{LayerError, shown};
 use super::folder::NodeKind;
 use super::index::LayerIndex;
-use super::tree::{Found, MergedTree};
+use super::tree::{Found, Level, MergedTree};
 use crate::StoreError;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
 /// As many symbolic links as the kernel follows in one path.
@@ -50,13 +51,74 @@ pub(super) struct Place {
     /// Folders on the way that this layer does not have yet, with the metadata they get.
     pub(super) missing: Vec<(Vec<u8>, Metadata)>,
     /// Links of lower layers on the way.
-    links: Vec<Vec<u8>>,
+    links: Vec<Key>,
 }
 
 impl Place {
     /// Whether the way led through a link that this layer may yet replace.
     pub(super) fn is_provisional(&self) -> bool {
         !self.links.is_empty()
+    }
+}
+
+/// The way through folders as far as it was gone.
+struct Way {
+    steps: Vec<Step>,
+    missing: Vec<(Key, Metadata)>,
+    links: Vec<Key>,
+    hops: usize,
+}
+
+/// A folder, and what is visible in it of the layers below.
+struct Step {
+    at: Key,
+    lower: Option<Level>,
+}
+
+/// What a name turned out to be.
+enum Next {
+    /// A folder of this layer.
+    Folder(Step),
+    /// A folder of the layers below, and its metadata.
+    Missing(Step, Metadata),
+    Link {
+        target: OsString,
+        lower: bool,
+    },
+    Other,
+    Nothing,
+}
+
+impl Way {
+    fn at(&self, name: &[u8]) -> Key {
+        match &self.steps.last().expect("the root is never taken off").at[..] {
+            b"" => name.to_vec(),
+            at => [at, &[0], name].concat(),
+        }
+    }
+
+    /// A link may lead back to what is missing already.
+    fn miss(&mut self, step: Step, metadata: Metadata) {
+        if !self.missing.iter().any(|(known, _)| *known == step.at) {
+            self.missing.push((step.at.clone(), metadata));
+        }
+        self.steps.push(step);
+    }
+
+    fn turn(&mut self, target: &[u8], todo: &mut VecDeque<Vec<u8>>) {
+        if target.starts_with(b"/") {
+            self.steps.truncate(1);
+        }
+        let names = target.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"."));
+        for name in names.rev() {
+            todo.push_front(name.to_vec());
+        }
+    }
+
+    fn arrive(self) -> Place {
+        let path = path_of(&self.steps.last().expect("the root is never taken off").at);
+        let missing = self.missing.into_iter().map(|(key, metadata)| (path_of(&key), metadata)).collect();
+        Place { path, missing, links: self.links }
     }
 }
 
@@ -127,62 +189,67 @@ impl<'a> Placement<'a> {
     /// Something on the way is not a folder, or there are too many links.
     pub(super) fn folder(&self, components: &[&[u8]], missing: Missing) -> Result<Option<Place>, StoreError> {
         let mut todo: VecDeque<Vec<u8>> = components.iter().map(|name| name.to_vec()).collect();
-        let mut place = Place { path: Vec::new(), missing: Vec::new(), links: Vec::new() };
-        let mut hops = 0;
+        let mut way = Way { steps: vec![self.root_step()?], missing: Vec::new(), links: Vec::new(), hops: 0 };
         while let Some(name) = todo.pop_front() {
             if name == b".." {
-                place.path.truncate(split_path(&place.path).map_or(0, |(parent, _)| parent.len()));
+                way.steps.truncate((way.steps.len() - 1).max(1));
                 continue;
             }
-            let at = join_path(&place.path, &name);
-            if place.missing.iter().any(|(path, _)| *path == at) {
-                place.path = at;
-                continue;
-            }
-            let target = match self.see(&at)? {
-                Seen::Own(Placed { kind: EntryKind::Directory { .. }, .. }) => None,
-                Seen::Own(Placed { kind: EntryKind::Symlink { target }, .. }) => Some(target),
-                Seen::Lower(Found { node, .. }) => match node.kind {
-                    NodeKind::Directory { .. } => {
-                        place.missing.push((at.clone(), node.metadata));
-                        None
-                    }
-                    NodeKind::Symlink { target } => {
-                        place.links.push(at.clone());
-                        Some(target)
-                    }
-                    _ => return refuse(&at, "something that is not a folder is its parent"),
-                },
-                Seen::Own(_) => return refuse(&at, "something that is not a folder is its parent"),
-                Seen::Nothing if missing == Missing::EndsTheWay => return Ok(None),
-                Seen::Nothing => {
-                    place.missing.push((at.clone(), default_root()));
-                    None
+            match self.step(&way, &name)? {
+                Next::Folder(step) => way.steps.push(step),
+                Next::Missing(step, metadata) => way.miss(step, metadata),
+                Next::Nothing if missing == Missing::EndsTheWay => return Ok(None),
+                Next::Nothing => {
+                    let at = way.at(&name);
+                    way.miss(Step { at, lower: None }, default_root());
                 }
-            };
-            let Some(target) = target else {
-                place.path = at;
-                continue;
-            };
-            hops += 1;
-            if hops > MAX_HOPS {
-                return Err(LayerError::TooManySymlinks { path: shown(&components.join(&b'/')) }.into());
-            }
-            let target = target.as_bytes();
-            if target.starts_with(b"/") {
-                place.path.clear();
-            }
-            let names = target.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"."));
-            for name in names.rev() {
-                todo.push_front(name.to_vec());
+                Next::Link { target, lower } => {
+                    way.links.extend(lower.then(|| way.at(&name)));
+                    way.hops += 1;
+                    if way.hops > MAX_HOPS {
+                        return Err(LayerError::TooManySymlinks { path: shown(&components.join(&b'/')) }.into());
+                    }
+                    way.turn(target.as_bytes(), &mut todo);
+                }
+                Next::Other => return refuse(&path_of(&way.at(&name)), "something that is not a folder is its parent"),
             }
         }
-        Ok(Some(place))
+        Ok(Some(way.arrive()))
+    }
+
+    /// What comes after the last step.
+    fn step(&self, way: &Way, name: &[u8]) -> Result<Next, StoreError> {
+        let at = way.at(name);
+        let closed = self.hidden.contains(&at);
+        let from = way.steps.last().expect("the root is never taken off").lower.as_ref().filter(|_| !closed);
+        let find = || from.map(|level| self.lower.open_level(level)?.find(name)).transpose();
+        Ok(match self.entries.get(&at).map(|placed| &placed.kind) {
+            Some(EntryKind::Directory { opaque: true, .. }) => Next::Folder(Step { at, lower: None }),
+            Some(EntryKind::Directory { .. }) => {
+                Next::Folder(Step { at, lower: find()?.flatten().and_then(|found| found.level) })
+            }
+            Some(EntryKind::Symlink { target }) => Next::Link { target: target.clone(), lower: false },
+            Some(_) => Next::Other,
+            None => match find()?.flatten() {
+                None => Next::Nothing,
+                Some(Found { node, level, .. }) => match node.kind {
+                    NodeKind::Directory { .. } => Next::Missing(Step { at, lower: level }, node.metadata),
+                    NodeKind::Symlink { target } => Next::Link { target, lower: true },
+                    _ => Next::Other,
+                },
+            },
+        })
+    }
+
+    fn root_step(&self) -> Result<Step, StoreError> {
+        let opaque = matches!(self.get(b"").map(|root| &root.kind), Some(EntryKind::Directory { opaque: true, .. }));
+        let lower = if opaque { None } else { self.lower.root()?.and_then(|found| found.level) };
+        Ok(Step { at: Key::new(), lower })
     }
 
     /// Records that an entry was placed there.
     pub(super) fn follow(&mut self, place: &Place) {
-        self.followed.extend(place.links.iter().map(|link| key(link)));
+        self.followed.extend(place.links.iter().cloned());
     }
 
     /// What is at a path; nothing on the way is followed.
@@ -200,20 +267,46 @@ impl<'a> Placement<'a> {
 
     /// What the layers below have at a path, whether or not this layer deletes just that.
     pub(super) fn beneath(&self, path: &[u8]) -> Result<Option<Found>, StoreError> {
-        let mut above = path;
-        while let Some((parent, _)) = split_path(above) {
-            let own = self.get(parent).map(|placed| &placed.kind);
-            let closed = match own {
+        let key = key(path);
+        let ends = key.iter().enumerate().filter(|(_, byte)| **byte == 0).map(|(at, _)| at);
+        for end in std::iter::once(0).filter(|_| !key.is_empty()).chain(ends) {
+            let closed = match self.entries.get(&key[..end]).map(|placed| &placed.kind) {
                 Some(EntryKind::Directory { opaque, .. }) => *opaque,
                 Some(_) => true,
                 None => false,
             };
-            if closed || self.hidden.contains(&key(parent)) {
+            if closed || self.hidden.contains(&key[..end]) {
                 return Ok(None);
             }
-            above = parent;
         }
         self.lower.lookup_physical(path)
+    }
+
+    /// Sees to it that implied folders have the metadata of what is visible below them, and that no folder is opaque where
+    /// there is nothing to hide. Both may have changed with deletions that came later.
+    pub(super) fn settle_folders(&mut self) -> Result<(), StoreError> {
+        let opaque = |placed: &Placed| matches!(placed.kind, EntryKind::Directory { opaque: true, .. });
+        if self.hidden.is_empty() && !self.entries.values().any(opaque) {
+            return Ok(());
+        }
+        let mut steps = vec![self.root_step()?];
+        let lower = self.lower;
+        for (at, placed) in self.entries.iter_mut().filter(|(at, _)| !at.is_empty()) {
+            let EntryKind::Directory { opaque, implied } = &mut placed.kind else { continue };
+            while !is_inside(at, &steps.last().expect("everything is in the root").at) {
+                steps.pop();
+            }
+            let name = at.rsplit(|byte| *byte == 0).next().expect("a split has a part");
+            let parent = steps.last().and_then(|step| step.lower.as_ref());
+            let below = parent.map(|level| lower.open_level(level)?.find(name)).transpose()?.flatten();
+            let below = below.and_then(|found| found.level);
+            *opaque &= below.is_some();
+            if *implied && below.is_none() {
+                placed.metadata = default_root();
+            }
+            steps.push(Step { at: at.clone(), lower: below.filter(|_| !*opaque) });
+        }
+        Ok(())
     }
 
     /// Deletes what lower layers have at a path. What this layer has there stays (`layer.md`, "Whiteouts").
@@ -271,7 +364,15 @@ fn key_below(path: &[u8]) -> Key {
 }
 
 fn is_below(candidate: &[u8], path: &[u8]) -> bool {
-    if path.is_empty() { !candidate.is_empty() } else { candidate.starts_with(&key_below(path)) }
+    is_inside(candidate, &key(path))
+}
+
+fn is_inside(candidate: &[u8], folder: &[u8]) -> bool {
+    match candidate.strip_prefix(folder) {
+        Some(rest) if folder.is_empty() => !rest.is_empty(),
+        Some(rest) => rest.first() == Some(&0),
+        None => false,
+    }
 }
 
 fn below<'e>(entries: &'e BTreeMap<Key, Placed>, path: &[u8]) -> impl Iterator<Item = &'e Key> {

@@ -18,7 +18,7 @@ use super::xattr::{self, Markers};
 use crate::StoreError;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -42,7 +42,7 @@ pub(super) fn unpack<R: Read>(
         markers: Markers::of_this_process(),
         later: Vec::new(),
         open: None,
-        way: None,
+        ways: HashMap::new(),
         buffer: vec![0; BUFFER],
     };
     while let Some(entry) = reader.next()? {
@@ -86,8 +86,8 @@ struct Unpacker<'a> {
     later: Vec<LaterDeletion>,
     /// The folder of the last entry: most entries have the same as the one before.
     open: Option<(Vec<u8>, OwnedFd)>,
-    /// As the archive names it, and where it led; forgotten when something on the way may have changed.
-    way: Option<(Vec<u8>, Vec<u8>)>,
+    /// Folders as the archive names them, and where they led; forgotten when something on the way may have changed.
+    ways: HashMap<Vec<u8>, Vec<u8>>,
     buffer: Vec<u8>,
 }
 
@@ -167,9 +167,7 @@ impl Unpacker<'_> {
     /// that mode 1777 of `/tmp` survives a layer that has only `tmp/x`, else as 0755 of root.
     fn make_way(&mut self, components: &[&[u8]]) -> Result<Vec<u8>, StoreError> {
         let asked = components.join(&b'/');
-        if let Some((last, path)) = &self.way
-            && *last == asked
-        {
+        if let Some(path) = self.ways.get(&asked) {
             return Ok(path.clone());
         }
         let place = self.placement.folder(components, Missing::BecomesFolder)?;
@@ -178,7 +176,7 @@ impl Unpacker<'_> {
             self.make_folder(&path)?;
             self.placement.insert(&path, EntryKind::Directory { opaque: false, implied: true }, metadata);
         }
-        self.way = Some((asked, path.clone()));
+        self.ways.insert(asked, path.clone());
         Ok(path)
     }
 
@@ -198,7 +196,7 @@ impl Unpacker<'_> {
             return Ok(());
         }
         self.placement.remove(path);
-        self.way = None;
+        self.ways.clear();
         let (parent, name) = split_path(path).expect("the root is never cleared");
         let error = StoreError::os("open", self.tree.join(OsStr::from_bytes(parent)));
         let folder = folder::open_folder(self.root.as_fd(), parent).map_err(error)?;
@@ -354,7 +352,7 @@ impl Unpacker<'_> {
     }
 
     fn delete(&mut self, components: &[&[u8]], what: &Deletion) -> Result<(), StoreError> {
-        self.way = None;
+        self.ways.clear();
         let Some(place) = self.placement.folder(components, Missing::EndsTheWay)? else { return Ok(()) };
         if place.is_provisional() {
             let folder = components.iter().map(|name| name.to_vec()).collect();
@@ -418,7 +416,7 @@ impl Unpacker<'_> {
         }
         self.open_root_by_names()?;
         self.settle_deletions()?;
-        self.settle_implied()?;
+        self.placement.settle_folders()?;
         self.drop_needless_folders()?;
         self.finish_folders()?;
         Ok(self.placement.into_index()?)
@@ -459,30 +457,6 @@ impl Unpacker<'_> {
                 self.make_way(&components)?;
                 self.make_node(&path, FileType::CharacterDevice, 0)?;
                 self.placement.insert(&path, EntryKind::Whiteout, Metadata::default());
-            }
-        }
-        Ok(())
-    }
-
-    /// Folders made on the way took the lower one's metadata when they were made; a later deletion may have hidden it.
-    /// And an opaque marker where there is nothing to hide is none.
-    fn settle_implied(&mut self) -> Result<(), StoreError> {
-        let folders: Vec<Vec<u8>> = self
-            .placement
-            .entries()
-            .filter(|(path, placed)| {
-                let marked = matches!(placed.kind, EntryKind::Directory { implied, opaque } if implied || opaque);
-                marked && !path.is_empty()
-            })
-            .map(|(path, _)| path)
-            .collect();
-        for path in folders {
-            let below = self.placement.beneath(&path)?.is_some_and(|found| found.level.is_some());
-            let placed = self.placement.get_mut(&path).expect("it was listed");
-            let EntryKind::Directory { opaque, implied } = &mut placed.kind else { continue };
-            *opaque &= below;
-            if *implied && !below {
-                placed.metadata = apply::default_root();
             }
         }
         Ok(())

@@ -5,17 +5,21 @@ use forge_image::{Descriptor, DiffId, Digest, MediaType};
 use forge_store::{
     EntryKind, LayerId, LayerIndex, LayerRecord, Layers, Lease, MergedTree, Store, StoreError, TreeEntry, TreeKind,
 };
+
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 pub struct Fixture {
     pub store: Store,
     pub lease: Lease,
     pub canary: PathBuf,
+    /// The tars of the stacks made so far.
+    pub bases: Mutex<Vec<Vec<u8>>>,
     before: String,
     // Last: the others lie in it.
     _folder: tempfile::TempDir,
@@ -60,7 +64,7 @@ impl Fixture {
         let store = Store::open(&folder.path().join("store")).unwrap();
         let lease = store.lease("test").unwrap();
         let before = disk(&canary);
-        Self { store, lease, canary, before, _folder: folder }
+        Self { store, lease, canary, bases: Mutex::default(), before, _folder: folder }
     }
 
     pub fn layers(&self) -> &Layers {
@@ -94,6 +98,7 @@ impl Fixture {
 
     pub fn stack(&self, tars: &[Vec<u8>]) -> Vec<LayerId> {
         let mut stack = Vec::new();
+        *self.bases.lock().unwrap() = tars.to_vec();
         for tar in tars {
             let layer = self.unpack(&stack, tar).unwrap_or_else(|error| panic!("{}", chain(&error)));
             stack.push(layer.id);
@@ -156,7 +161,9 @@ pub fn disk(path: &Path) -> String {
         )
         .unwrap();
         if meta.is_dir() {
-            todo.extend(names(&path).into_iter().rev().map(|name| path.join(name)));
+            let mut children: Vec<_> = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()).collect();
+            children.sort_by(|a, b| b.cmp(a));
+            todo.append(&mut children);
         } else if meta.is_file() {
             writeln!(text, "  {}", Digest::sha256(&std::fs::read(&path).unwrap())).unwrap();
         }
@@ -168,13 +175,15 @@ fn xattrs(path: &Path) -> Vec<String> {
     let mut buffer = vec![0_u8; 65536];
     let length = rustix::fs::llistxattr(path, &mut buffer[..]).unwrap_or(0);
     let names = buffer[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
-    names
+    let mut xattrs: Vec<String> = names
         .map(|name| {
             let mut value = vec![0_u8; 65536];
             let length = rustix::fs::lgetxattr(path, name, &mut value[..]).unwrap();
             format!("{}={}", name.escape_ascii(), value[..length].escape_ascii())
         })
-        .collect()
+        .collect();
+    xattrs.sort();
+    xattrs
 }
 
 /// A merged tree as text: one line a path, times left out.
