@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 
 /// Another step that has something to say waits this long for the open one to end.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A step that is silent for this long after its start is opened, so that readers see what is being waited for.
+const SILENCE: Duration = Duration::from_millis(500);
 /// A running transfer is reported again after this long.
 const STATUS_PAUSE: Duration = Duration::from_secs(5);
 
@@ -26,6 +28,7 @@ struct Block {
     number: Option<usize>,
     waiting: Vec<String>,
     waiting_since: Option<SystemTime>,
+    started: Option<SystemTime>,
     reported: HashMap<usize, (SystemTime, bool)>,
     closed: bool,
 }
@@ -51,12 +54,17 @@ impl Plain {
 
     /// Gives the text that is due because time went by.
     pub fn tick(&mut self, now: SystemTime) -> String {
-        let Some(open) = self.open else { return String::new() };
-        let impatient = |block: &Block| {
-            block.waiting_since.is_some_and(|since| now.duration_since(since).unwrap_or_default() >= PATIENCE)
+        let due = |since: Option<SystemTime>, pause| {
+            since.is_some_and(|since| now.duration_since(since).unwrap_or_default() >= pause)
         };
-        let next = self.blocks.iter().filter(|(place, block)| **place != open && impatient(block));
-        match next.min_by_key(|(_, block)| block.waiting_since).map(|(place, _)| *place) {
+        let others = self.blocks.iter().filter(|(place, block)| Some(**place) != self.open && !block.closed);
+        let next = match self.open {
+            Some(_) => others
+                .filter(|(_, block)| due(block.waiting_since, PATIENCE))
+                .min_by_key(|(_, block)| block.waiting_since),
+            None => others.filter(|(_, block)| due(block.started, SILENCE)).min_by_key(|(_, block)| block.started),
+        };
+        match next.map(|(place, _)| *place) {
             Some(place) => self.write(place),
             None => String::new(),
         }
@@ -76,11 +84,13 @@ impl Plain {
     }
 
     fn state(&mut self, place: usize, now: SystemTime) -> String {
-        let closed = self.blocks.entry(place).or_default().closed;
-        match (self.trace.vertex(place).state(), closed) {
+        let block = self.blocks.entry(place).or_default();
+        match (self.trace.vertex(place).state(), block.closed) {
             (State::Waiting, _) | (_, true) => String::new(),
-            (State::Running, _) if self.open.is_none() => self.write(place),
-            (State::Running, _) => String::new(),
+            (State::Running, _) => {
+                block.started.get_or_insert(now);
+                String::new()
+            }
             _ => self.close(place, now),
         }
     }
@@ -281,9 +291,19 @@ mod tests {
     }
 
     #[test]
+    fn a_silent_step_is_shown_while_it_runs() {
+        let script = Script::default().start(0, "a", "RUN sleep 9").start(100, "b", "RUN true").done(200, "b");
+        let mut plain = Plain::default();
+        let early: String = script.events.iter().map(|(now, event)| plain.event(event, *now)).collect();
+        assert_eq!(early, "#1 RUN true\n#1 DONE 0.1s\n");
+        assert_eq!(plain.tick(at(400)), "");
+        assert_eq!(plain.tick(at(500)), "\n#2 RUN sleep 9\n");
+        assert_eq!(plain.tick(at(9000)), "");
+    }
+
+    #[test]
     fn cancelled_steps_say_so() {
         let script = Script::default().start(0, "a", "RUN sleep").fail(10, "a", "the build was cancelled");
         assert_eq!(render(script), "#1 RUN sleep\n#1 CANCELED\n");
-        assert_eq!(at(1500).duration_since(at(0)).unwrap().as_secs_f64(), 1.5);
     }
 }

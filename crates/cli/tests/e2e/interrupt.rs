@@ -88,3 +88,18 @@ fn privileged_signals_reach_the_command() {
     signal(&child, Signal::TERM);
     assert_eq!(wait(&mut child), 3);
 }
+
+#[test]
+fn privileged_the_third_request_to_end_kills() {
+    let Some(forge) = Forge::privileged("the_third_request_to_end_kills") else { return };
+    let mut command = forge.command(&["run", "--rm", "busybox", "sh", "-c", "trap '' INT; echo ready; sleep 98764"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    read_until(child.stdout.take().unwrap(), "ready");
+    for _ in 0..3 {
+        assert!(child.try_wait().unwrap().is_none());
+        signal(&child, Signal::INT);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(wait(&mut child), 137);
+    eventually("processes are left", || processes_with("98764") == 0);
+}

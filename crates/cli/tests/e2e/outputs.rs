@@ -121,7 +121,7 @@ fn privileged_a45_load_never_retags_silently() {
     other.ok(&["save", "-o", &archive, "alpine"]);
     forge.ok(&["tag", "busybox", "alpine"]);
     let refused = forge.fails(1, &["load", "-i", &archive]);
-    assert!(refused.stderr.contains("--replace"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("alpine:latest already "), "{}", refused.stderr);
     assert_eq!(forge.shell("alpine", "ls /poisoned 2>&1 || true").trim(), "ls: /poisoned: No such file or directory");
     forge.ok(&["load", "--replace", "-i", &archive]);
     assert_eq!(forge.shell("alpine", "cat /poisoned"), "poisoned\n");
