@@ -1,11 +1,8 @@
 //! OCI layouts and docker archives, judged by the oracle and by the programs that others read them with.
 
 use crate::support::{Pipe, Site, run, settings, tar_files};
-use forge_exporter::{
-    Annotation, AnnotationScope, AssembledImage, BuiltImage, ExportSettings, ImageSet, LayoutDestination, assemble,
-    to_docker, to_oci,
-};
-use forge_image::{ErrorKind, ImageConfig, Platform};
+use forge_exporter::{Annotation, AnnotationScope, ExportSettings, LayoutDestination, to_docker, to_oci};
+use forge_image::{ErrorKind, ImageConfig};
 use forge_store::Compression;
 use std::path::Path;
 
@@ -64,17 +61,6 @@ async fn privileged_names_and_platform_stand_in_the_index() {
     assert_eq!(index["manifests"][0]["platform"]["architecture"], "amd64");
 }
 
-async fn two_platforms(site: &Site, settings: &ExportSettings) -> ImageSet {
-    let mut images: Vec<AssembledImage> = Vec::new();
-    for platform in ["linux/arm64", "linux/amd64"] {
-        let platform: Platform = platform.parse().unwrap();
-        let built = site.built();
-        let config = ImageConfig { architecture: platform.architecture.clone(), ..built.config.clone() };
-        images.push(assemble(&site.context, &BuiltImage { platform, config, ..built }, settings).await.unwrap());
-    }
-    ImageSet::new(images).unwrap()
-}
-
 #[tokio::test]
 async fn privileged_several_platforms_become_an_index_in_the_order_asked_for() {
     if !forge_testkit::privileged("privileged_several_platforms_become_an_index_in_the_order_asked_for") {
@@ -95,7 +81,7 @@ async fn privileged_several_platforms_become_an_index_in_the_order_asked_for() {
         annotation(AnnotationScope::ManifestDescriptor, None, "on.descriptor"),
     ];
     let folder = site.path("layout");
-    let images = two_platforms(&site, &settings).await;
+    let images = site.two_platforms(&settings).await;
     let destination = LayoutDestination::Folder(folder.clone());
     let exported = to_oci(&site.context, &images, &settings, destination).await.unwrap();
     forge_testkit::validate_layout(&folder).unwrap();

@@ -74,6 +74,18 @@ impl Site {
         ImageSet::new(vec![self.assembled(settings).await]).unwrap()
     }
 
+    /// The same files for two platforms.
+    pub async fn two_platforms(&self, settings: &ExportSettings) -> ImageSet {
+        let mut images: Vec<AssembledImage> = Vec::new();
+        for platform in ["linux/arm64", "linux/amd64"] {
+            let platform: Platform = platform.parse().unwrap();
+            let built = self.built();
+            let config = ImageConfig { architecture: platform.architecture.clone(), ..built.config.clone() };
+            images.push(assemble(&self.context, &BuiltImage { platform, config, ..built }, settings).await.unwrap());
+        }
+        ImageSet::new(images).unwrap()
+    }
+
     pub fn target(&self, name: &str) -> Target {
         self.context.store.images().target(&reference(name)).unwrap().unwrap()
     }

@@ -2,7 +2,8 @@
 
 use crate::support::{Pipe, Site, reference, run, settings, tar_files};
 use forge_exporter::{
-    ArchiveFormat, ExportSettings, ImageSet, LayoutDestination, Pushed, SavedImage, push, save, to_oci, to_store,
+    ArchiveFormat, ExistingNames, ExportSettings, ImageSet, LayoutDestination, LoadInput, LoadLimits, Pushed,
+    SavedImage, load, push, save, to_oci, to_store,
 };
 use forge_image::{Digest, MediaType, Platform};
 use forge_registry::{FetchError, LayoutName, Registry, RegistryOptions, from_oci_layout, pull, resolve_image};
@@ -91,6 +92,48 @@ async fn privileged_layers_are_mounted_from_where_they_are_known_to_be() {
     let outcome = pushed(&site, &images, &second).await;
     assert_eq!((outcome.mounted, outcome.uploaded), (2, 1), "the config is not looked for elsewhere");
     validate(&registry, "two/app", "1");
+}
+
+/// Several platforms go out as an index, come back one by one or together, and leave again as they were.
+#[tokio::test]
+async fn privileged_several_platforms_are_pushed_as_an_index() {
+    if !forge_testkit::privileged("privileged_several_platforms_are_pushed_as_an_index") {
+        return;
+    }
+    let registry = TestRegistry::start();
+    let name = format!("{}/app:1", registry.authority());
+    let (site, settings) = (Site::new(), settings(&[&name]));
+    let images = site.two_platforms(&settings).await;
+    to_store(&site.context, &images, &settings).await.unwrap();
+    let index = pushed(&site, &images, &settings).await.exported.descriptor.unwrap();
+    assert_eq!(validate(&registry, "app", "1"), index.digest);
+    assert!(index.media_type.is_index());
+    let arm = "linux/arm64".parse().unwrap();
+    let pulled = pull(&Site::new().context, &client(), &reference(&name), &arm).await.unwrap();
+    assert_eq!(pulled.resolved.id, images.images()[0].id);
+
+    let pipe = Pipe::default();
+    let saved = SavedImage { names: vec![reference(&name)], target: site.target(&name) };
+    save(&site.context, &[saved], ArchiveFormat::Oci, pipe.writer()).await.unwrap();
+    let (other, input) = (Site::new(), LoadInput::Stream(Box::new(std::io::Cursor::new(pipe.bytes()))));
+    load(&other.context, input, LoadLimits::default(), ExistingNames::Refuse).await.unwrap();
+    assert_eq!(other.target(&name).images, site.target(&name).images);
+    let again = ImageSet::from_store(&other.context, &other.target(&name)).await.unwrap();
+    assert_eq!(pushed(&other, &again, &settings).await.exported.descriptor.unwrap().digest, index.digest);
+}
+
+#[tokio::test]
+async fn privileged_a_push_by_digest_moves_no_tag() {
+    if !forge_testkit::privileged("privileged_a_push_by_digest_moves_no_tag") {
+        return;
+    }
+    let registry = TestRegistry::start();
+    let settings = settings(&[&format!("{}/app:1", registry.authority())]);
+    let settings = ExportSettings { push_by_digest: true, ..settings };
+    let site = Site::new();
+    let outcome = pushed(&site, &site.image(&settings).await, &settings).await;
+    assert!(registry.tagged("app", "1").is_none());
+    assert!(registry.content("app", &outcome.exported.descriptor.unwrap().digest).is_some());
 }
 
 /// Trial 1 of the design: foreign bytes stay what they were through pull, push and save.
