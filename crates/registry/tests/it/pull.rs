@@ -141,7 +141,7 @@ async fn a_server_without_ranges_is_read_from_the_beginning() {
     assert!(bench.has(&digest));
 }
 
-// Each seen to fail with the store's expectation and the checks of length taken away.
+// Seen to fail with the checks of length taken away.
 #[tokio::test(flavor = "multi_thread")]
 async fn a67_bodies_that_lie_are_not_kept() {
     let (registry, bench) = (TestRegistry::start(), Bench::new());
@@ -257,7 +257,7 @@ async fn a69_confused_documents_are_refused() {
     assert!(bench.client.manifest(&reference(&registry, "a"), &descriptor, &bench.session).await.is_err());
 }
 
-// Seen to fail (by its bound on time) with `DEEPEST` at 10,000.
+// Seen to fail with `DEEPEST` at 10,000.
 #[tokio::test(flavor = "multi_thread")]
 async fn a70_nested_indexes_end() {
     let (registry, bench) = (TestRegistry::start(), Bench::new());
