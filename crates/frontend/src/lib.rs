@@ -4,7 +4,7 @@
 //! no network, runs nothing, and does not know how a graph is evaluated or where an image is kept: what it must
 //! know of images it asks for ([`Lowered::Need`]) and is given ([`ResolvedImages`]).
 //!
-//! Reading order: [`parse`], [`Dockerfile`], [`Instruction`], [`Span`]; [`lower`], [`LowerOptions`],
+//! Reading order: [`parse()`], [`Dockerfile`], [`Instruction`], [`Span`]; [`lower()`], [`LowerOptions`],
 //! [`ImageRequest`], [`LoweredImage`]; [`Warning`], [`Rule`]; [`FrontendError`], [`Problem`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

@@ -133,7 +133,7 @@ pub struct ResolvedImage {
 /// The images that are known so far.
 pub type ResolvedImages = BTreeMap<ImageKey, ResolvedImage>;
 
-/// What a turn of [`lower`](crate::lower) came to.
+/// What a turn of [`lower`](crate::lower()) came to.
 #[derive(Clone, Debug)]
 pub enum Lowered {
     /// These images must be resolved before the next turn. Never empty, never one that was given.

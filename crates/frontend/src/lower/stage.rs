@@ -1,7 +1,8 @@
+use super::Lowering;
+use super::base::check_platform;
 use super::environment::Environment;
 use super::plan::Base;
 use super::state::{Layer, StageState};
-use super::{Lowering, check_platform};
 use crate::command::{Action, Command, Origin};
 use crate::expand::{Expanded, Expander, Quotes, Unset};
 use crate::lint::check_description;

@@ -1,4 +1,4 @@
-//! Text to syntax tree. Lines first ([`line`]), then words ([`words`], [`json`], [`heredoc`]).
+//! Text to syntax tree. Lines first ([`mod@line`]), then words ([`words`], [`json`], [`heredoc`]).
 
 mod directive;
 mod heredoc;
@@ -24,7 +24,7 @@ const MAX_FILE: usize = 16 << 20;
 /// Reads a Dockerfile. `name` is what diagnostics call it.
 ///
 /// The result says what is written, not whether it makes sense: flags, argument counts and names of
-/// instructions are looked at by [`lower`](crate::lower).
+/// instructions are looked at by [`lower`](crate::lower()).
 ///
 /// # Errors
 /// The file is empty or too large (16 MiB, lines of 1 MiB), a directive is wrong, an instruction does not
