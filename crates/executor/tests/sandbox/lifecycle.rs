@@ -161,7 +161,6 @@ fn host_mounts() {
     assert_eq!(mounts(), before);
     container.delete().expect("deletes");
     assert_eq!(mounts(), before);
-    // Seen to fail without `make_private`.
     let spec = fixture.shell("mount -t tmpfs x /mnt && umount /proc/sys").privileged();
     run(&spec).expect("runs");
     assert_eq!(mounts(), before);
