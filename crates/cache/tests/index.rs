@@ -1,4 +1,5 @@
 //! What both indexes promise.
+#![allow(clippy::print_stdout, reason = "measurements and seeds are for whoever runs the test")]
 
 use forge_cache::*;
 use forge_store::LayerId;

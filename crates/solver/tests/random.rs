@@ -1,5 +1,6 @@
 //! A thousand random graphs: whatever their shape, every step runs at most once and after its inputs, nothing
 //! unneeded runs, results are those of the model, and failures and cancellation leave nothing behind.
+#![allow(clippy::print_stdout, reason = "measurements and seeds are for whoever runs the test")]
 
 mod fake;
 

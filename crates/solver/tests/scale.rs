@@ -1,4 +1,5 @@
 //! Large graphs (L03): no recursion, no growth worse than linear.
+#![allow(clippy::print_stdout, reason = "measurements and seeds are for whoever runs the test")]
 
 mod fake;
 
@@ -46,7 +47,7 @@ async fn l03_large_graphs_are_solved_without_recursion() {
     assert!(fake.ran().is_empty());
     println!("{steps} steps: cold {cold:?}, warm {warm:?}");
     // Without optimisation and with others on the machine; a quadratic loop takes minutes.
-    assert!(cold < Duration::from_secs(60) && warm < Duration::from_secs(20), "cold {cold:?}, warm {warm:?}");
+    assert!(cold < Duration::from_secs(30) && warm < Duration::from_secs(10), "cold {cold:?}, warm {warm:?}");
 }
 
 /// A118: a vertex of very many inputs costs what its inputs cost, in keys and in time.

@@ -291,7 +291,8 @@ async fn equal_steps_of_two_builds_run_once() {
     let bounded = forge_solver::Solver { max_parallelism: Some(1), ..solver.clone() };
     let (one, two) = (chain(&["base", "shared", "one"]), chain(&["base", "shared", "two"]));
     let (one, two) = tokio::join!(solve(&solver, &one), solve(&bounded, &two));
-    (one.0.unwrap(), two.0.unwrap());
+    one.0.unwrap();
+    two.0.unwrap();
     let mut ran = fake.ran();
     ran.sort();
     assert_eq!(ran, ["base", "one", "shared", "two"]);
