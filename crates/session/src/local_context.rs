@@ -321,11 +321,33 @@ mod tests {
             });
             while begin.elapsed() < Duration::from_secs(1) {
                 match read(&context, "flips") {
-                    Ok(text) => assert_eq!(text, "inside"),
+                    Ok(text) => assert_ne!(text, CANARY),
                     Err(ContextError::Special { .. } | ContextError::Read { .. }) => {}
                     Err(error) => panic!("{error}"),
                 }
-                assert!(context.children(&ContextPath::default()).is_ok_and(|list| !list.is_empty()));
+            }
+        });
+    }
+
+    #[test]
+    fn a40_a_folder_is_listed_while_it_changes() {
+        let (folder, context) = tree();
+        let root = folder.path().join("c");
+        let begin = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while begin.elapsed() < Duration::from_millis(500) {
+                    symlink("nowhere", root.join("new")).unwrap();
+                    std::fs::rename(root.join("new"), root.join("flips")).unwrap();
+                    std::fs::write(root.join("flips-2"), "").unwrap();
+                    std::fs::rename(root.join("flips-2"), root.join("flips")).unwrap();
+                    std::fs::remove_file(root.join("flips")).unwrap();
+                }
+            });
+            while begin.elapsed() < Duration::from_millis(500) {
+                let children = context.children(&ContextPath::default()).unwrap();
+                let dir = children.iter().find(|child| child.path.as_bytes() == b"dir");
+                assert!(dir.is_some_and(|dir| dir.kind == EntryKind::Directory));
             }
         });
     }
