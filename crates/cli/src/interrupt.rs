@@ -4,14 +4,12 @@ use crate::output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Watches for signals that end forge.
 pub struct Interrupts {
     token: CancellationToken,
     caught: Arc<AtomicU8>,
-    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Interrupts {
@@ -20,22 +18,16 @@ impl Interrupts {
         let token = CancellationToken::new();
         let caught = Arc::new(AtomicU8::new(0));
         let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
-        let mut tasks = Vec::new();
         for kind in signals {
             let stop = stop(signal(kind)?, kind.as_raw_value(), token.clone(), Arc::clone(&caught));
-            tasks.push(tokio::spawn(stop));
+            tokio::spawn(stop);
         }
-        Ok(Self { token, caught, tasks })
+        Ok(Self { token, caught })
     }
 
     /// What the engine watches.
     pub fn token(&self) -> CancellationToken {
         self.token.clone()
-    }
-
-    /// Stops to watch: signals have another meaning from here on.
-    pub fn end(&self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
     }
 
     /// The exit code that stands for the first signal, if one came.

@@ -1,20 +1,22 @@
 use super::{Start, block_on_many};
 use crate::args::RunArgs;
 use crate::failure::{BEFORE_START, Failure};
-use crate::interrupt::Interrupts;
 use crate::output;
 use crate::progress::{Display, Mode};
 use crate::request::{check_terminal, run_request};
 use crate::terminal::{self, Changed};
 use anyhow::Context;
 use forge_engine::{RunRequest, RunStreams, RunningContainer};
-use rustix::process::Signal;
+use rustix::process::Signal as ProcessSignal;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// Signals that go to the container's process instead of ending forge.
 const FORWARDED: [SignalKind; 6] = [
@@ -25,8 +27,11 @@ const FORWARDED: [SignalKind; 6] = [
     SignalKind::user_defined1(),
     SignalKind::user_defined2(),
 ];
+/// A signal that comes before the container waits this long for it.
+const START_GRACE: Duration = Duration::from_millis(200);
 /// So many requests to end make forge end the container itself, as docker's client does.
 const PATIENCE: u32 = 3;
+const KILL: ProcessSignal = ProcessSignal::KILL;
 
 pub fn run(start: &Start, args: &RunArgs) -> Result<u8, Failure> {
     run_inner(start, args).map_err(|failure| match failure.code {
@@ -59,26 +64,28 @@ fn make_bind_sources(request: &RunRequest) -> anyhow::Result<()> {
 
 async fn attached(start: &Start, request: RunRequest, mode: Mode) -> Result<u8, Failure> {
     let (terminal, interactive) = (request.terminal, request.interactive);
-    let container = create(start, request, mode).await?;
-    let forwarding = forward_signals(Arc::clone(&container))?;
+    let signals = Signals::watch()?;
+    let container = create(start, request, mode, &signals).await?;
     let code = match container.pty() {
         Some(pty) if terminal => with_terminal(&container, pty, interactive).await?,
         _ => container.wait().await?.code,
     };
-    forwarding.iter().for_each(tokio::task::JoinHandle::abort);
     Ok(u8::try_from(code & 0xff).unwrap_or(BEFORE_START))
 }
 
-/// Makes the container; until it runs, Ctrl-C ends forge.
-async fn create(start: &Start, request: RunRequest, mode: Mode) -> Result<Arc<RunningContainer>, Failure> {
+async fn create(
+    start: &Start,
+    request: RunRequest,
+    mode: Mode,
+    signals: &Signals,
+) -> Result<Arc<RunningContainer>, Failure> {
     let engine = start.engine()?;
-    let interrupts = Interrupts::watch()?;
     let display = Display::start(mode, start.style());
     let streams = streams(&request)?;
-    let container = engine.create_container(request, streams, display.events(), interrupts.token()).await;
+    let container = engine.create_container(request, streams, display.events(), signals.token.clone()).await;
+    let container = container.map(Arc::new).inspect(|container| signals.started(container));
     display.finish();
-    interrupts.end();
-    container.map(Arc::new).map_err(|error| match interrupts.exit_code() {
+    container.map_err(|error| match signals.exit_code() {
         Some(code) => Failure::from(error).with_code(code),
         None => Failure::from(error),
     })
@@ -148,21 +155,81 @@ async fn follow_size(container: Arc<RunningContainer>) {
     }
 }
 
-fn forward_signals(container: Arc<RunningContainer>) -> Result<Vec<tokio::task::JoinHandle<()>>, Failure> {
-    let mut tasks = Vec::new();
-    for kind in FORWARDED {
-        let mut signals = signal(kind)?;
-        let container = Arc::clone(&container);
-        tasks.push(tokio::spawn(async move {
-            let mut count = 0;
-            while signals.recv().await.is_some() {
-                count += 1;
-                let asks_to_end = kind == SignalKind::interrupt() || kind == SignalKind::terminate();
-                let number = if asks_to_end && count >= PATIENCE { Signal::KILL.as_raw() } else { kind.as_raw_value() };
-                // Fails only for a container that has just ended.
-                let _ = container.signal(number);
-            }
-        }));
+/// Signals go to the container's process. Until there is one, those that ask for the end end forge.
+struct Signals {
+    token: CancellationToken,
+    container: watch::Sender<Option<Arc<RunningContainer>>>,
+    caught: Arc<AtomicU8>,
+}
+
+impl Signals {
+    fn watch() -> std::io::Result<Self> {
+        let (container, _) = watch::channel(None);
+        let signals = Self { token: CancellationToken::new(), container, caught: Arc::default() };
+        for kind in FORWARDED {
+            let route = Route {
+                kind,
+                container: signals.container.subscribe(),
+                token: signals.token.clone(),
+                caught: Arc::clone(&signals.caught),
+            };
+            tokio::spawn(route.follow(signal(kind)?));
+        }
+        Ok(signals)
     }
-    Ok(tasks)
+
+    fn started(&self, container: &Arc<RunningContainer>) {
+        self.container.send_replace(Some(Arc::clone(container)));
+    }
+
+    fn exit_code(&self) -> Option<u8> {
+        match self.caught.load(Ordering::Relaxed) {
+            0 => None,
+            signal => Some(128 + signal),
+        }
+    }
+}
+
+/// The way of one kind of signal.
+struct Route {
+    kind: SignalKind,
+    container: watch::Receiver<Option<Arc<RunningContainer>>>,
+    token: CancellationToken,
+    caught: Arc<AtomicU8>,
+}
+
+impl Route {
+    async fn follow(mut self, mut signals: Signal) {
+        let mut count = 0;
+        while signals.recv().await.is_some() {
+            count += 1;
+            // A process may have started and be known to nobody yet: its signals are not to end forge.
+            let container = tokio::time::timeout(START_GRACE, self.container.wait_for(Option::is_some)).await;
+            match container.ok().and_then(Result::ok).and_then(|container| container.clone()) {
+                Some(container) => self.forward(&container, count),
+                None => self.end_forge(),
+            }
+        }
+    }
+
+    fn forward(&self, container: &RunningContainer, count: u32) {
+        let asks_to_end = self.kind == SignalKind::interrupt() || self.kind == SignalKind::terminate();
+        let kill = asks_to_end && count >= PATIENCE;
+        let number = if kill { KILL.as_raw() } else { self.kind.as_raw_value() };
+        // Fails only for a container that has just ended.
+        let _ = container.signal(number);
+    }
+
+    /// The first request cancels, the second one does not wait.
+    fn end_forge(&self) {
+        let ends = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        if !ends.contains(&self.kind) {
+            return;
+        }
+        let number = u8::try_from(self.kind.as_raw_value()).unwrap_or(0);
+        if self.caught.swap(number, Ordering::Relaxed) != 0 {
+            std::process::exit(i32::from(128 + number));
+        }
+        self.token.cancel();
+    }
 }

@@ -196,7 +196,6 @@ fn draw(inbox: &Inbox, style: Style) {
         if seen && due && !over {
             tty.settled(now, size()).iter().for_each(|line| drop(screen.println(line)));
             bar.set_message(tty.frame(now, size()).join("\n"));
-            bar.tick();
             drawn = Some(now);
         }
     }

@@ -1,6 +1,6 @@
 //! What an instruction does, seen from outside.
 
-use crate::fixture::{Forge, Step, state, testdata};
+use crate::fixture::{Forge, Step, state, testdata, without_times};
 
 #[test]
 fn privileged_the_example_builds_runs_and_is_cached() {
@@ -187,4 +187,46 @@ fn privileged_offline_builds_need_no_connection_and_say_what_they_lack() {
     let failed = forge.fails(1, &["build", "--offline", &context]);
     assert!(failed.stderr.contains("offline"), "{}", failed.stderr);
     assert!(forge.fails(1, &["pull", "--offline", "127.0.0.1:9/none"]).stderr.contains("offline"));
+}
+
+#[test]
+fn privileged_the_log_of_a_failing_build_reads_as_buildkits() {
+    let Some(forge) = Forge::privileged("the_log_of_a_failing_build_reads_as_buildkits") else { return };
+    let dockerfile =
+        "FROM scratch\nCOPY --from=busybox /bin /bin\nRUN [\"/bin/sh\", \"-c\", \"echo some output; exit 3\"]\n";
+    let context = forge.context("context", &[("Dockerfile", dockerfile)]);
+    let failed = forge.fails(1, &["build", "--progress", "plain", "-t", "x", &context]);
+    let id = forge.ok(&["inspect", "-f", "{{.Id}}", "busybox"]).stdout;
+    let log = without_times(&failed.stderr).replace(id.trim(), "sha256:ID");
+    insta::assert_snapshot!(log, @r#"
+    #1 [internal] load build definition from Dockerfile
+    #1 DONE TIME
+
+    #2 [internal] load .dockerignore
+    #2 DONE TIME
+
+    #3 [internal] load metadata for docker.io/library/busybox:latest
+    #3 DONE TIME
+
+    #4 FROM docker.io/library/busybox:latest@sha256:ID
+    #4 DONE TIME
+
+    #5 [1/2] COPY --from=busybox /bin /bin
+    #5 DONE TIME
+
+    #6 [2/2] RUN ["/bin/sh", "-c", "echo some output; exit 3"]
+    #6 TIME some output
+    #6 ERROR: process "/bin/sh -c echo some output; exit 3" did not complete successfully: exit code: 3
+    ------
+     > [2/2] RUN ["/bin/sh", "-c", "echo some output; exit 3"]:
+    some output
+    ------
+    Dockerfile:3
+    --------------------
+       1 |     FROM scratch
+       2 |     COPY --from=busybox /bin /bin
+       3 | >>> RUN ["/bin/sh", "-c", "echo some output; exit 3"]
+    --------------------
+    ERROR: failed to solve: process "/bin/sh -c echo some output; exit 3" did not complete successfully: exit code: 3
+    "#);
 }
