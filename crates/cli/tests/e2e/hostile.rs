@@ -10,10 +10,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+/// Media type and body by path.
+type Answers = Mutex<BTreeMap<String, (String, Vec<u8>)>>;
+
 /// Serves fixed answers by path; anything else is 404.
 struct LyingRegistry {
     host: String,
-    answers: Arc<Mutex<BTreeMap<String, (String, Vec<u8>)>>>,
+    answers: Arc<Answers>,
     requests: Arc<AtomicUsize>,
 }
 
@@ -21,7 +24,7 @@ impl LyingRegistry {
     fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
-        let answers: Arc<Mutex<BTreeMap<String, (String, Vec<u8>)>>> = Arc::default();
+        let answers: Arc<Answers> = Arc::default();
         let requests = Arc::new(AtomicUsize::new(0));
         let (shared, counter) = (Arc::clone(&answers), Arc::clone(&requests));
         // Ends with the test process: nothing tells it to stop.
@@ -39,7 +42,7 @@ impl LyingRegistry {
     }
 }
 
-fn answer(stream: TcpStream, answers: &Mutex<BTreeMap<String, (String, Vec<u8>)>>, counter: &AtomicUsize) {
+fn answer(stream: TcpStream, answers: &Answers, counter: &AtomicUsize) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut stream = stream;
     loop {
