@@ -68,12 +68,11 @@ fn read_beside(dockerfile: &Path) -> Result<Option<Vec<u8>>, EngineError> {
 
 /// Reads a file of the context; links are followed inside the context only (A31, A32).
 pub(crate) fn read_from_context(context: &dyn Context, name: &str) -> Result<Option<Vec<u8>>, EngineError> {
-    let path = ContextPath::clean(name);
-    if context.stat(&path)?.is_none() {
+    let Some(entry) = context.follow(&ContextPath::clean(name))? else {
         return Ok(None);
-    }
+    };
     let doing = format!("cannot read {name}");
-    let text = read_limited(context.open(&path)?).map_err(|error| EngineError::io(error).context(&doing))?;
+    let text = read_limited(context.open(&entry.path)?).map_err(|error| EngineError::io(error).context(&doing))?;
     Ok(Some(text))
 }
 

@@ -108,7 +108,13 @@ impl Build {
     async fn to_image(&self, output: &ImageOutput, results: &[PlatformResult]) -> Result<Exported, EngineError> {
         let settings = self.settings(output, results);
         let images = self.assemble(&settings, results).await?;
-        Ok(to_store(&self.transfer, &images, &settings).await?)
+        let exported = to_store(&self.transfer, &images, &settings).await?;
+        if settings.names.is_empty() {
+            // A name is made durable with what it names; an id that is only printed must be too.
+            let store = self.engine.store().clone();
+            blocking(move || Ok(store.sync()?)).await?;
+        }
+        Ok(exported)
     }
 
     async fn push_image(&self, output: &ImageOutput, results: &[PlatformResult]) -> Result<Exported, EngineError> {

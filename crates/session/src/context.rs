@@ -2,6 +2,9 @@ use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 
+/// How many links a path may lead through, as in the kernel.
+const MAX_LINKS: usize = 40;
+
 /// A path within a context: relative, `/`-separated bytes, no empty component, no `.` and no `..`.
 ///
 /// The empty path is the context's root. Bytes need not be UTF-8.
@@ -129,6 +132,12 @@ pub enum ContextError {
         /// The path within the context.
         path: String,
     },
+    /// Too many links on the way.
+    #[error("too many levels of symbolic links at {path:?} in the build context")]
+    LinkLoop {
+        /// The path within the context.
+        path: String,
+    },
     /// The file is not a regular one (A39).
     #[error("{path:?} in the build context is not a regular file")]
     Special {
@@ -156,6 +165,24 @@ pub trait Context: Send + Sync {
     /// # Errors
     /// The folder cannot be read, or is none.
     fn children(&self, path: &ContextPath) -> Result<Vec<ContextEntry>, ContextError>;
+
+    /// The entry that a path leads to when links are followed, all inside the tree: an absolute target starts at the
+    /// tree's root, and `..` never leaves it (A31). `None` where there is nothing.
+    ///
+    /// # Errors
+    /// The tree cannot be read, or links lead in a circle.
+    fn follow(&self, path: &ContextPath) -> Result<Option<ContextEntry>, ContextError> {
+        let mut path = path.clone();
+        for _ in 0..MAX_LINKS {
+            let Some(entry) = self.stat(&path)? else { return Ok(None) };
+            let EntryKind::Symlink { target } = &entry.kind else { return Ok(Some(entry)) };
+            path = match target.starts_with(b"/") {
+                true => ContextPath::clean(target),
+                false => ContextPath::clean([path.as_bytes(), b"/../", target].concat()),
+            };
+        }
+        Err(ContextError::LinkLoop { path: path.display().into_owned() })
+    }
 
     /// Opens a regular file for reading. Never blocks on pipes or devices.
     ///

@@ -86,6 +86,7 @@ impl WorkError {
             Self::File(FileFailure(error)) => error.kind(),
             Self::Exec(ExecFailure(ExecError::Executor(error))) => executor_kind(error),
             Self::Exec(ExecFailure(ExecError::User(_))) => ErrorKind::UserInput,
+            Self::Exec(ExecFailure(ExecError::Store(error))) => error.kind(),
             Self::Exec(ExecFailure(ExecError::Pipe(_))) => ErrorKind::Environment,
             Self::Exec(ExecFailure(ExecError::NotBuilt { .. })) | Self::NotBuilt { .. } => ErrorKind::Unsupported,
             Self::Store(error) => error.kind(),

@@ -1,14 +1,15 @@
 //! Runs a step's process in the sandbox and hands on what it writes.
 
 use crate::users::{self, Identity, UserError};
+use forge_cache::ResultRef;
 use forge_executor::{
     Container, ContainerId, Executor, ExecutorError, ExitStatus, MountSource, MountSpec, ProcessSpec, ProcessUser,
     RootFs, SandboxSpec, Stdio, StdioTarget,
 };
 use forge_image::Digest;
-use forge_llb::{ExecOp, ExtraHost, MountKind, NetworkMode, SecurityMode};
+use forge_llb::{ExecMount, ExecOp, ExtraHost, MountKind, NetworkMode, SecurityMode};
 use forge_session::{Event, EventSink, LogStream};
-use forge_store::ActiveLayer;
+use forge_store::{ActiveLayer, Store, StoreError};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -34,6 +35,8 @@ pub(crate) enum ExecError {
     Executor(#[from] ExecutorError),
     #[error(transparent)]
     User(#[from] UserError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error("cannot make a pipe for the step's output")]
     Pipe(#[source] rustix::io::Errno),
     #[error("{what} is not supported by this version of forge")]
@@ -60,8 +63,14 @@ pub(crate) struct StepEnd {
 }
 
 /// Sets up the sandbox of a step. Blocks.
-pub(crate) fn prepare(executor: &dyn Executor, op: &ExecOp, active: &ActiveLayer) -> Result<Step, ExecError> {
-    let spec = sandbox(op, active)?;
+pub(crate) fn prepare(
+    executor: &dyn Executor,
+    op: &ExecOp,
+    active: &ActiveLayer,
+    mounts: Vec<MountSpec>,
+) -> Result<Step, ExecError> {
+    let mut spec = sandbox(op, active)?;
+    spec.mounts.extend(mounts);
     let (stdout, stdout_end) = pipe()?;
     let (stderr, stderr_end) = pipe()?;
     let io =
@@ -93,18 +102,26 @@ fn sandbox(op: &ExecOp, active: &ActiveLayer) -> Result<SandboxSpec, ExecError> 
         NetworkMode::Host | NetworkMode::Default => forge_executor::NetworkMode::Host,
     };
     spec.mounts.extend(network_files(hostname, &op.extra_hosts, op.network == NetworkMode::None));
-    for mount in op.mounts.iter().filter(|mount| mount.target != "/") {
-        spec.mounts.push(step_mount(&mount.kind, &mount.target)?);
-    }
     Ok(spec)
 }
 
-fn step_mount(kind: &MountKind, target: &str) -> Result<MountSpec, ExecError> {
-    match kind {
-        MountKind::Tmpfs { size } => {
-            Ok(MountSpec::new(target, MountSource::Tmpfs { size: *size, mode: 0o1777 }, false))
+/// What a step sees besides its root: memory, and trees of one layer, read-only.
+pub(crate) fn input_mounts(store: &Store, op: &ExecOp, inputs: &[ResultRef]) -> Result<Vec<MountSpec>, ExecError> {
+    op.mounts.iter().filter(|mount| mount.target != "/").map(|mount| step_mount(store, mount, inputs)).collect()
+}
+
+fn step_mount(store: &Store, mount: &ExecMount, inputs: &[ResultRef]) -> Result<MountSpec, ExecError> {
+    if let MountKind::Tmpfs { size } = mount.kind {
+        return Ok(MountSpec::new(&mount.target, MountSource::Tmpfs { size, mode: 0o1777 }, false));
+    }
+    let layers = mount.input.map(|index| inputs[index].layers()).unwrap_or_default();
+    let folders = store.layers().lower_dirs(layers)?;
+    match folders.as_slice() {
+        [folder] if mount.readonly => {
+            let source = MountSource::BindBeneath { root: folder.clone(), path: PathBuf::from(&mount.selector) };
+            Ok(MountSpec::new(&mount.target, source, true))
         }
-        MountKind::Bind => Err(ExecError::NotBuilt { what: "mounting another tree into a step" }),
+        _ => Err(ExecError::NotBuilt { what: "mounting a writable tree, or one of several layers, into a step" }),
     }
 }
 

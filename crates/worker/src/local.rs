@@ -51,14 +51,11 @@ impl LocalWorker {
         let (store, lease, op) = (self.store.clone(), self.lease.clone(), op.clone());
         let (inputs, session) = (inputs.to_vec(), session.clone());
         let work = move || -> Result<ResultRef, WorkError> {
-            let parents = match file::base_input(&op)? {
-                Some(index) => base_layers(&inputs[index])?,
-                None => Vec::new(),
-            };
             let trees = inputs.iter().map(|input| source_tree(&store, input, &session));
             let trees = trees.collect::<Result<Vec<_>, _>>()?;
-            let active = store.layers().prepare(&parents)?;
-            file::execute(&op, &store, &active, &trees, SystemTime::now())?;
+            let layers = inputs.iter().map(|input| base_layers(input).ok()).collect();
+            let active = file::execute(&op, &store, &file::Inputs { layers, trees }, SystemTime::now())?;
+            let parents = active.parents().to_vec();
             commit(&store, &lease, active, parents)
         };
         tokio::task::spawn_blocking(work).await?
@@ -73,9 +70,11 @@ impl LocalWorker {
         let parents = root_layers(op, &request.inputs)?;
         let (store, executor, step_op, below) =
             (self.store.clone(), self.executor.clone(), op.clone(), parents.clone());
+        let inputs = request.inputs.clone();
         let prepare = move || -> Result<(ActiveLayer, Step), WorkError> {
             let active = store.layers().prepare(&below)?;
-            let step = exec::prepare(&*executor, &step_op, &active)?;
+            let mounts = exec::input_mounts(&store, &step_op, &inputs)?;
+            let step = exec::prepare(&*executor, &step_op, &active, mounts)?;
             Ok((active, step))
         };
         let (active, step) = tokio::task::spawn_blocking(prepare).await.map_err(WorkError::from)??;

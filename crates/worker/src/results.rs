@@ -55,7 +55,7 @@ fn failed(kind: ErrorKind, error: impl std::error::Error + Send + Sync + 'static
 impl ResultStore for LocalResults {
     async fn acquire(&self, result: &ResultRef) -> Result<bool, CacheError> {
         let (lease, layers) = (self.lease.clone(), result.layers().to_vec());
-        blocking(move || hold_all(&lease, &layers)).await
+        blocking(move || lease.hold_layers(&layers).map_err(|error| failed(error.kind(), error))).await
     }
 
     async fn content_digest(
@@ -84,17 +84,6 @@ async fn blocking<T: Send + 'static>(
         Ok(result) => result,
         Err(error) => Err(failed(ErrorKind::Internal, error)),
     }
-}
-
-/// Whether all layers are there, held from now on and as they were written.
-fn hold_all(lease: &Lease, layers: &[LayerId]) -> Result<bool, CacheError> {
-    for layer in layers {
-        let held = lease.hold_layer(layer).map_err(|error| failed(error.kind(), error))?;
-        if !held {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// The content of a whole stack: that of each of its layers, in order.

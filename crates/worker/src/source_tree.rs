@@ -6,12 +6,9 @@ use forge_store::{MergedTree, StoreError, TreeEntry, TreeKind};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// How many links a path may lead through, as in the kernel.
-const MAX_LINKS: usize = 40;
 
 /// A tree that is read from.
 pub(crate) enum SourceTree {
@@ -64,8 +61,6 @@ pub(crate) enum SourceError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Pattern(#[from] PatternError),
-    #[error("too many levels of symbolic links at {path:?}")]
-    LinkLoop { path: String },
     #[error("cannot read {path:?}")]
     Read { path: String, source: std::io::Error },
     #[error("{path:?} is not a regular file")]
@@ -135,16 +130,13 @@ impl SourceTree {
 
     /// The entry that a path leads to when links are followed, all inside the tree.
     pub(crate) fn follow(&self, path: &ContextPath) -> Result<Option<SourceEntry>, SourceError> {
-        let mut path = path.clone();
-        for _ in 0..MAX_LINKS {
-            let Some(entry) = self.stat(&path)? else { return Ok(None) };
-            let SourceKind::Symlink { target } = &entry.kind else { return Ok(Some(entry)) };
-            path = match target.starts_with(b"/") {
-                true => ContextPath::clean(target),
-                false => ContextPath::clean([path.as_bytes(), b"/../", target].concat()),
-            };
+        match self {
+            Self::Context { context, .. } => Ok(context.follow(path)?.map(from_context)),
+            Self::Layers(tree) => {
+                let path = ContextPath::clean(tree.resolve(&absolute(path))?.as_os_str().as_bytes());
+                self.stat(&path)
+            }
         }
-        Err(SourceError::LinkLoop { path: path.display().into_owned() })
     }
 }
 

@@ -112,6 +112,8 @@ impl<'a> Editor<'a> {
         if made || existing == OnExisting::Overwrite {
             apply_to_directory(fd.as_fd(), &effective).map_err(|source| write_error(&path, source))?;
             self.times.insert(path.clone(), effective.mtime);
+        } else {
+            self.times.entry(path.clone()).or_insert(effective.mtime);
         }
         Ok(Folder { fd, path, fresh: fresh || parent.fresh })
     }

@@ -14,7 +14,7 @@ use editor::{EditError, Editor, EntryMetadata, OnExisting};
 use forge_image::ErrorKind;
 use forge_llb::{CopyAction, FileAction, FileInput, FileKind, FileOp, MkdirAction, MkfileAction, Owner};
 use forge_session::PatternMatcher;
-use forge_store::{ActiveLayer, Store};
+use forge_store::{ActiveLayer, LayerId, Store};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -55,58 +55,90 @@ impl FileError {
     }
 }
 
-/// The trees that an operation reads from, by the index of the vertex's input.
-pub(crate) type Inputs = Vec<SourceTree>;
+/// What an operation reads from, by the index of the vertex's input.
+pub(crate) struct Inputs {
+    /// The layers of each; `None` for a context.
+    pub layers: Vec<Option<Vec<LayerId>>>,
+    /// The files of each.
+    pub trees: Vec<SourceTree>,
+}
 
-/// The index of the input that an operation starts from; `None` is an empty tree.
-///
-/// # Errors
-/// The actions do not follow on one another: such graphs come from no Dockerfile.
-pub(crate) fn base_input(op: &FileOp) -> Result<Option<usize>, FileError> {
-    let base = match op.actions.first().map(|action| action.base) {
-        Some(FileInput::Input(index)) => Some(index),
-        _ => None,
-    };
-    let chained = op.actions.iter().enumerate().skip(1).all(|(at, action)| action.base == FileInput::Action(at - 1));
-    match chained {
-        true => Ok(base),
-        false => Err(FileError::NotBuilt { what: "a file operation whose actions do not follow on one another" }),
+/// The trees that an operation makes: which one each action changes, and which input each starts from.
+struct Plan {
+    tree_of: Vec<usize>,
+    starts: Vec<Option<usize>>,
+}
+
+/// Sorts actions by the trees that they change. An action goes on where another ended, or starts a new tree.
+fn plan(op: &FileOp) -> Result<Plan, FileError> {
+    let mut plan = Plan { tree_of: Vec::new(), starts: Vec::new() };
+    for action in &op.actions {
+        let tree = match action.base {
+            FileInput::Action(before) => {
+                let tree = plan.tree_of[before];
+                if plan.tree_of.iter().rposition(|other| *other == tree) != Some(before) {
+                    return Err(FileError::NotBuilt { what: "a file operation with two continuations of one tree" });
+                }
+                tree
+            }
+            FileInput::Input(index) => plan.start(Some(index)),
+            FileInput::Scratch => plan.start(None),
+        };
+        plan.tree_of.push(tree);
+    }
+    Ok(plan)
+}
+
+impl Plan {
+    fn start(&mut self, input: Option<usize>) -> usize {
+        self.starts.push(input);
+        self.starts.len() - 1
     }
 }
 
-/// Carries out an operation in an active layer.
-pub(crate) fn execute(
-    op: &FileOp,
-    store: &Store,
-    active: &ActiveLayer,
-    inputs: &Inputs,
-    now: SystemTime,
-) -> Result<(), FileError> {
-    let mut editor = Editor::new(active)?;
+/// Carries out an operation; what it comes to is a layer in the making.
+pub(crate) fn execute(op: &FileOp, store: &Store, inputs: &Inputs, now: SystemTime) -> Result<ActiveLayer, FileError> {
+    let plan = plan(op)?;
+    let mut made = plan.starts.iter().map(|start| prepare(store, inputs, *start)).collect::<Result<Vec<_>, _>>()?;
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let now = (i64::try_from(now.as_secs()).unwrap_or_default(), now.subsec_nanos());
-    for FileAction { kind, .. } in &op.actions {
+    for (FileAction { kind, .. }, tree) in op.actions.iter().zip(&plan.tree_of) {
+        let mut editor = Editor::new(&made[*tree])?;
         match kind {
-            FileKind::Copy(copy) => copy_action(&mut editor, store, copy, inputs, now)?,
+            FileKind::Copy(copy) => match copy.from {
+                FileInput::Input(index) => copy_action(&mut editor, store, copy, &inputs.trees[index], now)?,
+                FileInput::Action(index) => {
+                    let from = SourceTree::Layers(made[plan.tree_of[index]].merged());
+                    copy_action(&mut editor, store, copy, &from, now)?;
+                }
+                FileInput::Scratch => return Err(FileError::NotBuilt { what: "copying from an empty tree" }),
+            },
             FileKind::Mkdir(mkdir) => mkdir_action(&mut editor, mkdir, now)?,
             FileKind::Mkfile(mkfile) => mkfile_action(&mut editor, mkfile, now)?,
             FileKind::Rm(_) => return Err(FileError::NotBuilt { what: "removing files without a process" }),
         }
+        editor.finish()?;
     }
-    Ok(editor.finish()?)
+    let last = plan.tree_of.last().copied().unwrap_or_default();
+    Ok(made.swap_remove(last))
+}
+
+fn prepare(store: &Store, inputs: &Inputs, start: Option<usize>) -> Result<ActiveLayer, FileError> {
+    let parents = match start.map(|index| &inputs.layers[index]) {
+        None => &[][..],
+        Some(Some(layers)) => layers,
+        Some(None) => return Err(FileError::NotBuilt { what: "changing the files of a build context" }),
+    };
+    Ok(store.layers().prepare(parents)?)
 }
 
 fn copy_action(
     editor: &mut Editor<'_>,
     store: &Store,
     action: &CopyAction,
-    inputs: &Inputs,
+    tree: &SourceTree,
     now: (i64, u32),
 ) -> Result<(), FileError> {
-    let FileInput::Input(index) = action.from else {
-        return Err(FileError::NotBuilt { what: "copying from a tree that the same operation made" });
-    };
-    let tree = &inputs[index];
     let exclude = PatternMatcher::new(&action.exclude).map_err(SourceError::from)?;
     let selection = selection::select(tree, &action.sources, action.allow_wildcard, &exclude)?;
     let owner = find_owner(editor, action.owner.as_ref())?;
