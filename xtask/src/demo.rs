@@ -48,9 +48,12 @@ impl Forge {
     }
 }
 
-/// Builds the static release binary. Naming the target keeps the flags away from build scripts and macros,
+/// Builds the static release binary, or takes the one that `FORGE_BINARY` names. Naming the target keeps the flags away from build scripts and macros,
 /// which cannot be linked statically.
 pub fn release_binary() -> Result<PathBuf> {
+    if let Ok(binary) = std::env::var("FORGE_BINARY") {
+        return Ok(std::path::absolute(binary)?);
+    }
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let mut build = command(&format!("cargo build --release --package forge --target {target}"));
     build.env("RUSTFLAGS", "-C target-feature=+crt-static");

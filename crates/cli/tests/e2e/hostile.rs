@@ -171,5 +171,5 @@ fn privileged_a103_a_registrys_message_cannot_drive_the_terminal() {
     }
     let (forge, registry) = (Forge::new(), LyingRegistry::start());
     let refused = forge.fails(1, &["pull", &format!("{}/nosuch", registry.host)]);
-    assert!(!refused.stderr.contains('\u{1b}'), "{:?}", refused.stderr);
+    assert!(!refused.stderr.contains('\u{1b}') && refused.stderr.contains("\\x1b[2Jno"), "{:?}", refused.stderr);
 }
