@@ -92,7 +92,9 @@ impl Opened {
     pub(crate) fn scratch_path(&self, purpose: &str) -> Result<PathBuf, StoreError> {
         let folder = self.root.join("scratch").join(self.owner_id()?);
         let number = self.scratch_count.fetch_add(1, Ordering::Relaxed);
-        crate::scratch::create_private(&folder)?;
+        if crate::scratch::create_private(&folder)? {
+            crate::scratch::spread_children(&folder);
+        }
         // The purpose is for people who look at the folder; it must not become a path of its own.
         let purpose: String = purpose.chars().filter(char::is_ascii_alphanumeric).take(24).collect();
         Ok(folder.join(format!("{number}-{purpose}")))
