@@ -47,7 +47,7 @@ fn accepted(fixture: &Fixture, parents: &[LayerId], tar: &[u8]) -> String {
     fixture.tree(&[parents, &[record.id]].concat())
 }
 
-/// Seen to fail with `clean` keeping `..`: the folder could not be opened then, which the text of the error shows.
+/// Seen to fail with `clean` keeping `..` as a name.
 #[test]
 fn privileged_a46_names_that_leave_the_root() {
     if !is_root("privileged_a46_names_that_leave_the_root") {
@@ -92,7 +92,7 @@ fn privileged_a47_writing_through_a_link_of_the_same_layer() {
     assert!(error.contains("too many symbolic links"), "{error}");
 }
 
-/// Seen to fail as the one before; single-archive checks miss this one.
+/// Seen to fail with links of lower layers taken for missing folders; single-archive checks miss this one.
 #[test]
 fn privileged_a47_writing_through_a_link_of_a_lower_layer() {
     if !is_root("privileged_a47_writing_through_a_link_of_a_lower_layer") {
@@ -158,7 +158,7 @@ fn privileged_a48_hard_links_inside_the_root_work() {
     assert_eq!(std::fs::read(tree.join("from-below")).unwrap(), b"low");
 }
 
-/// Seen to fail with `set_mode` by path and a folder's metadata applied to what its name was when it was met.
+/// Seen to fail with a folder entry over a link changing the mode by path.
 #[test]
 fn privileged_a49_metadata_through_links() {
     if !is_root("privileged_a49_metadata_through_links") {
@@ -178,7 +178,7 @@ fn privileged_a49_metadata_through_links() {
     assert!(tree.contains("dir  0777 1:1 /d\n"), "over a link of the layer below: {tree}");
 }
 
-/// Seen to fail with missing parents made by path before links are looked at.
+/// Seen to fail with `open_folder` following links and `Placement::folder` taking every parent literally.
 #[test]
 fn privileged_a50_folders_through_links() {
     if !is_root("privileged_a50_folders_through_links") {
@@ -192,7 +192,7 @@ fn privileged_a50_folders_through_links() {
     assert!(tree.contains("/canary/sub/deep/new/file x"), "{tree}");
 }
 
-/// Seen to fail without the arm for the root in `EntryName`.
+/// Seen to fail without the refusal in `root_entry`.
 #[test]
 fn privileged_a51_the_root_stays_a_folder() {
     if !is_root("privileged_a51_the_root_stays_a_folder") {
@@ -241,7 +241,7 @@ fn privileged_a51_later_entries_replace_earlier_ones() {
     assert!(refused(&fixture, &stack, &through_file).contains("not a folder"));
 }
 
-/// Seen to fail without the checks in `EntryName::parse`: `.wh.` alone deleted its own folder.
+/// Seen to fail without the last refusal in `EntryName::parse`.
 #[test]
 fn privileged_a52_deletions_of_no_name() {
     if !is_root("privileged_a52_deletions_of_no_name") {
@@ -256,7 +256,7 @@ fn privileged_a52_deletions_of_no_name() {
     assert!(!accepted(&fixture, &stack, &aufs).contains(".wh."));
 }
 
-/// Seen to fail with deletions that act when they are met, in the second order.
+/// Seen to fail with deletions that remove what this layer has there, as docker's do.
 #[test]
 fn privileged_a52_deletions_act_below_and_in_any_order() {
     if !is_root("privileged_a52_deletions_act_below_and_in_any_order") {
@@ -307,6 +307,7 @@ fn privileged_a52_deletions_act_below_and_in_any_order() {
     assert_eq!(accepted(&fixture, &stack, &backwards.end()), expected);
 }
 
+/// Seen to fail without the check in `hide`.
 #[test]
 fn privileged_a52_opaque_root_and_links_that_go_away() {
     if !is_root("privileged_a52_opaque_root_and_links_that_go_away") {
@@ -518,6 +519,7 @@ fn privileged_a59_bombs_stop_at_the_limits() {
     fixture.check_canary();
 }
 
+/// Seen to fail without the check in `count_entry`.
 #[test]
 fn privileged_a60_entries_and_depth_are_bounded() {
     if !is_root("privileged_a60_entries_and_depth_are_bounded") {
@@ -613,7 +615,7 @@ fn privileged_a62_names_are_bytes() {
     assert!(!escape.contains('\x1b'), "messages are escaped");
 }
 
-/// Seen to fail with the digest taken when the archive ends instead of when the stream does.
+/// Seen to fail without `drain`.
 #[test]
 fn privileged_a63_ends_of_streams() {
     if !is_root("privileged_a63_ends_of_streams") {

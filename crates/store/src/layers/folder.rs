@@ -87,7 +87,7 @@ pub(super) fn read_root(root: BorrowedFd<'_>, markers: Markers) -> Result<Node, 
 }
 
 fn node_of(folder: BorrowedFd<'_>, name: &[u8], stat: &Stat, markers: Markers) -> Result<Node, Errno> {
-    let links = u64::from(stat.st_nlink);
+    let links = stat.st_nlink;
     let inode = (stat.st_dev, stat.st_ino);
     if is_whiteout(stat) {
         return Ok(Node { kind: NodeKind::Whiteout, metadata: Metadata::default(), inode, links });

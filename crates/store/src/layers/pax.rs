@@ -69,7 +69,10 @@ impl PaxRecords {
     }
 }
 
-fn split_record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
+/// Key, value and what follows.
+type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
+fn split_record(bytes: &[u8]) -> Result<Record<'_>, &'static str> {
     const MALFORMED: &str = "an extended header has a malformed record";
     let space = bytes.iter().position(|byte| *byte == b' ').ok_or(MALFORMED)?;
     let length = usize::try_from(number(&bytes[..space])?).map_err(|_| MALFORMED)?;

@@ -1,5 +1,6 @@
 //! A store with a canary beside it, and trees as text.
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::print_stderr, reason = "a skipped test says so")]
 
 use forge_image::{Descriptor, DiffId, Digest, MediaType};
 use forge_store::{
