@@ -22,6 +22,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
+/// What stands for the network that docker would make, until there is one.
+pub const HOST_NETWORK_NOTICE: &str =
+    "use the host's network: a private one is not supported yet (--network=none isolates)";
+
 /// The name of the main context in sessions and graphs.
 const MAIN_CONTEXT: &str = "context";
 
@@ -272,6 +276,18 @@ pub(crate) fn count(results: &[PlatformResult]) -> StepCounts {
         }
     }
     counts
+}
+
+/// Says it when a step ran on the host's network without having asked for it.
+pub(crate) fn notices(results: &[PlatformResult]) -> Vec<String> {
+    let unasked = |result: &PlatformResult| {
+        result.solved.steps.iter().filter(|step| !step.cached).any(|step| {
+            let op = result.lowered.graph.get(&step.digest).map(|vertex| &vertex.op);
+            matches!(op, Some(forge_llb::Op::Exec(exec)) if exec.network == NetworkMode::Default)
+        })
+    };
+    let said = results.iter().any(unasked).then(|| format!("RUN steps {HOST_NETWORK_NOTICE}"));
+    said.into_iter().collect()
 }
 
 fn open_context(folder: &std::path::Path) -> Result<Arc<dyn Context>, EngineError> {

@@ -155,21 +155,16 @@ fn sandbox(request: &RunRequest, config: &ImageConfig, files: &ActiveLayer) -> R
         Network::Host | Network::Default => NetworkMode::Host,
     };
     spec.mounts.extend(network_files(&hostname, &[], request.network == Network::None));
-    spec.mounts.extend(binds(request)?);
+    spec.mounts.extend(binds(request));
     spec.hostname = hostname;
     Ok(spec)
 }
 
-/// Bind mounts of the host. As with docker's `-v`, a missing source is made, as a folder.
-fn binds(request: &RunRequest) -> Result<Vec<MountSpec>, EngineError> {
-    let mount = |bind: &crate::Bind| {
-        if !bind.source.exists() {
-            let doing = format!("cannot make {}", bind.source.display());
-            std::fs::create_dir_all(&bind.source).map_err(|error| EngineError::io(error).context(&doing))?;
-        }
-        Ok(MountSpec::new(&bind.target, MountSource::Bind(bind.source.clone()), bind.readonly))
-    };
-    request.binds.iter().map(mount).collect()
+/// Bind mounts of the host; a missing source is an error of the executor.
+fn binds(request: &RunRequest) -> impl Iterator<Item = MountSpec> {
+    let mount =
+        |bind: &crate::Bind| MountSpec::new(&bind.target, MountSource::Bind(bind.source.clone()), bind.readonly);
+    request.binds.iter().map(mount)
 }
 
 /// What is run: the entry point and the command, each from the command line before the image. A new entry point

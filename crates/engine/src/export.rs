@@ -1,6 +1,6 @@
 //! Puts the result of a build where the request wants it.
 
-use crate::build::{Build, PlatformResult, count};
+use crate::build::{Build, PlatformResult, count, notices};
 use crate::engine::blocking;
 use crate::steps::ShownStep;
 use crate::{BuildOutcome, Destination, EngineError, ImageOutput, LayerCompression, Output};
@@ -39,6 +39,7 @@ impl Build {
             metadata: Vec::new(),
             warnings,
             steps: count(&results),
+            notices: notices(&results),
         };
         for output in &outputs {
             if let Some(exported) = self.export_one(output, &results).await? {

@@ -22,6 +22,7 @@ mod session;
 mod steps;
 mod usage;
 
+pub use build::HOST_NETWORK_NOTICE;
 pub use container::RunningContainer;
 pub use engine::Engine;
 

@@ -17,6 +17,8 @@ pub struct BuildOutcome {
     pub warnings: Vec<WarningNotice>,
     /// How many steps ran and how many came from the cache.
     pub steps: StepCounts,
+    /// What was not as isolated or bounded as it could be, one line each.
+    pub notices: Vec<String>,
 }
 
 /// How many steps of a build did what.

@@ -52,6 +52,9 @@ async fn run(start: &Start, request: BuildRequest, mode: Mode, debug: bool) -> R
     if matches!(mode, Mode::Plain | Mode::Tty) && !outcome.warnings.is_empty() {
         output::note(warnings_text(&outcome.warnings, debug).trim_end());
     }
+    if matches!(mode, Mode::Plain | Mode::Tty) {
+        outcome.notices.iter().for_each(|notice| output::note(&format!("forge: {notice}")));
+    }
     Ok(outcome)
 }
 

@@ -6,7 +6,7 @@ use crate::progress::{Display, Mode};
 use crate::request::{check_terminal, run_request};
 use crate::terminal::{self, Changed};
 use anyhow::Context;
-use forge_engine::{RunRequest, RunStreams, RunningContainer};
+use forge_engine::{HOST_NETWORK_NOTICE, Network, RunRequest, RunStreams, RunningContainer};
 use rustix::process::Signal as ProcessSignal;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
@@ -46,6 +46,9 @@ fn run_inner(start: &Start, args: &RunArgs) -> Result<u8, Failure> {
     check_terminal(args, std::io::stdin().is_terminal())?;
     if !args.rm {
         output::note("forge: containers are not kept yet: this one is removed when it ends, as with --rm");
+    }
+    if request.network == Network::Default && !args.quiet {
+        output::note(&format!("forge: containers {HOST_NETWORK_NOTICE}"));
     }
     make_bind_sources(&request)?;
     let mode = if args.quiet { Mode::None } else { Mode::read(None, std::io::stderr().is_terminal())? };

@@ -18,13 +18,16 @@ fn privileged_exit_codes_are_dockers() {
 #[test]
 fn privileged_streams_are_passed_on() {
     let Some(forge) = Forge::privileged("streams_are_passed_on") else { return };
-    let ran =
-        forge.with_input(&["run", "--rm", "-i", "busybox", "sh", "-c", "tr a-z A-Z; echo oops >&2"], b"some input\n");
+    let shout = ["run", "--rm", "-i", "--network", "host", "busybox", "sh", "-c", "tr a-z A-Z; echo oops >&2"];
+    let ran = forge.with_input(&shout, b"some input\n");
     assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (0, "SOME INPUT\n", "oops\n"));
     let ran = forge.with_input(&["run", "--rm", "busybox", "cat"], b"not handed on\n");
     assert_eq!((ran.code, ran.stdout.as_str()), (0, ""));
-    let kept = forge.ok(&["run", "busybox", "true"]);
+    let kept = forge.ok(&["run", "--network", "none", "busybox", "true"]);
     assert_eq!(kept.stderr, "forge: containers are not kept yet: this one is removed when it ends, as with --rm\n");
+    let shared = forge.ok(&["run", "--rm", "busybox", "true"]);
+    assert!(shared.stderr.starts_with("forge: containers use the host's network"), "{}", shared.stderr);
+    assert_eq!(shared.stderr.lines().count(), 1);
 }
 
 #[test]
