@@ -97,8 +97,7 @@ pub fn warnings_text(warnings: &[WarningNotice], expand: bool) -> String {
     let advice = if expand { "" } else { " (use --debug to expand)" };
     let mut text = format!("\n {count} warning{plural} found{advice}:\n");
     for notice in warnings {
-        let line = notice.span.as_ref().map(|span| format!(" (line {})", span.first_line)).unwrap_or_default();
-        let _ = writeln!(text, " - {}{line}", sanitise::line(&notice.short));
+        let _ = writeln!(text, " - {}", sanitise::line(&notice.short));
         if expand {
             for more in notice.detail.iter().chain(&notice.url) {
                 let _ = writeln!(text, "   {}", sanitise::line(more));
@@ -125,7 +124,7 @@ mod tests {
         let notice = WarningNotice {
             vertex: None,
             level: 1,
-            short: "StageNameCasing: Stage name 'Build' should be lowercase".to_owned(),
+            short: "StageNameCasing: Stage name 'Build' should be lowercase (line 3)".to_owned(),
             detail: vec!["Stage names should be lowercase".to_owned()],
             url: None,
             span: Some(forge_session::SourceSpan { file: "Dockerfile".to_owned(), first_line: 3, last_line: 3 }),
