@@ -61,9 +61,12 @@ impl Build {
                 outcome.metadata.push((key, value));
             }
         }
-        let image: Option<Digest> = match exported.images.as_slice() {
-            [image] => Some(image.id.digest().clone()),
-            _ => exported.descriptor.as_ref().map(|descriptor| descriptor.digest.clone()),
+        // Images of several platforms get their index, and so a digest in common, when they leave the store; until
+        // then the first one's id stands for them.
+        let index = exported.descriptor.as_ref().filter(|_| exported.images.len() > 1);
+        let image: Option<Digest> = match (index, exported.images.first()) {
+            (Some(index), _) => Some(index.digest.clone()),
+            (None, first) => first.map(|image| image.id.digest().clone()),
         };
         outcome.image = outcome.image.take().or(image);
         outcome.descriptor = outcome.descriptor.take().or(exported.descriptor);

@@ -33,19 +33,19 @@ impl Engine {
     fn summary(&self, name: Option<Reference>, target: &Target) -> Result<ImageSummary, EngineError> {
         let images = target.images.iter().map(|id| self.image(id)).collect::<Result<Vec<_>, _>>()?;
         let layers: BTreeSet<&LayerId> = images.iter().flat_map(|image| &image.layers).collect();
-        let only = match images.as_slice() {
-            [image] => Some(image),
-            _ => None,
+        let Some(own) = of_this_host(&images) else {
+            return Err(EngineError::new(ErrorKind::Internal, "a name stands for no image"));
         };
-        let root = target.index.as_ref().or(only.and_then(|image| image.manifest.as_ref()));
-        let id = match (only, &target.index) {
-            (Some(image), _) => image.id.digest().clone(),
-            (None, Some(index)) => index.digest.clone(),
-            (None, None) => return Err(EngineError::new(ErrorKind::Internal, "a name stands for no image")),
+        let root = match (&target.index, images.len()) {
+            (Some(index), _) => Some(index),
+            (None, 1) => own.manifest.as_ref(),
+            (None, _) => None,
         };
+        // Images of several platforms have no index, and so no digest in common, before they leave the store.
+        let id = target.index.as_ref().filter(|_| images.len() > 1).map_or(own.id.digest(), |index| &index.digest);
         Ok(ImageSummary {
             name,
-            id,
+            id: id.clone(),
             created: images.iter().filter_map(|image| image.created.clone()).max(),
             bytes: self.bytes_of(layers)?,
             platforms: images.iter().map(|image| image.platform.clone()).collect(),
@@ -106,10 +106,8 @@ impl Engine {
     fn one_image(&self, text: &str) -> Result<(Found, Image), EngineError> {
         let found = self.store().images().resolve(text)?;
         let images = found.target.images.iter().map(|id| self.image(id)).collect::<Result<Vec<_>, _>>()?;
-        let host = Platform::host();
-        let own = images.iter().find(|image| host.accepts(&image.platform)).or(images.first()).cloned();
-        match own {
-            Some(image) => Ok((found, image)),
+        match of_this_host(&images) {
+            Some(image) => Ok((found, image.clone())),
             None => Err(EngineError::new(ErrorKind::Environment, format!("{text} stands for no image"))),
         }
     }
@@ -258,6 +256,12 @@ impl Engine {
         let session = self.session(BTreeMap::new(), Arc::new(Unwatched), CancellationToken::new());
         self.transfer(session, purpose)
     }
+}
+
+/// Of several platforms the host's, else the first.
+fn of_this_host(images: &[Image]) -> Option<&Image> {
+    let host = Platform::host();
+    images.iter().find(|image| host.accepts(&image.platform)).or(images.first())
 }
 
 /// Takes events for nobody.
