@@ -4,7 +4,7 @@
 //! results are handles that it passes on. It touches no file and starts no process.
 //!
 //! Reading order: [`Solver`], [`Solved`], [`SolveError`]; [`Worker`], [`CacheMap`], [`ExecuteRequest`],
-//! [`Execution`], [`WorkerError`]; then `plan` (the graph as a list of steps), `run` (the loop), `step` (the
+//! [`Execution`], [`WorkerError`]; then `plan` (what the goal needs, as a `petgraph` graph), `run` (the loop), `step` (the
 //! states of a step), `work` (what is done beside the loop).
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

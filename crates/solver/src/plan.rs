@@ -1,27 +1,23 @@
-use forge_image::Digest;
 use forge_llb::{Edge, Graph, Vertex, VertexDigest};
+use petgraph::Direction::{Incoming, Outgoing};
+use petgraph::graph::{DiGraph, NodeIndex};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// The part of a graph that its goal needs, as a list: every step stands behind the steps it needs.
+/// The part of a graph that its goal needs. Steps are numbered so that each stands behind the steps it needs.
 pub(crate) struct Plan {
-    pub steps: Vec<PlannedStep>,
+    /// One edge to a step from each step among its inputs, however often it is there.
+    pub graph: DiGraph<PlannedStep, ()>,
     /// `None` for the empty file system.
     pub goal: Option<Input>,
 }
 
-/// A vertex and its place in the list.
+/// A vertex and what it reads.
 pub(crate) struct PlannedStep {
     pub vertex: Arc<Vertex>,
     pub digest: VertexDigest,
     /// In the order of the vertex's inputs.
     pub inputs: Vec<Input>,
-    /// The steps among the inputs, each once, ascending.
-    pub needs: Vec<usize>,
-    /// The digests of `needs`.
-    pub needs_digests: Vec<Digest>,
-    /// The steps that need this one, each once, ascending.
-    pub consumers: Vec<usize>,
 }
 
 /// One output of a step.
@@ -38,32 +34,34 @@ impl Plan {
             needed.iter().enumerate().map(|(position, (digest, _))| (digest, position)).collect();
         // `Graph` admits no edge to what it does not hold, and `needed` follows every edge.
         let find = |edge: &Edge| Input { step: positions[&edge.vertex], output: edge.output };
-        let plan = |(digest, vertex): &(VertexDigest, &Vertex)| {
-            let inputs: Vec<Input> = vertex.inputs.iter().map(find).collect();
-            let needs = distinct(&inputs);
-            let needs_digests = needs.iter().map(|step| needed[*step].0.digest().clone()).collect();
-            let vertex = Arc::new((*vertex).clone());
-            PlannedStep { vertex, digest: digest.clone(), inputs, needs, needs_digests, consumers: Vec::new() }
-        };
-        let mut steps: Vec<PlannedStep> = needed.iter().map(plan).collect();
-        let goal = graph.goal().map(find);
-        link_consumers(&mut steps);
-        Self { steps, goal }
-    }
-}
-
-fn distinct(inputs: &[Input]) -> Vec<usize> {
-    let mut steps: Vec<usize> = inputs.iter().map(|input| input.step).collect();
-    steps.sort_unstable();
-    steps.dedup();
-    steps
-}
-
-fn link_consumers(steps: &mut [PlannedStep]) {
-    for consumer in 0..steps.len() {
-        for position in 0..steps[consumer].needs.len() {
-            let needed = steps[consumer].needs[position];
-            steps[needed].consumers.push(consumer);
+        let mut steps = DiGraph::with_capacity(needed.len(), needed.len());
+        for (digest, vertex) in &needed {
+            let inputs = vertex.inputs.iter().map(find).collect();
+            steps.add_node(PlannedStep { vertex: Arc::new((*vertex).clone()), digest: digest.clone(), inputs });
         }
+        // A node's newest edge comes first: made from the last step to the first, both ways ascend.
+        for consumer in steps.node_indices().rev() {
+            let mut needs: Vec<usize> = steps[consumer].inputs.iter().map(|input| input.step).collect();
+            needs.sort_unstable();
+            needs.dedup();
+            for step in needs.into_iter().rev() {
+                steps.add_edge(NodeIndex::new(step), consumer, ());
+            }
+        }
+        Self { graph: steps, goal: graph.goal().map(find) }
+    }
+
+    pub fn step(&self, step: usize) -> &PlannedStep {
+        &self.graph[NodeIndex::new(step)]
+    }
+
+    /// The steps among the inputs, each once, ascending.
+    pub fn needs(&self, step: usize) -> impl Iterator<Item = usize> {
+        self.graph.neighbors_directed(NodeIndex::new(step), Incoming).map(NodeIndex::index)
+    }
+
+    /// The steps that need this one, each once, ascending.
+    pub fn consumers(&self, step: usize) -> impl Iterator<Item = usize> {
+        self.graph.neighbors_directed(NodeIndex::new(step), Outgoing).map(NodeIndex::index)
     }
 }

@@ -1,4 +1,4 @@
-use crate::plan::PlannedStep;
+use crate::plan::Plan;
 use forge_session::{Event, EventSink, VertexUpdate};
 use std::time::SystemTime;
 
@@ -13,19 +13,19 @@ pub(crate) enum Ending {
 }
 
 /// Tells that a step is part of the build.
-pub(crate) fn announce(events: &dyn EventSink, step: &PlannedStep) {
-    events.emit(Event::Vertex(update(step)));
+pub(crate) fn announce(events: &dyn EventSink, plan: &Plan, step: usize) {
+    events.emit(Event::Vertex(update(plan, step)));
 }
 
 /// Tells that a step runs.
-pub(crate) fn start(events: &dyn EventSink, step: &PlannedStep, at: SystemTime) {
-    events.emit(Event::Vertex(VertexUpdate { started: Some(at), ..update(step) }));
+pub(crate) fn start(events: &dyn EventSink, plan: &Plan, step: usize, at: SystemTime) {
+    events.emit(Event::Vertex(VertexUpdate { started: Some(at), ..update(plan, step) }));
 }
 
 /// Tells that a step is over.
-pub(crate) fn end(events: &dyn EventSink, step: &PlannedStep, ending: Ending) {
+pub(crate) fn end(events: &dyn EventSink, plan: &Plan, step: usize, ending: Ending) {
     let now = SystemTime::now();
-    let over = VertexUpdate { completed: Some(now), started: Some(now), ..update(step) };
+    let over = VertexUpdate { completed: Some(now), started: Some(now), ..update(plan, step) };
     let over = match ending {
         Ending::Ran { started } => VertexUpdate { started: Some(started), ..over },
         Ending::Cached => VertexUpdate { cached: true, ..over },
@@ -36,11 +36,12 @@ pub(crate) fn end(events: &dyn EventSink, step: &PlannedStep, ending: Ending) {
     events.emit(Event::Vertex(over));
 }
 
-fn update(step: &PlannedStep) -> VertexUpdate {
+fn update(plan: &Plan, step: usize) -> VertexUpdate {
+    let planned = plan.step(step);
     VertexUpdate {
-        digest: step.digest.digest().clone(),
-        inputs: step.needs_digests.clone(),
-        name: step.vertex.metadata.name.clone(),
+        digest: planned.digest.digest().clone(),
+        inputs: plan.needs(step).map(|input| plan.step(input).digest.digest().clone()).collect(),
+        name: planned.vertex.metadata.name.clone(),
         started: None,
         completed: None,
         cached: false,

@@ -68,7 +68,7 @@ struct Step {
 impl Run {
     pub fn new(solver: &Solver, plan: Plan, session: Arc<dyn Session>) -> Self {
         let cancellation = session.cancellation().child_token();
-        let steps = plan.steps.iter().map(|planned| Step::new(planned.consumers.len())).collect();
+        let steps = plan.graph.node_indices().map(|step| Step::new(plan.graph.neighbors(step).count())).collect();
         let shared = Arc::new(Shared {
             solver: solver.clone(),
             plan,
@@ -104,7 +104,7 @@ impl Run {
 
     fn begin(&mut self) {
         for step in 0..self.steps.len() {
-            progress::announce(self.shared.session.events(), self.planned(step));
+            progress::announce(self.shared.session.events(), &self.shared.plan, step);
         }
         for step in 0..self.steps.len() {
             let work = self.work(step);
@@ -166,7 +166,7 @@ impl Run {
     fn report(&mut self) {
         self.over.sort_by_key(|(step, _)| *step);
         for (step, ending) in std::mem::take(&mut self.over) {
-            progress::end(self.shared.session.events(), self.planned(step), ending);
+            progress::end(self.shared.session.events(), &self.shared.plan, step, ending);
         }
     }
 
@@ -223,10 +223,10 @@ impl Run {
     }
 
     fn tell_unkeyed_consumers(&mut self, step: usize) {
-        for consumer in &self.shared.plan.steps[step].consumers {
-            if let State::Unkeyed { missing, .. } = &mut self.steps[*consumer].state {
+        for consumer in self.shared.plan.consumers(step) {
+            if let State::Unkeyed { missing, .. } = &mut self.steps[consumer].state {
                 *missing -= 1;
-                self.todo.extend((*missing == 0).then_some(Todo::Key(*consumer)));
+                self.todo.extend((*missing == 0).then_some(Todo::Key(consumer)));
             }
         }
     }
@@ -258,7 +258,8 @@ impl Run {
         self.steps[step].state = State::Waiting { known, missing };
         self.todo.extend((missing == 0).then_some(Todo::Complete(step)));
         // The last one is done first: in reverse, inputs begin in their order.
-        self.todo.extend(self.shared.plan.steps[step].needs.iter().rev().map(|input| Todo::Want(*input)));
+        let wants: Vec<Todo> = self.shared.plan.needs(step).map(Todo::Want).collect();
+        self.todo.extend(wants.into_iter().rev());
     }
 
     fn complete_inputs(&mut self, step: usize) {
@@ -292,23 +293,23 @@ impl Run {
     }
 
     fn tell_waiting_consumers(&mut self, step: usize) {
-        for consumer in &self.shared.plan.steps[step].consumers {
-            if let State::Waiting { missing, .. } = &mut self.steps[*consumer].state {
+        for consumer in self.shared.plan.consumers(step) {
+            if let State::Waiting { missing, .. } = &mut self.steps[consumer].state {
                 *missing -= 1;
-                self.todo.extend((*missing == 0).then_some(Todo::Complete(*consumer)));
+                self.todo.extend((*missing == 0).then_some(Todo::Complete(consumer)));
             }
         }
     }
 
     /// Skips the inputs that no one can want any more: everything above them was found without them.
     fn release_inputs(&mut self, step: usize) {
-        for input in &self.shared.plan.steps[step].needs {
-            let Step { state, wanted, open } = &mut self.steps[*input];
+        for input in self.shared.plan.needs(step) {
+            let Step { state, wanted, open } = &mut self.steps[input];
             *open -= 1;
             if let (State::Fast(known), 0, false) = (&*state, *open, *wanted) {
                 *state = State::Skipped(known.clone());
-                self.todo.push(Todo::Release(*input));
-                self.over.push((*input, Ending::Cached));
+                self.todo.push(Todo::Release(input));
+                self.over.push((input, Ending::Cached));
             }
         }
     }
@@ -383,7 +384,7 @@ impl Run {
     }
 
     fn planned(&self, step: usize) -> &PlannedStep {
-        &self.shared.plan.steps[step]
+        self.shared.plan.step(step)
     }
 
     fn work(&self, step: usize) -> StepWork {
@@ -391,7 +392,7 @@ impl Run {
     }
 
     fn count_needs(&self, step: usize, missing: impl Fn(&State) -> bool) -> usize {
-        self.planned(step).needs.iter().filter(|input| missing(&self.steps[**input].state)).count()
+        self.shared.plan.needs(step).filter(|input| missing(&self.steps[*input].state)).count()
     }
 
     /// The result of an input that is complete.

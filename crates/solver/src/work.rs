@@ -40,7 +40,7 @@ pub(crate) type Started = Arc<OnceLock<SystemTime>>;
 
 impl StepWork {
     fn planned(&self) -> &PlannedStep {
-        &self.shared.plan.steps[self.step]
+        self.shared.plan.step(self.step)
     }
 
     fn session(&self) -> &Arc<dyn Session> {
@@ -166,7 +166,7 @@ impl StepWork {
         }
         let planned = self.planned();
         let at = *started.get_or_init(SystemTime::now);
-        progress::start(self.session().events(), planned, at);
+        progress::start(self.session().events(), &self.shared.plan, self.step, at);
         let request = ExecuteRequest { vertex: planned.vertex.clone(), digest: planned.digest.clone(), inputs };
         let execution = self.shared.solver.worker.execute(request, self.session()).await?;
         match execution.outputs.len() >= planned.vertex.op.outputs() {
