@@ -2,6 +2,7 @@
 
 mod cases;
 mod measure;
+mod registry;
 
 use crate::demo::{Forge, release_binary};
 use crate::{busybox, packages};

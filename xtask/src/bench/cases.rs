@@ -1,5 +1,6 @@
 use super::Size;
 use super::measure::{median, plain, shell};
+use super::registry::Registry;
 use crate::demo::Forge;
 use anyhow::Result;
 use std::fmt::Write as _;
@@ -44,7 +45,8 @@ impl Bench {
         self.cached()?;
         self.container()?;
         self.context()?;
-        self.layer()
+        self.layer()?;
+        self.pull()
     }
 
     /// A context with a Dockerfile.
@@ -198,7 +200,7 @@ impl Bench {
                 bare_job: &format!("tar | {compressor}"),
             }
             .print();
-            let (ours, theirs) = (largest_file(&layout)?, fs::metadata(&bare_file)?.len());
+            let (ours, theirs) = (fs::metadata(largest_path(&layout)?)?.len(), fs::metadata(&bare_file)?.len());
             println!(
                 "{:<44} {:>10} {:>10} {:>7.3} {:>8}",
                 "    bytes",
@@ -210,6 +212,45 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+impl Bench {
+    /// Pulls what [`Bench::layer`] built, from a registry on loopback into an empty store.
+    fn pull(&self) -> Result<()> {
+        let registry = Registry::start(&self.folder.join("registry"))?;
+        let context = self.folder.join("layer");
+        let name = format!("{}/layer:1", registry.authority);
+        plain(1, || self.forge.command(&format!("build -q --push -t {name} {}", context.display())))?;
+        let blob = largest_path(&self.folder.join("registry"))?;
+        let unpacked = self.folder.join("unpacked");
+        let unpack = || {
+            let folder = unpacked.display();
+            shell(&format!("rm -rf {folder}; mkdir {folder}; tar -C {folder} -xzf {}", blob.display()))
+        };
+        let forge = median(3, || self.empty_store(), || self.forge.command(&format!("pull -q {name}")))?;
+        let bare = plain(3, unpack)?;
+        Row { case: "the same image pulled and unpacked", forge, bare, goal: "3 s", bare_job: "tar -xz of its layer" }
+            .print();
+        Ok(())
+    }
+}
+
+/// The path of the largest file in a folder.
+fn largest_path(folder: &Path) -> Result<PathBuf> {
+    let mut largest = (0, PathBuf::new());
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            if metadata.is_dir() {
+                folders.push(entry.path());
+            } else if metadata.len() > largest.0 {
+                largest = (metadata.len(), entry.path());
+            }
+        }
+    }
+    Ok(largest.1)
 }
 
 /// Small files of different sizes, a hundred in a folder, as a checkout has them.
@@ -245,14 +286,4 @@ fn collect_data(folder: &Path, wanted: u64) -> Result<()> {
         round += 1;
     }
     Ok(())
-}
-
-fn largest_file(folder: &Path) -> Result<u64> {
-    let mut largest = 0;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let size = if entry.file_type()?.is_dir() { largest_file(&entry.path())? } else { entry.metadata()?.len() };
-        largest = largest.max(size);
-    }
-    Ok(largest)
 }
