@@ -112,6 +112,10 @@ fn select_root(
     };
     let name = last_component(&path);
     let hidden = |path: &ContextPath| tree.ignored(path);
+    if entry.kind == SourceKind::Other {
+        let path = path.display().into_owned();
+        return if optional { Ok(None) } else { Err(SourceError::Special { path }.into()) };
+    }
     if entry.kind != SourceKind::Directory {
         if hidden(&path) || hidden(&entry.path) {
             return if optional { Ok(None) } else { Err(SelectError::Ignored { path: shown() }) };
@@ -151,6 +155,10 @@ fn walk(tree: &SourceTree, root: &ContextPath, exclude: &PatternMatcher) -> Resu
             pending.truncate(ended.pending.saturating_sub(1));
             continue;
         };
+        // A socket says nothing once its server is gone; docker skips it too.
+        if entry.kind == SourceKind::Other {
+            continue;
+        }
         let relative = level.relative.join(&last_component(&entry.path));
         let path = entry.path.clone();
         let is_directory = entry.kind == SourceKind::Directory;

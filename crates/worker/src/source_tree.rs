@@ -148,6 +148,7 @@ fn from_context(entry: forge_session::ContextEntry) -> SourceEntry {
     let nanoseconds = entry.stamp.mtime_ns;
     let seconds = nanoseconds.div_euclid(1_000_000_000);
     let rest = nanoseconds.rem_euclid(1_000_000_000);
+    let is_root = entry.path.is_root();
     SourceEntry {
         path: entry.path,
         kind: match entry.kind {
@@ -156,7 +157,8 @@ fn from_context(entry: forge_session::ContextEntry) -> SourceEntry {
             EntryKind::Symlink { target } => SourceKind::Symlink { target },
             EntryKind::Special => SourceKind::Other,
         },
-        mode: entry.mode,
+        // The folder that happens to be the context is nothing of the image's; docker never sees its mode either.
+        mode: if is_root { 0o755 } else { entry.mode },
         uid: 0,
         gid: 0,
         mtime: (i64::try_from(seconds).unwrap_or_default(), u32::try_from(rest).unwrap_or_default()),

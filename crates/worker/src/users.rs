@@ -77,7 +77,7 @@ pub fn identity(tree: &MergedTree, text: &str) -> Result<Identity, UserError> {
     let groups = parse_group(&read(tree, "/etc/group")?);
     let mut identity = Identity {
         uid,
-        gid: entry.map_or(0, |entry| entry.gid),
+        gid: in_range(entry.map_or(0, |entry| entry.gid))?,
         groups: Vec::new(),
         home: entry.map(|entry| entry.home.clone()).filter(|home| !home.is_empty()).unwrap_or("/".to_owned()),
     };
@@ -98,7 +98,7 @@ pub(crate) fn owner(tree: &MergedTree, user: &str, group: Option<&str>) -> Resul
             Some(gid) => gid,
             None => find_group(&parse_group(&read(tree, "/etc/group")?), group)?,
         },
-        None => entry.map_or(uid, |entry| entry.gid),
+        None => in_range(entry.map_or(uid, |entry| entry.gid))?,
     };
     Ok((uid, gid))
 }
@@ -107,7 +107,7 @@ fn find_user<'a>(passwd: &'a [Passwd], user: &str) -> Result<(u32, Option<&'a Pa
     match number(user)? {
         Some(uid) => Ok((uid, passwd.iter().find(|entry| entry.uid == uid))),
         None => match passwd.iter().find(|entry| entry.name == user) {
-            Some(entry) => Ok((entry.uid, Some(entry))),
+            Some(entry) => Ok((in_range(entry.uid)?, Some(entry))),
             None => Err(UserError::NoUser { name: user.to_owned() }),
         },
     }
@@ -117,7 +117,7 @@ fn find_group(groups: &[Group], group: &str) -> Result<u32, UserError> {
     match number(group)? {
         Some(gid) => Ok(gid),
         None => match groups.iter().find(|entry| entry.name == group) {
-            Some(entry) => Ok(entry.gid),
+            Some(entry) => in_range(entry.gid),
             None => Err(UserError::NoGroup { name: group.to_owned() }),
         },
     }
@@ -125,10 +125,19 @@ fn find_group(groups: &[Group], group: &str) -> Result<u32, UserError> {
 
 fn listed_in(groups: &[Group], name: &str, primary: u32) -> Vec<u32> {
     let listed = groups.iter().filter(|group| group.members.iter().any(|member| member == name));
-    let mut gids: Vec<u32> = std::iter::once(primary).chain(listed.map(|group| group.gid)).collect();
+    let listed = listed.map(|group| group.gid).filter(|gid| in_range(*gid).is_ok());
+    let mut gids: Vec<u32> = std::iter::once(primary).chain(listed).collect();
     gids.sort_unstable();
     gids.dedup();
     gids
+}
+
+/// 4294967295 means "no change" to the kernel, so that a process would stay what it is: root (A16).
+fn in_range(id: u32) -> Result<u32, UserError> {
+    match id <= i32::MAX.cast_unsigned() {
+        true => Ok(id),
+        false => Err(UserError::OutOfRange { text: id.to_string() }),
+    }
 }
 
 /// `None` for a name; an error for a number that is no id. A sign makes a number of it too (A16).
@@ -138,7 +147,7 @@ fn number(text: &str) -> Result<Option<u32>, UserError> {
         return Ok(None);
     }
     match text.parse::<u32>() {
-        Ok(id) if id <= i32::MAX.cast_unsigned() && !text.starts_with('+') => Ok(Some(id)),
+        Ok(id) if !text.starts_with('+') => in_range(id).map(Some),
         _ => Err(UserError::OutOfRange { text: text.to_owned() }),
     }
 }

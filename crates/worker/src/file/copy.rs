@@ -24,8 +24,19 @@ pub(crate) struct Copier<'a, 'e> {
     /// The time of folders that are made on the way.
     pub now: (i64, u32),
     /// The first copy of each file with several names.
-    pub links: HashMap<(u64, u64), PathBuf>,
+    pub links: Links,
 }
+
+/// Where the first names of linked files went.
+#[derive(Default)]
+pub(crate) struct Links {
+    first: HashMap<(u64, u64), PathBuf>,
+    /// What [`Editor::replaced`] said when the paths were known to be good.
+    replaced: u64,
+}
+
+/// So many of the folders between the destination and where the copy is are kept open.
+const OPEN_FOLDERS: usize = 64;
 
 impl Copier<'_, '_> {
     /// Writes everything that was selected.
@@ -44,18 +55,21 @@ impl Copier<'_, '_> {
     fn copy_folder(&mut self, root: &SelectedRoot, made: &EntryMetadata) -> Result<(), FileError> {
         let destination = self.editor.tree().resolve(Path::new(&self.action.destination))?;
         let top = self.destination_folder(&destination, made)?;
-        let mut open: Vec<Folder> = vec![top];
+        let mut trail: Vec<Folder> = vec![top];
         for selected in &root.below {
-            let depth = selected.relative.components().count();
-            open.truncate(depth);
+            trail.truncate(selected.relative.components().count());
             let name = last_name(selected.relative.as_bytes());
             let metadata = self.metadata(&selected.entry)?;
-            let parent = open.last().expect("the destination stays open");
+            let parent = trail.last_mut().expect("the destination stays on the trail");
+            self.editor.reopen(parent)?;
             if selected.entry.kind == SourceKind::Directory {
                 let child = self.editor.child_folder(parent, name, &metadata, OnExisting::Overwrite)?;
-                open.push(child);
+                trail.push(child);
+                if let Some(resting) = trail.len().checked_sub(OPEN_FOLDERS + 1) {
+                    trail[resting].close();
+                }
             } else {
-                write_entry(self.editor, self.tree, &mut self.links, parent, name, &selected.entry, &metadata)?;
+                self.write_entry(parent, name, &selected.entry, &metadata)?;
             }
         }
         Ok(())
@@ -66,15 +80,15 @@ impl Copier<'_, '_> {
         let Some((parent, name)) = path.parent().zip(path.file_name()) else {
             return Ok(self.editor.folder(path, metadata)?);
         };
-        let parent = self.editor.folder(parent, &self.made_on_the_way())?;
-        Ok(self.editor.child_folder(&parent, name, metadata, OnExisting::Keep)?)
+        let mut parent = self.editor.folder(parent, &self.made_on_the_way())?;
+        Ok(self.editor.child_folder(&mut parent, name, metadata, OnExisting::Keep)?)
     }
 
     fn copy_single(&mut self, root: &SelectedRoot, several: bool) -> Result<(), FileError> {
         let (folder, name) = self.single_destination(root, several)?;
         let metadata = self.metadata(&root.entry)?;
-        let parent = self.editor.folder(&folder, &self.made_on_the_way())?;
-        write_entry(self.editor, self.tree, &mut self.links, &parent, &name, &root.entry, &metadata)
+        let mut parent = self.editor.folder(&folder, &self.made_on_the_way())?;
+        self.write_entry(&mut parent, &name, &root.entry, &metadata)
     }
 
     /// Where a file goes: into the destination where that is a folder, else to that very name.
@@ -88,6 +102,48 @@ impl Copier<'_, '_> {
             (Some(parent), Some(name)) if !is_folder && !wants_folder => Ok((parent.to_owned(), name.into())),
             _ => Ok((resolved, OsStr::from_bytes(&root.name).into())),
         }
+    }
+
+    fn write_entry(
+        &mut self,
+        parent: &mut Folder,
+        name: &OsStr,
+        entry: &SourceEntry,
+        metadata: &EntryMetadata,
+    ) -> Result<(), FileError> {
+        match &entry.kind {
+            SourceKind::File { .. } => self.write_file(parent, name, entry, metadata),
+            SourceKind::Symlink { target } => Ok(self.editor.symlink(parent, name, target, metadata)?),
+            SourceKind::Node { file_type, major, minor } => {
+                Ok(self.editor.node(parent, name, *file_type, (*major, *minor), metadata)?)
+            }
+            SourceKind::Directory => Err(EditError::IsADirectory { path: name.display().to_string() }.into()),
+            // Never selected.
+            SourceKind::Other => Ok(()),
+        }
+    }
+
+    fn write_file(
+        &mut self,
+        parent: &mut Folder,
+        name: &OsStr,
+        entry: &SourceEntry,
+        metadata: &EntryMetadata,
+    ) -> Result<(), FileError> {
+        if let Some(first) = self.links.first(entry.link_group, self.editor) {
+            return Ok(self.editor.hard_link(parent, name, first)?);
+        }
+        let mut from = self.tree.open(entry)?;
+        let mut to = self.editor.create_file(parent, name)?;
+        std::io::copy(&mut from, &mut to).map_err(|source| {
+            let path = parent.path().join(name).display().to_string();
+            EditError::Write { path, source }
+        })?;
+        self.editor.finish_file(&to, parent, name, metadata)?;
+        if let Some(group) = entry.link_group {
+            self.links.first.insert(group, parent.path().join(name));
+        }
+        Ok(())
     }
 
     /// What a copied entry is given.
@@ -124,41 +180,22 @@ impl Copier<'_, '_> {
         let everything = select(&tree, &["/".to_owned()], false, &nothing)?;
         let made = self.made_on_the_way();
         let (action, owner, now, store) = (self.action, self.owner, self.now, self.store);
-        let mut inner = Copier { action, tree: &tree, editor: self.editor, store, owner, now, links: HashMap::new() };
+        let mut inner = Copier { action, tree: &tree, editor: self.editor, store, owner, now, links: Links::default() };
         everything.roots.iter().try_for_each(|root| inner.copy_folder(root, &made))
+    }
+}
+
+impl Links {
+    /// Where the first name of a file went, unless that may be something else by now.
+    fn first(&mut self, group: Option<(u64, u64)>, editor: &Editor<'_>) -> Option<&PathBuf> {
+        if self.replaced != editor.replaced() {
+            self.first.clear();
+            self.replaced = editor.replaced();
+        }
+        self.first.get(&group?)
     }
 }
 
 fn last_name(path: &[u8]) -> &OsStr {
     OsStr::from_bytes(path.rsplit(|byte| *byte == b'/').next().unwrap_or_default())
-}
-
-fn write_entry(
-    editor: &mut Editor<'_>,
-    tree: &SourceTree,
-    links: &mut HashMap<(u64, u64), PathBuf>,
-    parent: &Folder,
-    name: &OsStr,
-    entry: &SourceEntry,
-    metadata: &EntryMetadata,
-) -> Result<(), FileError> {
-    match &entry.kind {
-        SourceKind::File { .. } => {
-            if let Some(first) = entry.link_group.and_then(|group| links.get(&group)) {
-                return Ok(editor.hard_link(parent, name, first)?);
-            }
-            editor.file(parent, name, &tree.open(entry)?, metadata)?;
-            if let Some(group) = entry.link_group {
-                links.insert(group, parent.path().join(name));
-            }
-            Ok(())
-        }
-        SourceKind::Symlink { target } => Ok(editor.symlink(parent, name, target, metadata)?),
-        SourceKind::Node { file_type, major, minor } => {
-            Ok(editor.node(parent, name, *file_type, (*major, *minor), metadata)?)
-        }
-        SourceKind::Directory => Err(EditError::IsADirectory { path: name.display().to_string() }.into()),
-        // A socket says nothing once its server is gone; docker skips it too.
-        SourceKind::Other => Ok(()),
-    }
 }

@@ -4,9 +4,9 @@
 //! commit recognises them as implied. Nothing is ever written through a link: paths are resolved in the merged
 //! tree first, and the upper is then walked with `RESOLVE_NO_SYMLINKS`.
 
-use forge_store::{ActiveLayer, MergedTree, StoreError, TreeKind};
+use forge_store::{ActiveLayer, MergedTree, StoreError, TreeEntry, TreeKind};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
@@ -30,7 +30,8 @@ pub(crate) enum EditError {
     /// The words are BuildKit's.
     #[error("cannot copy to non-directory: {path}")]
     NotADirectory { path: String },
-    #[error("cannot replace the folder {path} with something that is none")]
+    /// The words are BuildKit's.
+    #[error("cannot replace to directory {path} with file")]
     IsADirectory { path: String },
     #[error("cannot write {path}")]
     Write { path: String, source: std::io::Error },
@@ -38,19 +39,33 @@ pub(crate) enum EditError {
     Store(#[from] StoreError),
 }
 
-/// An open folder of the upper.
+/// A folder of the upper, open unless it was told to rest.
 pub(crate) struct Folder {
-    fd: OwnedFd,
+    fd: Option<OwnedFd>,
     path: PathBuf,
-    /// Whether nothing of the layers below shows through: then there is nothing to look up in them.
-    fresh: bool,
+    existing: Existing,
 }
+
+/// What shows in a folder before anything is written into it.
+enum Existing {
+    /// Nothing: the folder is new, and there is nothing to look up.
+    Nothing,
+    /// What is asked for is looked up; so many names were.
+    Asked(usize),
+    /// Everything that was there when the folder was listed.
+    Listed(HashMap<OsString, TreeEntry>),
+}
+
+/// After so many single look-ups the folder is listed once: each look-up walks down from the root again.
+const LOOK_UPS: usize = 16;
 
 pub(crate) struct Editor<'a> {
     active: &'a ActiveLayer,
     upper: OwnedFd,
     /// Times that are set at the end, since making a child changes its parent's.
     times: BTreeMap<PathBuf, (i64, u32)>,
+    /// How often something written was replaced by something else.
+    replaced: u64,
 }
 
 impl<'a> Editor<'a> {
@@ -61,7 +76,7 @@ impl<'a> Editor<'a> {
         if let Some(root) = active.lower().lookup(Path::new("/"))? {
             times.insert(PathBuf::from("/"), root.mtime);
         }
-        Ok(Self { active, upper, times })
+        Ok(Self { active, upper, times, replaced: 0 })
     }
 
     /// The merged tree as it is now, changes included.
@@ -69,12 +84,18 @@ impl<'a> Editor<'a> {
         self.active.merged()
     }
 
+    /// How often a name was given to something else than what this editor had written there.
+    pub(crate) fn replaced(&self) -> u64 {
+        self.replaced
+    }
+
     /// Opens a folder, making it and its parents where they are missing. The path has no links.
     pub(crate) fn folder(&mut self, path: &Path, missing: &EntryMetadata) -> Result<Folder, EditError> {
-        let mut folder = Folder { fd: self.open_upper(Path::new("/"))?, path: PathBuf::from("/"), fresh: false };
+        let fd = Some(self.open_upper(Path::new("/"))?);
+        let mut folder = Folder { fd, path: PathBuf::from("/"), existing: Existing::Asked(0) };
         for component in path.components() {
             if let Component::Normal(name) = component {
-                folder = self.child_folder(&folder, name, missing, OnExisting::Keep)?;
+                folder = self.child_folder(&mut folder, name, missing, OnExisting::Keep)?;
             }
         }
         Ok(folder)
@@ -83,134 +104,153 @@ impl<'a> Editor<'a> {
     /// Makes or opens a folder within a folder.
     pub(crate) fn child_folder(
         &mut self,
-        parent: &Folder,
+        parent: &mut Folder,
         name: &OsStr,
         metadata: &EntryMetadata,
-        existing: OnExisting,
+        on_existing: OnExisting,
     ) -> Result<Folder, EditError> {
         let path = parent.path.join(name);
-        let found = if parent.fresh { None } else { self.tree().lookup(&path)? };
-        let (effective, fresh) = match &found {
-            None => (metadata.clone(), true),
-            Some(entry) if entry.kind != TreeKind::Directory => {
-                return Err(EditError::NotADirectory { path: path.display().to_string() });
-            }
-            Some(_) if existing == OnExisting::Overwrite => (metadata.clone(), false),
-            Some(entry) => (
-                EntryMetadata {
-                    mode: entry.mode,
-                    uid: entry.uid,
-                    gid: entry.gid,
-                    mtime: entry.mtime,
-                    xattrs: entry.xattrs.clone(),
-                },
-                false,
-            ),
-        };
-        let made = make_directory(parent.fd.as_fd(), name).map_err(|source| write_error(&path, source))?;
-        let fd = open_child(parent.fd.as_fd(), name).map_err(|source| write_error(&path, source))?;
-        if made || existing == OnExisting::Overwrite {
+        let found = self.existing(parent, name)?;
+        if found.as_ref().is_some_and(|entry| entry.kind != TreeKind::Directory) {
+            return Err(EditError::NotADirectory { path: path.display().to_string() });
+        }
+        let existing = if found.is_some() { Existing::Asked(0) } else { Existing::Nothing };
+        let kept = found.filter(|_| on_existing == OnExisting::Keep);
+        let is_kept = kept.is_some();
+        let effective = kept.map_or_else(|| metadata.clone(), EntryMetadata::of);
+        let made = make_directory(parent.fd(), name).map_err(|source| write_error(&path, source))?;
+        let fd = open_child(parent.fd(), name).map_err(|source| write_error(&path, source))?;
+        if made || !is_kept {
             apply_to_directory(fd.as_fd(), &effective).map_err(|source| write_error(&path, source))?;
             self.times.insert(path.clone(), effective.mtime);
         } else {
             self.times.entry(path.clone()).or_insert(effective.mtime);
         }
-        Ok(Folder { fd, path, fresh: fresh || parent.fresh })
+        Ok(Folder { fd: Some(fd), path, existing })
     }
 
-    /// Writes a regular file, in the kernel where the file systems can.
-    pub(crate) fn file(
-        &mut self,
-        parent: &Folder,
-        name: &OsStr,
-        from: &File,
-        metadata: &EntryMetadata,
-    ) -> Result<(), EditError> {
-        let mut from = from;
-        self.write_file(parent, name, metadata, |file| std::io::copy(&mut from, file).map(drop))
+    /// What has a name in a folder.
+    fn existing(&self, folder: &mut Folder, name: &OsStr) -> Result<Option<TreeEntry>, EditError> {
+        match &mut folder.existing {
+            Existing::Nothing => Ok(None),
+            Existing::Listed(entries) => Ok(entries.get(name).cloned()),
+            Existing::Asked(count) if *count < LOOK_UPS => {
+                *count += 1;
+                Ok(self.active.merged().lookup(&folder.path.join(name))?)
+            }
+            Existing::Asked(_) => {
+                let children = self.active.merged().children(&folder.path)?;
+                let entries = children.into_iter().map(|entry| (entry.name.clone(), entry)).collect::<HashMap<_, _>>();
+                let found = entries.get(name).cloned();
+                folder.existing = Existing::Listed(entries);
+                Ok(found)
+            }
+        }
+    }
+
+    /// Opens a folder again that was closed.
+    pub(crate) fn reopen(&self, folder: &mut Folder) -> Result<(), EditError> {
+        if folder.fd.is_none() {
+            folder.fd = Some(self.open_upper(&folder.path)?);
+        }
+        Ok(())
     }
 
     /// Writes a regular file of bytes at hand.
     pub(crate) fn bytes(
         &mut self,
-        parent: &Folder,
+        parent: &mut Folder,
         name: &OsStr,
         bytes: &[u8],
         metadata: &EntryMetadata,
     ) -> Result<(), EditError> {
-        self.write_file(parent, name, metadata, |file| file.write_all(bytes))
+        let mut file = self.create_file(parent, name)?;
+        let written = file.write_all(bytes);
+        written.map_err(|source| EditError::Write { path: shown(parent, name), source })?;
+        self.finish_file(&file, parent, name, metadata)
     }
 
-    fn write_file(
-        &mut self,
+    /// Makes an empty file; [`finish_file`](Self::finish_file) follows when its bytes are written.
+    pub(crate) fn create_file(&mut self, parent: &mut Folder, name: &OsStr) -> Result<File, EditError> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.put(parent, name, |folder| fs::openat(folder, name, flags, Mode::from_raw_mode(0o600))).map(File::from)
+    }
+
+    /// Gives a file that is written its metadata.
+    pub(crate) fn finish_file(
+        &self,
+        file: &File,
         parent: &Folder,
         name: &OsStr,
         metadata: &EntryMetadata,
-        fill: impl FnOnce(&mut File) -> std::io::Result<()>,
     ) -> Result<(), EditError> {
-        self.displace(parent, name)?;
-        let failed = |source: std::io::Error| EditError::Write { path: shown(parent, name), source };
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fs::openat(&parent.fd, name, flags, Mode::from_raw_mode(0o600)).map_err(|e| failed(e.into()))?;
-        let mut file = File::from(fd);
-        fill(&mut file).map_err(failed)?;
-        apply_to_file(&file, metadata).map_err(|e| failed(e.into()))
+        apply_to_file(file, metadata).map_err(|e| EditError::Write { path: shown(parent, name), source: e.into() })
     }
 
     /// Makes another name for a file that this editor wrote.
-    pub(crate) fn hard_link(&mut self, parent: &Folder, name: &OsStr, first: &Path) -> Result<(), EditError> {
-        self.displace(parent, name)?;
+    pub(crate) fn hard_link(&mut self, parent: &mut Folder, name: &OsStr, first: &Path) -> Result<(), EditError> {
+        let upper = self.upper.try_clone().map_err(|source| EditError::Write { path: shown(parent, name), source })?;
         let first = first.strip_prefix("/").unwrap_or(first);
-        fs::linkat(&self.upper, first, &parent.fd, name, AtFlags::empty())
-            .map_err(|e| EditError::Write { path: shown(parent, name), source: e.into() })
+        self.put(parent, name, |folder| fs::linkat(&upper, first, folder, name, AtFlags::empty()))
     }
 
     pub(crate) fn symlink(
         &mut self,
-        parent: &Folder,
+        parent: &mut Folder,
         name: &OsStr,
         target: &[u8],
         metadata: &EntryMetadata,
     ) -> Result<(), EditError> {
-        self.displace(parent, name)?;
-        let make = || -> rustix::io::Result<()> {
-            fs::symlinkat(OsStr::from_bytes(target), &parent.fd, name)?;
-            own(parent.fd.as_fd(), name, metadata)?;
-            fs::utimensat(&parent.fd, name, &timestamps(metadata.mtime), AtFlags::SYMLINK_NOFOLLOW)
+        self.put(parent, name, |folder| fs::symlinkat(OsStr::from_bytes(target), folder, name))?;
+        let give = || -> rustix::io::Result<()> {
+            own(parent.fd(), name, metadata)?;
+            fs::utimensat(parent.fd(), name, &timestamps(metadata.mtime), AtFlags::SYMLINK_NOFOLLOW)
         };
-        make().map_err(|e| EditError::Write { path: shown(parent, name), source: e.into() })
+        give().map_err(|e| EditError::Write { path: shown(parent, name), source: e.into() })
     }
 
     pub(crate) fn node(
         &mut self,
-        parent: &Folder,
+        parent: &mut Folder,
         name: &OsStr,
         file_type: FileType,
         device: (u32, u32),
         metadata: &EntryMetadata,
     ) -> Result<(), EditError> {
-        self.displace(parent, name)?;
-        let make = || -> rustix::io::Result<()> {
-            let device = fs::makedev(device.0, device.1);
-            fs::mknodat(&parent.fd, name, file_type, Mode::from_raw_mode(0o600), device)?;
-            own(parent.fd.as_fd(), name, metadata)?;
-            fs::chmodat(&parent.fd, name, Mode::from_raw_mode(metadata.mode & 0o7777), AtFlags::empty())?;
-            fs::utimensat(&parent.fd, name, &timestamps(metadata.mtime), AtFlags::SYMLINK_NOFOLLOW)
+        let device = fs::makedev(device.0, device.1);
+        let private = Mode::from_raw_mode(0o600);
+        self.put(parent, name, |folder| fs::mknodat(folder, name, file_type, private, device))?;
+        let give = || -> rustix::io::Result<()> {
+            own(parent.fd(), name, metadata)?;
+            fs::chmodat(parent.fd(), name, Mode::from_raw_mode(metadata.mode & 0o7777), AtFlags::empty())?;
+            fs::utimensat(parent.fd(), name, &timestamps(metadata.mtime), AtFlags::SYMLINK_NOFOLLOW)
         };
-        make().map_err(|e| EditError::Write { path: shown(parent, name), source: e.into() })
+        give().map_err(|e| EditError::Write { path: shown(parent, name), source: e.into() })
     }
 
-    /// Removes what stands in the upper under a name; a folder is never replaced.
-    fn displace(&self, parent: &Folder, name: &OsStr) -> Result<(), EditError> {
-        let path = parent.path.join(name);
-        let found = if parent.fresh { None } else { self.tree().lookup(&path)? };
+    /// Makes something under a name, after removing what stands there in the upper; a folder is never replaced.
+    fn put<T>(
+        &mut self,
+        parent: &mut Folder,
+        name: &OsStr,
+        make: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<T>,
+    ) -> Result<T, EditError> {
+        let found = self.existing(parent, name)?;
+        let is_directory = || EditError::IsADirectory { path: shown(parent, name) };
         if found.is_some_and(|entry| entry.kind == TreeKind::Directory) {
-            return Err(EditError::IsADirectory { path: path.display().to_string() });
+            return Err(is_directory());
         }
-        match fs::unlinkat(&parent.fd, name, AtFlags::empty()) {
-            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-            Err(errno) => Err(write_error(&path, errno)),
+        let failed = |errno: rustix::io::Errno| EditError::Write { path: shown(parent, name), source: errno.into() };
+        match make(parent.fd()) {
+            Err(rustix::io::Errno::EXIST) => {}
+            made => return made.map_err(failed),
         }
+        match fs::unlinkat(parent.fd(), name, AtFlags::empty()) {
+            Ok(()) => self.replaced += 1,
+            Err(rustix::io::Errno::ISDIR) => return Err(is_directory()),
+            Err(errno) => return Err(failed(errno)),
+        }
+        make(parent.fd()).map_err(failed)
     }
 
     /// Sets the folders' times, children before parents.
@@ -243,6 +283,22 @@ impl Folder {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Gives the descriptor back, which there are few of, until [`Editor::reopen`].
+    pub(crate) fn close(&mut self) {
+        self.fd = None;
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_ref().expect("a folder that is worked in is open").as_fd()
+    }
+}
+
+impl EntryMetadata {
+    /// That of something that is there.
+    fn of(entry: TreeEntry) -> Self {
+        Self { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, xattrs: entry.xattrs }
+    }
 }
 
 fn shown(parent: &Folder, name: &OsStr) -> String {
@@ -267,6 +323,7 @@ fn open_child(parent: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedF
     fs::openat(parent, name, flags, Mode::empty())
 }
 
+/// A folder of the upper that is new, or was made for an existing one and takes other metadata now.
 fn apply_to_directory(fd: BorrowedFd<'_>, metadata: &EntryMetadata) -> rustix::io::Result<()> {
     fs::fchown(fd, Some(uid(metadata.uid)), Some(gid(metadata.gid)))?;
     fs::fchmod(fd, Mode::from_raw_mode(metadata.mode & 0o7777))?;

@@ -9,13 +9,13 @@ mod mode;
 use crate::selection::{self, SelectError};
 use crate::source_tree::{SourceError, SourceTree};
 use crate::users::{self, UserError};
-use copy::Copier;
+use copy::{Copier, Links};
 use editor::{EditError, Editor, EntryMetadata, OnExisting};
 use forge_image::ErrorKind;
 use forge_llb::{CopyAction, FileAction, FileInput, FileKind, FileOp, MkdirAction, MkfileAction, Owner};
 use forge_session::PatternMatcher;
 use forge_store::{ActiveLayer, LayerId, Store};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -142,7 +142,7 @@ fn copy_action(
     let exclude = PatternMatcher::new(&action.exclude).map_err(SourceError::from)?;
     let selection = selection::select(tree, &action.sources, action.allow_wildcard, &exclude)?;
     let owner = find_owner(editor, action.owner.as_ref())?;
-    Copier { action, tree, editor, store, owner, now, links: HashMap::new() }.copy(&selection)
+    Copier { action, tree, editor, store, owner, now, links: Links::default() }.copy(&selection)
 }
 
 fn mkdir_action(editor: &mut Editor<'_>, action: &MkdirAction, now: (i64, u32)) -> Result<(), FileError> {
@@ -151,8 +151,8 @@ fn mkdir_action(editor: &mut Editor<'_>, action: &MkdirAction, now: (i64, u32)) 
     let Some((parent, name)) = path.parent().zip(path.file_name()) else { return Ok(()) };
     let parents =
         if action.make_parents { metadata.clone() } else { EntryMetadata { mode: 0o755, ..metadata.clone() } };
-    let parent = editor.folder(parent, &parents)?;
-    editor.child_folder(&parent, name, &metadata, OnExisting::Keep)?;
+    let mut parent = editor.folder(parent, &parents)?;
+    editor.child_folder(&mut parent, name, &metadata, OnExisting::Keep)?;
     Ok(())
 }
 
@@ -162,8 +162,8 @@ fn mkfile_action(editor: &mut Editor<'_>, action: &MkfileAction, now: (i64, u32)
     let Some((parent, name)) = path.parent().zip(path.file_name()) else {
         return Err(EditError::IsADirectory { path: action.path.clone() }.into());
     };
-    let parent = editor.folder(parent, &EntryMetadata { mode: 0o755, ..metadata.clone() })?;
-    Ok(editor.bytes(&parent, name, &action.data, &metadata)?)
+    let mut parent = editor.folder(parent, &EntryMetadata { mode: 0o755, ..metadata.clone() })?;
+    Ok(editor.bytes(&mut parent, name, &action.data, &metadata)?)
 }
 
 fn made(

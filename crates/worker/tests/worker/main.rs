@@ -1,0 +1,33 @@
+//! What steps do to file trees: real stores, real processes. Needs root; says so where it cannot run.
+//!
+//! An own `main`, since a program that uses the executor must call `init_if_requested` before any thread starts.
+
+mod add;
+mod attacks;
+mod copy;
+mod exec;
+mod keys;
+mod made;
+mod scale;
+mod site;
+mod tree_text;
+
+use libtest_mimic::{Arguments, Trial};
+
+/// A test and its name.
+type Test = (&'static str, fn());
+
+fn main() {
+    forge_executor::init_if_requested();
+    let arguments = Arguments::from_args();
+    let groups = [copy::TESTS, add::TESTS, made::TESTS, keys::TESTS, attacks::TESTS, scale::TESTS, exec::TESTS];
+    let trial = |(name, test): Test| {
+        Trial::test(name, move || {
+            if forge_testkit::privileged(name) {
+                test();
+            }
+            Ok(())
+        })
+    };
+    libtest_mimic::run(&arguments, groups.concat().into_iter().map(trial).collect()).exit();
+}
