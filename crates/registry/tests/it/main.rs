@@ -4,6 +4,7 @@ mod auth;
 mod config_file;
 mod docker_registry;
 mod limits;
+mod oci_client;
 mod pull;
 mod push;
 mod redirects;
