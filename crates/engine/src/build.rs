@@ -2,6 +2,7 @@
 
 use crate::dockerfile::{DockerfileText, read_dockerfile, read_from_context, read_ignore_file};
 use crate::engine::{Engine, blocking};
+use crate::error::{chain, work_hint};
 use crate::excerpt::excerpt;
 use crate::steps::ShownStep;
 use crate::{BuildContext, BuildOutcome, BuildRequest, EngineError, NamedContext, Network, StepCounts};
@@ -16,7 +17,7 @@ use forge_registry::TransferContext;
 use forge_session::{Context, Event, EventSink, LocalContext, Session, SourceSpan, WarningNotice};
 use forge_solver::{SolveError, Solved, Solver, WorkerError};
 use forge_store::ScratchDir;
-use forge_worker::{ImageResolver, LocalResults, LocalWorker};
+use forge_worker::{ImageResolver, LocalResults, LocalWorker, WorkError};
 use futures_util::future::try_join_all;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,8 +34,8 @@ impl Engine {
     /// Builds what a Dockerfile says and puts the result where the request wants it.
     ///
     /// # Errors
-    /// The Dockerfile is refused, a step fails, or an output cannot be written. Nothing is named then, but the
-    /// steps that succeeded stay in the cache.
+    /// The Dockerfile is refused, a step fails, or an output cannot be written. No name of the store is given or
+    /// moved then, but the steps that succeeded stay in the cache.
     pub async fn build(
         &self,
         request: BuildRequest,
@@ -43,7 +44,11 @@ impl Engine {
     ) -> Result<BuildOutcome, EngineError> {
         let opened = self.clone();
         let build = blocking(move || Build::open(opened, request, events, cancel)).await?;
-        build.run().await
+        build.run().await.map_err(|error| match error.kind() {
+            ErrorKind::Cancelled => error,
+            // BuildKit's clients look for these words.
+            _ => error.context("failed to solve"),
+        })
     }
 }
 
@@ -103,7 +108,7 @@ impl Build {
             named.insert(name.clone(), lowered);
         }
         let session = engine.session(contexts, events, cancel);
-        let transfer = engine.transfer(session.clone(), "[internal] fetching images")?;
+        let transfer = engine.transfer_now(session.clone(), "[internal] fetching images")?;
         let images = Arc::new(ImageResolver::new(transfer.clone(), engine.registry()?, layouts));
         Ok(Self { engine, request, session, transfer, images, main_context, named, _empty: empty })
     }
@@ -119,7 +124,7 @@ impl Build {
         let lowered = platforms.iter().map(|platform| self.lower(&dockerfile, &text, &ignore, platform));
         let lowered = try_join_all(lowered).await?;
         let warnings = self.report(&lowered[0], &text);
-        let solver = self.solver()?;
+        let solver = self.solver().await?;
         let solved = lowered.iter().map(|image| self.solve(&solver, image, &text));
         let solved = try_join_all(solved).await?;
         let parts = platforms.into_iter().zip(lowered).zip(solved);
@@ -208,7 +213,7 @@ impl Build {
                 wanted.span.first_line,
                 wanted.span.last_line,
             );
-            EngineError::from(error).context("failed to solve").with_detail(place)
+            EngineError::from(error).with_detail(place)
         })?;
         Ok(ResolvedImage { digest: found.digest, config: found.config })
     }
@@ -229,17 +234,20 @@ impl Build {
         notices
     }
 
-    fn solver(&self) -> Result<Solver, EngineError> {
-        let (store, lease) = (self.engine.store().clone(), self.transfer.lease.clone());
-        let executor = self.engine.executor()?;
-        let worker = LocalWorker::new(store.clone(), lease.clone(), executor, self.images.clone());
-        Ok(Solver {
-            worker: Arc::new(worker),
-            results: Arc::new(LocalResults::new(store, lease)),
-            index: self.engine.cache_index()?,
-            flights: self.engine.flights()?,
-            max_parallelism: self.engine.options().max_parallelism,
-        })
+    async fn solver(&self) -> Result<Solver, EngineError> {
+        let (transfer, images) = (self.transfer.clone(), self.images.clone());
+        let solver = self.engine.blocking(move |engine| {
+            let (store, lease) = (transfer.store, transfer.lease);
+            let worker = LocalWorker::new(store.clone(), lease.clone(), engine.executor()?, images);
+            Ok(Solver {
+                worker: Arc::new(worker),
+                results: Arc::new(LocalResults::new(store, lease)),
+                index: engine.cache_index()?,
+                flights: engine.flights()?,
+                max_parallelism: engine.options().max_parallelism,
+            })
+        });
+        solver.await
     }
 
     async fn solve(&self, solver: &Solver, image: &LoweredImage, text: &DockerfileText) -> Result<Solved, EngineError> {
@@ -305,8 +313,13 @@ fn ignore_patterns(text: &[u8]) -> Result<Vec<String>, EngineError> {
 
 /// A Dockerfile that was refused, with its lines.
 fn refused(error: &FrontendError, text: &DockerfileText) -> EngineError {
-    let source = String::from_utf8_lossy(&text.text);
-    EngineError::new(error.kind(), format!("failed to solve: {error}")).with_detail(error.render(&source))
+    let drawn = error.render(&String::from_utf8_lossy(&text.text));
+    let failed = EngineError::new(error.kind(), error.to_string());
+    // The first line of the drawing is the message itself.
+    match drawn.split_once('\n') {
+        Some((_, picture)) if !picture.trim().is_empty() => failed.with_detail(picture),
+        _ => failed,
+    }
 }
 
 /// A step that failed, with its last lines of output and the instruction that it comes from.
@@ -324,11 +337,19 @@ fn step_failed(error: SolveError, text: &DockerfileText) -> EngineError {
         let source = String::from_utf8_lossy(&text.text);
         detail += &excerpt(&span.file, &source, span.first_line, span.last_line);
     }
-    let failed = EngineError::new(source.kind(), format!("failed to solve: {source}")).with_detail(detail);
-    match source.hint() {
+    let failed = EngineError::new(source.kind(), chain(&*source)).with_detail(detail);
+    match step_hint(&source) {
         Some(hint) => failed.with_hint(hint),
         None => failed,
     }
+}
+
+fn step_hint(error: &WorkerError) -> Option<String> {
+    let cause = match error {
+        WorkerError::Other { source: Some(cause), .. } => cause.downcast_ref::<WorkError>(),
+        _ => None,
+    };
+    error.hint().map(str::to_owned).or_else(|| cause.and_then(work_hint))
 }
 
 fn plain_notice(short: String) -> WarningNotice {
@@ -345,5 +366,53 @@ fn notice(warning: &Warning, text: &DockerfileText) -> WarningNotice {
         detail: Vec::new(),
         url: warning.url.clone(),
         span: Some(span),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forge_image::Digest;
+
+    fn text(text: &str) -> DockerfileText {
+        DockerfileText { name: "Dockerfile".to_owned(), text: text.into() }
+    }
+
+    #[test]
+    fn a_refused_dockerfile_says_its_message_once() {
+        let text = text("FROM scratch\nRUM x\n");
+        let dockerfile = forge_frontend::parse(&text.name, &text.text).unwrap();
+        let options = LowerOptions::new(Platform::host());
+        let error = forge_frontend::lower(&dockerfile, &options, &ResolvedImages::new()).unwrap_err();
+        let shown = refused(&error, &text);
+        assert!(shown.to_string().contains("unknown instruction: RUM"), "{shown}");
+        assert_eq!(shown.detail().unwrap(), " --> Dockerfile:2:1\n  |\n2 | RUM x\n  | ^^^ did you mean RUN?\n");
+    }
+
+    fn failed_step(source: WorkerError) -> EngineError {
+        let vertex = forge_llb::VertexDigest::new(Digest::sha256(b"x"));
+        let error = SolveError::Step { vertex, name: "[1/1] RUN x".into(), span: None, source: Box::new(source) };
+        step_failed(error, &text("FROM scratch\nRUN x\n"))
+    }
+
+    #[test]
+    fn a_failed_step_tells_its_cause_and_what_to_do() {
+        let offline = || forge_registry::RegistryError::Offline { registry: "r.test".into() };
+        let shown = failed_step(WorkError::Fetch(offline().into()).into());
+        assert_eq!(shown.to_string(), "cannot reach registry r.test: offline");
+        assert!(shown.hint().is_some_and(|hint| hint.contains("--offline")), "{shown:?}");
+        let cause = std::io::Error::other("disk on fire");
+        let kind = ErrorKind::Environment;
+        let message = "the build cache failed".to_owned();
+        let shown = failed_step(WorkerError::Other { kind, message, source: Some(cause.into()), hint: None });
+        assert_eq!(shown.to_string(), "the build cache failed: disk on fire");
+    }
+
+    #[test]
+    fn the_last_words_of_a_step_are_shown() {
+        let last_lines = vec!["one".to_owned(), "two".to_owned()];
+        let shown = failed_step(WorkerError::Process { exit: 3, message: "exit code: 3".into(), last_lines });
+        assert_eq!(shown.to_string(), "exit code: 3");
+        assert_eq!(shown.detail().unwrap(), "------\n > [1/1] RUN x:\none\ntwo\n------\n");
     }
 }

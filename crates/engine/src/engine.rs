@@ -36,6 +36,18 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await?
 }
 
+/// Waits for work, but no longer than somebody wants its result. Blocking work that was begun ends by itself.
+pub(crate) async fn until_cancelled<T, E: Into<EngineError>>(
+    cancel: &CancellationToken,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, EngineError> {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(EngineError::cancelled()),
+        done = work => done.map_err(Into::into),
+    }
+}
+
 /// The value of a cell, made by the first who asks. Two who ask at once may both make one; one of them is kept.
 fn made<T: Clone>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
     match cell.get() {
@@ -70,11 +82,21 @@ impl Engine {
         &self.0.store
     }
 
+    /// Runs blocking work with the engine beside the async threads.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let engine = self.clone();
+        blocking(move || work(&engine)).await
+    }
+
     pub(crate) fn executor(&self) -> Result<Arc<NamespaceExecutor>, EngineError> {
         let directory = self.store().root().join("run");
         made(&self.0.executor, || Ok(Arc::new(NamespaceExecutor::new(&directory)?)))
     }
 
+    /// The registry client; certificates are read when it is made.
     pub(crate) fn registry(&self) -> Result<Arc<Registry>, EngineError> {
         made(&self.0.registry, || Ok(Arc::new(Registry::new(registry_options(self.options()))?)))
     }
@@ -98,7 +120,14 @@ impl Engine {
         Arc::new(LocalSession { contexts, docker_config, events, cancel })
     }
 
-    pub(crate) fn transfer(&self, session: Arc<dyn Session>, step: &str) -> Result<TransferContext, EngineError> {
+    /// What a transfer works with. `step` is what it is shown as, and the purpose of its lease.
+    pub(crate) async fn transfer(&self, session: Arc<dyn Session>, step: &str) -> Result<TransferContext, EngineError> {
+        let step = step.to_owned();
+        self.blocking(move |engine| engine.transfer_now(session, &step)).await
+    }
+
+    /// The same for a thread that may block: a lease is written to the disk.
+    pub(crate) fn transfer_now(&self, session: Arc<dyn Session>, step: &str) -> Result<TransferContext, EngineError> {
         let lease = Arc::new(self.store().lease(step)?);
         Ok(TransferContext { store: self.store().clone(), lease, session, vertex: ShownStep::digest_of(step) })
     }
@@ -118,9 +147,10 @@ impl Engine {
         let platform = platform.cloned().unwrap_or_else(Platform::host);
         let before = self.target_of(reference).await?;
         let session = self.session(BTreeMap::new(), events.clone(), cancel);
-        let context = self.transfer(session, &step)?;
+        let context = self.transfer(session, &step).await?;
+        let registry = self.blocking(Self::registry).await?;
         let shown = ShownStep::start(&*events, &step);
-        let pulled = forge_registry::pull(&context, &self.registry()?, reference, &platform).await;
+        let pulled = forge_registry::pull(&context, &registry, reference, &platform).await;
         let pulled = shown.end(pulled)?;
         let fetched = before != Some(pulled.target());
         let resolved = pulled.resolved;
@@ -140,12 +170,15 @@ impl Engine {
         let step = format!("pushing {}", reference.familiar());
         let Some(target) = self.target_of(reference).await? else {
             let message = format!("An image does not exist locally with the tag: {}", reference.familiar_name());
-            return Err(EngineError::new(ErrorKind::UserInput, message));
+            let hint = "`forge images` lists the names there are; `forge tag` gives an image another one";
+            return Err(EngineError::new(ErrorKind::UserInput, message).with_hint(hint));
         };
-        let session = self.session(BTreeMap::new(), events.clone(), cancel);
-        let context = self.transfer(session, &step)?;
+        let session = self.session(BTreeMap::new(), events.clone(), cancel.clone());
+        let context = self.transfer(session, &step).await?;
+        let registry = self.blocking(Self::registry).await?;
         let shown = ShownStep::start(&*events, &step);
-        let pushed = shown.end(push_target(&context, &self.registry()?, reference, &target).await)?;
+        let pushed = until_cancelled(&cancel, push_target(&context, &registry, reference, &target)).await;
+        let pushed = shown.end(pushed)?;
         let Some(descriptor) = pushed.exported.descriptor else {
             return Err(EngineError::new(ErrorKind::Internal, "nothing was pushed, although nothing failed"));
         };
@@ -158,7 +191,8 @@ impl Engine {
     /// The registry refuses them, or they cannot be kept.
     pub async fn login(&self, registry: &str, username: &str, password: Redacted) -> Result<(), EngineError> {
         let credentials = Credentials::Basic { username: username.to_owned(), password };
-        let outcome = self.registry()?.login(registry, &credentials).await?;
+        let client = self.blocking(Self::registry).await?;
+        let outcome = client.login(registry, &credentials).await?;
         let kept = match outcome {
             LoginOutcome::Accepted { identity_token: Some(token) } => Credentials::RefreshToken(token),
             LoginOutcome::Accepted { identity_token: None } | LoginOutcome::NotRequired => credentials,
@@ -179,8 +213,7 @@ impl Engine {
     /// # Errors
     /// The store cannot be read.
     pub async fn info(&self) -> Result<EngineInfo, EngineError> {
-        let engine = self.clone();
-        blocking(move || {
+        self.blocking(|engine| {
             let usage = engine.store().usage()?;
             let uname = rustix::system::uname();
             Ok(EngineInfo {

@@ -1,4 +1,9 @@
+use forge_cache::CacheError;
+use forge_exporter::ExportError;
 use forge_image::ErrorKind;
+use forge_registry::{FetchError, RegistryError};
+use forge_store::StoreError;
+use forge_worker::WorkError;
 
 /// Why something that was asked of the engine failed.
 ///
@@ -76,18 +81,27 @@ impl EngineError {
     }
 }
 
-/// The messages of an error and all its causes, joined by colons.
-fn chain(error: &dyn std::error::Error) -> String {
+/// The messages of an error and all its causes, joined by colons. What was said already is not said again: libraries
+/// repeat their causes in their own messages.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text = format!("{text}: {error}");
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
         cause = error.source();
     }
     text
 }
 
 impl EngineError {
+    /// The user, or whoever else asked, wants no result any more.
+    pub(crate) fn cancelled() -> Self {
+        Self::new(ErrorKind::Cancelled, "cancelled")
+    }
+
     /// A failure of this machine's files.
     pub(crate) fn io(error: std::io::Error) -> Self {
         Self::caused(ErrorKind::Environment, error)
@@ -95,36 +109,106 @@ impl EngineError {
 }
 
 macro_rules! from_errors {
-    ($($error:ty => |$value:ident| $kind:expr;)*) => {
+    ($($error:ty => |$value:ident| $kind:expr, $hint:expr;)*) => {
         $(impl From<$error> for EngineError {
             fn from($value: $error) -> Self {
-                let kind = $kind;
-                Self::caused(kind, $value)
+                let (kind, hint): (ErrorKind, Option<String>) = ($kind, $hint);
+                Self { hint, ..Self::caused(kind, $value) }
             }
         })*
     };
 }
 
 from_errors! {
-    forge_store::StoreError => |error| error.kind();
-    forge_registry::RegistryError => |error| error.kind();
-    forge_registry::FetchError => |error| error.kind();
-    forge_cache::CacheError => |error| error.kind();
-    forge_worker::WorkError => |error| error.kind();
-    forge_executor::ExecutorError => |error| forge_worker::executor_kind(&error);
-    forge_image::ReferenceError => |_error| ErrorKind::UserInput;
-    forge_session::CredentialError => |error| error.kind();
-    forge_session::ContextError => |_error| ErrorKind::UserInput;
-    tokio::task::JoinError => |_error| ErrorKind::Internal;
+    StoreError => |error| error.kind(), error.hint().map(str::to_owned);
+    RegistryError => |error| error.kind(), registry_hint(&error);
+    FetchError => |error| error.kind(), fetch_hint(&error);
+    CacheError => |error| error.kind(), error.hint();
+    WorkError => |error| error.kind(), work_hint(&error);
+    ExportError => |error| error.kind(), export_hint(&error);
+    forge_executor::ExecutorError => |error| forge_worker::executor_kind(&error), None;
+    forge_image::ReferenceError => |_error| ErrorKind::UserInput, None;
+    forge_session::CredentialError => |error| error.kind(), None;
+    forge_session::ContextError => |_error| ErrorKind::UserInput, None;
+    tokio::task::JoinError => |_error| ErrorKind::Internal, None;
 }
 
-impl From<forge_exporter::ExportError> for EngineError {
-    fn from(error: forge_exporter::ExportError) -> Self {
-        let hint = error.hint();
-        let converted = Self::caused(error.kind(), error);
-        match hint {
-            Some(hint) => converted.with_hint(hint),
-            None => converted,
+fn registry_hint(error: &RegistryError) -> Option<String> {
+    match error {
+        RegistryError::Connection { .. } | RegistryError::Stalled { .. } => {
+            Some("check the registry's name, the network, and the proxy if there is one".to_owned())
         }
+        error => error.hint(),
+    }
+}
+
+fn fetch_hint(error: &FetchError) -> Option<String> {
+    match error {
+        FetchError::Registry(source) => registry_hint(source),
+        error => error.hint(),
+    }
+}
+
+fn export_hint(error: &ExportError) -> Option<String> {
+    match error {
+        ExportError::NameTaken { .. } => {
+            Some("remove the name with `forge rmi`, or let the archive have it with --replace".to_owned())
+        }
+        ExportError::Registry { source, .. } => registry_hint(source),
+        ExportError::Load { source, .. } => fetch_hint(source),
+        error => error.hint(),
+    }
+}
+
+/// What can be done about a step that failed.
+pub(crate) fn work_hint(error: &WorkError) -> Option<String> {
+    match error {
+        WorkError::Fetch(source) => fetch_hint(source),
+        WorkError::Store(source) => source.hint().map(str::to_owned),
+        WorkError::Input(source) => source.hint(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{message}")]
+    struct Layer {
+        message: &'static str,
+        source: Option<Box<Layer>>,
+    }
+
+    fn layer(message: &'static str, source: Option<Layer>) -> Layer {
+        Layer { message, source: source.map(Box::new) }
+    }
+
+    #[test]
+    fn nothing_is_said_twice() {
+        let error = layer(
+            "GET x failed",
+            Some(layer("DNS error: no records for r.test", Some(layer("no records for r.test", None)))),
+        );
+        let error = EngineError::caused(ErrorKind::Remote, error);
+        assert_eq!(error.to_string(), "GET x failed: DNS error: no records for r.test");
+        assert_eq!(chain(&error), error.to_string());
+    }
+
+    #[test]
+    fn hints_come_along() {
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let connection = RegistryError::Connection { method: "GET".into(), url: "x".into(), source: refused.into() };
+        let error = EngineError::from(FetchError::from(connection));
+        assert!(error.hint().is_some_and(|hint| hint.contains("proxy")), "{error:?}");
+        let offline = || FetchError::from(RegistryError::Offline { registry: "r.test".into() });
+        assert!(EngineError::from(offline()).hint().is_some_and(|hint| hint.contains("--offline")));
+        assert!(EngineError::from(WorkError::Fetch(offline())).hint().is_some_and(|hint| hint.contains("--offline")));
+        let id = || forge_image::ImageId::new(forge_image::Digest::sha256(b"x"));
+        let name = Box::new("app".parse().unwrap());
+        let taken = EngineError::from(ExportError::NameTaken { name, existing: id(), loaded: id() });
+        assert!(taken.hint().is_some_and(|hint| hint.contains("--replace")), "{taken:?}");
     }
 }

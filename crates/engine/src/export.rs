@@ -1,132 +1,144 @@
 //! Puts the result of a build where the request wants it.
 
 use crate::build::{Build, PlatformResult, count, notices};
-use crate::engine::blocking;
+use crate::destination::{OpenedDestination, open};
+use crate::engine::{Engine, blocking, until_cancelled};
 use crate::steps::ShownStep;
 use crate::{BuildOutcome, Destination, EngineError, ImageOutput, LayerCompression, Output};
 use forge_exporter::{
-    AssembledImage, BuiltTree, ExportError, ExportSettings, Exported, ImageSet, LayoutDestination, assemble, to_docker,
-    to_local, to_oci, to_store, to_tar,
+    AssembledImage, BuiltTree, ExportSettings, Exported, ImageSet, LayoutDestination, assemble, to_docker, to_local,
+    to_oci, to_store, to_tar,
 };
-use forge_image::{Digest, ErrorKind};
+use forge_image::{Digest, Reference};
 use forge_session::{Event, WarningNotice};
 use forge_store::Compression;
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
 
-/// A file that takes the place of another one only when it is complete.
-struct Replacement {
-    file: File,
-    temporary: PathBuf,
-    destination: PathBuf,
+/// An output whose bytes are where they belong.
+enum Written {
+    /// Nothing is left to do.
+    Whole(Box<Exported>),
+    /// An image that is to be recorded and named in the store.
+    Image(Box<Nameless>),
+}
+
+/// An image before it is named.
+struct Nameless {
+    images: ImageSet,
+    settings: ExportSettings,
+    /// What was pushed of it.
+    pushed: Option<Exported>,
 }
 
 impl Build {
+    /// Writes all outputs, and only then gives names in the store: a build that fails moves none. Cancellation is
+    /// heeded until the first name is given.
     pub(crate) async fn export(
         &self,
         results: Vec<PlatformResult>,
         warnings: Vec<WarningNotice>,
     ) -> Result<BuildOutcome, EngineError> {
-        let outputs = match self.request.outputs.as_slice() {
-            [] => vec![Output::Image(ImageOutput::default())],
-            outputs => outputs.to_vec(),
-        };
-        let mut outcome = BuildOutcome {
-            image: None,
-            descriptor: None,
-            names: Vec::new(),
-            metadata: Vec::new(),
-            warnings,
-            steps: count(&results),
-            notices: notices(&results),
-        };
-        for output in &outputs {
-            if let Some(exported) = self.export_one(output, &results).await? {
-                self.take(&mut outcome, exported)?;
-            }
+        let written = until_cancelled(self.session.cancellation(), self.write_all(&results)).await?;
+        let mut exported = Vec::new();
+        for written in written {
+            exported.push(match written {
+                Written::Whole(exported) => *exported,
+                Written::Image(image) => {
+                    let named = self.name(&image.images, &image.settings).await?;
+                    image.pushed.unwrap_or(named)
+                }
+            });
         }
-        Ok(outcome)
-    }
-
-    /// What the caller is told of an output; with several, the first that made an image counts.
-    fn take(&self, outcome: &mut BuildOutcome, exported: Exported) -> Result<(), EngineError> {
-        for remark in &exported.remarks {
+        for remark in exported.iter().flat_map(|exported| &exported.remarks) {
             let short = remark.clone();
             let notice = WarningNotice { vertex: None, level: 1, short, detail: Vec::new(), url: None, span: None };
             self.session.events().emit(Event::Warning(notice));
         }
-        for (key, value) in exported.metadata() {
-            if !outcome.metadata.iter().any(|(known, _)| *known == key) {
-                outcome.metadata.push((key, value));
-            }
-        }
-        // Images of several platforms get their index, and so a digest in common, when they leave the store; until
-        // then the first one's id stands for them.
-        let index = exported.descriptor.as_ref().filter(|_| exported.images.len() > 1);
-        let image: Option<Digest> = match (index, exported.images.first()) {
-            (Some(index), _) => Some(index.digest.clone()),
-            (None, first) => first.map(|image| image.id.digest().clone()),
-        };
-        outcome.image = outcome.image.take().or(image);
-        outcome.descriptor = outcome.descriptor.take().or(exported.descriptor);
-        outcome
-            .names
-            .extend(exported.names.into_iter().filter(|name| !outcome.names.contains(name)).collect::<Vec<_>>());
-        Ok(())
+        Ok(BuildOutcome { warnings, steps: count(&results), notices: notices(&results), ..told(&exported) })
     }
 
-    async fn export_one(&self, output: &Output, results: &[PlatformResult]) -> Result<Option<Exported>, EngineError> {
+    async fn write_all(&self, results: &[PlatformResult]) -> Result<Vec<Written>, EngineError> {
+        let default = [Output::Image(ImageOutput::default())];
+        let outputs = match self.request.outputs.as_slice() {
+            [] => &default,
+            outputs => outputs,
+        };
+        let mut written = Vec::new();
+        for output in outputs {
+            written.extend(self.write(output, results).await?);
+        }
+        Ok(written)
+    }
+
+    async fn write(&self, output: &Output, results: &[PlatformResult]) -> Result<Option<Written>, EngineError> {
         let events = self.session.events();
-        match output {
-            Output::CacheOnly => Ok(None),
-            Output::Image(image) => {
-                let shown = ShownStep::start(events, "exporting to image");
-                let exported = shown.end(self.to_image(image, results).await)?;
-                if image.push {
-                    return self.push_image(image, results).await.map(Some);
-                }
-                Ok(Some(exported))
-            }
+        let exported = match output {
+            Output::CacheOnly => return Ok(None),
+            Output::Image(image) => return self.write_image(image, results).await.map(Some),
             Output::Oci(image, destination) => {
                 let shown = ShownStep::start(events, "exporting to oci image format");
-                shown.end(self.to_layout(image, destination, results).await).map(Some)
+                shown.end(self.to_layout(image, destination, results).await)
             }
             Output::Docker(image, destination) => {
                 let shown = ShownStep::start(events, "exporting to docker image format");
-                shown.end(self.to_docker_archive(image, destination, results).await).map(Some)
+                shown.end(self.to_docker_archive(image, destination, results).await)
             }
             Output::Local(folder) => {
                 let shown = ShownStep::start(events, "exporting to client directory");
-                let epoch = self.epoch(results);
-                let written = to_local(&self.transfer, &trees(results), epoch, folder).await;
-                Ok(shown.end(written).map(Some)?)
+                let written = to_local(&self.transfer, &trees(results), self.epoch(results), folder).await;
+                shown.end(written).map_err(EngineError::from)
             }
             Output::Tar(destination) => {
                 let shown = ShownStep::start(events, "exporting to client tarball");
-                shown.end(self.to_tarball(destination, results).await).map(Some)
+                shown.end(self.to_tarball(destination, results).await)
             }
-        }
+        };
+        exported.map(|exported| Some(Written::Whole(Box::new(exported))))
     }
 
-    async fn to_image(&self, output: &ImageOutput, results: &[PlatformResult]) -> Result<Exported, EngineError> {
+    async fn write_image(&self, output: &ImageOutput, results: &[PlatformResult]) -> Result<Written, EngineError> {
         let settings = self.settings(output, results);
-        let images = self.assemble(&settings, results).await?;
-        let exported = to_store(&self.transfer, &images, &settings).await?;
-        if settings.names.is_empty() {
+        let shown = ShownStep::start(self.session.events(), "exporting to image");
+        let images = shown.end(self.assemble(&settings, results).await)?;
+        let pushed = match output.push {
+            true => Some(self.push_image(&images, &settings).await?),
+            false => None,
+        };
+        Ok(Written::Image(Box::new(Nameless { images, settings, pushed })))
+    }
+
+    /// Pushes under all names. The store has the image before, without a name, so that it can remember the digests
+    /// that the registry knows it by.
+    async fn push_image(&self, images: &ImageSet, settings: &ExportSettings) -> Result<Exported, EngineError> {
+        let shown = ShownStep::start(self.session.events(), "pushing image");
+        let pushed = async {
+            let registry = self.engine.blocking(Engine::registry).await?;
+            let nameless = ExportSettings { names: Vec::new(), ..settings.clone() };
+            to_store(&self.transfer, images, &nameless).await?;
+            let pushed = forge_exporter::push(&self.transfer, &registry, images, settings).await?;
+            Ok::<_, EngineError>(pushed.exported)
+        };
+        shown.end(pushed.await)
+    }
+
+    /// Records an image in the store and gives it its names.
+    async fn name(&self, images: &ImageSet, settings: &ExportSettings) -> Result<Exported, EngineError> {
+        let names: Vec<String> = settings.names.iter().map(Reference::to_string).collect();
+        let step = match names.is_empty() {
+            true => "writing image".to_owned(),
+            false => format!("naming to {}", names.join(", ")),
+        };
+        let shown = ShownStep::start(self.session.events(), &step);
+        let exported = shown.end(to_store(&self.transfer, images, settings).await)?;
+        if names.is_empty() {
             // A name is made durable with what it names; an id that is only printed must be too.
-            let store = self.engine.store().clone();
-            blocking(move || Ok(store.sync()?)).await?;
+            self.engine.blocking(|engine| Ok(engine.store().sync()?)).await?;
         }
         Ok(exported)
     }
 
-    async fn push_image(&self, output: &ImageOutput, results: &[PlatformResult]) -> Result<Exported, EngineError> {
-        let settings = self.settings(output, results);
-        let shown = ShownStep::start(self.session.events(), "pushing image");
-        let images = self.assemble(&settings, results).await?;
-        let pushed = forge_exporter::push(&self.transfer, &self.engine.registry()?, &images, &settings).await;
-        Ok(shown.end(pushed)?.exported)
+    async fn open_destination(&self, destination: &Destination) -> Result<OpenedDestination, EngineError> {
+        let (destination, cancel) = (destination.clone(), self.session.cancellation().clone());
+        blocking(move || open(&destination, &cancel)).await
     }
 
     async fn to_layout(
@@ -141,9 +153,10 @@ impl Build {
             let destination = LayoutDestination::Folder(folder.clone());
             return Ok(to_oci(&self.transfer, &images, &settings, destination).await?);
         }
-        let (stream, replacement) = open(destination)?;
-        let exported = to_oci(&self.transfer, &images, &settings, LayoutDestination::Archive(stream)).await;
-        finish(exported, replacement).await
+        let OpenedDestination { stream, end } = self.open_destination(destination).await?;
+        let exported = to_oci(&self.transfer, &images, &settings, LayoutDestination::Archive(stream)).await?;
+        blocking(move || end.complete()).await?;
+        Ok(exported)
     }
 
     async fn to_docker_archive(
@@ -154,13 +167,17 @@ impl Build {
     ) -> Result<Exported, EngineError> {
         let settings = self.settings(output, results);
         let images = self.assemble(&settings, results).await?;
-        let (stream, replacement) = open(destination)?;
-        finish(to_docker(&self.transfer, &images, &settings, stream).await, replacement).await
+        let OpenedDestination { stream, end } = self.open_destination(destination).await?;
+        let exported = to_docker(&self.transfer, &images, &settings, stream).await?;
+        blocking(move || end.complete()).await?;
+        Ok(exported)
     }
 
     async fn to_tarball(&self, destination: &Destination, results: &[PlatformResult]) -> Result<Exported, EngineError> {
-        let (stream, replacement) = open(destination)?;
-        finish(to_tar(&self.transfer, &trees(results), self.epoch(results), stream).await, replacement).await
+        let OpenedDestination { stream, end } = self.open_destination(destination).await?;
+        let exported = to_tar(&self.transfer, &trees(results), self.epoch(results), stream).await?;
+        blocking(move || end.complete()).await?;
+        Ok(exported)
     }
 
     fn epoch(&self, results: &[PlatformResult]) -> Option<i64> {
@@ -206,54 +223,99 @@ fn trees(results: &[PlatformResult]) -> Vec<BuiltTree> {
     results.iter().map(tree).collect()
 }
 
-/// Opens a destination for writing.
-fn open(destination: &Destination) -> Result<(Box<dyn Write + Send>, Option<Replacement>), EngineError> {
-    match destination {
-        Destination::Stdout => Ok((Box::new(std::io::stdout()), None)),
-        Destination::File(path) => {
-            let doing = format!("cannot write {}", path.display());
-            let replacement = Replacement::create(path).map_err(|error| EngineError::io(error).context(&doing))?;
-            let stream = replacement.file.try_clone().map_err(EngineError::io)?;
-            Ok((Box::new(stream), Some(replacement)))
-        }
-        Destination::Directory(path) => {
-            let message = format!("{} is a folder, but this output is one stream", path.display());
-            Err(EngineError::new(ErrorKind::UserInput, message))
+/// What the caller is told of all outputs. The first one with a manifest speaks for all: its digest is what others
+/// know the image by. Names are those of all.
+fn told(exported: &[Exported]) -> BuildOutcome {
+    let spokesman = exported.iter().find(|exported| exported.descriptor.is_some()).or(exported.first());
+    let mut names: Vec<Reference> = Vec::new();
+    for name in exported.iter().flat_map(|exported| &exported.names) {
+        if !names.contains(name) {
+            names.push(name.clone());
         }
     }
-}
-
-async fn finish(
-    exported: Result<Exported, ExportError>,
-    replacement: Option<Replacement>,
-) -> Result<Exported, EngineError> {
-    let exported = exported?;
-    if let Some(replacement) = replacement {
-        blocking(move || replacement.commit().map_err(EngineError::io)).await?;
-    }
-    Ok(exported)
-}
-
-impl Replacement {
-    fn create(destination: &Path) -> std::io::Result<Self> {
-        let name = destination.file_name().ok_or_else(|| std::io::Error::other("it names no file"))?;
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}", std::process::id()));
-        let temporary = destination.with_file_name(hidden);
-        let file = File::create(&temporary)?;
-        Ok(Self { file, temporary, destination: destination.to_owned() })
-    }
-
-    fn commit(self) -> std::io::Result<()> {
-        self.file.sync_all()?;
-        std::fs::rename(&self.temporary, &self.destination)
+    let metadata = spokesman.map(|exported| Exported { names: names.clone(), ..exported.clone() }.metadata());
+    BuildOutcome {
+        image: spokesman.and_then(image_of),
+        descriptor: spokesman.and_then(|exported| exported.descriptor.clone()),
+        names,
+        metadata: metadata.into_iter().flatten().collect(),
+        ..BuildOutcome::default()
     }
 }
 
-impl Drop for Replacement {
-    fn drop(&mut self) {
-        // After a commit there is nothing of that name any more.
-        let _ = std::fs::remove_file(&self.temporary);
+/// Images of several platforms get their index, and so a digest in common, when they leave the store; until then the
+/// first one's id stands for them.
+fn image_of(exported: &Exported) -> Option<Digest> {
+    match (&exported.descriptor, exported.images.as_slice()) {
+        (Some(index), [_, _, ..]) => Some(index.digest.clone()),
+        (_, images) => images.first().map(|image| image.id.digest().clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forge_exporter::ExportedImage;
+    use forge_image::{Descriptor, ImageId, MediaType, Platform};
+
+    fn exported(images: &[&str], manifest: Option<&str>, names: &[&str]) -> Exported {
+        let of = |text: &str| Descriptor::of(MediaType::OciManifest, text.as_bytes());
+        let image = |text: &&str| ExportedImage {
+            platform: Platform::host(),
+            id: ImageId::new(Digest::sha256(text.as_bytes())),
+            manifest: None,
+        };
+        Exported {
+            descriptor: manifest.map(of),
+            images: images.iter().map(image).collect(),
+            names: names.iter().map(|name| name.parse().unwrap()).collect(),
+            remarks: Vec::new(),
+        }
+    }
+
+    fn keys(outcome: &BuildOutcome) -> String {
+        let known = [Digest::sha256(b"image"), Digest::sha256(b"manifest")];
+        let shown = |value: &serde_json::Value| match value.as_str() {
+            Some(text) if text == known[0].as_str() => "image".to_owned(),
+            Some(text) if text == known[1].as_str() => "manifest".to_owned(),
+            Some(text) => text.to_owned(),
+            None => "{}".to_owned(),
+        };
+        let lines = outcome.metadata.iter().map(|(key, value)| format!("{key} {}\n", shown(value)));
+        lines.collect()
+    }
+
+    #[test]
+    fn metadata_is_buildxs() {
+        let stored = told(&[exported(&["image"], None, &["app:1"])]);
+        insta::assert_snapshot!(keys(&stored), @r"
+        containerimage.config.digest image
+        containerimage.digest image
+        image.name docker.io/library/app:1
+        ");
+        assert!(told(&[exported(&[], None, &[])]).metadata.is_empty());
+        assert!(told(&[]).metadata.is_empty());
+    }
+
+    // Fails when the digest comes from one output and the descriptor from another.
+    #[test]
+    fn of_several_outputs_the_one_with_a_manifest_speaks() {
+        let archive = exported(&["image"], Some("manifest"), &["app:1", "r.test/x:2"]);
+        let outcome = told(&[exported(&["image"], None, &["app:1"]), exported(&[], None, &[]), archive]);
+        insta::assert_snapshot!(keys(&outcome), @r"
+        containerimage.config.digest image
+        containerimage.descriptor {}
+        containerimage.digest manifest
+        image.name docker.io/library/app:1,r.test/x:2
+        ");
+        assert_eq!(outcome.image, Some(Digest::sha256(b"image")));
+    }
+
+    #[test]
+    fn several_platforms_are_known_by_their_index() {
+        let pushed = told(&[exported(&["a", "b"], Some("index"), &[])]);
+        assert_eq!(pushed.image, Some(Digest::sha256(b"index")));
+        let stored = told(&[exported(&["a", "b"], None, &[])]);
+        assert_eq!(stored.image, Some(Digest::sha256(b"a")));
     }
 }

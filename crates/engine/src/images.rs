@@ -1,8 +1,9 @@
 //! The images of the store: listing, looking, naming, removing, and moving them as archives.
 
-use crate::engine::{Engine, blocking};
+use crate::destination::{OpenedDestination, open};
+use crate::engine::{Engine, blocking, until_cancelled};
 use crate::{
-    ArchiveFormat, ArchiveReader, ArchiveWriter, EngineError, HistoryRow, ImageDetails, ImageSummary, Loaded, Removal,
+    ArchiveFormat, ArchiveReader, Destination, EngineError, HistoryRow, ImageDetails, ImageSummary, Loaded, Removal,
 };
 use forge_exporter::{ExistingNames, LoadInput, LoadLimits, SavedImage};
 use forge_image::{ErrorKind, ImageConfig, ImageId, Platform, Reference};
@@ -19,10 +20,9 @@ impl Engine {
     /// # Errors
     /// The store cannot be read.
     pub async fn images(&self) -> Result<Vec<ImageSummary>, EngineError> {
-        let engine = self.clone();
-        blocking(move || {
+        self.blocking(|engine| {
             let listed = engine.store().images().list()?;
-            let rows = listed.into_iter().map(|(name, target)| engine.summary(name, &target));
+            let rows = listed.into_iter().filter_map(|(name, target)| engine.summary(name, &target).transpose());
             let mut rows = rows.collect::<Result<Vec<_>, _>>()?;
             rows.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.name.cmp(&b.name)));
             Ok(rows)
@@ -30,12 +30,12 @@ impl Engine {
         .await
     }
 
-    fn summary(&self, name: Option<Reference>, target: &Target) -> Result<ImageSummary, EngineError> {
-        let images = target.images.iter().map(|id| self.image(id)).collect::<Result<Vec<_>, _>>()?;
+    /// `None` where another process just removed the image.
+    fn summary(&self, name: Option<Reference>, target: &Target) -> Result<Option<ImageSummary>, EngineError> {
+        let images = target.images.iter().map(|id| self.store().images().get(id));
+        let images: Vec<Image> = images.filter_map(Result::transpose).collect::<Result<_, _>>()?;
         let layers: BTreeSet<&LayerId> = images.iter().flat_map(|image| &image.layers).collect();
-        let Some(own) = of_this_host(&images) else {
-            return Err(EngineError::new(ErrorKind::Internal, "a name stands for no image"));
-        };
+        let Some(own) = of_this_host(&images) else { return Ok(None) };
         let root = match (&target.index, images.len()) {
             (Some(index), _) => Some(index),
             (None, 1) => own.manifest.as_ref(),
@@ -43,14 +43,14 @@ impl Engine {
         };
         // Images of several platforms have no index, and so no digest in common, before they leave the store.
         let id = target.index.as_ref().filter(|_| images.len() > 1).map_or(own.id.digest(), |index| &index.digest);
-        Ok(ImageSummary {
+        Ok(Some(ImageSummary {
             name,
             id: id.clone(),
             created: images.iter().filter_map(|image| image.created.clone()).max(),
             bytes: self.bytes_of(layers)?,
             platforms: images.iter().map(|image| image.platform.clone()).collect(),
             digest: root.map(|descriptor| descriptor.digest.clone()),
-        })
+        }))
     }
 
     fn image(&self, id: &ImageId) -> Result<Image, EngineError> {
@@ -183,67 +183,109 @@ impl Engine {
         };
         let mut removed = Vec::new();
         for name in names {
-            if images.untag(&name)? {
-                removed.push(Removal::Untagged(name));
-            }
+            self.untag(&name, &found.target, &mut removed)?;
         }
         for id in &found.target.images {
-            if images.names_of(id)?.is_empty() {
+            if images.names_of(id)?.is_empty() && images.repo_digests(id)?.is_empty() {
                 images.delete(id)?;
                 removed.push(Removal::Deleted(id.clone()));
             }
+        }
+        if removed.is_empty() {
+            return Err(self.only_by_others(text, &found.target)?);
         }
         self.collect_layers()?;
         Ok(removed)
     }
 
-    fn names_by_id(&self, target: &Target, force: bool) -> Result<Vec<Reference>, EngineError> {
+    /// A digest led to an image that has tags only.
+    fn only_by_others(&self, text: &str, target: &Target) -> Result<EngineError, EngineError> {
         let mut names = BTreeSet::new();
         for id in &target.images {
             names.extend(self.store().images().names_of(id)?);
         }
-        if names.len() > 1 && !force {
-            let message = "image is referenced by several names".to_owned();
-            let list = names.iter().map(Reference::familiar).collect::<Vec<_>>().join(", ");
-            return Err(EngineError::new(ErrorKind::UserInput, message)
-                .with_detail(list)
-                .with_hint("remove them one by one, or all with --force"));
-        }
-        Ok(names.into_iter().collect())
+        let list = names.iter().map(Reference::familiar).collect::<Vec<_>>().join(", ");
+        let message = format!("{text} is kept: the image is named {list}");
+        Ok(EngineError::new(ErrorKind::UserInput, message).with_hint("remove those names"))
     }
 
-    /// Writes images as an archive.
+    /// Takes a name away; with the last tag of a repository go the digests that the repository knows the image by.
+    fn untag(&self, name: &Reference, target: &Target, removed: &mut Vec<Removal>) -> Result<(), EngineError> {
+        let images = self.store().images();
+        if images.untag(name)? {
+            removed.push(Removal::Untagged(name.clone()));
+        }
+        for id in &target.images {
+            let of_repository = |other: &Reference| other.name() == name.name();
+            if images.names_of(id)?.iter().any(of_repository) {
+                continue;
+            }
+            for digest in images.repo_digests(id)?.into_iter().filter(of_repository) {
+                if images.untag(&digest)? {
+                    removed.push(Removal::Untagged(digest));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tags, then names with digests.
+    fn names_by_id(&self, target: &Target, force: bool) -> Result<Vec<Reference>, EngineError> {
+        let (mut tags, mut digests) = (BTreeSet::new(), BTreeSet::new());
+        for id in &target.images {
+            tags.extend(self.store().images().names_of(id)?);
+            digests.extend(self.store().images().repo_digests(id)?);
+        }
+        if tags.len() > 1 && !force {
+            let list = tags.iter().map(Reference::familiar).collect::<Vec<_>>().join(", ");
+            let message = format!("image is referenced by several names: {list}");
+            return Err(EngineError::new(ErrorKind::UserInput, message)
+                .with_hint("remove them one by one, or all with --force"));
+        }
+        Ok(tags.into_iter().chain(digests).collect())
+    }
+
+    /// Writes images as an archive. A file has its old content until the archive is complete.
     ///
     /// # Errors
     /// No such image, or the archive cannot be written.
-    pub async fn save(&self, images: &[String], format: ArchiveFormat, out: ArchiveWriter) -> Result<(), EngineError> {
+    pub async fn save(
+        &self,
+        images: &[String],
+        format: ArchiveFormat,
+        destination: &Destination,
+        cancel: CancellationToken,
+    ) -> Result<(), EngineError> {
         let format = match format {
             ArchiveFormat::Docker => forge_exporter::ArchiveFormat::Docker,
             ArchiveFormat::Oci => forge_exporter::ArchiveFormat::Oci,
         };
-        let (engine, texts) = (self.clone(), images.to_vec());
-        let found = blocking(move || {
-            let find = |text: &String| Ok(engine.store().images().resolve(text)?);
-            texts.iter().map(find).collect::<Result<Vec<Found>, EngineError>>()
-        })
-        .await?;
-        let saved = found.into_iter().map(|found| SavedImage {
-            names: found.name.into_iter().filter(|name| name.tag().is_some()).collect(),
-            target: found.target,
+        let (texts, destination, token) = (images.to_vec(), destination.clone(), cancel.clone());
+        let prepared = self.blocking(move |engine| {
+            let found = |text: &String| Ok(saved(engine.store().images().resolve(text)?));
+            let images = texts.iter().map(found).collect::<Result<Vec<SavedImage>, EngineError>>()?;
+            Ok((images, open(&destination, &token)?))
         });
-        let context = self.quiet_transfer("save")?;
-        forge_exporter::save(&context, &saved.collect::<Vec<_>>(), format, out).await?;
-        Ok(())
+        let (images, OpenedDestination { stream, end }) = prepared.await?;
+        let context = self.quiet_transfer("save", cancel.clone()).await?;
+        until_cancelled(&cancel, forge_exporter::save(&context, &images, format, stream)).await?;
+        blocking(move || end.complete()).await
     }
 
     /// Reads the images of an archive. A name that stands for another image is moved only if `replace` is set.
     ///
     /// # Errors
     /// The archive is malformed, lies about its contents, or would move a name; nothing of it is kept then.
-    pub async fn load(&self, input: ArchiveReader, replace: bool) -> Result<Vec<Loaded>, EngineError> {
+    pub async fn load(
+        &self,
+        input: ArchiveReader,
+        replace: bool,
+        cancel: CancellationToken,
+    ) -> Result<Vec<Loaded>, EngineError> {
         let existing = if replace { ExistingNames::Replace } else { ExistingNames::Refuse };
-        let context = self.quiet_transfer("load")?;
-        let loaded = forge_exporter::load(&context, LoadInput::Stream(input), LoadLimits::default(), existing).await?;
+        let context = self.quiet_transfer("load", cancel.clone()).await?;
+        let loading = forge_exporter::load(&context, LoadInput::Stream(input), LoadLimits::default(), existing);
+        let loaded = until_cancelled(&cancel, loading).await?;
         let each = |loaded: forge_exporter::Loaded| match loaded.names.is_empty() {
             true => loaded.target.images.into_iter().map(Loaded::Unnamed).collect::<Vec<_>>(),
             false => loaded.names.into_iter().map(Loaded::Named).collect(),
@@ -252,10 +294,15 @@ impl Engine {
     }
 
     /// What moves images with nobody watching.
-    fn quiet_transfer(&self, purpose: &str) -> Result<TransferContext, EngineError> {
-        let session = self.session(BTreeMap::new(), Arc::new(Unwatched), CancellationToken::new());
-        self.transfer(session, purpose)
+    async fn quiet_transfer(&self, purpose: &str, cancel: CancellationToken) -> Result<TransferContext, EngineError> {
+        let session = self.session(BTreeMap::new(), Arc::new(Unwatched), cancel);
+        self.transfer(session, purpose).await
     }
+}
+
+fn saved(found: Found) -> SavedImage {
+    let names = found.name.into_iter().filter(|name| name.tag().is_some()).collect();
+    SavedImage { names, target: found.target }
 }
 
 /// Of several platforms the host's, else the first.

@@ -3,7 +3,7 @@ use forge_session::WarningNotice;
 use std::time::SystemTime;
 
 /// What a build came to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct BuildOutcome {
     /// The image ID, or the digest of the index for several platforms; `None` where no image was made.
     pub image: Option<Digest>,

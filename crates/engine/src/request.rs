@@ -279,4 +279,4 @@ pub enum ArchiveFormat {
 /// Something that an archive is read from.
 pub type ArchiveReader = Box<dyn Read + Send>;
 /// Something that an archive is written to.
-pub type ArchiveWriter = Box<dyn Write + Send>;
+pub(crate) type ArchiveWriter = Box<dyn Write + Send>;

@@ -1,8 +1,9 @@
 //! Steps of a build that are no vertices of its graph: reading the Dockerfile, resolving images, exporting.
 
+use crate::error::chain;
 use forge_image::Digest;
 use forge_session::{Event, EventSink, VertexUpdate};
-use std::fmt::Display;
+use std::error::Error;
 use std::time::SystemTime;
 
 /// A step that is shown to the user from its start to its end.
@@ -34,9 +35,9 @@ impl<'a> ShownStep<'a> {
     }
 
     /// Shows how the step ended, and passes its result on.
-    pub(crate) fn end<T, E: Display>(mut self, result: Result<T, E>) -> Result<T, E> {
+    pub(crate) fn end<T, E: Error>(mut self, result: Result<T, E>) -> Result<T, E> {
         self.update.completed = Some(SystemTime::now());
-        self.update.error = result.as_ref().err().map(ToString::to_string);
+        self.update.error = result.as_ref().err().map(|error| chain(error));
         self.events.emit(Event::Vertex(self.update));
         result
     }

@@ -101,24 +101,18 @@ impl Engine {
             index.remove_where(&mut |record| unwanted(record))?;
             index.all_layers()?
         };
-        let images = if dry_run { Vec::new() } else { self.remove_dangling()? };
+        let images = self.dangling()?;
+        if !dry_run {
+            images.iter().try_for_each(|id| self.store().images().delete(id))?;
+        }
         let collected = self.store().collect(&roots, dry_run)?;
         Ok(PruneReport { removed, images, bytes: collected.bytes })
     }
 
     /// Images that no name stands for.
-    fn remove_dangling(&self) -> Result<Vec<ImageId>, EngineError> {
-        let images = self.store().images();
-        let mut removed = Vec::new();
-        for (name, target) in images.list()? {
-            if name.is_none() {
-                for id in target.images {
-                    images.delete(&id)?;
-                    removed.push(id);
-                }
-            }
-        }
-        Ok(removed)
+    fn dangling(&self) -> Result<Vec<ImageId>, EngineError> {
+        let listed = self.store().images().list()?.into_iter();
+        Ok(listed.filter(|(name, _)| name.is_none()).flat_map(|(_, target)| target.images).collect())
     }
 
     /// Frees what no image and no cache record needs.

@@ -1,13 +1,12 @@
-use super::{Start, block_on};
+use super::{Start, interruptible};
 use crate::args::{LoadArgs, SaveArgs};
 use crate::failure::Failure;
 use crate::output;
 use crate::request::unsupported;
 use anyhow::Context;
-use forge_engine::{ArchiveFormat, ArchiveReader, ArchiveWriter, Loaded};
+use forge_engine::{ArchiveFormat, ArchiveReader, Destination, Loaded};
 use std::fs::File;
-use std::io::{BufWriter, IsTerminal};
-use std::path::{Path, PathBuf};
+use std::io::IsTerminal;
 
 pub fn save(start: &Start, args: &SaveArgs) -> Result<(), Failure> {
     let format = match args.format.as_str() {
@@ -15,54 +14,15 @@ pub fn save(start: &Start, args: &SaveArgs) -> Result<(), Failure> {
         "oci" | "oci-archive" => ArchiveFormat::Oci,
         other => return Err(unsupported(&format!("--format {other}")).into()),
     };
-    match &args.output {
-        Some(path) => save_to_file(start, &args.images, format, path),
+    let destination = match &args.output {
+        Some(path) => Destination::File(path.clone()),
         None if std::io::stdout().is_terminal() => {
-            Err(Failure::new("cowardly refusing to save to a terminal: use -o or redirect standard output"))
+            return Err(Failure::new("cowardly refusing to save to a terminal: use -o or redirect standard output"));
         }
-        None => write(start, &args.images, format, Box::new(std::io::stdout())),
-    }
-}
-
-fn write(start: &Start, images: &[String], format: ArchiveFormat, out: ArchiveWriter) -> Result<(), Failure> {
-    block_on(async { Ok(start.engine()?.save(images, format, out).await?) })
-}
-
-/// Writes beside the file and renames, so that a failure leaves what was there.
-fn save_to_file(start: &Start, images: &[String], format: ArchiveFormat, path: &Path) -> Result<(), Failure> {
-    let partial = Partial::new(path)?;
-    let out = BufWriter::with_capacity(1 << 20, partial.create()?);
-    write(start, images, format, Box::new(out))?;
-    partial.finish(path)?;
-    Ok(())
-}
-
-/// A file that is removed unless it was finished.
-struct Partial(PathBuf);
-
-impl Partial {
-    fn new(path: &Path) -> anyhow::Result<Self> {
-        let name = path.file_name().with_context(|| format!("{} is not a file", path.display()))?;
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}", std::process::id()));
-        Ok(Self(path.with_file_name(hidden)))
-    }
-
-    fn create(&self) -> anyhow::Result<File> {
-        File::create(&self.0).with_context(|| format!("cannot write {}", self.0.display()))
-    }
-
-    fn finish(self, path: &Path) -> anyhow::Result<()> {
-        std::fs::rename(&self.0, path).with_context(|| format!("cannot write {}", path.display()))
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // Gone already when it was finished.
-        let _ = std::fs::remove_file(&self.0);
-    }
+        None => Destination::Stdout,
+    };
+    let engine = start.engine()?;
+    interruptible(|token| async move { engine.save(&args.images, format, &destination, token).await })
 }
 
 pub fn load(start: &Start, args: &LoadArgs) -> Result<u8, Failure> {
@@ -73,7 +33,8 @@ pub fn load(start: &Start, args: &LoadArgs) -> Result<u8, Failure> {
         }
         None => Box::new(std::io::stdin()),
     };
-    let loaded = block_on(async { Ok(start.engine()?.load(input, args.replace).await?) })?;
+    let engine = start.engine()?;
+    let loaded = interruptible(|token| async move { engine.load(input, args.replace, token).await })?;
     for image in &loaded {
         output::print(&report(image))?;
     }

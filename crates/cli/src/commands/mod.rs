@@ -12,10 +12,12 @@ use crate::args::{Cli, Command};
 use crate::config;
 use crate::environment::Environment;
 use crate::failure::Failure;
+use crate::interrupt::Interrupts;
 use crate::progress::Style;
-use forge_engine::{Engine, EngineOptions};
+use forge_engine::{Engine, EngineError, EngineOptions};
 use std::future::Future;
 use std::io::IsTerminal;
+use tokio_util::sync::CancellationToken;
 
 /// What every command starts from.
 struct Start {
@@ -87,4 +89,19 @@ fn block_on_many<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T,
     // What still blocks (a read of standard input) must not hold up the end.
     runtime.shutdown_background();
     result
+}
+
+/// Runs work that stops and cleans up when a signal asks for it; the exit code is the signal's then.
+fn interruptible<T, F>(work: impl FnOnce(CancellationToken) -> F) -> Result<T, Failure>
+where
+    F: Future<Output = Result<T, EngineError>>,
+{
+    block_on_many(async {
+        let interrupts = Interrupts::watch()?;
+        let result = work(interrupts.token()).await;
+        result.map_err(|error| match interrupts.exit_code() {
+            Some(code) => Failure::from(error).with_code(code),
+            None => Failure::from(error),
+        })
+    })
 }

@@ -1,7 +1,6 @@
-use super::{Start, block_on, block_on_many};
+use super::{Start, block_on, interruptible};
 use crate::args::{LoginArgs, LogoutArgs, PullArgs, PushArgs};
 use crate::failure::Failure;
-use crate::interrupt::Interrupts;
 use crate::progress::{Display, Mode};
 use crate::request::{platform, reference};
 use crate::{output, terminal};
@@ -82,15 +81,11 @@ where
     } else {
         Mode::read(start.environment.filled("BUILDKIT_PROGRESS"), std::io::stderr().is_terminal())?
     };
-    block_on_many(async {
-        let interrupts = Interrupts::watch()?;
+    interruptible(|token| async move {
         let display = Display::start(mode, start.style());
-        let result = work(display.events(), interrupts.token()).await;
+        let result = work(display.events(), token).await;
         display.finish();
-        result.map_err(|error| match interrupts.exit_code() {
-            Some(code) => Failure::from(error).with_code(code),
-            None => Failure::from(error),
-        })
+        result
     })
 }
 
