@@ -1,6 +1,6 @@
 //! What developers and CI run: `cargo xtask demo`, `test`, `check` and `bench`.
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout, reason = "a developer's tool talks to the terminal")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a developer's tool talks to the terminal")]
 
 mod bench;
 mod busybox;
@@ -15,6 +15,7 @@ mod tidy;
 
 use anyhow::{Result, bail};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 const USAGE: &str = "cargo xtask COMMAND
 
@@ -25,7 +26,18 @@ const USAGE: &str = "cargo xtask COMMAND
   bench [--quick]  forge beside the bare cost of each job, as ratios
   busybox FILE     write a busybox base image, as an archive for `forge load`";
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not by `Result` from `main`: that would print a backtrace where the environment asks for one.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     std::env::set_current_dir(workspace())?;
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
