@@ -2,7 +2,6 @@
 
 use super::mounts::{FsOption, LOCKED, attach, new_filesystem, refuse_kernel_file_system, tmpfs};
 use super::paths::{PointKind, Root, Stub};
-use super::sys;
 use crate::SandboxSpec;
 use crate::message::{Doing, Failure};
 use rustix::fs::{
@@ -10,6 +9,7 @@ use rustix::fs::{
 };
 use rustix::io::Result as SysResult;
 use rustix::mount::MountAttrFlags;
+use rustix::process::ioctl_tiocsctty;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -134,7 +134,7 @@ fn open_null(directory: &OwnedFd) -> Result<OwnedFd, Failure> {
 /// Makes a terminal the user's and the session's.
 pub(super) fn adopt_terminal(terminal: &OwnedFd, uid: u32) -> Result<(), Failure> {
     chownat(terminal, "", Some(Uid::from_raw(uid)), None::<Gid>, rustix::fs::AtFlags::EMPTY_PATH)
-        .and_then(|()| sys::set_controlling_terminal(terminal.as_fd()))
+        .and_then(|()| ioctl_tiocsctty(terminal))
         .doing(|| "take the terminal over".into())
 }
 

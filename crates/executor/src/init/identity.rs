@@ -3,6 +3,7 @@
 use super::sys;
 use crate::message::{Doing, Failure};
 use crate::{Capabilities, ProcessSpec, RlimitResource, SandboxSpec, Seccomp, seccomp};
+use nix::sys::resource::Resource;
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -13,7 +14,7 @@ const CAPABILITY_LIMIT: u32 = 64;
 /// Sets what must be set while still privileged: limits and mask.
 pub(super) fn limit(process: &ProcessSpec) -> Result<(), Failure> {
     for limit in &process.rlimits {
-        sys::set_rlimit(number(limit.resource), limit.soft, limit.hard)
+        sys::set_rlimit(kernel_resource(limit.resource), limit.soft, limit.hard)
             .doing(|| format!("set the {:?} limit", limit.resource))?;
     }
     rustix::process::umask(Mode::from_raw_mode(process.umask & 0o777));
@@ -66,23 +67,23 @@ fn set_ids(process: &ProcessSpec) -> Result<(), Failure> {
         .doing(|| format!("become user {}:{}", user.uid, user.gid))
 }
 
-fn number(resource: RlimitResource) -> u32 {
+fn kernel_resource(resource: RlimitResource) -> Resource {
     match resource {
-        RlimitResource::As => libc::RLIMIT_AS,
-        RlimitResource::Core => libc::RLIMIT_CORE,
-        RlimitResource::Cpu => libc::RLIMIT_CPU,
-        RlimitResource::Data => libc::RLIMIT_DATA,
-        RlimitResource::Fsize => libc::RLIMIT_FSIZE,
-        RlimitResource::Locks => libc::RLIMIT_LOCKS,
-        RlimitResource::Memlock => libc::RLIMIT_MEMLOCK,
-        RlimitResource::Msgqueue => libc::RLIMIT_MSGQUEUE,
-        RlimitResource::Nice => libc::RLIMIT_NICE,
-        RlimitResource::Nofile => libc::RLIMIT_NOFILE,
-        RlimitResource::Nproc => libc::RLIMIT_NPROC,
-        RlimitResource::Rss => libc::RLIMIT_RSS,
-        RlimitResource::Rtprio => libc::RLIMIT_RTPRIO,
-        RlimitResource::Rttime => libc::RLIMIT_RTTIME,
-        RlimitResource::Sigpending => libc::RLIMIT_SIGPENDING,
-        RlimitResource::Stack => libc::RLIMIT_STACK,
+        RlimitResource::As => Resource::RLIMIT_AS,
+        RlimitResource::Core => Resource::RLIMIT_CORE,
+        RlimitResource::Cpu => Resource::RLIMIT_CPU,
+        RlimitResource::Data => Resource::RLIMIT_DATA,
+        RlimitResource::Fsize => Resource::RLIMIT_FSIZE,
+        RlimitResource::Locks => Resource::RLIMIT_LOCKS,
+        RlimitResource::Memlock => Resource::RLIMIT_MEMLOCK,
+        RlimitResource::Msgqueue => Resource::RLIMIT_MSGQUEUE,
+        RlimitResource::Nice => Resource::RLIMIT_NICE,
+        RlimitResource::Nofile => Resource::RLIMIT_NOFILE,
+        RlimitResource::Nproc => Resource::RLIMIT_NPROC,
+        RlimitResource::Rss => Resource::RLIMIT_RSS,
+        RlimitResource::Rtprio => Resource::RLIMIT_RTPRIO,
+        RlimitResource::Rttime => Resource::RLIMIT_RTTIME,
+        RlimitResource::Sigpending => Resource::RLIMIT_SIGPENDING,
+        RlimitResource::Stack => Resource::RLIMIT_STACK,
     }
 }

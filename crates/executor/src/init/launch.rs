@@ -1,7 +1,7 @@
 //! The last steps: working directory, program, execve(2).
 
 use super::paths::{PROC_SUPER_MAGIC, PointKind, Root};
-use super::sys::{self, StringArray};
+use super::sys;
 use crate::message::{Doing, Failure};
 use crate::{ProcessSpec, profile};
 use rustix::fs::{FileType, ResolveFlags, fstat, fstatfs};
@@ -48,8 +48,8 @@ fn still_inside(root: &Root, directory: &OwnedFd) -> rustix::io::Result<()> {
 pub(super) struct Program {
     name: OsString,
     candidates: Vec<CString>,
-    arguments: StringArray,
-    environment: StringArray,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
 }
 
 impl Program {
@@ -61,8 +61,8 @@ impl Program {
         Ok(Self {
             name: name.clone(),
             candidates: candidates(name, &process.env)?,
-            arguments: StringArray::new(strings(&process.args)?),
-            environment: StringArray::new(strings(&process.env)?),
+            arguments: strings(&process.args)?,
+            environment: strings(&process.env)?,
         })
     }
 

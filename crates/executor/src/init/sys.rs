@@ -1,7 +1,12 @@
-//! System calls that neither rustix nor std wraps.
+//! System calls that rustix does not wrap: by nix, and where that has none either, by hand.
 #![allow(unsafe_code)]
 
 use crate::Capabilities;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::io::{Errno, Result};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -17,6 +22,10 @@ fn check(result: c_long) -> Result<c_long> {
 fn last_errno() -> Errno {
     let code = std::io::Error::last_os_error().raw_os_error();
     Errno::from_raw_os_error(code.unwrap_or(libc::EIO))
+}
+
+fn from_nix(errno: nix::Error) -> Errno {
+    Errno::from_raw_os_error(errno as i32)
 }
 
 /// As in linux/sched.h; libc's own constant does not fit its type.
@@ -92,60 +101,30 @@ pub(super) fn new_session_keyring() -> Result<()> {
     }
 }
 
-/// Makes the terminal the controlling one of this session.
-pub(super) fn set_controlling_terminal(terminal: BorrowedFd<'_>) -> Result<()> {
-    // SAFETY: the argument is an integer, 0 meaning "do not steal".
-    check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) }.into()).map(drop)
-}
-
 /// Resets every signal to its default action and unblocks all. Rust's runtime ignores SIGPIPE; the payload must not.
 pub(super) fn reset_signals() {
-    // SAFETY: SIG_DFL is a valid action for every signal; those that cannot be changed fail harmlessly. The set is
-    // initialised before it is used.
-    unsafe {
-        for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
-        }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    // By number, since nix does not know the real-time signals.
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL is a valid action for every signal; those that cannot be changed fail harmlessly.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
+    SigSet::empty().thread_set_mask().expect("any set is a valid mask");
 }
 
 /// Blocks SIGCHLD and returns a descriptor that becomes readable when a child ends.
 pub(super) fn child_signal_descriptor() -> Result<OwnedFd> {
-    // SAFETY: the set is initialised before use; the returned descriptor is new and ours.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, libc::SIGCHLD);
-        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-        let fd = check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK).into())?;
-        Ok(OwnedFd::from_raw_fd(fd as RawFd))
-    }
-}
-
-/// A strings array as execve(2) wants it.
-pub(super) struct StringArray {
-    _strings: Vec<CString>,
-    pointers: Vec<*const c_char>,
-}
-
-impl StringArray {
-    pub(super) fn new(strings: Vec<CString>) -> Self {
-        let mut pointers: Vec<_> = strings.iter().map(|string| string.as_ptr()).collect();
-        pointers.push(std::ptr::null());
-        Self { _strings: strings, pointers }
-    }
+    let children = SigSet::from(Signal::SIGCHLD);
+    children.thread_block().map_err(from_nix)?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    SignalFd::with_flags(&children, flags).map(OwnedFd::from).map_err(from_nix)
 }
 
 /// execve(2); returns only the reason for which it failed.
-pub(super) fn execve(program: &CStr, arguments: &StringArray, environment: &StringArray) -> Errno {
-    // SAFETY: all three are null-terminated and live until the image is replaced.
-    unsafe {
-        libc::execve(program.as_ptr(), arguments.pointers.as_ptr(), environment.pointers.as_ptr());
+pub(super) fn execve(program: &CStr, arguments: &[CString], environment: &[CString]) -> Errno {
+    match nix::unistd::execve(program, arguments, environment) {
+        Ok(never) => match never {},
+        Err(errno) => from_nix(errno),
     }
-    last_errno()
 }
 
 /// Marks every descriptor from `first` on to be closed by execve(2).
@@ -168,8 +147,13 @@ fn close_range(first: u32, flags: u32) -> Result<()> {
 
 /// Makes `target` (0, 1 or 2) a copy of `source` that survives execve(2).
 pub(super) fn replace_standard_stream(source: BorrowedFd<'_>, target: RawFd) -> Result<()> {
-    // SAFETY: descriptors 0 to 2 of a container's init are not owned by any Rust object.
-    check(unsafe { libc::dup2(source.as_raw_fd(), target) }.into()).map(drop)
+    let replaced = match target {
+        libc::STDIN_FILENO => dup2_stdin(source),
+        libc::STDOUT_FILENO => dup2_stdout(source),
+        libc::STDERR_FILENO => dup2_stderr(source),
+        _ => Err(nix::Error::EBADF),
+    };
+    replaced.map_err(from_nix)
 }
 
 /// Takes standard input over.
@@ -195,21 +179,14 @@ pub(super) fn loopback_up() -> Result<()> {
 }
 
 /// Sets one resource limit, clamped to the hard limit in force when raising that is not permitted.
-pub(super) fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<()> {
-    let set = |soft: u64, hard: u64| {
-        let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
-        // SAFETY: the structure is valid for the call.
-        check(unsafe { libc::setrlimit(resource, &raw const limit) }.into()).map(drop)
-    };
-    match set(soft, hard) {
-        Err(Errno::PERM) => {
-            // SAFETY: getrlimit fills the structure it is given.
-            let mut old: libc::rlimit = unsafe { std::mem::zeroed() };
-            check(unsafe { libc::getrlimit(resource, &raw mut old) }.into())?;
-            set(soft.min(old.rlim_max), hard.min(old.rlim_max))
+pub(super) fn set_rlimit(resource: Resource, soft: u64, hard: u64) -> Result<()> {
+    let set = match setrlimit(resource, soft, hard) {
+        Err(nix::Error::EPERM) => {
+            getrlimit(resource).and_then(|(_, highest)| setrlimit(resource, soft.min(highest), hard.min(highest)))
         }
         other => other,
-    }
+    };
+    set.map_err(from_nix)
 }
 
 /// One instruction of a classic BPF program.
@@ -417,6 +394,5 @@ pub(super) fn pid_outside() -> Result<u32> {
 
 /// Makes the cgroups this process is in the roots of what it and its children see.
 pub(super) fn new_cgroup_namespace() -> Result<()> {
-    // SAFETY: this namespace concerns neither memory nor descriptors.
-    check(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }.into()).map(drop)
+    unshare(CloneFlags::CLONE_NEWCGROUP).map_err(from_nix)
 }
