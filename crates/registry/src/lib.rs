@@ -8,10 +8,8 @@
 //! [`resolve_image`], [`fetch_image`], [`pull`], [`from_oci_layout`], [`FetchError`].
 //!
 //! # Why not `oci-client`
-//! That crate was looked at (0.18) and is not used: it sends credentials to whatever token realm a registry names (A74),
-//! reads answers into memory without a bound (A71), follows redirects by the HTTP library's rules rather than those
-//! of A75, has one scheme, trust store and proxy for all hosts, no client certificates, no mirrors, and retries nothing.
-//! What was left of it for forge were its types, and those are [`forge_image`]'s.
+//! That crate was looked at (0.18), and what forge asks of a client (A71, A74, A75, mirrors, retries) would have replaced
+//! all of it but its types: `docs/design/006-libraries.md`. Tests use it as another client to exchange images with.
 //!
 //! # HTTP
 //! HTTP/1.1 only: blobs come over parallel connections anyway, and the attacks on HTTP/2 framing (A79) have nothing
