@@ -64,6 +64,22 @@ fn privileged_ctrl_c_leaves_nothing_behind() {
 }
 
 #[test]
+fn privileged_a_load_that_waits_for_input_can_be_stopped() {
+    let Some(forge) = Forge::privileged("a_load_that_waits_for_input_can_be_stopped") else { return };
+    let mut child = forge.command(&["load"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("forge watches for signals", || {
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap();
+        u64::from_str_radix(caught, 16).unwrap() & 2 != 0
+    });
+    signal(&child, Signal::INT);
+    let stderr = child.stderr.take().unwrap();
+    assert_eq!(wait(&mut child), 130);
+    read_until(stderr, "forge: cancelled");
+    forge.ok(&["images"]);
+}
+
+#[test]
 fn privileged_a_killed_forge_leaves_a_usable_store() {
     let Some(forge) = Forge::privileged("a_killed_forge_leaves_a_usable_store") else { return };
     let context = forge.context("context", &[("Dockerfile", "FROM busybox\nRUN echo running; sleep 98763\n")]);

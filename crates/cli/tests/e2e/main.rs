@@ -7,9 +7,12 @@ mod build;
 #[path = "../../../../xtask/src/busybox.rs"]
 mod busybox;
 mod cache;
+mod credentials;
 mod fixture;
+mod foreign;
 mod hostile;
 mod interrupt;
 mod outputs;
 mod registry;
+mod routes;
 mod run;

@@ -1,6 +1,6 @@
 //! A real registry: Debian's docker-registry on this machine.
 
-use crate::fixture::{Forge, find, have, shared, system, testdata};
+use crate::fixture::{Forge, Step, find, have, shared, state, system, testdata};
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -14,15 +14,32 @@ pub struct Registry {
     _files: TempDir,
 }
 
+/// Who may use a registry that wants credentials; the hash is bcrypt's of the password.
+pub const USER: &str = "tester";
+pub const PASSWORD: &str = "open sesame";
+const PASSWORD_HASH: &str = "$2y$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW";
+
 impl Registry {
     pub fn start(test: &str) -> Option<Self> {
+        have(test, &["docker-registry"]).then(|| Self::run(tempfile::tempdir().unwrap(), ""))
+    }
+
+    /// A registry that only [`USER`] may use.
+    pub fn start_private(test: &str) -> Option<Self> {
         if !have(test, &["docker-registry"]) {
             return None;
         }
         let files = tempfile::tempdir().unwrap();
+        let users = files.path().join("htpasswd");
+        fs::write(&users, format!("{USER}:{PASSWORD_HASH}\n")).unwrap();
+        let auth = format!("auth:\n  htpasswd:\n    realm: tests\n    path: {}\n", users.display());
+        Some(Self::run(files, &auth))
+    }
+
+    fn run(files: TempDir, more: &str) -> Self {
         let host = free_address();
         let config = format!(
-            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n",
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n{more}",
             files.path().join("data").display()
         );
         fs::write(files.path().join("config.yml"), config).unwrap();
@@ -39,7 +56,7 @@ impl Registry {
             assert!(start.elapsed() < Duration::from_secs(20), "the registry does not start");
             std::thread::sleep(Duration::from_millis(20));
         }
-        Some(registry)
+        registry
     }
 }
 
@@ -196,6 +213,66 @@ fn privileged_base_images_come_from_registries_and_named_contexts() {
     let context = other.context("context", &[("Dockerfile", "FROM base\nRUN cat /laid\n")]);
     other.build(&["--offline", "-t", "y", "--build-context", &layout, &context]);
     assert_eq!(other.shell("y", "cat /laid"), "laid out\n");
+}
+
+#[test]
+fn privileged_layers_are_pulled_in_every_compression() {
+    let test = "layers_are_pulled_in_every_compression";
+    let Some(forge) = Forge::privileged(test) else { return };
+    let Some(registry) = Registry::start(test) else { return };
+    let context =
+        forge.context("context", &[("Dockerfile", "FROM busybox\nRUN echo unpacked > /file && chmod 640 /file\n")]);
+    let mut diff_ids = Vec::new();
+    for compression in ["gzip", "zstd", "uncompressed"] {
+        let name = format!("{}/app:{compression}", registry.host);
+        let output = format!("type=registry,compression={compression},force-compression=true");
+        forge.build(&["-t", &name, "-o", &output, &context]);
+        let other = Forge::new();
+        other.ok(&["pull", &name]);
+        assert_eq!(other.shell(&name, "cat /file; stat -c %a /file"), "unpacked\n640\n", "{compression}");
+        diff_ids.push(other.ok(&["inspect", "-f", "{{json .RootFS.Layers}}", &name]).stdout);
+    }
+    assert!(diff_ids.windows(2).all(|pair| pair[0] == pair[1]), "{diff_ids:?}");
+}
+
+#[test]
+fn privileged_pull_asks_for_a_newer_base() {
+    let test = "pull_asks_for_a_newer_base";
+    let Some(forge) = Forge::privileged(test) else { return };
+    let Some(registry) = Registry::start(test) else { return };
+    let base = format!("{}/base:1", registry.host);
+    let publish = |text: &str| {
+        let dockerfile = format!("FROM busybox\nRUN echo {text} > /which\n");
+        forge.build(&["--push", "-t", &base, &forge.context("base", &[("Dockerfile", &dockerfile)])]);
+    };
+    publish("old");
+    let other = Forge::new();
+    let context = other.context("context", &[("Dockerfile", &format!("FROM {base}\nRUN cp /which /seen\n"))]);
+    other.build(&["-t", "x", &context]);
+    publish("new");
+    let again = other.build(&["-t", "x", &context]);
+    assert_eq!(state(&again, "RUN cp"), Step::Cached);
+    assert_eq!(other.shell("x", "cat /seen"), "old\n");
+    let pulled = other.build(&["--pull", "-t", "x", &context]);
+    assert_eq!(state(&pulled, "RUN cp"), Step::Ran);
+    assert_eq!(other.shell("x", "cat /seen"), "new\n");
+}
+
+// Fails when a name is given before the push.
+#[test]
+fn privileged_a_failed_push_moves_no_name() {
+    let test = "a_failed_push_moves_no_name";
+    let Some(forge) = Forge::privileged(test) else { return };
+    let context = forge.context("context", &[("Dockerfile", "FROM busybox\nRUN echo new > /new\n")]);
+    let name = "127.0.0.1:9/app:1";
+    forge.ok(&["tag", "busybox", name]);
+    let id = || forge.ok(&["inspect", "-f", "{{.Id}}", name]).stdout;
+    let before = id();
+    let failed = forge.fails(1, &["build", "--push", "-t", name, "-t", "other", "--iidfile", "id", &context]);
+    assert!(failed.stderr.contains("127.0.0.1:9") && failed.stderr.contains("hint: "), "{}", failed.stderr);
+    assert_eq!(id(), before);
+    forge.fails(1, &["inspect", "other"]);
+    assert!(!forge.path("id").exists());
 }
 
 /// A distribution's package manager in a step, over the network: run by hand or in CI with
