@@ -12,7 +12,7 @@ use forge_store::{ActiveLayer, Image, LayerId, Lease};
 use forge_worker::{environment, executor_kind, identity, network_files};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 /// docker's exit codes for a container that could not be run.
@@ -24,8 +24,14 @@ const EXIT_NOT_FOUND: i32 = 127;
 pub struct RunningContainer {
     container: Arc<dyn Container>,
     cancel: CancellationToken,
-    // The order counts: the files go before the lease that keeps the layers below them.
-    _files: ActiveLayer,
+    /// `None` once the container has ended.
+    files: Mutex<Option<ContainerFiles>>,
+}
+
+/// What a container holds in the store. The order counts: the files go before the lease that keeps the layers
+/// below them.
+struct ContainerFiles {
+    _own: ActiveLayer,
     _lease: Lease,
 }
 
@@ -61,7 +67,8 @@ impl Engine {
             let lease = engine.store().lease("run")?;
             let (container, files) = engine.set_up(&request, &image, streams, &lease)?;
             container.start().map_err(start_error)?;
-            Ok(RunningContainer { container, cancel, _files: files, _lease: lease })
+            let files = Mutex::new(Some(ContainerFiles { _own: files, _lease: lease }));
+            Ok(RunningContainer { container, cancel, files })
         })
         .await
     }
@@ -228,7 +235,7 @@ impl RunningContainer {
         Ok(self.container.resize(columns, rows)?)
     }
 
-    /// Waits until every process of the container has ended. Cancellation kills them.
+    /// Waits until every process of the container has ended, and removes its files. Cancellation kills them.
     ///
     /// # Errors
     /// The container cannot be waited for.
@@ -242,7 +249,18 @@ impl RunningContainer {
                 ended.await
             }
         };
-        Ok(RunOutcome { code: status??.code() })
+        let code = status??.code();
+        let (container, files) = (self.container.clone(), self.take_files());
+        blocking(move || {
+            container.delete()?;
+            drop(files);
+            Ok(RunOutcome { code })
+        })
+        .await
+    }
+
+    fn take_files(&self) -> Option<ContainerFiles> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 

@@ -24,8 +24,7 @@ pub(crate) fn read_dockerfile(source: &DockerfileSource, context: &dyn Context) 
     match source {
         DockerfileSource::Inline(text) => Ok(DockerfileText { name: "Dockerfile".to_owned(), text: text.clone() }),
         DockerfileSource::File(path) => {
-            let failed =
-                |error| EngineError::io(error).context(&format!("failed to read dockerfile {}", path.display()));
+            let failed = |error| unreadable(path, error);
             let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
             let text = open_regular(path).and_then(read_limited).map_err(failed)?;
             Ok(DockerfileText { name, text })
@@ -41,6 +40,15 @@ pub(crate) fn read_dockerfile(source: &DockerfileSource, context: &dyn Context) 
                 .with_hint(format!("there is no Dockerfile in {}: name one with -f", context.identity())))
         }
     }
+}
+
+/// A file that the user named and that is not there is a mistake of the user.
+fn unreadable(path: &Path, error: std::io::Error) -> EngineError {
+    let kind = match error.kind() {
+        std::io::ErrorKind::NotFound => ErrorKind::UserInput,
+        _ => ErrorKind::Environment,
+    };
+    EngineError::caused(kind, error).context(&format!("failed to read dockerfile {}", path.display()))
 }
 
 /// Reads the ignore file: the one named after the Dockerfile, else the context's own.

@@ -165,10 +165,10 @@ impl Engine {
     }
 
     /// Takes a name away from an image, and removes the image with its last name. By id, all names go, which
-    /// needs `force` where there are several.
+    /// needs `force` where there are several. With `force` a missing image is no error.
     ///
     /// # Errors
-    /// No such image, or several names and no `force`.
+    /// Without `force`: no such image, or several names. In any case: several images start with these digits.
     pub async fn remove_image(&self, image: &str, force: bool) -> Result<Vec<Removal>, EngineError> {
         let (engine, text) = (self.clone(), image.to_owned());
         blocking(move || engine.remove(&text, force)).await
@@ -176,7 +176,10 @@ impl Engine {
 
     fn remove(&self, text: &str, force: bool) -> Result<Vec<Removal>, EngineError> {
         let images = self.store().images();
-        let found = images.resolve(text)?;
+        let found = match images.resolve(text) {
+            Err(StoreError::NoSuchImage { .. }) if force => return Ok(Vec::new()),
+            found => found?,
+        };
         let names = match &found.name {
             Some(name) => vec![name.clone()],
             None => self.names_by_id(&found.target, force)?,

@@ -92,6 +92,8 @@ async fn the_last_name_takes_the_image_along() {
     assert_eq!(home.remove("app:2", false).await, ["Untagged: app:2", "Deleted"]);
     assert!(home.names().await.is_empty());
     assert_eq!(home.remove("app:2", false).await[0], "no such image: app:2");
+    assert!(home.remove("app:2", true).await.is_empty());
+    assert!(home.remove("No Name", true).await[0].contains("invalid"), "only what is missing is no error");
 }
 
 #[tokio::test]

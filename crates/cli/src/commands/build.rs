@@ -12,8 +12,9 @@ use std::io::{IsTerminal, Read};
 use std::path::Path;
 use std::time::SystemTime;
 
-/// The largest Dockerfile (or archive, which is refused) taken from standard input.
-const MOST_INPUT: u64 = 16 << 20;
+/// What is taken from standard input: one byte more than the parser takes, so that it refuses what is too large
+/// instead of reading a part of it.
+const MOST_INPUT: u64 = (16 << 20) + 1;
 
 pub fn build(start: &Start, args: &BuildArgs) -> Result<u8, Failure> {
     let mode = mode(start, args)?;

@@ -153,7 +153,7 @@ pub fn rmi(start: &Start, args: &RmiArgs) -> Result<u8, Failure> {
                 Ok(removals) => output::print(&removals.iter().map(removal_line).collect::<String>())?,
                 Err(error) => {
                     output::note(Failure::from(error).text("forge").trim_end());
-                    code = u8::from(!args.force);
+                    code = 1;
                 }
             }
         }

@@ -42,6 +42,19 @@ fn a_missing_context_or_dockerfile_is_named() {
 }
 
 // Fails when names go to the terminal as they are.
+// Fails when standard input is cut at the limit: the part would build.
+#[test]
+fn a_dockerfile_that_is_too_large_is_refused_and_not_cut() {
+    let forge = Forge::new();
+    let mut dockerfile = b"FROM scratch\n".to_vec();
+    while dockerfile.len() <= 16 << 20 {
+        dockerfile.extend(b"# a line that says nothing, again and again, until there is too much of it altogether\n");
+    }
+    let refused = forge.with_input(&["build", "-o", "type=cacheonly", "-"], &dockerfile);
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("larger than the limit of 16 MiB"), "{}", refused.stderr);
+}
+
 #[test]
 fn a103_names_are_shown_without_terminal_controls() {
     let forge = Forge::new();

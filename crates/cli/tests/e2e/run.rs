@@ -16,6 +16,17 @@ fn privileged_exit_codes_are_dockers() {
 }
 
 #[test]
+fn privileged_nothing_is_left_behind() {
+    let Some(forge) = Forge::privileged("nothing_is_left_behind") else { return };
+    forge.ok(&["run", "--rm", "busybox", "sh", "-c", "echo data > /file"]);
+    for folder in ["scratch", "leases"] {
+        // Looked at from outside: the next forge would clear it up first.
+        let left: Vec<_> = std::fs::read_dir(forge.root().join(folder)).unwrap().flatten().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
 fn privileged_streams_are_passed_on() {
     let Some(forge) = Forge::privileged("streams_are_passed_on") else { return };
     let shout = ["run", "--rm", "-i", "--network", "host", "busybox", "sh", "-c", "tr a-z A-Z; echo oops >&2"];
