@@ -21,7 +21,7 @@ fn privileged_nothing_is_left_behind() {
     forge.ok(&["run", "--rm", "busybox", "sh", "-c", "echo data > /file"]);
     for folder in ["scratch", "leases"] {
         // Looked at from outside: the next forge would clear it up first.
-        let left: Vec<_> = std::fs::read_dir(forge.root().join(folder)).unwrap().flatten().collect();
+        let left: Vec<_> = std::fs::read_dir(forge.store().join(folder)).unwrap().flatten().collect();
         assert!(left.is_empty(), "{left:?}");
     }
 }
