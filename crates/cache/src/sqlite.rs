@@ -3,6 +3,8 @@ use crate::{CacheError, CacheIndex, CacheKey, ResultRef, StepRecord};
 use forge_store::LayerId;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use std::collections::HashSet;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -60,6 +62,8 @@ impl SqliteIndex {
     /// The file cannot be used, or a later forge wrote it.
     pub fn open(path: &Path) -> Result<Self, CacheError> {
         let error = |source| CacheError::Index { action: "open", path: path.to_owned(), source };
+        // SQLite would make it readable for all, and its further files like it. What fails here, fails there again.
+        let _ = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
         let mut connection = Connection::open(path).map_err(error)?;
         match prepare(&mut connection).map_err(error)? {
             found if found > FORMAT => Err(CacheError::NewerFormat { path: path.to_owned(), found, known: FORMAT }),
