@@ -8,18 +8,20 @@ use forge_cache::Selector;
 use forge_session::PatternMatcher;
 use forge_store::ContentDigest;
 use rayon::prelude::*;
+use std::collections::HashMap;
 use std::io::Read;
 
-/// Digests what a selector shows of a tree: names, types, modes, owners (of layers), link targets, attributes
-/// and bytes. No times: those of a context never matter.
+/// Digests what a selector shows of a tree: names, types, modes, owners (of layers), link targets and groups,
+/// attributes and bytes. No times: those of a context never matter.
 pub(crate) fn digest(tree: &SourceTree, selector: &Selector) -> Result<ContentDigest, FileError> {
     let exclude = PatternMatcher::new(&selector.exclude).map_err(SourceError::from)?;
     let mut hasher = Hasher::new_derive_key("forge content of selected paths v1");
+    let mut links = Links::default();
     for path in paths(selector) {
         let selection = select(tree, std::slice::from_ref(&path.0), path.1, &exclude)?;
         hasher.update(&(selection.roots.len() as u64).to_le_bytes());
         for root in &selection.roots {
-            add_root(&mut hasher, tree, root, selector)?;
+            add_root(&mut hasher, tree, root, selector, &mut links)?;
         }
     }
     Ok(hasher.finalize().into())
@@ -32,7 +34,25 @@ fn paths(selector: &Selector) -> Vec<(String, bool)> {
     }
 }
 
-fn add_root(hasher: &mut Hasher, tree: &SourceTree, root: &SelectedRoot, selector: &Selector) -> Result<(), FileError> {
+/// Files with several names, numbered in the order of their first ones.
+#[derive(Default)]
+struct Links(HashMap<(u64, u64), u64>);
+
+impl Links {
+    /// Zero for a file of one name.
+    fn number(&mut self, group: Option<(u64, u64)>) -> u64 {
+        let next = self.0.len() as u64 + 1;
+        group.map_or(0, |group| *self.0.entry(group).or_insert(next))
+    }
+}
+
+fn add_root(
+    hasher: &mut Hasher,
+    tree: &SourceTree,
+    root: &SelectedRoot,
+    selector: &Selector,
+    links: &mut Links,
+) -> Result<(), FileError> {
     let entries: Vec<(&[u8], &SourceEntry)> = std::iter::once((root.name.as_slice(), &root.entry))
         .chain(root.below.iter().map(|selected| (selected.relative.as_bytes(), &selected.entry)))
         .collect();
@@ -43,7 +63,7 @@ fn add_root(hasher: &mut Hasher, tree: &SourceTree, root: &SelectedRoot, selecto
         text(hasher, name);
         add_entry(hasher, entry, selector, tree.keeps_owners());
         if let Some(hash) = bytes {
-            hasher.update(hash.as_bytes());
+            hasher.update(hash.as_bytes()).update(&links.number(entry.link_group).to_le_bytes());
         }
     }
     Ok(())
@@ -55,6 +75,7 @@ fn file_hash(tree: &SourceTree, entry: &SourceEntry) -> Result<Option<blake3::Ha
     let mut hasher = Hasher::new();
     let mut buffer = [0; 64 << 10];
     loop {
+        tree.stop().check()?;
         match file.read(&mut buffer) {
             Ok(0) => return Ok(Some(hasher.finalize())),
             Ok(read) => hasher.update(&buffer[..read]),

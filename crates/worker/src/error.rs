@@ -69,6 +69,9 @@ pub struct ExecFailure(pub(crate) ExecError);
 
 impl From<FileError> for WorkError {
     fn from(error: FileError) -> Self {
+        if error.kind() == ErrorKind::Cancelled {
+            return Self::Cancelled;
+        }
         Self::File(FileFailure(error))
     }
 }

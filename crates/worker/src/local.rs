@@ -6,6 +6,7 @@ use crate::file;
 use crate::images::ImageResolver;
 use crate::keys;
 use crate::results::source_tree;
+use crate::source_tree::Stop;
 use async_trait::async_trait;
 use forge_cache::ResultRef;
 use forge_executor::{Container, Executor, ExecutorError, ExitStatus};
@@ -54,7 +55,8 @@ impl LocalWorker {
             let trees = inputs.iter().map(|input| source_tree(&store, input, &session));
             let trees = trees.collect::<Result<Vec<_>, _>>()?;
             let layers = inputs.iter().map(|input| base_layers(input).ok()).collect();
-            let active = file::execute(&op, &store, &file::Inputs { layers, trees }, SystemTime::now())?;
+            let active =
+                file::execute(&op, &store, &file::Inputs { layers, trees, stop: Stop(session) }, SystemTime::now())?;
             let parents = active.parents().to_vec();
             commit(&store, &lease, active, parents)
         };

@@ -1,7 +1,7 @@
 //! Answers for results in this machine's store and in the session's contexts.
 
 use crate::content;
-use crate::source_tree::SourceTree;
+use crate::source_tree::{SourceTree, Stop};
 use async_trait::async_trait;
 use blake3::Hasher;
 use forge_cache::{CacheError, ResultRef, ResultStore, Selector};
@@ -34,7 +34,8 @@ pub(crate) fn source_tree(
 ) -> Result<SourceTree, CacheError> {
     match result {
         ResultRef::Layers(layers) => {
-            Ok(SourceTree::Layers(store.layers().tree(layers).map_err(|error| failed(error.kind(), error))?))
+            let tree = store.layers().tree(layers).map_err(|error| failed(error.kind(), error))?;
+            Ok(SourceTree::of_layers(tree, Stop(session.clone())))
         }
         ResultRef::Context { name, exclude } => {
             let Some(context) = session.context(name) else {
@@ -42,12 +43,15 @@ pub(crate) fn source_tree(
                 return Err(CacheError::Result { kind: ErrorKind::UserInput, message, source: None });
             };
             let ignored = PatternMatcher::new(exclude).map_err(|error| failed(ErrorKind::UserInput, error))?;
-            Ok(SourceTree::Context { context, ignored })
+            Ok(SourceTree::of_context(context, ignored, Stop(session.clone())))
         }
     }
 }
 
 fn failed(kind: ErrorKind, error: impl std::error::Error + Send + Sync + 'static) -> CacheError {
+    if kind == ErrorKind::Cancelled {
+        return CacheError::Cancelled;
+    }
     CacheError::Result { kind, message: error.to_string(), source: Some(Box::new(error)) }
 }
 

@@ -1,7 +1,7 @@
 //! What COPY, ADD and mounts read from: a context of the session or a stack of layers, behind one face.
 
 use forge_image::ErrorKind;
-use forge_session::{Context, ContextError, ContextPath, EntryKind, PatternError, PatternMatcher};
+use forge_session::{Context, ContextError, ContextPath, EntryKind, PatternError, PatternMatcher, Session};
 use forge_store::{MergedTree, StoreError, TreeEntry, TreeKind};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,12 +10,31 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A tree that is read from.
-pub(crate) enum SourceTree {
+/// A tree that is read from, until the build is to stop.
+pub(crate) struct SourceTree {
+    files: Files,
+    stop: Stop,
+}
+
+enum Files {
     /// Files of the session, less what the ignore file names. Owners are not copied from there.
     Context { context: Arc<dyn Context>, ignored: PatternMatcher },
     /// Layers of the store, with owners and extended attributes.
     Layers(MergedTree),
+}
+
+/// Says when whoever asked for the build wants no more of it. Reading a tree may take long, and blocks.
+#[derive(Clone)]
+pub(crate) struct Stop(pub Arc<dyn Session>);
+
+impl Stop {
+    /// To be asked again and again.
+    pub(crate) fn check(&self) -> Result<(), SourceError> {
+        match self.0.cancellation().is_cancelled() {
+            true => Err(SourceError::Cancelled),
+            false => Ok(()),
+        }
+    }
 }
 
 /// One entry of it.
@@ -31,6 +50,8 @@ pub(crate) struct SourceEntry {
     pub xattrs: BTreeMap<OsString, Vec<u8>>,
     /// Equal for the names of one file, where the tree knows.
     pub link_group: Option<(u64, u64)>,
+    /// Where a file of a layer lies: looking it up again would begin at the root.
+    disk: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +86,8 @@ pub(crate) enum SourceError {
     Read { path: String, source: std::io::Error },
     #[error("{path:?} is not a regular file")]
     Special { path: String },
+    #[error("cancelled")]
+    Cancelled,
 }
 
 impl SourceError {
@@ -73,70 +96,102 @@ impl SourceError {
         match self {
             Self::Store(error) => error.kind(),
             Self::Context(ContextError::Read { .. }) | Self::Read { .. } => ErrorKind::Environment,
+            Self::Cancelled => ErrorKind::Cancelled,
             _ => ErrorKind::UserInput,
         }
     }
 }
 
 impl SourceTree {
+    /// The files of a context that are not ignored.
+    pub(crate) fn of_context(context: Arc<dyn Context>, ignored: PatternMatcher, stop: Stop) -> Self {
+        Self { files: Files::Context { context, ignored }, stop }
+    }
+
+    /// What layers show.
+    pub(crate) fn of_layers(tree: MergedTree, stop: Stop) -> Self {
+        Self { files: Files::Layers(tree), stop }
+    }
+
+    /// Says when to stop.
+    pub(crate) fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
     /// Whether the ignore file hides a path.
     pub(crate) fn ignored(&self, path: &ContextPath) -> bool {
-        match self {
-            Self::Context { ignored, .. } => !path.is_root() && ignored.matches(path),
-            Self::Layers(_) => false,
+        match &self.files {
+            Files::Context { ignored, .. } => !path.is_root() && ignored.matches(path),
+            Files::Layers(_) => false,
         }
     }
 
     /// Whether nothing below a hidden folder can come back through a `!` pattern.
     pub(crate) fn prunes(&self, path: &ContextPath) -> bool {
-        match self {
-            Self::Context { ignored, .. } => !path.is_root() && !ignored.may_match_below(path),
-            Self::Layers(_) => false,
+        match &self.files {
+            Files::Context { ignored, .. } => !path.is_root() && !ignored.may_match_below(path),
+            Files::Layers(_) => false,
         }
     }
 
     /// Whether owners and extended attributes of this tree are part of what is copied.
     pub(crate) fn keeps_owners(&self) -> bool {
-        matches!(self, Self::Layers(_))
+        matches!(self.files, Files::Layers(_))
     }
 
     /// The entry at a path, a link in the last component not followed. Ignored entries are shown.
     pub(crate) fn stat(&self, path: &ContextPath) -> Result<Option<SourceEntry>, SourceError> {
-        match self {
-            Self::Context { context, .. } => Ok(context.stat(path)?.map(from_context)),
-            Self::Layers(tree) => Ok(tree.lookup(&absolute(path))?.map(|entry| from_layers(path.clone(), entry))),
+        match &self.files {
+            Files::Context { context, .. } => Ok(context.stat(path)?.map(from_context)),
+            Files::Layers(tree) => {
+                let found = tree.lookup(&absolute(path))?;
+                Ok(found.map(|entry| from_layers(path.clone(), entry, tree)))
+            }
         }
     }
 
     /// The children of a folder, sorted by name. Ignored ones are shown.
     pub(crate) fn children(&self, path: &ContextPath) -> Result<Vec<SourceEntry>, SourceError> {
-        match self {
-            Self::Context { context, .. } => Ok(context.children(path)?.into_iter().map(from_context).collect()),
-            Self::Layers(tree) => {
+        self.stop.check()?;
+        match &self.files {
+            Files::Context { context, .. } => Ok(context.children(path)?.into_iter().map(from_context).collect()),
+            Files::Layers(tree) => {
                 let children = tree.children(&absolute(path))?.into_iter();
-                Ok(children.map(|child| from_layers(path.join(child.name.as_encoded_bytes()), child)).collect())
+                Ok(children.map(|child| from_layers(path.join(child.name.as_encoded_bytes()), child, tree)).collect())
             }
         }
     }
 
     /// Opens a regular file.
     pub(crate) fn open(&self, entry: &SourceEntry) -> Result<File, SourceError> {
-        match (self, &entry.kind) {
-            (Self::Context { context, .. }, SourceKind::File { .. }) => Ok(context.open(&entry.path)?),
-            (Self::Layers(tree), SourceKind::File { .. }) => Ok(tree.open(&absolute(&entry.path))?),
+        self.stop.check()?;
+        match (&self.files, &entry.kind, &entry.disk) {
+            (Files::Context { context, .. }, SourceKind::File { .. }, _) => Ok(context.open(&entry.path)?),
+            (Files::Layers(_), SourceKind::File { .. }, Some(disk)) => open_in_layer(entry, disk),
             _ => Err(SourceError::Special { path: entry.path.display().into_owned() }),
         }
     }
 
     /// The entry that a path leads to when links are followed, all inside the tree.
     pub(crate) fn follow(&self, path: &ContextPath) -> Result<Option<SourceEntry>, SourceError> {
-        match self {
-            Self::Context { context, .. } => Ok(context.follow(path)?.map(from_context)),
-            Self::Layers(tree) => {
+        match &self.files {
+            Files::Context { context, .. } => Ok(context.follow(path)?.map(from_context)),
+            Files::Layers(tree) => {
                 let path = ContextPath::clean(tree.resolve(&absolute(path))?.as_os_str().as_bytes());
                 self.stat(&path)
             }
         }
+    }
+}
+
+/// Nobody else writes into the store's layers, and an entry's parents are folders there: only the last component
+/// could be a link.
+fn open_in_layer(entry: &SourceEntry, disk: &Path) -> Result<File, SourceError> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::open(disk, flags, Mode::empty()) {
+        Ok(file) => Ok(file.into()),
+        Err(errno) => Err(SourceError::Read { path: entry.path.display().into_owned(), source: errno.into() }),
     }
 }
 
@@ -164,11 +219,13 @@ fn from_context(entry: forge_session::ContextEntry) -> SourceEntry {
         mtime: (i64::try_from(seconds).unwrap_or_default(), u32::try_from(rest).unwrap_or_default()),
         xattrs: BTreeMap::new(),
         link_group: None,
+        disk: None,
     }
 }
 
-fn from_layers(path: ContextPath, entry: TreeEntry) -> SourceEntry {
+fn from_layers(path: ContextPath, entry: TreeEntry, tree: &MergedTree) -> SourceEntry {
     use rustix::fs::FileType;
+    let disk = matches!(entry.kind, TreeKind::File { .. }).then(|| tree.disk_path(&entry));
     let kind = match entry.kind {
         TreeKind::File { size } => SourceKind::File { size },
         TreeKind::Directory => SourceKind::Directory,
@@ -189,5 +246,6 @@ fn from_layers(path: ContextPath, entry: TreeEntry) -> SourceEntry {
         mtime: entry.mtime,
         xattrs: entry.xattrs,
         link_group: (entry.links > 1).then_some(entry.inode),
+        disk,
     }
 }

@@ -1,6 +1,7 @@
 //! ADD of local archives: what is a tar, compressed or not, is unpacked.
 
 use super::FileError;
+use crate::source_tree::Stop;
 use forge_store::{Extracted, Store};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -57,11 +58,26 @@ fn is_header(block: &[u8; TAR_BLOCK]) -> bool {
 }
 
 /// Unpacks an archive into a private folder of the store.
-pub(crate) fn extract(file: File, store: &Store, name: &str) -> Result<Extracted, FileError> {
-    let failed =
-        |source: Box<dyn std::error::Error + Send + Sync>| FileError::Archive { path: name.to_owned(), source };
-    let mut tar = decompress(file).map_err(|error| failed(error.into()))?;
-    store.layers().extract(&mut tar).map_err(|error| failed(error.into()))
+pub(crate) fn extract(file: File, store: &Store, name: &str, stop: &Stop) -> Result<Extracted, FileError> {
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| match stop.check() {
+        Ok(()) => FileError::Archive { path: name.to_owned(), source },
+        Err(cancelled) => cancelled.into(),
+    };
+    let tar = decompress(file).map_err(|error| failed(error.into()))?;
+    store.layers().extract(&mut Stoppable { tar, stop }).map_err(|error| failed(error.into()))
+}
+
+/// Ends in the middle when the build is to stop: an archive may be far larger than its file.
+struct Stoppable<'a> {
+    tar: Box<dyn Read + Send>,
+    stop: &'a Stop,
+}
+
+impl Read for Stoppable<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.stop.check().map_err(std::io::Error::other)?;
+        self.tar.read(buffer)
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use forge_session::PatternMatcher;
 use forge_store::{Store, TreeKind};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,8 @@ pub(crate) struct Copier<'a, 'e> {
     pub now: (i64, u32),
     /// The first copy of each file with several names.
     pub links: Links,
+    /// The folder that all files go to, when there are several.
+    pub shared: Option<Folder>,
 }
 
 /// Where the first names of linked files went.
@@ -34,6 +37,9 @@ pub(crate) struct Links {
     /// What [`Editor::replaced`] said when the paths were known to be good.
     replaced: u64,
 }
+
+/// How much is copied before the next look whether the build is to stop.
+const COPY_CHUNK: u64 = 64 << 20;
 
 /// So many of the folders between the destination and where the copy is are kept open.
 const OPEN_FOLDERS: usize = 64;
@@ -53,6 +59,8 @@ impl Copier<'_, '_> {
 
     /// Copies what is in a folder. The destination takes `made` only where it is made now.
     fn copy_folder(&mut self, root: &SelectedRoot, made: &EntryMetadata) -> Result<(), FileError> {
+        // What it knows of itself may be outdated afterwards.
+        self.shared = None;
         let destination = self.editor.tree().resolve(Path::new(&self.action.destination))?;
         let top = self.destination_folder(&destination, made)?;
         let mut trail: Vec<Folder> = vec![top];
@@ -85,10 +93,17 @@ impl Copier<'_, '_> {
     }
 
     fn copy_single(&mut self, root: &SelectedRoot, several: bool) -> Result<(), FileError> {
-        let (folder, name) = self.single_destination(root, several)?;
         let metadata = self.metadata(&root.entry)?;
-        let mut parent = self.editor.folder(&folder, &self.made_on_the_way())?;
-        self.write_entry(&mut parent, &name, &root.entry, &metadata)
+        if let Some(mut folder) = self.shared.take() {
+            self.write_entry(&mut folder, OsStr::from_bytes(&root.name), &root.entry, &metadata)?;
+            self.shared = Some(folder);
+            return Ok(());
+        }
+        let (folder, name) = self.single_destination(root, several)?;
+        let mut folder = self.editor.folder(&folder, &self.made_on_the_way())?;
+        self.write_entry(&mut folder, &name, &root.entry, &metadata)?;
+        self.shared = several.then_some(folder);
+        Ok(())
     }
 
     /// Where a file goes: into the destination where that is a folder, else to that very name.
@@ -135,10 +150,14 @@ impl Copier<'_, '_> {
         }
         let mut from = self.tree.open(entry)?;
         let mut to = self.editor.create_file(parent, name)?;
-        std::io::copy(&mut from, &mut to).map_err(|source| {
+        // In the kernel, where the file systems can; by and by, so that the build can be stopped.
+        while std::io::copy(&mut from.by_ref().take(COPY_CHUNK), &mut to).map_err(|source| {
             let path = parent.path().join(name).display().to_string();
             EditError::Write { path, source }
-        })?;
+        })? == COPY_CHUNK
+        {
+            self.tree.stop().check()?;
+        }
         self.editor.finish_file(&to, parent, name, metadata)?;
         if let Some(group) = entry.link_group {
             self.links.first.insert(group, parent.path().join(name));
@@ -174,13 +193,23 @@ impl Copier<'_, '_> {
     /// An archive is unpacked aside first: its links then lead nowhere but into itself.
     fn unpack(&mut self, root: &SelectedRoot) -> Result<(), FileError> {
         let name = root.entry.path.display().into_owned();
-        let extracted = super::archive::extract(self.tree.open(&root.entry)?, self.store, &name)?;
-        let tree = SourceTree::Layers(extracted.tree().clone());
+        let extracted = super::archive::extract(self.tree.open(&root.entry)?, self.store, &name, self.tree.stop())?;
+        let tree = SourceTree::of_layers(extracted.tree().clone(), self.tree.stop().clone());
         let nothing = PatternMatcher::new(&[]).map_err(SourceError::from)?;
         let everything = select(&tree, &["/".to_owned()], false, &nothing)?;
         let made = self.made_on_the_way();
         let (action, owner, now, store) = (self.action, self.owner, self.now, self.store);
-        let mut inner = Copier { action, tree: &tree, editor: self.editor, store, owner, now, links: Links::default() };
+        self.shared = None;
+        let mut inner = Copier {
+            action,
+            tree: &tree,
+            editor: self.editor,
+            store,
+            owner,
+            now,
+            links: Links::default(),
+            shared: None,
+        };
         everything.roots.iter().try_for_each(|root| inner.copy_folder(root, &made))
     }
 }

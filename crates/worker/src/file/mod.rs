@@ -7,7 +7,7 @@ pub(crate) mod glob;
 mod mode;
 
 use crate::selection::{self, SelectError};
-use crate::source_tree::{SourceError, SourceTree};
+use crate::source_tree::{SourceError, SourceTree, Stop};
 use crate::users::{self, UserError};
 use copy::{Copier, Links};
 use editor::{EditError, Editor, EntryMetadata, OnExisting};
@@ -61,6 +61,8 @@ pub(crate) struct Inputs {
     pub layers: Vec<Option<Vec<LayerId>>>,
     /// The files of each.
     pub trees: Vec<SourceTree>,
+    /// Says when to stop.
+    pub stop: Stop,
 }
 
 /// The trees that an operation makes: which one each action changes, and which input each starts from.
@@ -108,7 +110,7 @@ pub(crate) fn execute(op: &FileOp, store: &Store, inputs: &Inputs, now: SystemTi
             FileKind::Copy(copy) => match copy.from {
                 FileInput::Input(index) => copy_action(&mut editor, store, copy, &inputs.trees[index], now)?,
                 FileInput::Action(index) => {
-                    let from = SourceTree::Layers(made[plan.tree_of[index]].merged());
+                    let from = SourceTree::of_layers(made[plan.tree_of[index]].merged(), inputs.stop.clone());
                     copy_action(&mut editor, store, copy, &from, now)?;
                 }
                 FileInput::Scratch => return Err(FileError::NotBuilt { what: "copying from an empty tree" }),
@@ -142,7 +144,7 @@ fn copy_action(
     let exclude = PatternMatcher::new(&action.exclude).map_err(SourceError::from)?;
     let selection = selection::select(tree, &action.sources, action.allow_wildcard, &exclude)?;
     let owner = find_owner(editor, action.owner.as_ref())?;
-    Copier { action, tree, editor, store, owner, now, links: Links::default() }.copy(&selection)
+    Copier { action, tree, editor, store, owner, now, links: Links::default(), shared: None }.copy(&selection)
 }
 
 fn mkdir_action(editor: &mut Editor<'_>, action: &MkdirAction, now: (i64, u32)) -> Result<(), FileError> {

@@ -1,3 +1,352 @@
-use crate::Test;
+//! What hostile contexts, images and archives try, by the ids of the catalogue of attacks. Every step also checks that
+//! the folder beside the context is as it was.
 
-pub const TESTS: &[Test] = &[];
+use crate::Test;
+use crate::exec::shell;
+use crate::site::{Site, copy_action};
+use forge_llb::{ExecOp, FileAction, FileInput, FileKind, FileOp, MkdirAction, MkfileAction, Op};
+use forge_solver::WorkerError;
+use forge_testkit::{TarBuilder, TarEntry};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+pub const TESTS: &[Test] = &[
+    ("privileged_a14_passwd_that_is_no_file", a14_passwd_that_is_no_file),
+    ("privileged_a15_passwd_bombs", a15_passwd_bombs),
+    ("privileged_a16_ids_of_nobody", a16_ids_of_nobody),
+    ("privileged_a18_programs_of_the_image_never_run", a18_programs_of_the_image_never_run),
+    ("privileged_a31_sources_never_leave_the_context", a31_sources_never_leave_the_context),
+    ("privileged_a31_sources_never_leave_the_stage", a31_sources_never_leave_the_stage),
+    ("privileged_a36_names_never_leave_the_tree", a36_names_never_leave_the_tree),
+    ("privileged_a37_hostile_destinations", a37_hostile_destinations),
+    ("privileged_a38_hostile_archives", a38_hostile_archives),
+    ("privileged_a38_archives_onto_links", a38_archives_onto_links),
+    ("privileged_a39_special_files_never_block", a39_special_files_never_block),
+    ("privileged_a40_changing_contexts", a40_changing_contexts),
+];
+
+/// What lies in the file that nobody may read.
+const TOKEN: &str = "d5a1f8c1e3";
+
+fn soon<T>(work: impl FnOnce() -> T) -> T {
+    let begin = Instant::now();
+    let done = work();
+    assert!(begin.elapsed() < Duration::from_secs(5), "took {:?}", begin.elapsed());
+    done
+}
+
+fn with_user(user: &str) -> Op {
+    Op::Exec(ExecOp { user: user.to_owned(), ..shell("true") })
+}
+
+/// Neither a user of a process nor an owner of a copy is found, and no error shows what lies outside.
+fn refuses_users(site: &Site) {
+    for shown in
+        [soon(|| site.does("COPY --chown=app f /x")), soon(|| site.run(with_user("app")).unwrap_err().to_string())]
+    {
+        assert!(!shown.contains(TOKEN) && (shown.contains("unable to find") || shown.contains("passwd")), "{shown}");
+    }
+}
+
+/// Seen to fail with `users::read` opening the path on the host, below the upper folder.
+fn a14_passwd_that_is_no_file() {
+    let new = || Site::new().context("f =F");
+    let canary = new().path("canary/flag").display().to_string();
+    for passwd in [
+        format!("-> {canary}"),
+        "-> /dev/zero".to_owned(),
+        "fifo".to_owned(),
+        "-> passwd".to_owned(),
+        "char 1:5".to_owned(),
+    ] {
+        refuses_users(&new().base(&format!("etc/passwd {passwd}")));
+    }
+    refuses_users(&new().base("etc/passwd/ \n etc/"));
+    refuses_users(&new().base("etc -> /../../../../../../etc"));
+    let site = new();
+    let outside = format!("etc/passwd -> {}", site.path("canary/flag").display());
+    refuses_users(&site.base(&outside));
+    // A link inside of the image is followed there.
+    new().base("etc/passwd -> ../../usr/users\n usr/users =app:x:5:6::/:").check("COPY --chown=app f /x", "x =F 5:6");
+}
+
+/// Seen to fail without the limit in `users::read`: 2 GiB were read.
+fn a15_passwd_bombs() {
+    for (name, owner) in [("passwd", "app"), ("group", "0:app")] {
+        let mut site = Site::new().context("f =F");
+        site.base = site.with_layer(&site.base, |upper| {
+            std::fs::create_dir(upper.join("etc")).unwrap();
+            std::fs::File::create(upper.join("etc").join(name)).unwrap().set_len(2 << 30).unwrap();
+        });
+        let shown = soon(|| site.does(&format!("COPY --chown={owner} f /x")));
+        assert_eq!(shown, format!("UserInput: /etc/{name} of the image is larger than 10485760 bytes\n"));
+    }
+    // Just below the limit: many groups of one user, which the kernel refuses or takes, soon.
+    let mut groups = String::new();
+    for number in 0..300_000 {
+        writeln!(groups, "g{number}:x:{number}:app").unwrap();
+    }
+    let mut site = Site::new().context("f =F");
+    site.base = site.with_layer(&site.base, |upper| {
+        std::fs::create_dir(upper.join("etc")).unwrap();
+        std::fs::write(upper.join("etc/passwd"), "app:x:5:6::/:\n").unwrap();
+        std::fs::write(upper.join("etc/group"), &groups).unwrap();
+    });
+    let failed = soon(|| site.run(with_user("app")));
+    assert!(failed.is_err());
+    soon(|| site.check("COPY --chown=app:g299999 f /x", "x =F 5:299999"));
+}
+
+/// Seen to fail before ids of the image's files were looked at: `-1` leaves an owner as it is, and that is root.
+fn a16_ids_of_nobody() {
+    let passwd = "a:x:4294967295:5::/:\\nb:x:5:4294967295::/:\\nc:x:2147483648:1::/:\\n1000:x:0:0::/:\\n";
+    let site = Site::new().context("f =F").base(&format!("etc/passwd ={passwd}\n etc/group =g:x:4294967295:\\n etc/"));
+    for owner in ["a", "b", "c", "0:g", "4294967295", "4294967296", "-1", "0:-1", "+0", "99999999999999999999"] {
+        let shown = site.does(&format!("COPY --chown={owner} f /x"));
+        assert!(shown.contains("is out of range 0-2147483647"), "{owner}: {shown}");
+    }
+    for owner in ["0x0", "none", "0:none"] {
+        assert!(site.does(&format!("COPY --chown={owner} f /x")).contains("unable to find"), "{owner}");
+    }
+    site.check("COPY --chown=1000 f /x", "x =F 1000:1000");
+    site.check("COPY --chown=00 f /x", "x =F");
+    site.check("COPY --chown=2147483647:2147483647 f /x", "x =F 2147483647:2147483647");
+}
+
+/// Seen to fail with a decompressor that is started in the upper folder.
+fn a18_programs_of_the_image_never_run() {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&TarBuilder::new().file("x", "X").finish()).unwrap();
+    let archive = gzip.finish().unwrap();
+    let site = Site::new();
+    let trojan = format!("=#!/bin/sh\\necho\\s>{}/trojan\\n 0755", site.path("canary").display());
+    let names = "bin/sh bin/xz bin/gzip bin/unpigz bin/tar usr/bin/gzip usr/bin/zstd usr/bin/git usr/bin/newuidmap sbin/ldconfig";
+    let tree: String = names.split(' ').map(|name| format!("{name} {trojan}\n")).collect();
+    let site = site.base(&format!(
+        "{tree} etc/passwd =app:x:1:2::/:\n etc/nsswitch.conf =passwd:\\sfiles\\sevil\n etc/ld.so.preload =/evil.so"
+    ));
+    std::fs::write(site.path("context/a.tgz"), archive).unwrap();
+    site.check("ADD --chown=app a.tgz /t", "t/ 1:2 @now\n t/x =X 1:2 @0");
+}
+
+/// Every way from the context to the canary ends inside: as if nothing were there.
+fn ways_out(prefix: &Path) -> String {
+    let canary = prefix.join("canary");
+    let canary = canary.display();
+    format!(
+        "abs -> {canary}/flag\n absdir -> {canary}\n rel -> ../canary/flag\n reldir -> ../canary\n up -> ..\n
+         deep/ \n deep/er -> ../../../canary\n nest -> reldir\n proc -> /proc/self/root{canary}\n loop -> pool\n pool -> loop\n f =F\n"
+    )
+}
+
+const SOURCES: &str = "abs absdir absdir/flag rel reldir reldir/flag up/canary up/canary/flag deep/er deep/er/flag nest nest/flag \
+    proc proc/flag loop ../canary ../canary/flag /../canary/flag abs* */flag up/c*/f* ../c*/flag";
+
+/// Seen to fail with a context that opens plain paths below its folder.
+fn a31_sources_never_leave_the_context() {
+    let site = Site::new();
+    let tree = ways_out(&site.path(""));
+    let site = site.context(&tree);
+    for source in SOURCES.split_whitespace() {
+        let shown = site.does(&format!("COPY {source} /t/"));
+        assert!(!shown.contains(TOKEN) && !shown.contains("flag ="), "{source}: {shown}");
+        let _ = site.keys(&format!("COPY {source} /t/"));
+        let shown = site.does(&format!("ADD {source} /t/"));
+        assert!(!shown.contains(TOKEN) && !shown.contains("flag ="), "{source}: {shown}");
+    }
+    let all = site.does("COPY . /t/");
+    assert!(all.contains("t/f =F") && all.contains("t/rel -> ../canary/flag") && !all.contains(TOKEN), "{all}");
+}
+
+/// Seen to fail with `SourceTree::open` following a link of a layer on the host.
+fn a31_sources_never_leave_the_stage() {
+    let site = Site::new();
+    let tree = ways_out(&site.path(""));
+    let site = site.stage(&tree);
+    for source in SOURCES.split_whitespace() {
+        let shown = site.does(&format!("COPY --from=stage {source} /t/"));
+        assert!(!shown.contains(TOKEN) && !shown.contains("flag ="), "{source}: {shown}");
+    }
+    // A folder of one layer that is a link in a later one.
+    let mut site = Site::new().stage("d/flag =inside\n d/");
+    let canary = site.path("canary");
+    site.stage = site.with_layer(&site.stage, |upper| std::os::unix::fs::symlink(&canary, upper.join("d")).unwrap());
+    site.check("COPY --from=stage d/flag /t", "UserInput: \"/d/flag\": not found");
+}
+
+/// Seen to fail with `mkfile_action` joining the path to the upper folder.
+fn a36_names_never_leave_the_tree() {
+    let site = Site::new().context("f =F\n .wh.f =W\n d/.wh..wh..opq =\n d/\n e/.wh.x/\n e/");
+    let mkfile = |path: &str| {
+        let data = b"x".to_vec();
+        FileKind::Mkfile(MkfileAction { path: path.to_owned(), mode: 0o644, data, owner: None, timestamp: Some(9) })
+    };
+    for path in ["/../../canary/flag", "../../../canary/flag", "/a/../../../canary/flag"] {
+        let actions = vec![
+            FileAction { base: FileInput::Scratch, kind: mkfile(path) },
+            FileAction {
+                base: FileInput::Input(0),
+                kind: FileKind::Copy(forge_llb::CopyAction { from: FileInput::Action(0), ..copy_action("COPY / /t") }),
+            },
+        ];
+        let shown = site.shown(site.execute_op(FileOp { actions }));
+        assert!(shown.contains("canary/flag =x @9"), "{path}: {shown}");
+    }
+    let mkdir =
+        MkdirAction { path: "/../../x".to_owned(), mode: 0o755, make_parents: true, owner: None, timestamp: Some(9) };
+    let made = vec![FileAction { base: FileInput::Input(0), kind: FileKind::Mkdir(mkdir) }];
+    assert_eq!(site.shown(site.execute_op(FileOp { actions: made })), "x/ @9\n");
+    site.check("COPY f /../../canary/flag", "canary/ @now\n canary/flag =F");
+    for source in [".wh.f", "d", "e", "."] {
+        let shown = site.does(&format!("COPY {source} /t/"));
+        assert!(shown.starts_with("UserInput: ") && shown.contains(".wh."), "{source}: {shown}");
+    }
+}
+
+/// Seen to fail with `Editor::folder` opening the joined path without `openat2`.
+fn a37_hostile_destinations() {
+    let site = Site::new();
+    let canary = site.path("canary").display().to_string();
+    let chain: String = (0..50).map(|number| format!("l{number} -> l{}\n", number + 1)).collect();
+    let base = format!(
+        "abs -> {canary}\n rel -> ../../../../../../../..{canary}\n up -> ../..\n loop -> pool\n pool -> loop\n {chain} l50/\n
+         flag -> {canary}/flag\n mid/ \n mid/l -> ../abs/sub\n ok -> l20\n"
+    );
+    let site = site.context("f =F\n d/flag =F\n d/sub/x =X\n d/sub/\n d/").base(&base);
+    let inside = &canary[1..];
+    for destination in ["/abs/", "/abs/flag", "/rel/", "/mid/l/", "/flag", "/up/x", "/abs/../y"] {
+        for source in ["f", "d"] {
+            // The path is made inside, whatever it looks like; check_canary looks outside.
+            let shown = site.does(&format!("COPY {source} {destination}"));
+            assert!(!shown.starts_with("Internal"), "{destination}: {shown}");
+        }
+    }
+    assert!(site.does("COPY f /abs/").contains(&format!("{inside}/f =F")));
+    for destination in ["/loop", "/loop/x", "/l0", "/l0/x", "/loop/"] {
+        let shown = soon(|| site.does(&format!("COPY f {destination}")));
+        assert!(shown.contains("too many"), "{destination}: {shown}");
+    }
+    assert!(site.does("COPY f /ok/x").contains("l50/x =F"));
+    // A link that an earlier source brought is no way out for a later one.
+    let second = Site::new();
+    let evil = format!("a/x -> {}\n a/\n b/x/\n b/x/flag =F\n b/", second.path("canary").display());
+    let second = second.context(&evil);
+    second.check("COPY a b /t/", "UserInput: cannot copy to non-directory: /t/x");
+    second.check("COPY a/* b/x /t/x/", "t/ @now\n t/x/\n t/x/flag =F");
+}
+
+/// Seen to fail with an archive that is unpacked straight into the upper folder.
+fn a38_hostile_archives() {
+    let site = Site::new();
+    let canary = site.path("canary").display().to_string();
+    let hard = |target: &str| TarBuilder::new().hard_link("h", target).file("h", "evil");
+    let archives = [
+        TarBuilder::new().file("../../canary/flag", "evil"),
+        TarBuilder::new().file(&format!("{canary}/flag"), "evil"),
+        TarBuilder::new().symlink("l", &canary).file("l/flag", "evil"),
+        TarBuilder::new().symlink("l", "../../canary").file("l/flag", "evil"),
+        TarBuilder::new().symlink("l", &format!("{canary}/flag")).file("l", "evil"),
+        TarBuilder::new().symlink("a", "b").symlink("b", &canary).directory("a").file("a/flag", "evil"),
+        hard(&format!("{canary}/flag")),
+        hard("../../canary/flag"),
+        TarBuilder::new().symlink("l", &canary).hard_link("h", "l/flag").file("h", "evil"),
+        TarBuilder::new().entry(TarEntry { device: (8, 0), ..TarEntry::new(b'4', "disk") }),
+        TarBuilder::new().entry(TarEntry { device: (0, 0), ..TarEntry::new(b'3', "whiteout") }).file("whiteout/x", "X"),
+        TarBuilder::new().file(".wh.etc", "").opaque("d").file(".wh..wh..opq", ""),
+        TarBuilder::new().entry(TarEntry { size: Some(1 << 40), ..TarEntry::new(b'0', "huge") }),
+        TarBuilder::new().entry(TarEntry::new(b'0', "n").owner(0o7777777, 0o7777777)),
+        TarBuilder::new().symlink("loop", "loop").file("loop/x", "X"),
+        TarBuilder::new().file("..", "x").file(".", "x").file("/", "x"),
+    ];
+    let site = site.base("etc/keep =K\n etc/\n d/keep =K\n d/");
+    for (number, archive) in archives.into_iter().enumerate() {
+        std::fs::write(site.path("context/a.tar"), archive.finish()).unwrap();
+        for destination in ["/t/", "/", "/d"] {
+            let shown = soon(|| site.does(&format!("ADD a.tar {destination}")));
+            assert!(!shown.contains(TOKEN) && !shown.starts_with("Internal"), "{number}: {shown}");
+            // An archive's deletions are no deletions.
+            assert!(!shown.contains("deleted") && !shown.contains("opaque"), "{number}: {shown}");
+        }
+    }
+}
+
+/// Seen to fail with `Editor::child_folder` opening the child without NOFOLLOW, after a lookup that follows.
+fn a38_archives_onto_links() {
+    let site = Site::new();
+    let canary = site.path("canary").display().to_string();
+    let tar = TarBuilder::new().directory("l").file("l/flag", "evil").file("fl", "evil").finish();
+    std::fs::write(site.path("context/a.tar"), tar).unwrap();
+    let site = site.base(&format!("t/l -> {canary}\n t/fl -> {canary}/flag\n t/"));
+    site.check("ADD a.tar /t", "UserInput: cannot copy to non-directory: /t/l");
+    let tar = TarBuilder::new().file("fl", "evil").finish();
+    std::fs::write(site.path("context/a.tar"), tar).unwrap();
+    site.check("ADD a.tar /t", "(t/)\n t/fl =evil @0");
+}
+
+/// Seen to fail without NONBLOCK in `LocalContext::open`: a pipe without a writer waits for one.
+fn a39_special_files_never_block() {
+    let tree = "d/pipe fifo\n d/sock socket\n d/zero char 1:5\n d/f =F\n d/l -> /dev/zero\n d/lp -> pipe\n d/\n lz -> /dev/zero\n lp -> d/pipe";
+    let site = Site::new().context(tree);
+    soon(|| site.check("COPY d /t", "t/\n t/f =F\n t/l -> /dev/zero\n t/lp -> pipe"));
+    soon(|| site.keys("COPY d /t").unwrap());
+    for source in ["d/pipe", "d/sock", "d/zero", "lp", "lz", "d/l", "d/lp"] {
+        for word in ["COPY", "ADD"] {
+            let shown = soon(|| site.does(&format!("{word} {source} /t")));
+            assert!(shown.starts_with("UserInput: "), "{source}: {shown}");
+        }
+        assert!(soon(|| site.keys(&format!("COPY {source} /t"))).is_err(), "{source}");
+    }
+    let stage = Site::new().stage(tree);
+    soon(|| stage.check("ADD --from=stage d/pipe /t", "t fifo"));
+    soon(|| stage.check("COPY --from=stage lz /t", "UserInput: \"/lz\": not found"));
+}
+
+/// Seen to fail with a context that looks at a path and opens it in two steps.
+fn a40_changing_contexts() {
+    let site = Site::new().context("d/f =F\n d/swap =S\n d/sub/x =X\n d/sub/\n d/");
+    let (context, canary) = (site.path("context/d"), site.path("canary"));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| mutate(&context, &canary, &stop));
+        for _ in 0..100 {
+            match soon(|| site.execute("COPY d /t/")) {
+                // The index was made from the bytes that were written: what it says is what is there.
+                Ok(record) => check_bytes(&site, &record.id),
+                Err(error) => assert!(!matches!(error, WorkerError::Process { .. }), "{error}"),
+            }
+            let _ = site.keys("COPY d /t/");
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    site.check_canary();
+}
+
+/// Grows, shrinks and replaces files and folders, by links to what lies outside among others.
+fn mutate(folder: &Path, canary: &Path, stop: &AtomicBool) {
+    let (swap, sub) = (folder.join("swap"), folder.join("sub"));
+    while !stop.load(Ordering::Relaxed) {
+        let _ = std::fs::write(folder.join("f"), vec![b'x'; 300_000]);
+        let _ = std::fs::remove_file(&swap);
+        let _ = std::os::unix::fs::symlink(canary.join("flag"), &swap);
+        let _ = std::fs::rename(&sub, folder.join("aside"));
+        let _ = std::os::unix::fs::symlink(canary, &sub);
+        let _ = std::fs::write(folder.join("f"), "F");
+        let _ = std::fs::remove_file(&swap);
+        let _ = std::fs::write(&swap, "S");
+        let _ = std::fs::remove_file(&sub);
+        let _ = std::fs::rename(folder.join("aside"), &sub);
+    }
+}
+
+fn check_bytes(site: &Site, layer: &forge_store::LayerId) {
+    let tree = site.store.layers().lower_dirs(std::slice::from_ref(layer)).unwrap().remove(0);
+    for entry in site.store.layers().index(layer).unwrap().entries() {
+        let forge_store::EntryKind::File { size, blake3: expected } = entry.kind else { continue };
+        let bytes = std::fs::read(tree.join(entry.path())).unwrap();
+        assert_eq!((bytes.len() as u64, *blake3::hash(&bytes).as_bytes()), (size, expected));
+        assert!(!bytes.windows(TOKEN.len()).any(|window| window == TOKEN.as_bytes()), "read from outside");
+    }
+}

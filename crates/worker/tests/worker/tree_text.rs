@@ -129,7 +129,10 @@ pub fn print(index: &LayerIndex, content: impl Fn(&Path) -> Vec<u8>) -> String {
             EntryKind::CharDevice { major, minor } => (format!("{path} char {major}:{minor}"), 0o644),
             EntryKind::BlockDevice { major, minor } => (format!("{path} block {major}:{minor}"), 0o644),
             EntryKind::Fifo => (format!("{path} fifo"), 0o644),
-            EntryKind::Whiteout => (format!("{path} deleted"), 0),
+            EntryKind::Whiteout => {
+                writeln!(text, "{path} deleted").unwrap();
+                continue;
+            }
         };
         writeln!(text, "{line}{}", rest(&entry.metadata, usual)).unwrap();
     }
