@@ -4,6 +4,7 @@ use crate::args::GlobalArgs;
 use crate::environment::Environment;
 use anyhow::{Context, anyhow};
 use forge_engine::{EngineOptions, Proxy, RegistryHost};
+use forge_session::Redacted;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -54,8 +55,8 @@ pub fn engine_options(global: &GlobalArgs, environment: &Environment, is_root: b
         docker_config: docker_config(environment),
         offline: global.offline,
         proxy: Proxy {
-            http: environment.either_case("HTTP_PROXY"),
-            https: environment.either_case("HTTPS_PROXY"),
+            http: environment.either_case("HTTP_PROXY").map(Redacted::new),
+            https: environment.either_case("HTTPS_PROXY").map(Redacted::new),
             no_proxy: environment.either_case("NO_PROXY"),
         },
         max_parallelism: file.worker.oci.max_parallelism,
@@ -140,7 +141,8 @@ mod tests {
             [("DOCKER_CONFIG", "/d"), ("http_proxy", "a"), ("HTTP_PROXY", "b"), ("NO_PROXY", "c")].into();
         let options = options(GlobalArgs::default(), environment, true);
         assert_eq!(options.docker_config, Path::new("/d/config.json"));
-        assert_eq!(options.proxy, Proxy { http: Some("a".into()), https: None, no_proxy: Some("c".into()) });
+        assert!(!format!("{options:?}").contains("\"a\""), "a proxy's address may hold a password");
+        assert_eq!(options.proxy, Proxy { http: Some(Redacted::new("a")), https: None, no_proxy: Some("c".into()) });
     }
 
     #[test]

@@ -258,8 +258,8 @@ fn registry_options(options: &EngineOptions) -> RegistryOptions {
         hosts: options.registries.iter().map(|(name, options)| (name.clone(), host(options))).collect(),
         offline: options.offline,
         proxy: ProxyOptions {
-            http: options.proxy.http.clone().map(Redacted::new),
-            https: options.proxy.https.clone().map(Redacted::new),
+            http: options.proxy.http.clone(),
+            https: options.proxy.https.clone(),
             no_proxy: options.proxy.no_proxy.clone(),
         },
         ..RegistryOptions::default()

@@ -1,4 +1,5 @@
 use forge_image::{Platform, Reference};
+use forge_session::Redacted;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -48,13 +49,13 @@ pub struct KeyPair {
     pub cert: PathBuf,
 }
 
-/// Proxy settings as the usual variables hold them.
+/// Proxy settings as the usual variables hold them. The addresses may hold passwords.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Proxy {
     /// `HTTP_PROXY`.
-    pub http: Option<String>,
+    pub http: Option<Redacted>,
     /// `HTTPS_PROXY`.
-    pub https: Option<String>,
+    pub https: Option<Redacted>,
     /// `NO_PROXY`.
     pub no_proxy: Option<String>,
 }
