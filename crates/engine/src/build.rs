@@ -4,6 +4,7 @@ use crate::dockerfile::{DockerfileText, read_dockerfile, read_from_context, read
 use crate::engine::{Engine, blocking};
 use crate::error::{chain, work_hint};
 use crate::excerpt::excerpt;
+use crate::plausible;
 use crate::steps::ShownStep;
 use crate::{BuildContext, BuildOutcome, BuildRequest, EngineError, NamedContext, Network, StepCounts};
 use forge_exporter::BuiltImage;
@@ -42,6 +43,7 @@ impl Engine {
         events: Arc<dyn EventSink>,
         cancel: CancellationToken,
     ) -> Result<BuildOutcome, EngineError> {
+        plausible::check(&request)?;
         let opened = self.clone();
         let build = blocking(move || Build::open(opened, request, events, cancel)).await?;
         build.run().await.map_err(|error| match error.kind() {

@@ -18,6 +18,7 @@ mod excerpt;
 mod export;
 mod images;
 mod outcome;
+mod plausible;
 mod request;
 mod session;
 mod steps;
