@@ -66,6 +66,9 @@ impl Engine {
         blocking(move || {
             let lease = engine.store().lease("run")?;
             let (container, files) = engine.set_up(&request, &image, streams, &lease)?;
+            if let (true, Some((columns, rows))) = (request.terminal, request.terminal_size) {
+                container.resize(columns, rows)?;
+            }
             container.start().map_err(start_error)?;
             let files = Mutex::new(Some(ContainerFiles { _own: files, _lease: lease }));
             Ok(RunningContainer { container, cancel, files })

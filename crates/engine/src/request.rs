@@ -230,6 +230,8 @@ pub struct RunRequest {
     pub remove: bool,
     /// `-t`.
     pub terminal: bool,
+    /// The columns and rows that the terminal has from the start; a process may ask for them at once.
+    pub terminal_size: Option<(u16, u16)>,
     /// `-i`: whether standard input is handed to the process.
     pub interactive: bool,
 }

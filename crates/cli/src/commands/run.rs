@@ -42,7 +42,7 @@ pub fn run(start: &Start, args: &RunArgs) -> Result<u8, Failure> {
 
 fn run_inner(start: &Start, args: &RunArgs) -> Result<u8, Failure> {
     let folder = std::env::current_dir().context("cannot find the working directory")?;
-    let request = run_request(args, &start.environment, &folder)?;
+    let request = RunRequest { terminal_size: terminal::size(), ..run_request(args, &start.environment, &folder)? };
     check_terminal(args, std::io::stdin().is_terminal())?;
     if !args.rm {
         output::note("forge: containers are not kept yet: this one is removed when it ends, as with --rm");

@@ -31,6 +31,7 @@ pub fn run_request(args: &RunArgs, environment: &Environment, folder: &Path) -> 
         readonly_root: args.read_only,
         remove: true,
         terminal: args.tty,
+        terminal_size: None,
         interactive: args.interactive,
     })
 }

@@ -105,6 +105,7 @@ fn privileged_a_terminal_is_one() {
     }
     let refused = forge.fails(125, &["run", "--rm", "-it", "busybox", "true"]);
     assert_eq!(refused.stderr, "forge: the input device is not a TTY\n");
+    // Fails now and then when the size is set after the process was started.
     // `script` gives forge a terminal of 97 columns, which the container must see.
     let line = format!(
         "stty cols 97 rows 31; {} run --rm -it busybox sh -c 'tty; stty size; read x; echo \"<$x>\"; exit 5'",
