@@ -1,7 +1,7 @@
 //! One build: Dockerfile, graph, solution, outputs.
 
 use crate::dockerfile::{DockerfileText, read_dockerfile, read_from_context, read_ignore_file};
-use crate::engine::{Engine, blocking};
+use crate::engine::{Engine, LateExecutor, blocking};
 use crate::error::{chain, work_hint};
 use crate::excerpt::excerpt;
 use crate::plausible;
@@ -240,7 +240,8 @@ impl Build {
         let (transfer, images) = (self.transfer.clone(), self.images.clone());
         let solver = self.engine.blocking(move |engine| {
             let (store, lease) = (transfer.store, transfer.lease);
-            let worker = LocalWorker::new(store.clone(), lease.clone(), engine.executor()?, images);
+            let executor = Arc::new(LateExecutor(engine.clone()));
+            let worker = LocalWorker::new(store.clone(), lease.clone(), executor, images);
             Ok(Solver {
                 worker: Arc::new(worker),
                 results: Arc::new(LocalResults::new(store, lease)),

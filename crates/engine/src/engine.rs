@@ -2,7 +2,7 @@ use crate::session::LocalSession;
 use crate::steps::ShownStep;
 use crate::{EngineError, EngineInfo, EngineOptions, PullOutcome, PushOutcome};
 use forge_cache::{CacheIndex, Flights, SqliteIndex};
-use forge_executor::{Executor, NamespaceExecutor};
+use forge_executor::{Container, ContainerId, Executor, ExecutorError, NamespaceExecutor, SandboxSpec, Stdio};
 use forge_exporter::{ExportError, ExportSettings, ImageSet, Pushed};
 use forge_image::{ErrorKind, Platform, Reference};
 use forge_registry::{
@@ -49,7 +49,7 @@ pub(crate) async fn until_cancelled<T, E: Into<EngineError>>(
 }
 
 /// The value of a cell, made by the first who asks. Two who ask at once may both make one; one of them is kept.
-fn made<T: Clone>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
+fn made<T: Clone, E>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     match cell.get() {
         Some(value) => Ok(value.clone()),
         None => make().map(|value| cell.get_or_init(|| value).clone()),
@@ -91,7 +91,7 @@ impl Engine {
         blocking(move || work(&engine)).await
     }
 
-    pub(crate) fn executor(&self) -> Result<Arc<NamespaceExecutor>, EngineError> {
+    pub(crate) fn executor(&self) -> Result<Arc<NamespaceExecutor>, ExecutorError> {
         let directory = self.store().root().join("run");
         made(&self.0.executor, || Ok(Arc::new(NamespaceExecutor::new(&directory)?)))
     }
@@ -263,5 +263,18 @@ fn registry_options(options: &EngineOptions) -> RegistryOptions {
             no_proxy: options.proxy.no_proxy.clone(),
         },
         ..RegistryOptions::default()
+    }
+}
+
+/// The engine's executor, started with the first step that really runs: a cached build needs none.
+pub(crate) struct LateExecutor(pub Engine);
+
+impl Executor for LateExecutor {
+    fn create(&self, id: &ContainerId, spec: &SandboxSpec, io: Stdio) -> Result<Box<dyn Container>, ExecutorError> {
+        self.0.executor()?.create(id, spec, io)
+    }
+
+    fn notices(&self) -> Vec<String> {
+        self.0.executor().map(|executor| executor.notices()).unwrap_or_default()
     }
 }
