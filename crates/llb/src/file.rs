@@ -65,7 +65,7 @@ pub struct CopyAction {
     pub sources: Vec<String>,
     /// Where to, absolute. With a `/` at its end, or with several sources, it is a folder.
     pub destination: String,
-    /// The owner of everything copied; `None` is 0:0 for contexts and for COPY from stages alike.
+    /// The owner of everything copied; `None` is 0:0 for files of a context, and keeps the owners of other trees.
     pub owner: Option<Owner>,
     /// The permission bits of everything copied; `None` keeps them.
     pub mode: Option<ModeChange>,
