@@ -1,4 +1,4 @@
-//! What reading and lowering a long Dockerfile costs. Run by `cargo bench`; `cargo test` runs each case once.
+//! What reading and lowering a long Dockerfile costs. Run by `cargo bench`; `cargo test --benches` runs each case once.
 
 use forge_frontend::{LowerOptions, Lowered, ResolvedImages, lower, parse};
 use forge_image::Platform;

@@ -1,5 +1,5 @@
 //! What the solver itself costs, keys included: graphs of steps that do nothing, cold and warm. Run by
-//! `cargo bench`; `cargo test` runs each case once.
+//! `cargo bench`; `cargo test --benches` runs each case once.
 
 #[path = "../tests/fake/mod.rs"]
 mod fake;

@@ -1,6 +1,6 @@
 //! What it costs here to make things survive: medians of wall time, for `docs/design/003-durability.md`.
 //!
-//! Measures in a new folder under `FORGE_BENCH_DIR`, or the system's temporary folder. Run by `cargo bench`; `cargo test`
+//! Measures in a new folder under `FORGE_BENCH_DIR`, or the system's temporary folder. Run by `cargo bench`; `cargo test --benches`
 //! runs each case once.
 
 use forge_store::{Image, Store, Target};

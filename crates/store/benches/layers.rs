@@ -1,6 +1,6 @@
 //! What a layer costs on its way: committing an upper folder, writing it as tar and compressed, unpacking it again.
 //!
-//! Needs root, since layers keep owners. Run by `cargo bench`; `cargo test` runs each case once on a small layer.
+//! Needs root, since layers keep owners. Run by `cargo bench`; `cargo test --benches` runs each case once on a small layer.
 
 use forge_store::{Compression, Layers, Store, TarOptions};
 use std::fs;
