@@ -1,5 +1,6 @@
 //! Standard output and standard error, with errors instead of panics when a reader goes away.
 
+use serde_json::{Map, Value};
 use std::io::{self, Write};
 
 /// Writes to standard output.
@@ -15,4 +16,14 @@ pub fn print(text: &str) -> io::Result<()> {
 /// Writes a remark to standard error, where losing it is no reason to stop.
 pub fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// An object without the fields that hold nothing: docker's documents leave them out.
+pub fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            Value::Object(fields.into_iter().filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>())
+        }
+        other => other,
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::dockerfile::{DockerfileText, read_dockerfile, read_from_context, read_ignore_file};
 use crate::engine::{Engine, LateExecutor, blocking};
-use crate::error::{chain, work_hint};
+use crate::error::work_hint;
 use crate::excerpt::excerpt;
 use crate::plausible;
 use crate::steps::ShownStep;
@@ -12,7 +12,7 @@ use forge_frontend::{
     Dockerfile, FrontendError, ImageKeySource, ImageRequest, LowerOptions, Lowered, LoweredImage, ResolvedImage,
     ResolvedImages, Warning,
 };
-use forge_image::{ErrorKind, Platform};
+use forge_image::{ErrorKind, Platform, chain};
 use forge_llb::{ExtraHost, NetworkMode, ResolveMode};
 use forge_registry::TransferContext;
 use forge_session::{Context, Event, EventSink, LocalContext, Session, SourceSpan, WarningNotice};

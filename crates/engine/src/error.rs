@@ -1,6 +1,6 @@
 use forge_cache::CacheError;
 use forge_exporter::ExportError;
-use forge_image::ErrorKind;
+use forge_image::{ErrorKind, chain};
 use forge_registry::{FetchError, RegistryError};
 use forge_store::StoreError;
 use forge_worker::WorkError;
@@ -79,21 +79,6 @@ impl EngineError {
     pub fn exit_code(&self) -> Option<i32> {
         self.exit_code
     }
-}
-
-/// The messages of an error and all its causes, joined by colons. What was said already is not said again: libraries
-/// repeat their causes in their own messages.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 impl EngineError {

@@ -226,8 +226,6 @@ pub struct RunRequest {
     pub pull: PullPolicy,
     /// `--read-only`.
     pub readonly_root: bool,
-    /// Whether the container's files are removed when it ends. Kept ones cannot be used yet: refused.
-    pub remove: bool,
     /// `-t`.
     pub terminal: bool,
     /// The columns and rows that the terminal has from the start; a process may ask for them at once.

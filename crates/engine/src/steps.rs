@@ -1,7 +1,7 @@
 //! Steps of a build that are no vertices of its graph: reading the Dockerfile, resolving images, exporting.
 
-use crate::error::chain;
 use forge_image::Digest;
+use forge_image::chain;
 use forge_session::{Event, EventSink, VertexUpdate};
 use std::error::Error;
 use std::time::SystemTime;

@@ -16,3 +16,18 @@ pub enum ErrorKind {
     /// A defect in forge.
     Internal,
 }
+
+/// The messages of an error and all its causes, joined by colons. What was said already is not said again: libraries
+/// repeat their causes in their own messages.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

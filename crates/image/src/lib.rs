@@ -19,7 +19,7 @@ mod reference;
 
 pub use config::{ContainerConfig, Healthcheck, HistoryEntry, ImageConfig, RootFs};
 pub use digest::{ChainId, DiffId, Digest, DigestError, Hasher, ImageId};
-pub use error_kind::ErrorKind;
+pub use error_kind::{ErrorKind, chain};
 pub use manifest::{Annotations, Descriptor, DocumentError, Index, Manifest};
 pub use media_type::MediaType;
 pub use platform::{Platform, PlatformError};

@@ -737,7 +737,11 @@ pub async fn pull(
     Ok(pulled)
 }
 
-async fn record(context: &TransferContext, pulled: &Pulled, reference: &Reference) -> Result<(), FetchError> {
+/// Records an image that was fetched, under its digest in the repository and, where it was asked for by one, its tag.
+///
+/// # Errors
+/// The store cannot record it.
+pub async fn record(context: &TransferContext, pulled: &Pulled, reference: &Reference) -> Result<(), FetchError> {
     let (context, pulled, reference) = (context.clone(), pulled.clone(), reference.clone());
     blocking(move || {
         let images = context.store.images();

@@ -51,7 +51,7 @@ pub use document::Document;
 pub use error::RegistryError;
 pub use image_fetch::{
     FetchError, ImageSource, MAX_CONFIG, MAX_MANIFEST, Pulled, RegistrySource, ResolvedImage, ensure_blob, fetch_image,
-    fetch_layers, image_manifests, pull, resolve_image, resolve_manifest, resolve_root,
+    fetch_layers, image_manifests, pull, record, resolve_image, resolve_manifest, resolve_root,
 };
 pub use layout::{IMAGE_NAME, LayoutName, OciLayout, REF_NAME, from_oci_layout, resolve_oci_layout};
 pub use login::LoginOutcome;

@@ -2,7 +2,7 @@ use crate::exec::ExecError;
 use crate::file::FileError;
 use forge_cache::CacheError;
 use forge_executor::ExecutorError;
-use forge_image::{Digest, ErrorKind, ImageId};
+use forge_image::{Digest, ErrorKind, ImageId, chain};
 use forge_registry::FetchError;
 use forge_solver::WorkerError;
 use forge_store::StoreError;
@@ -119,21 +119,7 @@ impl From<WorkError> for WorkerError {
         if matches!(error, WorkError::Cancelled) {
             return Self::Cancelled;
         }
-        let message = one_line(&error);
+        let message = chain(&error);
         Self::Other { kind: error.kind(), message, source: Some(Box::new(error)), hint: None }
     }
-}
-
-/// An error and its causes, joined by colons.
-pub(crate) fn one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -5,9 +5,9 @@ use forge_image::{Digest, ImageConfig, ImageId, Platform, Reference};
 use forge_llb::{ImageSource, OciLayoutSource, ResolveMode};
 use forge_registry::{
     FetchError, LayoutName, OciLayout, Pulled, Registry, RegistrySource, ResolvedImage, TransferContext, fetch_layers,
-    resolve_image, resolve_oci_layout,
+    record, resolve_image, resolve_oci_layout,
 };
-use forge_store::{Image, LayerId, StoreError, Target};
+use forge_store::{Image, LayerId, StoreError};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -150,7 +150,9 @@ impl ImageResolver {
             Some(Known::Remote(reference, resolved)) => {
                 let source = Arc::new(RegistrySource::new(self.registry.clone(), reference.clone()));
                 let layers = fetch_layers(&context, &(source as Arc<_>), &resolved).await?;
-                keep(context, Pulled { resolved: *resolved, layers }, reference).await
+                let pulled = Pulled { resolved: *resolved, layers };
+                record(&context, &pulled, &reference).await?;
+                Ok(pulled.layers)
             }
             Some(Known::Layout(folder, resolved)) => {
                 let source = Arc::new(OciLayout::open(&folder)?);
@@ -172,20 +174,6 @@ async fn stored_layers(context: TransferContext, id: ImageId) -> Result<Vec<Laye
         Ok(image.layers)
     };
     tokio::task::spawn_blocking(hold).await?
-}
-
-async fn keep(context: TransferContext, pulled: Pulled, reference: Reference) -> Result<Vec<LayerId>, WorkError> {
-    let record = move || -> Result<Vec<LayerId>, WorkError> {
-        let images = context.store.images();
-        let target: Target = pulled.target();
-        images.put(&pulled.image(), &pulled.resolved.config_bytes, &context.lease)?;
-        images.pin_digest(&reference.with_digest(pulled.resolved.root.digest.clone()), &target)?;
-        if reference.digest().is_none() {
-            images.tag(&reference, &target)?;
-        }
-        Ok(pulled.layers)
-    };
-    tokio::task::spawn_blocking(record).await?
 }
 
 impl From<FetchError> for WorkError {

@@ -1,6 +1,6 @@
 //! The worker of this machine: one function for each op.
 
-use crate::error::{WorkError, one_line};
+use crate::error::WorkError;
 use crate::exec::{self, ExecError, Step, StepLog};
 use crate::file;
 use crate::images::ImageResolver;
@@ -10,7 +10,7 @@ use crate::source_tree::Stop;
 use async_trait::async_trait;
 use forge_cache::ResultRef;
 use forge_executor::{Container, Executor, ExecutorError, ExitStatus};
-use forge_image::Platform;
+use forge_image::{Platform, chain};
 use forge_llb::{ExecOp, FileOp, Op, SourceOp, Vertex};
 use forge_session::Session;
 use forge_solver::{CacheMap, ExecuteRequest, Execution, Worker, WorkerError};
@@ -184,6 +184,6 @@ fn explain(op: &ExecOp, error: ExecError) -> WorkerError {
         _ => return WorkError::from(error).into(),
     };
     let process = op.args.join(" ");
-    let message = format!("process {process:?} did not start: {}", one_line(&error));
+    let message = format!("process {process:?} did not start: {}", chain(&error));
     WorkerError::Process { exit, message, last_lines: Vec::new() }
 }

@@ -1,12 +1,12 @@
 use super::{Start, block_on};
 use crate::args::InspectArgs;
 use crate::failure::Failure;
-use crate::output;
+use crate::output::{self, without_nulls};
 use crate::request::unsupported;
 use crate::template::Format;
 use forge_engine::ImageDetails;
 use forge_image::Reference;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// Shows what is found and tells what is not, as docker does.
 pub fn inspect(start: &Start, args: &InspectArgs) -> Result<u8, Failure> {
@@ -68,15 +68,6 @@ fn document(details: &ImageDetails) -> anyhow::Result<Value> {
         "Descriptor": details.manifest.as_ref().map(serde_json::to_value).transpose()?,
     });
     Ok(without_nulls(document))
-}
-
-fn without_nulls(value: Value) -> Value {
-    match value {
-        Value::Object(fields) => {
-            Value::Object(fields.into_iter().filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>())
-        }
-        other => other,
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
+use crate::output::without_nulls;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use forge_session::{Event, SourceSpan, StatusUpdate, VertexUpdate, WarningNotice};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::time::SystemTime;
 
 /// One event as one line of BuildKit's `rawjson`: a status object with one of its four lists filled.
@@ -66,15 +67,6 @@ fn range(span: &SourceSpan) -> Value {
 
 fn time(time: SystemTime) -> String {
     humantime::format_rfc3339_nanos(time).to_string()
-}
-
-fn without_nulls(value: Value) -> Value {
-    match value {
-        Value::Object(fields) => {
-            Value::Object(fields.into_iter().filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>())
-        }
-        other => other,
-    }
 }
 
 #[cfg(test)]

@@ -29,7 +29,6 @@ pub fn run_request(args: &RunArgs, environment: &Environment, folder: &Path) -> 
         platform: args.platform.as_deref().or(default_platform).map(platform).transpose()?,
         pull: pull_policy(&args.pull)?,
         readonly_root: args.read_only,
-        remove: true,
         terminal: args.tty,
         terminal_size: None,
         interactive: args.interactive,

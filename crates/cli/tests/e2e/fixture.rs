@@ -74,7 +74,7 @@ impl Forge {
 
     /// The binary with nothing of the tester's environment.
     pub fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_forge"));
+        let mut command = Command::new(binary());
         command.args(words).env_clear().stdin(Stdio::null()).current_dir(self.home.path());
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("HOME", self.home.path()).env("FORGE_ROOT", self.store());
@@ -269,4 +269,9 @@ pub fn wait(child: &mut Child) -> i32 {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// The binary under test: that of this build, or the one that `FORGE_BINARY` names, as for a release.
+pub fn binary() -> String {
+    std::env::var("FORGE_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_forge").to_owned())
 }

@@ -96,7 +96,7 @@ fn privileged_save_and_load_keep_the_image() {
     let saved = crate::fixture::run(
         std::process::Command::new("sh")
             .args(["-c", "exec \"$0\" save app:1.0 > \"$1\""])
-            .arg(env!("CARGO_BIN_EXE_forge"))
+            .arg(crate::fixture::binary())
             .arg(&streamed)
             .env("FORGE_ROOT", forge.store())
             .env("FORGE_CONFIG", forge.path("forge.toml")),

@@ -109,7 +109,7 @@ fn privileged_a_terminal_is_one() {
     // `script` gives forge a terminal of 97 columns, which the container must see.
     let line = format!(
         "stty cols 97 rows 31; {} run --rm -it busybox sh -c 'tty; stty size; read x; echo \"<$x>\"; exit 5'",
-        env!("CARGO_BIN_EXE_forge")
+        crate::fixture::binary()
     );
     let mut script = Command::new(find("script").unwrap());
     script
