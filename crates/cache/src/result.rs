@@ -15,6 +15,8 @@ pub enum ResultRef {
     Context {
         /// The context's name.
         name: String,
+        /// Patterns of what there is at all; none for everything.
+        include: Vec<String>,
         /// Patterns of what is left out.
         exclude: Vec<String>,
     },

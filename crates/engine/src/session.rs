@@ -2,8 +2,9 @@
 
 use async_trait::async_trait;
 use forge_registry::DockerConfig;
-use forge_session::{Context, CredentialError, Credentials, EventSink, Session};
+use forge_session::{Context, CredentialError, Credentials, EventSink, Secret, SecretError, Session};
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,14 @@ impl Session for LocalSession {
 
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
         DockerConfig::open(&self.docker_config).credentials(registry).await
+    }
+
+    async fn secret(&self, _id: &str) -> Result<Option<Secret>, SecretError> {
+        Ok(None)
+    }
+
+    async fn ssh_agent(&self, _id: &str) -> Result<Option<OwnedFd>, SecretError> {
+        Ok(None)
     }
 
     fn events(&self) -> &dyn EventSink {

@@ -8,7 +8,7 @@ use crate::*;
 use forge_image::Platform;
 
 /// The version of the encoding.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// Writes values of fixed shape.
 #[derive(Default)]
@@ -85,6 +85,12 @@ fn encode_op(encoder: &mut Encoder, op: &Op) {
             encoder.tag(b'F');
             encoder.list(&file.actions, encode_action);
         }
+        Op::Merge => encoder.tag(b'M'),
+        Op::Diff(DiffOp { lower, upper }) => {
+            encoder.tag(b'D');
+            encoder.option(*lower, |encoder, index| encoder.number(index as u64));
+            encoder.option(*upper, |encoder, index| encoder.number(index as u64));
+        }
     }
 }
 
@@ -96,9 +102,10 @@ fn encode_source(encoder: &mut Encoder, source: &SourceOp) {
             encoder.option(pinned.as_ref(), |encoder, digest| encoder.text(digest.as_str()));
             encoder.flag(*resolve == ResolveMode::ForcePull);
         }
-        SourceOp::Local(LocalSource { name, exclude }) => {
+        SourceOp::Local(LocalSource { name, include, exclude }) => {
             encoder.tag(b'L');
             encoder.text(name);
+            encoder.texts(include);
             encoder.texts(exclude);
         }
         SourceOp::OciLayout(OciLayoutSource { name, tag, digest }) => {
@@ -107,7 +114,37 @@ fn encode_source(encoder: &mut Encoder, source: &SourceOp) {
             encoder.option(tag.as_deref(), Encoder::text);
             encoder.option(digest.as_ref(), |encoder, digest| encoder.text(digest.as_str()));
         }
+        SourceOp::Git(git) => encode_git(encoder, git),
+        SourceOp::Http(http) => encode_http(encoder, http),
     }
+}
+
+fn encode_git(encoder: &mut Encoder, git: &GitSource) {
+    encoder.tag(b'G');
+    encoder.text(&git.remote);
+    encoder.option(git.reference.as_deref(), Encoder::text);
+    encoder.text(&git.subdir);
+    encoder.option(git.checksum.as_deref(), Encoder::text);
+    encoder.flag(git.keep_git_dir);
+    encoder.flag(git.skip_submodules);
+    encoder.flag(git.mtime == GitMtime::Commit);
+    encoder.option(git.auth_token_secret.as_deref(), Encoder::text);
+    encoder.option(git.auth_header_secret.as_deref(), Encoder::text);
+    encoder.option(git.ssh.as_deref(), Encoder::text);
+    encoder.option(git.known_hosts.as_deref(), Encoder::text);
+}
+
+fn encode_http(encoder: &mut Encoder, http: &HttpSource) {
+    encoder.tag(b'H');
+    encoder.text(&http.url);
+    encoder.option(http.checksum.as_ref(), |encoder, digest| encoder.text(digest.as_str()));
+    encoder.option(http.filename.as_deref(), Encoder::text);
+    encoder.option(http.mode, |encoder, mode| encoder.number(mode.into()));
+    encoder.option(http.owner, |encoder, (uid, gid)| {
+        encoder.number(uid.into());
+        encoder.number(gid.into());
+    });
+    encoder.option(http.auth_header_secret.as_deref(), Encoder::text);
 }
 
 fn encode_exec(encoder: &mut Encoder, exec: &ExecOp) {
@@ -125,6 +162,22 @@ fn encode_exec(encoder: &mut Encoder, exec: &ExecOp) {
     encoder.flag(exec.security == SecurityMode::Insecure);
     encoder.text(&exec.hostname);
     encoder.list(&exec.extra_hosts, |encoder, extra| encoder.text(&extra.host));
+    encoder.list(&exec.secret_env, |encoder, secret| {
+        encoder.text(&secret.id);
+        encoder.text(&secret.name);
+        encoder.flag(secret.optional);
+    });
+    encoder.list(&exec.ulimits, |encoder, limit| {
+        encoder.text(&limit.name);
+        encoder.number(limit.soft.cast_unsigned());
+        encoder.number(limit.hard.cast_unsigned());
+    });
+    encoder.list(&exec.devices, |encoder, device| {
+        encoder.text(&device.name);
+        encoder.flag(device.optional);
+    });
+    encoder.list(&exec.valid_exit_codes, |encoder, code| encoder.number(i64::from(*code).cast_unsigned()));
+    encoder.flag(exec.remove_mount_stubs);
 }
 
 fn encode_mount(encoder: &mut Encoder, mount: &ExecMount) {
@@ -133,13 +186,38 @@ fn encode_mount(encoder: &mut Encoder, mount: &ExecMount) {
     encoder.text(&mount.selector);
     encoder.option(mount.output, |encoder, output| encoder.number(output as u64));
     encoder.flag(mount.readonly);
-    match mount.kind {
+    match &mount.kind {
         MountKind::Bind => encoder.tag(b'B'),
         MountKind::Tmpfs { size } => {
             encoder.tag(b'T');
-            encoder.option(size, Encoder::number);
+            encoder.option(*size, Encoder::number);
+        }
+        MountKind::Cache { id, sharing } => {
+            encoder.tag(b'C');
+            encoder.text(id);
+            encoder.tag(match sharing {
+                CacheSharing::Shared => 0,
+                CacheSharing::Private => 1,
+                CacheSharing::Locked => 2,
+            });
+        }
+        MountKind::Secret(secret) => {
+            encoder.tag(b'S');
+            encode_secret(encoder, secret);
+        }
+        MountKind::Ssh(agent) => {
+            encoder.tag(b'A');
+            encode_secret(encoder, agent);
         }
     }
+}
+
+fn encode_secret(encoder: &mut Encoder, secret: &SecretMount) {
+    encoder.text(&secret.id);
+    encoder.number(secret.uid.into());
+    encoder.number(secret.gid.into());
+    encoder.number(secret.mode.into());
+    encoder.flag(secret.optional);
 }
 
 fn encode_input(encoder: &mut Encoder, input: FileInput) {
@@ -180,6 +258,14 @@ fn encode_action(encoder: &mut Encoder, action: &FileAction) {
             encoder.tag(b'r');
             encoder.text(&rm.path);
             encoder.flag(rm.allow_not_found);
+            encoder.flag(rm.allow_wildcard);
+        }
+        FileKind::Symlink(link) => {
+            encoder.tag(b'l');
+            encoder.text(&link.target);
+            encoder.text(&link.path);
+            encoder.option(link.owner.as_ref(), encode_owner);
+            encoder.option(link.timestamp, |encoder, time| encoder.number(time.cast_unsigned()));
         }
     }
 }
@@ -202,8 +288,13 @@ fn encode_copy(encoder: &mut Encoder, copy: &CopyAction) {
     });
     encoder.flag(copy.allow_wildcard);
     encoder.flag(copy.unpack_archives);
+    encoder.texts(&copy.include);
     encoder.texts(&copy.exclude);
+    encoder.texts(&copy.required);
     encoder.option(copy.timestamp, |encoder, time| encoder.number(time.cast_unsigned()));
+    for choice in [copy.follow_links, copy.contents_only, copy.make_parents, copy.allow_empty_wildcard, copy.replace] {
+        encoder.flag(choice);
+    }
 }
 
 fn encode_owner(encoder: &mut Encoder, owner: &Owner) {

@@ -38,6 +38,11 @@ fn dump_op(op: &Op, inputs: &[String]) -> String {
         Op::Source(source) => dump_source(source),
         Op::Exec(exec) => dump_exec(exec, inputs),
         Op::File(file) => file.actions.iter().map(|action| dump_action(action, inputs)).collect(),
+        Op::Merge => format!("merge {}", inputs.join(" ")),
+        Op::Diff(DiffOp { lower, upper }) => {
+            let side = |index: &Option<usize>| index.map_or("scratch".to_owned(), |index| inputs[index].clone());
+            format!("diff {} to {}", side(lower), side(upper))
+        }
     }
 }
 
@@ -48,8 +53,17 @@ fn dump_source(source: &SourceOp) -> String {
             let pull = if image.resolve == ResolveMode::ForcePull { " pull" } else { "" };
             format!("image {}{pinned}{pull}", image.reference)
         }
-        SourceOp::Local(local) if local.exclude.is_empty() => format!("local {}", local.name),
-        SourceOp::Local(local) => format!("local {} exclude {:?}", local.name, local.exclude),
+        SourceOp::Local(local) => {
+            let mut text = format!("local {}", local.name);
+            for (what, patterns) in [("include", &local.include), ("exclude", &local.exclude)] {
+                if !patterns.is_empty() {
+                    _ = write!(text, " {what} {patterns:?}");
+                }
+            }
+            text
+        }
+        SourceOp::Git(git) => dump_git(git),
+        SourceOp::Http(http) => dump_http(http),
         SourceOp::OciLayout(layout) => format!(
             "oci-layout {} tag {:?} digest {:?}",
             layout.name,
@@ -57,6 +71,36 @@ fn dump_source(source: &SourceOp) -> String {
             layout.digest.as_ref().map(ToString::to_string)
         ),
     }
+}
+
+fn dump_git(git: &GitSource) -> String {
+    let mut text = format!("git {}", git.remote);
+    let named = [("ref", &git.reference), ("checksum", &git.checksum), ("ssh", &git.ssh)];
+    for (name, value) in named.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?))) {
+        _ = write!(text, " {name} {value}");
+    }
+    if !git.subdir.is_empty() {
+        _ = write!(text, " subdir {}", git.subdir);
+    }
+    let flags = [
+        ("keep-git-dir", git.keep_git_dir),
+        ("skip-submodules", git.skip_submodules),
+        ("commit-times", git.mtime == GitMtime::Commit),
+    ];
+    flags.iter().filter(|(_, on)| *on).for_each(|(name, _)| _ = write!(text, " {name}"));
+    text
+}
+
+fn dump_http(http: &HttpSource) -> String {
+    let mut text = format!("http {}", http.url);
+    let checksum = http.checksum.as_ref().map(ToString::to_string);
+    let mode = http.mode.map(|mode| format!("{mode:04o}"));
+    let owner = http.owner.map(|(uid, gid)| format!("{uid}:{gid}"));
+    let named = [("checksum", checksum), ("name", http.filename.clone()), ("mode", mode), ("owner", owner)];
+    for (name, value) in named.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+        _ = write!(text, " {name} {value}");
+    }
+    text
 }
 
 fn dump_exec(exec: &ExecOp, inputs: &[String]) -> String {
@@ -73,17 +117,31 @@ fn dump_exec(exec: &ExecOp, inputs: &[String]) -> String {
     line("security", exec.security != SecurityMode::Sandbox, format!("{:?}", exec.security));
     line("hostname", !exec.hostname.is_empty(), exec.hostname.clone());
     line("extra-hosts", !exec.extra_hosts.is_empty(), format!("{:?}", exec.extra_hosts));
+    line("secret-env", !exec.secret_env.is_empty(), format!("{:?}", exec.secret_env));
+    line("ulimits", !exec.ulimits.is_empty(), format!("{:?}", exec.ulimits));
+    line("cgroup-parent", !exec.cgroup_parent.is_empty(), exec.cgroup_parent.clone());
+    line("devices", !exec.devices.is_empty(), format!("{:?}", exec.devices));
+    line("valid-exit-codes", !exec.valid_exit_codes.is_empty(), format!("{:?}", exec.valid_exit_codes));
+    line("remove-mount-stubs", exec.remove_mount_stubs, String::new());
     for mount in &exec.mounts {
         let from = mount.input.map_or("scratch".to_owned(), |input| inputs[input].clone());
-        let kind = match mount.kind {
+        let kind = match &mount.kind {
             MountKind::Bind => String::new(),
             MountKind::Tmpfs { size } => format!(" tmpfs {size:?}"),
+            MountKind::Cache { id, sharing } => format!(" cache {id:?} {sharing:?}"),
+            MountKind::Secret(secret) => format!(" secret{}", dump_secret(secret)),
+            MountKind::Ssh(agent) => format!(" ssh{}", dump_secret(agent)),
         };
         let output = mount.output.map(|output| format!(" -> {output}")).unwrap_or_default();
         let readonly = if mount.readonly { " ro" } else { "" };
         line("mount", true, format!("{} from {from}{}{kind}{readonly}{output}", mount.target, mount.selector));
     }
     text
+}
+
+fn dump_secret(secret: &SecretMount) -> String {
+    let optional = if secret.optional { " optional" } else { "" };
+    format!(" {:?} {}:{} mode {:04o}{optional}", secret.id, secret.uid, secret.gid, secret.mode)
 }
 
 fn dump_input(input: FileInput, inputs: &[String]) -> String {
@@ -112,7 +170,15 @@ fn dump_action(action: &FileAction, inputs: &[String]) -> String {
             dump_owner(mkfile.owner.as_ref()),
             String::from_utf8_lossy(&mkfile.data)
         ),
-        FileKind::Rm(rm) => format!("rm on {base}: {}\n", rm.path),
+        FileKind::Rm(rm) => format!(
+            "rm on {base}: {}{}{}\n",
+            rm.path,
+            if rm.allow_wildcard { " wildcard" } else { "" },
+            if rm.allow_not_found { " maybe" } else { "" }
+        ),
+        FileKind::Symlink(link) => {
+            format!("symlink on {base}: {} -> {:?}{}\n", link.path, link.target, dump_owner(link.owner.as_ref()))
+        }
     }
 }
 
@@ -135,8 +201,21 @@ fn dump_copy(copy: &CopyAction, base: &str, inputs: &[String]) -> String {
     if copy.unpack_archives {
         text += " unpack";
     }
-    if !copy.exclude.is_empty() {
-        _ = write!(text, " exclude {:?}", copy.exclude);
+    for (what, list) in [("include", &copy.include), ("exclude", &copy.exclude), ("required", &copy.required)] {
+        if !list.is_empty() {
+            _ = write!(text, " {what} {list:?}");
+        }
+    }
+    let unusual = [
+        ("link-itself", !copy.follow_links),
+        ("folder-itself", !copy.contents_only),
+        ("no-parents", !copy.make_parents),
+        ("some-match", copy.allow_wildcard && !copy.allow_empty_wildcard),
+        ("replace", copy.replace),
+    ];
+    unusual.iter().filter(|(_, on)| *on).for_each(|(name, _)| _ = write!(text, " {name}"));
+    if let Some(timestamp) = copy.timestamp {
+        _ = write!(text, " time {timestamp}");
     }
     text + "\n"
 }

@@ -21,6 +21,49 @@ pub struct ExecOp {
     pub extra_hosts: Vec<ExtraHost>,
     /// Proxy settings for the process, `KEY=value`: handed over, but not part of the key and not recorded.
     pub proxy_env: Vec<String>,
+    /// Secrets that the process finds in its environment. Their values are part of nothing.
+    pub secret_env: Vec<SecretEnv>,
+    /// Resource limits, setrlimit(2).
+    pub ulimits: Vec<Ulimit>,
+    /// The cgroup below which the process is put; empty for the default. Not part of the key.
+    pub cgroup_parent: String,
+    /// Devices by their CDI names.
+    pub devices: Vec<CdiDevice>,
+    /// The exit codes that are no failure; empty for 0 alone.
+    pub valid_exit_codes: Vec<i32>,
+    /// Whether folders made only to mount something are removed with their parents.
+    pub remove_mount_stubs: bool,
+}
+
+/// A secret in the environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretEnv {
+    /// The secret's id in the session.
+    pub id: String,
+    /// The variable.
+    pub name: String,
+    /// Whether a session without the secret is fine; the variable is unset then.
+    pub optional: bool,
+}
+
+/// A resource limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ulimit {
+    /// The name as docker spells it, `nofile`.
+    pub name: String,
+    /// The soft limit; -1 for none.
+    pub soft: i64,
+    /// The hard limit; -1 for none.
+    pub hard: i64,
+}
+
+/// A device of the Container Device Interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CdiDevice {
+    /// `vendor.com/class=name`.
+    pub name: String,
+    /// Whether a machine without it is fine.
+    pub optional: bool,
 }
 
 /// A line of `/etc/hosts`.
@@ -73,6 +116,44 @@ pub enum MountKind {
         /// The limit in bytes; `None` for the kernel's default.
         size: Option<u64>,
     },
+    /// A folder that outlives the build. What the input holds is its first content.
+    Cache {
+        /// Its name, with its namespace.
+        id: String,
+        /// Who else may use it at the same time.
+        sharing: CacheSharing,
+    },
+    /// A secret of the session as a file.
+    Secret(SecretMount),
+    /// The session's SSH agent as a socket.
+    Ssh(SecretMount),
+}
+
+/// Who may use a cache mount at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum CacheSharing {
+    /// Everybody.
+    #[default]
+    Shared,
+    /// One step; another one gets a folder of its own.
+    Private,
+    /// One step; another one waits.
+    Locked,
+}
+
+/// A secret or an agent as the process sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretMount {
+    /// The id in the session.
+    pub id: String,
+    /// The owner of the file.
+    pub uid: u32,
+    /// The group of the file.
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// Whether a session without it is fine; nothing is mounted then.
+    pub optional: bool,
 }
 
 /// The network of a process.
@@ -95,4 +176,28 @@ pub enum SecurityMode {
     Sandbox,
     /// All privileges; needs an entitlement.
     Insecure,
+}
+
+impl ExecOp {
+    /// A process of root's in `/` on the tree of input 0, with an empty environment.
+    pub fn new(args: Vec<String>) -> Self {
+        Self {
+            args,
+            env: Vec::new(),
+            cwd: "/".to_owned(),
+            user: String::new(),
+            mounts: vec![ExecMount::root()],
+            network: NetworkMode::Default,
+            security: SecurityMode::Sandbox,
+            hostname: String::new(),
+            extra_hosts: Vec::new(),
+            proxy_env: Vec::new(),
+            secret_env: Vec::new(),
+            ulimits: Vec::new(),
+            cgroup_parent: String::new(),
+            devices: Vec::new(),
+            valid_exit_codes: Vec::new(),
+            remove_mount_stubs: false,
+        }
+    }
 }

@@ -36,6 +36,8 @@ pub enum FileKind {
     Mkfile(MkfileAction),
     /// Removes a path.
     Rm(RmAction),
+    /// Makes a symbolic link.
+    Symlink(SymlinkAction),
 }
 
 /// An owner, by number or by a name that is looked up in the changed tree's `/etc/passwd` and `/etc/group`.
@@ -73,10 +75,50 @@ pub struct CopyAction {
     pub allow_wildcard: bool,
     /// Whether local tar archives are unpacked (ADD).
     pub unpack_archives: bool,
+    /// Patterns of what is taken, as in an ignore file, against paths below a source; none for all. Folders on the way
+    /// to what is taken are made with their modes and owners (`COPY --parents`).
+    pub include: Vec<String>,
     /// Patterns of what is left out, as in an ignore file.
     pub exclude: Vec<String>,
+    /// Paths below a source, or patterns, of which each must be matched by something.
+    pub required: Vec<String>,
     /// Seconds since the epoch that every copied file gets; `None` keeps the times.
     pub timestamp: Option<i64>,
+    /// Whether a link that a source names is followed.
+    pub follow_links: bool,
+    /// Whether of a folder that a source names the children are copied, and not the folder itself.
+    pub contents_only: bool,
+    /// Whether missing parents of the destination are made.
+    pub make_parents: bool,
+    /// Whether a pattern that matches nothing is fine.
+    pub allow_empty_wildcard: bool,
+    /// Whether a file takes the place of a folder, and a folder that of a file.
+    pub replace: bool,
+}
+
+impl CopyAction {
+    /// What COPY does by default: links in sources are followed, folders give their children, parents are made and
+    /// an empty pattern is fine.
+    pub fn new(from: FileInput, sources: Vec<String>, destination: impl Into<String>) -> Self {
+        Self {
+            from,
+            sources,
+            destination: destination.into(),
+            owner: None,
+            mode: None,
+            allow_wildcard: true,
+            unpack_archives: false,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            required: Vec::new(),
+            timestamp: None,
+            follow_links: true,
+            contents_only: true,
+            make_parents: true,
+            allow_empty_wildcard: true,
+            replace: false,
+        }
+    }
 }
 
 /// Makes a folder.
@@ -116,4 +158,19 @@ pub struct RmAction {
     pub path: String,
     /// Whether nothing to remove is fine.
     pub allow_not_found: bool,
+    /// Whether the path is a pattern of Go's `filepath.Match`.
+    pub allow_wildcard: bool,
+}
+
+/// Makes a symbolic link; one that is there is replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SymlinkAction {
+    /// What it points to, as it is.
+    pub target: String,
+    /// The link's path.
+    pub path: String,
+    /// The owner.
+    pub owner: Option<Owner>,
+    /// Seconds since the epoch; `None` is now.
+    pub timestamp: Option<i64>,
 }

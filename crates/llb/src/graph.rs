@@ -1,4 +1,4 @@
-use crate::{ExecOp, FileInput, FileKind, FileOp, SourceOp};
+use crate::{DiffOp, ExecOp, FileInput, FileKind, FileOp, SourceOp};
 use forge_image::{Digest, Platform};
 use std::collections::HashMap;
 use std::fmt;
@@ -49,13 +49,17 @@ pub enum Op {
     Exec(ExecOp),
     /// Changes files.
     File(FileOp),
+    /// Puts its inputs on top of each other, the first one lowest. None at all is the empty file system.
+    Merge,
+    /// What turns one tree into another.
+    Diff(DiffOp),
 }
 
 impl Op {
     /// How many outputs the op has.
     pub fn outputs(&self) -> usize {
         match self {
-            Self::Source(_) | Self::File(_) => 1,
+            Self::Source(_) | Self::File(_) | Self::Merge | Self::Diff(_) => 1,
             Self::Exec(exec) => exec.mounts.iter().filter_map(|mount| mount.output).max().map_or(0, |max| max + 1),
         }
     }
@@ -238,7 +242,8 @@ impl Graph {
 /// The first index in an op that points at nothing.
 fn bad_index(op: &Op, inputs: usize) -> Option<usize> {
     match op {
-        Op::Source(_) => None,
+        Op::Source(_) | Op::Merge => None,
+        Op::Diff(diff) => [diff.lower, diff.upper].into_iter().flatten().find(|index| *index >= inputs),
         Op::Exec(exec) => exec.mounts.iter().filter_map(|mount| mount.input).find(|index| *index >= inputs),
         Op::File(file) => bad_action_index(file, inputs),
     }

@@ -6,20 +6,27 @@
 //! A vertex is identified by the digest of its canonical bytes ([`Vertex::canonical_bytes`]), which cover the
 //! op, its platform and the digests of its inputs, and leave out names, spans and everything in [`Metadata`].
 //!
-//! Reading order: [`Graph`], [`Vertex`], [`Edge`]; [`Op`], [`SourceOp`], [`ExecOp`], [`FileOp`]; [`Metadata`].
+//! Reading order: [`Graph`], [`Vertex`], [`Edge`]; [`Op`], [`SourceOp`], [`ExecOp`], [`FileOp`],
+//! [`DiffOp`]; [`Metadata`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 mod canonical;
+mod diff;
 mod dump;
 mod exec;
 mod file;
 mod graph;
 mod source;
 
-pub use exec::{ExecMount, ExecOp, ExtraHost, MountKind, NetworkMode, SecurityMode};
+pub use diff::DiffOp;
+pub use exec::{
+    CacheSharing, CdiDevice, ExecMount, ExecOp, ExtraHost, MountKind, NetworkMode, SecretEnv, SecretMount,
+    SecurityMode, Ulimit,
+};
 pub use file::{
     CopyAction, FileAction, FileInput, FileKind, FileOp, MkdirAction, MkfileAction, ModeChange, Owner, RmAction,
+    SymlinkAction,
 };
 pub use graph::{Edge, Graph, GraphError, InstructionSpan, Metadata, Op, Vertex, VertexDigest};
-pub use source::{ImageSource, LocalSource, OciLayoutSource, ResolveMode, SourceOp};
+pub use source::{GitMtime, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource, ResolveMode, SourceOp};

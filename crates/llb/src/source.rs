@@ -9,6 +9,10 @@ pub enum SourceOp {
     Local(LocalSource),
     /// The file system of an image in an OCI layout folder.
     OciLayout(OciLayoutSource),
+    /// A revision of a Git repository.
+    Git(GitSource),
+    /// A file from a web server.
+    Http(HttpSource),
 }
 
 /// How an image's name becomes a digest.
@@ -37,6 +41,8 @@ pub struct ImageSource {
 pub struct LocalSource {
     /// The context's name, `context` for the main one.
     pub name: String,
+    /// Patterns of what there is at all, as in an ignore file; none for everything.
+    pub include: Vec<String>,
     /// Patterns of the ignore file, in order (`!` re-includes; last match wins).
     pub exclude: Vec<String>,
 }
@@ -50,4 +56,65 @@ pub struct OciLayoutSource {
     pub tag: Option<String>,
     /// The manifest's or index's digest, if one was given or found.
     pub digest: Option<Digest>,
+}
+
+/// A revision of a Git repository, checked out as a file tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GitSource {
+    /// The repository's address, without user information, fragment and query.
+    pub remote: String,
+    /// The branch, tag, full reference name or commit; `None` for the remote's default branch.
+    pub reference: Option<String>,
+    /// The folder of the repository that becomes the root; empty for all of it.
+    pub subdir: String,
+    /// The commit that the reference must lead to, or its first digits.
+    pub checksum: Option<String>,
+    /// Whether `.git` is kept.
+    pub keep_git_dir: bool,
+    /// Whether submodules are left out.
+    pub skip_submodules: bool,
+    /// Which times the files get.
+    pub mtime: GitMtime,
+    /// The secret with a token for HTTP, tried with the host's name behind it first; `GIT_AUTH_TOKEN`.
+    pub auth_token_secret: Option<String>,
+    /// The secret with an `Authorization` header for HTTP, tried likewise; `GIT_AUTH_HEADER`.
+    pub auth_header_secret: Option<String>,
+    /// The SSH agent of the session that is used for SSH.
+    pub ssh: Option<String>,
+    /// The known hosts for SSH, as in `known_hosts`; `None` accepts none but those the session knows.
+    pub known_hosts: Option<String>,
+}
+
+/// The times of checked out files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum GitMtime {
+    /// When they were checked out.
+    #[default]
+    Checkout,
+    /// When the commit was made.
+    Commit,
+}
+
+/// A file from a web server, as the only entry of a file tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpSource {
+    /// The address.
+    pub url: String,
+    /// What its bytes must hash to.
+    pub checksum: Option<Digest>,
+    /// The file's name; `None` takes the server's (`Content-Disposition`), else the address's.
+    pub filename: Option<String>,
+    /// Its permission bits; `None` for 0600.
+    pub mode: Option<u32>,
+    /// Its owner and group; `None` for root.
+    pub owner: Option<(u32, u32)>,
+    /// The secret with an `Authorization` header.
+    pub auth_header_secret: Option<String>,
+}
+
+impl HttpSource {
+    /// A plain download.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self { url: url.into(), checksum: None, filename: None, mode: None, owner: None, auth_header_secret: None }
+    }
 }

@@ -3,7 +3,7 @@
 //! The crate knows nothing of graphs, images in stores or terminals. A session may be in this process or at the
 //! far end of a connection; nothing in these traits lets a caller tell.
 //!
-//! Reading order: [`Session`]; [`Context`], [`ContextEntry`], [`ContextPath`], [`LocalContext`]; [`Credentials`];
+//! Reading order: [`Session`]; [`Context`], [`ContextEntry`], [`ContextPath`], [`LocalContext`]; [`Credentials`]; [`Secret`];
 //! [`SingleFlight`]; [`Event`], [`EventSink`]; [`PatternMatcher`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -13,6 +13,7 @@ mod credentials;
 mod event;
 mod local_context;
 mod patterns;
+mod secret;
 mod single_flight;
 
 pub use context::{Context, ContextEntry, ContextError, ContextPath, EntryKind, FileStamp};
@@ -20,9 +21,11 @@ pub use credentials::{CredentialError, Credentials, Redacted};
 pub use event::{Event, EventSink, LogStream, ProgressGroup, SourceSpan, StatusUpdate, VertexUpdate, WarningNotice};
 pub use local_context::LocalContext;
 pub use patterns::{PatternError, PatternMatcher};
+pub use secret::{Secret, SecretError};
 pub use single_flight::{SingleFlight, Turn};
 
 use async_trait::async_trait;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +40,19 @@ pub trait Session: Send + Sync {
     /// # Errors
     /// A credential helper failed, or the configuration cannot be read.
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError>;
+
+    /// The secret of that id; `None` where the session has none.
+    ///
+    /// # Errors
+    /// It is there and cannot be had.
+    async fn secret(&self, id: &str) -> Result<Option<Secret>, SecretError>;
+
+    /// A new connection to the SSH agent of that id (`default` is the usual one), speaking the agent protocol
+    /// (draft-miller-ssh-agent); `None` where the session has none. What crosses it is not filtered here.
+    ///
+    /// # Errors
+    /// It is there and does not answer.
+    async fn ssh_agent(&self, id: &str) -> Result<Option<OwnedFd>, SecretError>;
 
     /// Where progress goes.
     fn events(&self) -> &dyn EventSink;

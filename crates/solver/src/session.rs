@@ -1,5 +1,6 @@
 use async_trait::async_trait;
-use forge_session::{Context, CredentialError, Credentials, EventSink, Session};
+use forge_session::{Context, CredentialError, Credentials, EventSink, Secret, SecretError, Session};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +19,14 @@ impl Session for BuildSession {
 
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
         self.session.credentials(registry).await
+    }
+
+    async fn secret(&self, id: &str) -> Result<Option<Secret>, SecretError> {
+        self.session.secret(id).await
+    }
+
+    async fn ssh_agent(&self, id: &str) -> Result<Option<OwnedFd>, SecretError> {
+        self.session.ssh_agent(id).await
     }
 
     fn events(&self) -> &dyn EventSink {

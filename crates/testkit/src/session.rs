@@ -1,6 +1,9 @@
 use async_trait::async_trait;
-use forge_session::{Context, CredentialError, Credentials, Event, EventSink, Redacted, Session};
+use forge_session::{Context, CredentialError, Credentials, Event, EventSink, Redacted, Secret, SecretError, Session};
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
 
@@ -9,6 +12,8 @@ use tokio_util::sync::CancellationToken;
 pub struct TestSession {
     contexts: HashMap<String, Arc<dyn Context>>,
     credentials: HashMap<String, Credentials>,
+    secrets: HashMap<String, Secret>,
+    agents: HashMap<String, PathBuf>,
     asked: Mutex<Vec<String>>,
     events: Events,
     cancellation: CancellationToken,
@@ -47,6 +52,18 @@ impl TestSession {
         self
     }
 
+    /// Adds a secret.
+    pub fn with_secret(mut self, id: &str, value: &str) -> Self {
+        self.secrets.insert(id.to_owned(), Secret::new(value));
+        self
+    }
+
+    /// Adds an SSH agent that listens on a socket.
+    pub fn with_agent(mut self, id: &str, socket: impl Into<PathBuf>) -> Self {
+        self.agents.insert(id.to_owned(), socket.into());
+        self
+    }
+
     /// The registries that credentials were asked for, in order.
     pub fn asked(&self) -> Vec<String> {
         self.asked.lock().unwrap().clone()
@@ -72,6 +89,16 @@ impl Session for TestSession {
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
         self.asked.lock().unwrap().push(registry.to_owned());
         Ok(self.credentials.get(registry).cloned())
+    }
+
+    async fn secret(&self, id: &str) -> Result<Option<Secret>, SecretError> {
+        Ok(self.secrets.get(id).cloned())
+    }
+
+    async fn ssh_agent(&self, id: &str) -> Result<Option<OwnedFd>, SecretError> {
+        let Some(socket) = self.agents.get(id) else { return Ok(None) };
+        let failed = |source| SecretError::Agent { id: id.to_owned(), source };
+        Ok(Some(UnixStream::connect(socket).map_err(failed)?.into()))
     }
 
     fn events(&self) -> &dyn EventSink {

@@ -111,8 +111,14 @@ pub(crate) fn input_mounts(store: &Store, op: &ExecOp, inputs: &[ResultRef]) -> 
 }
 
 fn step_mount(store: &Store, mount: &ExecMount, inputs: &[ResultRef]) -> Result<MountSpec, ExecError> {
-    if let MountKind::Tmpfs { size } = mount.kind {
-        return Ok(MountSpec::new(&mount.target, MountSource::Tmpfs { size, mode: 0o1777 }, false));
+    match mount.kind {
+        MountKind::Bind => {}
+        MountKind::Tmpfs { size } => {
+            return Ok(MountSpec::new(&mount.target, MountSource::Tmpfs { size, mode: 0o1777 }, false));
+        }
+        MountKind::Cache { .. } | MountKind::Secret(_) | MountKind::Ssh(_) => {
+            return Err(ExecError::NotBuilt { what: "a mount of that type" });
+        }
     }
     let layers = mount.input.map(|index| inputs[index].layers()).unwrap_or_default();
     let folders = store.layers().lower_dirs(layers)?;

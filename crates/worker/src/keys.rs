@@ -87,5 +87,6 @@ fn readable(kind: &FileKind) -> (String, String) {
         FileKind::Mkdir(mkdir) => ("mkdir".to_owned(), mkdir.path.clone()),
         FileKind::Mkfile(mkfile) => ("mkfile".to_owned(), mkfile.path.clone()),
         FileKind::Rm(rm) => ("rm".to_owned(), rm.path.clone()),
+        FileKind::Symlink(link) => ("symlink".to_owned(), format!("{} -> {}", link.path, link.target)),
     }
 }

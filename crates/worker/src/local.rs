@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use forge_cache::ResultRef;
 use forge_executor::{Container, Executor, ExecutorError, ExitStatus};
 use forge_image::{Platform, chain};
-use forge_llb::{ExecOp, FileOp, Op, SourceOp, Vertex};
+use forge_llb::{ExecOp, FileOp, LocalSource, Op, SourceOp, Vertex};
 use forge_session::Session;
 use forge_solver::{CacheMap, ExecuteRequest, Execution, Worker, WorkerError};
 use forge_store::{ActiveLayer, LayerId, Lease, Store};
@@ -35,10 +35,13 @@ impl LocalWorker {
     async fn source(&self, source: &SourceOp, request: &ExecuteRequest) -> Result<ResultRef, WorkError> {
         let digest = match source {
             SourceOp::Local(local) => {
-                return Ok(ResultRef::Context { name: local.name.clone(), exclude: local.exclude.clone() });
+                let LocalSource { name, include, exclude } = local.clone();
+                return Ok(ResultRef::Context { name, include, exclude });
             }
             SourceOp::Image(image) => self.images.pin(image, &platform(&request.vertex)).await?,
             SourceOp::OciLayout(layout) => self.images.pin_layout(layout, &platform(&request.vertex)).await?,
+            SourceOp::Git(_) => return Err(WorkError::NotBuilt { what: "a Git source" }),
+            SourceOp::Http(_) => return Err(WorkError::NotBuilt { what: "an HTTP source" }),
         };
         Ok(ResultRef::Layers(self.images.layers(&digest, request.digest.digest()).await?))
     }
@@ -115,6 +118,9 @@ impl Worker for LocalWorker {
         Ok(match &vertex.op {
             Op::Exec(op) => keys::of_exec(vertex, op),
             Op::File(op) => keys::of_file(vertex, op),
+            Op::Merge | Op::Diff(_) => return Err(WorkError::NotBuilt { what: "merging and comparing trees" }.into()),
+            Op::Source(SourceOp::Git(_)) => return Err(WorkError::NotBuilt { what: "a Git source" }.into()),
+            Op::Source(SourceOp::Http(_)) => return Err(WorkError::NotBuilt { what: "an HTTP source" }.into()),
             Op::Source(SourceOp::Local(local)) => keys::of_context(&local.name),
             Op::Source(SourceOp::Image(image)) => {
                 let digest = self.images.pin(image, &platform(vertex)).await?;
@@ -133,6 +139,7 @@ impl Worker for LocalWorker {
             Op::Exec(op) => return self.exec(op, &request, session).await,
             Op::Source(source) => self.source(source, &request).await?,
             Op::File(op) => self.file(op, &request.inputs, session).await?,
+            Op::Merge | Op::Diff(_) => return Err(WorkError::NotBuilt { what: "merging and comparing trees" }.into()),
         };
         Ok(Execution { outputs: vec![output] })
     }

@@ -37,7 +37,7 @@ pub(crate) fn source_tree(
             let tree = store.layers().tree(layers).map_err(|error| failed(error.kind(), error))?;
             Ok(SourceTree::of_layers(tree, Stop(session.clone())))
         }
-        ResultRef::Context { name, exclude } => {
+        ResultRef::Context { name, exclude, .. } => {
             let Some(context) = session.context(name) else {
                 let message = format!("there is no build context named {name:?}");
                 return Err(CacheError::Result { kind: ErrorKind::UserInput, message, source: None });

@@ -34,15 +34,11 @@ impl StageBuilder<'_, '_> {
         }
         let several = words.sources.len() + copy.heredocs.len() > 1;
         let template = CopyAction {
-            from: FileInput::Scratch,
-            sources: Vec::new(),
-            destination: self.destination(&words.destination, several),
             owner: owner(&words.chown),
             mode,
             allow_wildcard: false,
-            unpack_archives: false,
             exclude,
-            timestamp: None,
+            ..CopyAction::new(FileInput::Scratch, Vec::new(), self.destination(&words.destination, several))
         };
         let name = self.step_name(command, Quotes::Removed, "");
         let mut file = FileBuilder::new(self.state.edge.clone());

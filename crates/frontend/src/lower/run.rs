@@ -44,7 +44,6 @@ impl StageBuilder<'_, '_> {
             inputs.push(self.inline_program(command, &name, text)?);
         }
         let op = ExecOp {
-            args: script.args,
             env,
             cwd: self.state.image.config.working_dir.clone(),
             user: self.state.image.config.user.clone(),
@@ -54,6 +53,7 @@ impl StageBuilder<'_, '_> {
             hostname: self.hostname(),
             extra_hosts: self.lowering.options.extra_hosts.clone(),
             proxy_env: self.proxy_env(),
+            ..ExecOp::new(script.args)
         };
         let name = self.step_name(command, Quotes::Kept, &script.summary);
         self.state.edge = Some(self.add_step(command, Op::Exec(op), inputs, name)?);

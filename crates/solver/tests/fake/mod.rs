@@ -13,6 +13,7 @@ use forge_solver::*;
 use forge_store::{ContentDigest, LayerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -84,7 +85,7 @@ impl GraphBuilder {
 }
 
 pub fn vertex(name: &str, inputs: &[&Edge]) -> Vertex {
-    let action = RmAction { path: name.to_owned(), allow_not_found: true };
+    let action = RmAction { path: name.to_owned(), allow_not_found: true, allow_wildcard: false };
     let span = InstructionSpan { file: "Dockerfile".to_owned(), first_line: 3, last_line: 3, text: name.to_owned() };
     Vertex {
         op: Op::File(FileOp { actions: vec![FileAction { base: FileInput::Scratch, kind: FileKind::Rm(action) }] }),
@@ -251,9 +252,9 @@ impl Worker for Fake {
                 message: format!("process {name:?} did not complete successfully: exit code: 3"),
                 last_lines: vec!["last words".to_owned()],
             }),
-            (_, _, Some(context)) => {
-                Ok(Execution { outputs: vec![ResultRef::Context { name: context, exclude: Vec::new() }] })
-            }
+            (_, _, Some(context)) => Ok(Execution {
+                outputs: vec![ResultRef::Context { name: context, include: Vec::new(), exclude: Vec::new() }],
+            }),
             _ => Ok(Execution { outputs: vec![self.keep(self.result_text(name, &inputs))] }),
         }
     }
@@ -318,6 +319,12 @@ impl Session for FakeSession {
         None
     }
     async fn credentials(&self, _: &str) -> Result<Option<Credentials>, CredentialError> {
+        Ok(None)
+    }
+    async fn secret(&self, _: &str) -> Result<Option<Secret>, SecretError> {
+        Ok(None)
+    }
+    async fn ssh_agent(&self, _: &str) -> Result<Option<OwnedFd>, SecretError> {
         Ok(None)
     }
     fn events(&self) -> &dyn EventSink {

@@ -117,6 +117,7 @@ pub(crate) fn execute(op: &FileOp, store: &Store, inputs: &Inputs, now: SystemTi
             },
             FileKind::Mkdir(mkdir) => mkdir_action(&mut editor, mkdir, now)?,
             FileKind::Mkfile(mkfile) => mkfile_action(&mut editor, mkfile, now)?,
+            FileKind::Symlink(_) => return Err(FileError::NotBuilt { what: "making links without a process" }),
             FileKind::Rm(_) => return Err(FileError::NotBuilt { what: "removing files without a process" }),
         }
         editor.finish()?;

@@ -49,16 +49,9 @@ fn with_busybox() -> Site {
 
 pub fn shell(script: &str) -> ExecOp {
     ExecOp {
-        args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
-        env: Vec::new(),
         cwd: String::new(),
-        user: String::new(),
-        mounts: vec![ExecMount::root()],
         network: NetworkMode::Host,
-        security: SecurityMode::Sandbox,
-        hostname: String::new(),
-        extra_hosts: Vec::new(),
-        proxy_env: Vec::new(),
+        ..ExecOp::new(["/bin/sh", "-c", script].map(str::to_owned).to_vec())
     }
 }
 

@@ -75,7 +75,7 @@ fn several_actions() {
         action(FileInput::Action(2), copy("COPY f /d/")),
     ];
     check(&site, actions, "(d/) 0711 @5\n d/f =F\n d/new/ @now\n d/new/f =G");
-    let rm = RmAction { path: "/d".to_owned(), allow_not_found: true };
+    let rm = RmAction { path: "/d".to_owned(), allow_not_found: true, allow_wildcard: false };
     let removed = vec![action(FileInput::Input(0), FileKind::Rm(rm))];
     check(&site, removed, "Unsupported: removing files without a process is not supported by this version of forge");
 }

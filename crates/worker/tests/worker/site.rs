@@ -112,7 +112,8 @@ impl Site {
 
     /// What every step sees: base, context and stage.
     pub fn inputs(&self) -> Vec<ResultRef> {
-        let context = ResultRef::Context { name: "context".to_owned(), exclude: self.ignore.clone() };
+        let context =
+            ResultRef::Context { name: "context".to_owned(), include: Vec::new(), exclude: self.ignore.clone() };
         vec![self.base.clone(), context, self.stage.clone()]
     }
 
@@ -237,19 +238,17 @@ pub fn copy_action(instruction: &str) -> CopyAction {
             .collect::<Vec<_>>()
     };
     let (destination, sources) = paths.split_last().unwrap();
+    let from = FileInput::Input(if values("from").is_empty() { CONTEXT } else { STAGE });
     CopyAction {
-        from: FileInput::Input(if values("from").is_empty() { CONTEXT } else { STAGE }),
-        sources: sources.iter().map(ToString::to_string).collect(),
-        destination: (*destination).to_owned(),
         owner: values("chown").first().map(|text| owner(text)),
         mode: values("chmod").first().map(|text| match u32::from_str_radix(text, 8) {
             Ok(bits) => ModeChange::Octal(bits),
             Err(_) => ModeChange::Symbolic(text.clone()),
         }),
-        allow_wildcard: true,
         unpack_archives,
         exclude: values("exclude"),
         timestamp: values("timestamp").first().map(|text| text.parse().unwrap()),
+        ..CopyAction::new(from, sources.iter().map(ToString::to_string).collect(), *destination)
     }
 }
 
