@@ -159,6 +159,10 @@ impl Build {
         loop {
             match forge_frontend::lower(dockerfile, &options, &known).map_err(|error| refused(&error, text))? {
                 Lowered::Done(image) => return Ok(*image),
+                Lowered::NeedTime(request) => {
+                    let what = format!("{} for SOURCE_DATE_EPOCH", request.step);
+                    return Err(EngineError::new(ErrorKind::Unsupported, format!("{what} is not supported yet")));
+                }
                 Lowered::Need(requests) => {
                     let found = requests.iter().map(|request| self.resolve(request, text));
                     let found = try_join_all(found).await?;
@@ -182,7 +186,10 @@ impl Build {
                 Network::Host => NetworkMode::Host,
                 Network::None => NetworkMode::None,
             },
-            ignore_patterns: ignore.to_vec(),
+            main_context: forge_frontend::NamedContext::Local {
+                name: MAIN_CONTEXT.to_owned(),
+                exclude: ignore.to_vec(),
+            },
             named_contexts: self.named.clone(),
             proxy_env: request.proxy_env.clone(),
             source_date_epoch: request.source_date_epoch,

@@ -37,7 +37,7 @@ pub use ignore_file::ignore_patterns;
 pub use lower::lower;
 pub use parse::parse;
 pub use request::{
-    ImageKey, ImageKeySource, ImageRequest, LowerOptions, Lowered, LoweredImage, NamedContext, ResolvedImage,
-    ResolvedImages,
+    Entitlement, EntitlementUse, ImageKey, ImageKeySource, ImageRequest, LowerOptions, Lowered, LoweredImage,
+    NamedContext, ResolvedImage, ResolvedImages, SourceTime, TimeRequest, TriggerRight,
 };
 pub use span::{Span, Token};

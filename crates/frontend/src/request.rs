@@ -1,7 +1,7 @@
 use crate::{Span, Warning};
 use forge_image::{Digest, ImageConfig, Platform, Reference};
-use forge_llb::{ExtraHost, Graph, NetworkMode};
-use std::collections::BTreeMap;
+use forge_llb::{CdiDevice, ExtraHost, GitSource, Graph, HttpSource, NetworkMode, SourceOp, Ulimit};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything besides the Dockerfile that decides what is built.
 #[derive(Clone, Debug)]
@@ -18,12 +18,14 @@ pub struct LowerOptions {
     pub build_platform: Platform,
     /// Whether no step takes its result from the cache.
     pub no_cache: bool,
+    /// The stages, by name, whose steps take none of their results from the cache (`--no-cache-filter`).
+    pub no_cache_stages: Vec<String>,
     /// Whether images are looked up in the registry even when they are in the store.
     pub pull: bool,
     /// The network of RUN steps that do not ask for one.
     pub network: NetworkMode,
-    /// The patterns of the main context's ignore file.
-    pub ignore_patterns: Vec<String>,
+    /// What COPY, ADD and bind mounts read that name nothing else; its ignore patterns are those of its ignore file.
+    pub main_context: NamedContext,
     /// `--build-context`, by name; `name::os/arch` applies to that platform only and comes first.
     pub named_contexts: BTreeMap<String, NamedContext>,
     /// Proxy settings of the caller, `KEY=value`, for RUN steps. They are not part of any cache key. Build
@@ -31,12 +33,27 @@ pub struct LowerOptions {
     pub proxy_env: Vec<String>,
     /// Seconds since the epoch for all times in the image. The build argument `SOURCE_DATE_EPOCH` wins.
     pub source_date_epoch: Option<i64>,
+    /// The answer to [`Lowered::NeedTime`].
+    pub source_time: SourceTime,
     /// Whether several platforms are built, so that step names say which.
     pub multi_platform: bool,
     /// Further lines of `/etc/hosts` of RUN steps.
     pub extra_hosts: Vec<ExtraHost>,
-    /// The host name of RUN steps; empty for the default.
+    /// The host name of RUN steps; empty for the default. The build argument `BUILDKIT_SANDBOX_HOSTNAME` wins.
     pub hostname: String,
+    /// Resource limits of RUN steps.
+    pub ulimits: Vec<Ulimit>,
+    /// The cgroup below which RUN steps are put; empty for the default.
+    pub cgroup_parent: String,
+    /// The size of `/dev/shm` of RUN steps in bytes.
+    pub shm_size: Option<u64>,
+    /// Devices of all RUN steps.
+    pub devices: Vec<CdiDevice>,
+    /// What stands before the ids of cache mounts, so that builds with different ones share no folder. The build
+    /// argument `BUILDKIT_CACHE_MOUNT_NS` wins.
+    pub cache_mount_namespace: String,
+    /// What triggers (ONBUILD) of base images may use; nothing of it unless it is said here (A41).
+    pub allow_in_triggers: BTreeSet<TriggerRight>,
 }
 
 impl LowerOptions {
@@ -49,20 +66,97 @@ impl LowerOptions {
             build_platform: platform.clone(),
             platform,
             no_cache: false,
+            no_cache_stages: Vec::new(),
             pull: false,
             network: NetworkMode::Default,
-            ignore_patterns: Vec::new(),
+            main_context: NamedContext::Local { name: "context".to_owned(), exclude: Vec::new() },
             named_contexts: BTreeMap::new(),
             proxy_env: Vec::new(),
             source_date_epoch: None,
+            source_time: SourceTime::Unasked,
             multi_platform: false,
             extra_hosts: Vec::new(),
             hostname: String::new(),
+            ulimits: Vec::new(),
+            cgroup_parent: String::new(),
+            shm_size: None,
+            devices: Vec::new(),
+            cache_mount_namespace: String::new(),
+            allow_in_triggers: BTreeSet::new(),
         }
     }
 }
 
-/// What stands for a stage, an image or a context of that name (`--build-context`).
+impl LowerOptions {
+    /// The patterns of the main context's ignore file.
+    pub(crate) fn ignore_patterns(&self) -> &[String] {
+        match &self.main_context {
+            NamedContext::Local { exclude, .. } => exclude,
+            _ => &[],
+        }
+    }
+}
+
+/// The time of the source that [`Lowered::NeedTime`] asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SourceTime {
+    /// Nobody has asked for it yet.
+    #[default]
+    Unasked,
+    /// The source has none: a file that the server does not date and that is no archive.
+    None,
+    /// Seconds since the epoch.
+    Seconds(i64),
+}
+
+/// What a build gives to steps that its author wrote, and to triggers of base images only when told so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TriggerRight {
+    /// `RUN --mount=type=secret`.
+    Secret,
+    /// `RUN --mount=type=ssh`.
+    Ssh,
+    /// `RUN --network=host`.
+    HostNetwork,
+    /// `RUN --security=insecure`.
+    Insecure,
+    /// `RUN --device`.
+    Device,
+}
+
+/// What a step needs that whoever asks for the build must have allowed (`--allow`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Entitlement {
+    /// `network.host`: the host's network.
+    NetworkHost,
+    /// `security.insecure`: all privileges.
+    SecurityInsecure,
+    /// `device`: the device of that CDI name.
+    Device(String),
+}
+
+impl std::fmt::Display for Entitlement {
+    /// As `--allow` takes it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NetworkHost => f.write_str("network.host"),
+            Self::SecurityInsecure => f.write_str("security.insecure"),
+            Self::Device(name) => write!(f, "device={name}"),
+        }
+    }
+}
+
+/// A step that needs an entitlement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntitlementUse {
+    /// What it needs.
+    pub entitlement: Entitlement,
+    /// The flag that says so, else the instruction.
+    pub span: Span,
+}
+
+/// Files that stand for a stage, an image or a context of that name (`--build-context`), or that are the main
+/// context.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NamedContext {
     /// A folder.
@@ -83,6 +177,15 @@ pub enum NamedContext {
         /// The digest within the layout.
         digest: Option<Digest>,
     },
+    /// A revision of a Git repository. Its files get the times of the commit where the source says so; a main context
+    /// does with `SOURCE_DATE_EPOCH`, which whoever makes the source decides.
+    Git(GitSource),
+    /// A file from a web server: an archive (tar, plain or compressed) becomes its files, anything else one file.
+    Http(HttpSource),
+    /// A stage of the Dockerfile, or another named context (`target:name`).
+    Stage(String),
+    /// No files at all (`docker-image://scratch`).
+    Scratch,
 }
 
 /// An image whose digest and config decide how the Dockerfile is lowered.
@@ -138,8 +241,23 @@ pub type ResolvedImages = BTreeMap<ImageKey, ResolvedImage>;
 pub enum Lowered {
     /// These images must be resolved before the next turn. Never empty, never one that was given.
     Need(Vec<ImageRequest>),
+    /// `SOURCE_DATE_EPOCH` names a source: its time must be put into [`LowerOptions::source_time`] before the next
+    /// turn. Asked for once, before any image.
+    NeedTime(Box<TimeRequest>),
     /// Done.
     Done(Box<LoweredImage>),
+}
+
+/// Asks for the time of a source: when the commit was made; what the server says of the file (`Last-Modified`), else
+/// the newest regular file of the archive that it is, else none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimeRequest {
+    /// The source: [`SourceOp::Git`] or [`SourceOp::Http`].
+    pub source: SourceOp,
+    /// What users see while it is looked up.
+    pub step: String,
+    /// The ADD that it stands in; `None` where no line is to blame.
+    pub span: Option<Span>,
 }
 
 /// A Dockerfile as a graph, and the config of the image that it makes.
@@ -158,10 +276,12 @@ pub struct LoweredImage {
     pub warnings: Vec<Warning>,
     /// Build arguments that no ARG asked for, sorted.
     pub unused_build_args: Vec<String>,
-    /// The contexts of the session that the goal needs, sorted; `context` is the main one.
+    /// The contexts of the session (folders and layouts) that the goal needs, sorted; `context` is the main one.
     pub context_names_used: Vec<String>,
     /// `SOURCE_DATE_EPOCH` as it came to hold.
     pub source_date_epoch: Option<i64>,
     /// The triggers (ONBUILD) that base images brought in, in order, for the user to see.
     pub triggers: Vec<String>,
+    /// What the steps need that must be allowed, in the order of the file; empty for most builds.
+    pub entitlements: Vec<EntitlementUse>,
 }

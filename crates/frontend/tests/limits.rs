@@ -19,6 +19,7 @@ fn finish(dockerfile: &Dockerfile, options: &LowerOptions) -> Result<LoweredImag
     loop {
         match lower(dockerfile, options, &images)? {
             Lowered::Done(image) => return Ok(*image),
+            Lowered::NeedTime(request) => panic!("{request:?}"),
             Lowered::Need(requests) => {
                 for request in requests {
                     let ImageKeySource::Image(reference) = &request.key.source else { panic!("{request:?}") };

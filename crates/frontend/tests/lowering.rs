@@ -68,7 +68,10 @@ fn options(text: &str) -> LowerOptions {
             "no-cache" => options.no_cache = true,
             "pull" => options.pull = true,
             "epoch" => options.source_date_epoch = Some(value.parse().unwrap()),
-            "ignore" => options.ignore_patterns.push(value.to_owned()),
+            "ignore" => match &mut options.main_context {
+                NamedContext::Local { exclude, .. } => exclude.push(value.to_owned()),
+                other => panic!("{other:?} has no ignore file"),
+            },
             "proxy" => options.proxy_env.push(value.to_owned()),
             "context" => {
                 let context = match rest.split_once("://") {
@@ -115,6 +118,7 @@ fn outcome(name: &str, dockerfile: &[u8], options: &LowerOptions) -> String {
         match lower(&parsed, options, &images) {
             Err(error) => return text + &format!("{:?} {}", error.kind(), error.render(&source)),
             Ok(Lowered::Done(image)) => return text + &printed(&image),
+            Ok(Lowered::NeedTime(request)) => panic!("{request:?}"),
             Ok(Lowered::Need(requests)) => {
                 assert!(!requests.is_empty());
                 for request in requests {

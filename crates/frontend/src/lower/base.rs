@@ -5,7 +5,10 @@ use super::{Lowering, Progress};
 use crate::lint::Lint;
 use crate::{FrontendError, ImageKey, ImageKeySource, ResolvedImage, Rule, Span};
 use forge_image::{ImageConfig, Platform};
-use forge_llb::{Edge, ImageSource, LocalSource, Metadata, OciLayoutSource, Op, ResolveMode, SourceOp};
+use forge_llb::{
+    CopyAction, Edge, FileAction, FileInput, FileKind, FileOp, HttpSource, ImageSource, LocalSource, Metadata,
+    OciLayoutSource, Op, ResolveMode, SourceOp,
+};
 
 impl Lowering<'_> {
     /// Adds the vertex of a base; `None` for the empty file system. `name` says what users see.
@@ -17,9 +20,13 @@ impl Lowering<'_> {
                 _ => Ok(None),
             },
             Base::Local { name: session, exclude, context } => {
-                let title = format!("[context {context}] load from client");
+                let title = match context.as_str() {
+                    "" => "[internal] load build context".to_owned(),
+                    context => format!("[context {context}] load from client"),
+                };
                 self.local_edge(session, exclude, title, span).map(Some)
             }
+            Base::Remote { source, context } => self.remote_edge(source, context, span).map(Some),
             Base::Image { key, .. } => {
                 let image = self.image(key);
                 match has_layers(&image.config) {
@@ -56,10 +63,24 @@ impl Lowering<'_> {
         self.add(Op::Source(source), Vec::new(), Some(key.platform.clone()), metadata)
     }
 
-    /// The main context.
-    pub fn context_edge(&mut self, span: Span) -> Result<Edge, FrontendError> {
-        let patterns = &self.options.ignore_patterns;
-        self.local_edge("context", patterns, "[internal] load build context".to_owned(), span)
+    /// A repository as it is; a download with its archive unpacked, where it is one.
+    fn remote_edge(&mut self, source: &SourceOp, context: &str, span: Span) -> Result<Edge, FrontendError> {
+        let name = remote_title(source, context);
+        let metadata = Metadata { name: name.clone(), ignore_cache: false, span: Some(self.span(span)) };
+        let SourceOp::Http(http) = source else {
+            return self.add(Op::Source(source.clone()), Vec::new(), None, metadata);
+        };
+        let filename = http.filename.clone().unwrap_or_else(|| "context".to_owned());
+        let http = HttpSource { filename: Some(filename.clone()), ..http.clone() };
+        let file = self.add(Op::Source(SourceOp::Http(http)), Vec::new(), None, metadata)?;
+        let copy = CopyAction {
+            unpack_archives: true,
+            allow_wildcard: false,
+            ..CopyAction::new(FileInput::Input(0), vec![format!("/{filename}")], "/")
+        };
+        let action = FileAction { base: FileInput::Scratch, kind: FileKind::Copy(copy) };
+        let metadata = Metadata { name, ignore_cache: false, span: Some(self.span(span)) };
+        self.add(Op::File(FileOp { actions: vec![action] }), vec![file], None, metadata)
     }
 
     fn local_edge(
@@ -78,6 +99,19 @@ impl Lowering<'_> {
         let edge = self.add(Op::Source(SourceOp::Local(local)), Vec::new(), None, metadata)?;
         self.folders.insert(session.to_owned(), edge.clone());
         Ok(edge)
+    }
+}
+
+/// What users see of files from elsewhere.
+fn remote_title(source: &SourceOp, context: &str) -> String {
+    match (source, context) {
+        (SourceOp::Git(git), _) => {
+            let reference = git.reference.as_ref().map(|reference| format!("#{reference}")).unwrap_or_default();
+            format!("[internal] load git source {}{reference}", git.remote)
+        }
+        (_, "") => "[internal] load remote build context".to_owned(),
+        (SourceOp::Http(http), context) => format!("[context {context}] {}", http.url),
+        (_, context) => format!("[context {context}]"),
     }
 }
 

@@ -100,7 +100,8 @@ impl StageBuilder<'_, '_> {
     ) -> Result<Option<Edge>, FrontendError> {
         let Some(from) = &copy.from else {
             self.check_ignored(command, copy, sources);
-            return self.lowering.context_edge(command.span).map(Some);
+            let base = self.lowering.plan.main_context()?;
+            return self.lowering.base_edge(&base, command.span, "[internal] ");
         };
         let base = self.lowering.plan.copy_source(self.index, from, &self.lowering.options.platform)?;
         let name = match &base {
@@ -113,7 +114,7 @@ impl StageBuilder<'_, '_> {
     /// Warns of sources that the ignore file leaves out.
     fn check_ignored(&self, command: &Command, copy: &CopyCommand, sources: &[String]) {
         let Some(matcher) = &self.lowering.ignored else { return };
-        let patterns = &self.lowering.options.ignore_patterns;
+        let patterns = self.lowering.options.ignore_patterns();
         for source in sources {
             let path = ContextPath::clean(source);
             let ignored = match path.is_root() {

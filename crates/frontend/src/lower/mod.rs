@@ -85,7 +85,7 @@ fn lower_file(
         requests: BTreeMap::new(),
         contexts: BTreeSet::new(),
         folders: HashMap::new(),
-        ignored: ignored(&options.ignore_patterns)?,
+        ignored: ignored(options.ignore_patterns())?,
         triggers: Vec::new(),
         lowered_bytes: 0,
     };
@@ -199,7 +199,7 @@ impl Lowering<'_> {
     /// Notes what must be there before a base can be used, and asks for images that are not known.
     fn need(&mut self, base: &Base, span: Span, needs: &mut Needs) {
         match base {
-            Base::Scratch | Base::Local { .. } => {}
+            Base::Scratch | Base::Local { .. } | Base::Remote { .. } => {}
             Base::Stage(stage) => match self.done[*stage] {
                 Progress::Open => needs.stages.push(*stage),
                 Progress::Blocked => needs.blocked = true,
@@ -299,6 +299,7 @@ impl Lowering<'_> {
             context_names_used: self.contexts.into_iter().collect(),
             source_date_epoch: self.epoch,
             triggers: self.triggers,
+            entitlements: Vec::new(),
         })
     }
 }

@@ -10,7 +10,11 @@ use crate::span::At;
 use crate::suggest::nearest;
 use crate::{FrontendError, ImageKey, ImageKeySource, LowerOptions, NamedContext, Problem, Rule, Span, Token};
 use forge_image::{Platform, Reference};
+use forge_llb::SourceOp;
 use std::collections::{BTreeSet, HashMap};
+
+/// How often a named context may stand for another one.
+const MAX_CONTEXT_DEPTH: usize = 10;
 
 /// Where a file system comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +35,14 @@ pub(super) enum Base {
     Local {
         name: String,
         exclude: Vec<String>,
-        /// The name that the Dockerfile uses.
+        /// The name that the Dockerfile uses; empty for the main context.
+        context: String,
+    },
+    /// Files from elsewhere.
+    Remote {
+        /// A repository or a file of a web server.
+        source: Box<SourceOp>,
+        /// The name that the Dockerfile uses; empty for the main context.
         context: String,
     },
 }
@@ -122,7 +133,7 @@ impl<'a> Plan<'a> {
             return Ok(Base::Scratch);
         }
         if let Some((context, named)) = self.named_context(name, platform) {
-            return Ok(context_base(context, named, name, platform));
+            return self.context_base(context, named, name, platform);
         }
         let reference: Reference =
             name.parse().map_err(|source| Problem::Reference { name: name.to_owned(), source })?;
@@ -141,6 +152,38 @@ impl<'a> Plan<'a> {
             let found = contexts.get_key_value(&format!("{name}::{platform}"));
             found.or_else(|| contexts.get_key_value(name)).map(|(key, context)| (key.as_str(), context))
         })
+    }
+
+    /// What a named context comes to. One may stand for a stage or for another context.
+    ///
+    /// # Errors
+    /// Contexts stand for each other in a circle, or for a stage that there is none of.
+    fn context_base(
+        &self,
+        context: &str,
+        named: &NamedContext,
+        written: &str,
+        platform: &Platform,
+    ) -> Result<Base, FrontendError> {
+        let mut named = named;
+        for _ in 0..=MAX_CONTEXT_DEPTH {
+            let NamedContext::Stage(target) = named else { return Ok(files(named, context, written, platform)) };
+            match (self.named_context(target, platform), self.names.get(target.to_lowercase().as_str())) {
+                (Some((_, next)), _) => named = next,
+                (None, Some(stages)) => return Ok(Base::Stage(*stages.last().expect("a name has a stage"))),
+                (None, None) => return Err(Problem::UnknownTarget { name: target.clone() }.into()),
+            }
+        }
+        Err(Problem::value(format!("context recursion limit exceeded: the named context {context:?} leads to itself"))
+            .into())
+    }
+
+    /// The main context.
+    ///
+    /// # Errors
+    /// It stands for a stage that there is none of.
+    pub fn main_context(&self) -> Result<Base, FrontendError> {
+        self.context_base("", &self.options.main_context, "context", &self.options.platform)
     }
 
     /// What a COPY copies from.
@@ -263,17 +306,20 @@ pub(super) fn copy_from(command: &Command) -> Option<&Token> {
     }
 }
 
-fn context_base(context: &str, named: &NamedContext, written: &str, platform: &Platform) -> Base {
-    let image = |source| Base::Image {
-        key: ImageKey { source, platform: platform.clone() },
-        written: written.to_owned(),
-        context: Some(context.to_owned()),
+/// A named context that is not another name of something.
+fn files(named: &NamedContext, context: &str, written: &str, platform: &Platform) -> Base {
+    let context = context.to_owned();
+    let (source, written) = match named.clone() {
+        NamedContext::Scratch | NamedContext::Stage(_) => return Base::Scratch,
+        NamedContext::Local { name, exclude } => return Base::Local { name, exclude, context },
+        NamedContext::Git(git) => return Base::Remote { source: Box::new(SourceOp::Git(git)), context },
+        NamedContext::Http(http) => return Base::Remote { source: Box::new(SourceOp::Http(http)), context },
+        NamedContext::Image(reference) => (ImageKeySource::Image(reference), written.to_owned()),
+        NamedContext::OciLayout { name, tag, digest } => {
+            (ImageKeySource::OciLayout { name, tag, digest }, written.to_owned())
+        }
     };
-    match named.clone() {
-        NamedContext::Local { name, exclude } => Base::Local { name, exclude, context: context.to_owned() },
-        NamedContext::Image(reference) => image(ImageKeySource::Image(reference)),
-        NamedContext::OciLayout { name, tag, digest } => image(ImageKeySource::OciLayout { name, tag, digest }),
-    }
+    Base::Image { key: ImageKey { source, platform: platform.clone() }, written, context: Some(context) }
 }
 
 /// Looks at one FROM.
@@ -298,7 +344,7 @@ impl Froms<'_, '_> {
         let platform = chosen.clone().unwrap_or_else(|| self.plan.options.platform.clone());
         let own_context = self.stage.name.as_ref().and_then(|name| self.plan.named_context(name, &platform));
         let base = match (own_context, self.plan.stage_before(&name, index)) {
-            (Some((context, named)), _) => context_base(context, named, &name, &platform),
+            (Some((context, named)), _) => self.plan.context_base(context, named, &name, &platform)?,
             (None, Some(stage)) => Base::Stage(stage),
             (None, None) => self.outside(&name, &platform)?,
         };

@@ -57,7 +57,7 @@ impl<'l, 'a> StageBuilder<'l, 'a> {
                 _ => StageState::empty(platform, &mut self.lowering.history),
             },
             Base::Scratch => StageState::empty(platform, &mut self.lowering.history),
-            Base::Local { .. } => {
+            Base::Local { .. } | Base::Remote { .. } => {
                 let edge = self.lowering.base_edge(base, span, "")?;
                 let empty = StageState::empty(platform, &mut self.lowering.history);
                 StageState { edge, ..empty }
