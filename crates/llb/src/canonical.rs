@@ -128,6 +128,7 @@ fn encode_git(encoder: &mut Encoder, git: &GitSource) {
     encoder.flag(git.keep_git_dir);
     encoder.flag(git.skip_submodules);
     encoder.flag(git.mtime == GitMtime::Commit);
+    encoder.flag(git.fetch_by_commit);
     encoder.option(git.auth_token_secret.as_deref(), Encoder::text);
     encoder.option(git.auth_header_secret.as_deref(), Encoder::text);
     encoder.option(git.ssh.as_deref(), Encoder::text);

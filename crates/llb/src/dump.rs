@@ -86,6 +86,7 @@ fn dump_git(git: &GitSource) -> String {
         ("keep-git-dir", git.keep_git_dir),
         ("skip-submodules", git.skip_submodules),
         ("commit-times", git.mtime == GitMtime::Commit),
+        ("fetch-by-commit", git.fetch_by_commit),
     ];
     flags.iter().filter(|(_, on)| *on).for_each(|(name, _)| _ = write!(text, " {name}"));
     text

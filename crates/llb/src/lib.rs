@@ -7,7 +7,7 @@
 //! op, its platform and the digests of its inputs, and leave out names, spans and everything in [`Metadata`].
 //!
 //! Reading order: [`Graph`], [`Vertex`], [`Edge`]; [`Op`], [`SourceOp`], [`ExecOp`], [`FileOp`],
-//! [`DiffOp`]; [`Metadata`].
+//! [`DiffOp`]; [`Metadata`]; [`GitUrl`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -16,8 +16,10 @@ mod diff;
 mod dump;
 mod exec;
 mod file;
+mod git_url;
 mod graph;
 mod source;
+mod url_credentials;
 
 pub use diff::DiffOp;
 pub use exec::{
@@ -28,5 +30,10 @@ pub use file::{
     CopyAction, FileAction, FileInput, FileKind, FileOp, MkdirAction, MkfileAction, ModeChange, Owner, RmAction,
     SymlinkAction,
 };
+pub use git_url::{
+    GitRemote, GitTransport, GitUrl, GitUrlError, check_git_reference, checked_git_checksum, cleaned_git_subdir,
+    is_whole_commit,
+};
 pub use graph::{Edge, Graph, GraphError, InstructionSpan, Metadata, Op, Vertex, VertexDigest};
 pub use source::{GitMtime, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource, ResolveMode, SourceOp};
+pub use url_credentials::UrlCredentials;

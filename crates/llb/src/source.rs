@@ -1,3 +1,4 @@
+use crate::UrlCredentials;
 use forge_image::{Digest, Reference};
 
 /// A vertex without inputs.
@@ -61,8 +62,11 @@ pub struct OciLayoutSource {
 /// A revision of a Git repository, checked out as a file tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GitSource {
-    /// The repository's address, without user information, fragment and query.
+    /// The repository's address as [`GitRemote`](crate::GitRemote) allows it, without fragment and query. User
+    /// information of HTTP is in `credentials`; the user of an SSH address is part of it.
     pub remote: String,
+    /// The user and password for HTTP. Not part of the vertex's identity.
+    pub credentials: Option<UrlCredentials>,
     /// The branch, tag, full reference name or commit; `None` for the remote's default branch.
     pub reference: Option<String>,
     /// The folder of the repository that becomes the root; empty for all of it.
@@ -75,6 +79,8 @@ pub struct GitSource {
     pub skip_submodules: bool,
     /// Which times the files get.
     pub mtime: GitMtime,
+    /// Whether `checksum` is a whole commit that is fetched without asking what `reference` leads to.
+    pub fetch_by_commit: bool,
     /// The secret with a token for HTTP, tried with the host's name behind it first; `GIT_AUTH_TOKEN`.
     pub auth_token_secret: Option<String>,
     /// The secret with an `Authorization` header for HTTP, tried likewise; `GIT_AUTH_HEADER`.
@@ -83,6 +89,27 @@ pub struct GitSource {
     pub ssh: Option<String>,
     /// The known hosts for SSH, as in `known_hosts`; `None` accepts none but those the session knows.
     pub known_hosts: Option<String>,
+}
+
+impl GitSource {
+    /// The default branch of a repository, with everything else as BuildKit's clients leave it.
+    pub fn new(remote: impl Into<String>) -> Self {
+        Self {
+            remote: remote.into(),
+            credentials: None,
+            reference: None,
+            subdir: String::new(),
+            checksum: None,
+            keep_git_dir: false,
+            skip_submodules: false,
+            mtime: GitMtime::default(),
+            fetch_by_commit: false,
+            auth_token_secret: Some("GIT_AUTH_TOKEN".to_owned()),
+            auth_header_secret: Some("GIT_AUTH_HEADER".to_owned()),
+            ssh: None,
+            known_hosts: None,
+        }
+    }
 }
 
 /// The times of checked out files.
@@ -98,8 +125,10 @@ pub enum GitMtime {
 /// A file from a web server, as the only entry of a file tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpSource {
-    /// The address.
+    /// The address, without user information.
     pub url: String,
+    /// The user and password. Not part of the vertex's identity.
+    pub credentials: Option<UrlCredentials>,
     /// What its bytes must hash to.
     pub checksum: Option<Digest>,
     /// The file's name; `None` takes the server's (`Content-Disposition`), else the address's.
@@ -113,8 +142,9 @@ pub struct HttpSource {
 }
 
 impl HttpSource {
-    /// A plain download.
-    pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), checksum: None, filename: None, mode: None, owner: None, auth_header_secret: None }
+    /// A plain download. User information in the address goes into `credentials`.
+    pub fn new(url: impl AsRef<str>) -> Self {
+        let (url, credentials) = UrlCredentials::split(url.as_ref());
+        Self { url, credentials, checksum: None, filename: None, mode: None, owner: None, auth_header_secret: None }
     }
 }
