@@ -7,8 +7,8 @@ use std::fmt::{self, Write as _};
 impl fmt::Display for Graph {
     /// Prints every vertex as `#N op …`, its inputs as `#M` or `#M.output`, and the goal last.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let numbers: HashMap<VertexDigest, usize> =
-            self.vertices().iter().enumerate().map(|(number, vertex)| (vertex.digest(), number)).collect();
+        let numbers: HashMap<&VertexDigest, usize> =
+            self.named().enumerate().map(|(number, (digest, _))| (digest, number)).collect();
         let edge = |edge: &Edge| match edge.output {
             0 => format!("#{}", numbers[&edge.vertex]),
             output => format!("#{}.{output}", numbers[&edge.vertex]),

@@ -3,7 +3,7 @@ use forge_image::{Digest, Platform};
 use std::collections::HashMap;
 use std::fmt;
 
-/// Identifies a vertex: the SHA-256 of its canonical bytes.
+/// Identifies a vertex: the SHA-256 of its canonical bytes, or of the bytes that it arrived as.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VertexDigest(Digest);
 
@@ -103,7 +103,7 @@ pub struct Vertex {
 }
 
 impl Vertex {
-    /// The vertex's identity.
+    /// The vertex's own identity. In a graph it may be known by another one: [`Graph::add_as`].
     pub fn digest(&self) -> VertexDigest {
         VertexDigest(Digest::sha256(&self.canonical_bytes()))
     }
@@ -146,6 +146,8 @@ pub enum GraphError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Graph {
     vertices: Vec<Vertex>,
+    /// What each vertex is known by.
+    digests: Vec<VertexDigest>,
     positions: HashMap<VertexDigest, usize>,
     goal: Option<Edge>,
 }
@@ -162,12 +164,22 @@ impl Graph {
     /// # Errors
     /// The vertex refers to something that is not in the graph.
     pub fn add(&mut self, vertex: Vertex) -> Result<Edge, GraphError> {
-        self.check_inputs(&vertex)?;
         let digest = vertex.digest();
+        self.add_as(digest, vertex)
+    }
+
+    /// Adds a vertex that is known by another digest than its own, as [`Graph::add`] does otherwise: one that came
+    /// from elsewhere as serialised bytes is known by the SHA-256 of these, since that is what its maker calls it.
+    ///
+    /// # Errors
+    /// The vertex refers to something that is not in the graph.
+    pub fn add_as(&mut self, digest: VertexDigest, vertex: Vertex) -> Result<Edge, GraphError> {
+        self.check_inputs(&vertex)?;
         match self.positions.get(&digest) {
             Some(&position) => self.vertices[position].metadata.ignore_cache |= vertex.metadata.ignore_cache,
             None => {
                 self.positions.insert(digest.clone(), self.vertices.len());
+                self.digests.push(digest.clone());
                 self.vertices.push(vertex);
             }
         }
@@ -194,6 +206,11 @@ impl Graph {
     /// All vertices, each behind its inputs.
     pub fn vertices(&self) -> &[Vertex] {
         &self.vertices
+    }
+
+    /// All vertices with what they are known by, each behind its inputs.
+    pub fn named(&self) -> impl Iterator<Item = (&VertexDigest, &Vertex)> {
+        self.digests.iter().zip(&self.vertices)
     }
 
     /// The vertex of that digest.

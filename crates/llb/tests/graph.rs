@@ -99,3 +99,17 @@ fn a27_references_to_nothing_are_refused() {
         assert!(matches!(graph.add(file), Err(GraphError::BadIndex { .. })));
     }
 }
+
+#[test]
+fn a_vertex_from_elsewhere_keeps_its_name() {
+    let mut graph = Graph::new();
+    let theirs = VertexDigest::new(Digest::sha256(b"the bytes that it came as"));
+    let base = graph.add_as(theirs.clone(), image("alpine")).unwrap();
+    assert_eq!(base, Edge { vertex: theirs.clone(), output: 0 });
+    let step = graph.add(run(&base, "true")).unwrap();
+    graph.set_goal(Some(step)).unwrap();
+    assert_eq!(graph.needed()[0].0, theirs);
+    assert_eq!(graph.named().next().unwrap().0, &theirs);
+    assert!(graph.to_string().contains("mount / from #0/"), "{graph}");
+    assert!(graph.get(&image("alpine").digest()).is_none());
+}
