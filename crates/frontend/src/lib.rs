@@ -5,13 +5,15 @@
 //! know of images it asks for ([`Lowered::Need`]) and is given ([`ResolvedImages`]).
 //!
 //! Reading order: [`parse()`], [`Dockerfile`], [`Instruction`], [`Span`]; [`lower()`], [`LowerOptions`],
-//! [`ImageRequest`], [`LoweredImage`]; [`Warning`], [`Rule`]; [`FrontendError`], [`Problem`].
+//! [`ImageRequest`], [`LoweredImage`]; [`check()`], [`Warning`], [`Rule`]; [`outline()`], [`targets()`];
+//! [`FrontendError`], [`Problem`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 mod ast;
 mod checks;
 mod command;
+mod doc_comment;
 mod duration;
 mod error;
 mod expand;
@@ -20,6 +22,7 @@ mod ignore_file;
 mod keyword;
 mod lint;
 mod lower;
+mod outline;
 mod parse;
 mod program;
 mod quote;
@@ -29,15 +32,18 @@ mod sexpr;
 mod signal;
 mod span;
 mod suggest;
+mod targets;
 
 pub use ast::{Arguments, Directive, Dockerfile, Heredoc, Instruction, Pair};
 pub use checks::{Rule, Warning};
 pub use error::{FrontendError, Problem};
 pub use ignore_file::ignore_patterns;
-pub use lower::lower;
+pub use lower::{check, lower, outline};
+pub use outline::{CheckResults, Checked, Outline, OutlineArg, OutlineCache, OutlineRequirement, Outlined};
 pub use parse::parse;
 pub use request::{
     Entitlement, EntitlementUse, ImageKey, ImageKeySource, ImageRequest, LowerOptions, Lowered, LoweredImage,
     NamedContext, ResolvedImage, ResolvedImages, SourceTime, TimeRequest, TriggerRight,
 };
 pub use span::{Span, Token};
+pub use targets::{Target, targets};

@@ -1,7 +1,8 @@
 //! Which findings of the build checks are kept, and the checks that need nothing but the program.
 
+use crate::command::{Action, Command};
 use crate::program::{Program, Stage};
-use crate::{FrontendError, Problem, Rule, Span, Token, Warning};
+use crate::{Dockerfile, FrontendError, LowerOptions, Problem, Rule, Span, Token, Warning};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
@@ -34,7 +35,7 @@ impl Config {
     fn of_comments(comments: &[Token]) -> Self {
         let options = comments.iter().find_map(|comment| {
             let (key, value) = comment.text.split_once('=')?;
-            key.trim().eq_ignore_ascii_case("check").then_some(value)
+            key.trim().eq_ignore_ascii_case("check").then_some(without_remark(value.trim()))
         });
         options.and_then(|text| Self::parse(text).ok()).unwrap_or_default()
     }
@@ -46,6 +47,11 @@ impl Config {
             false => !named(&self.skip) && !named(&other.skip),
         }
     }
+}
+
+/// `skip=all // why` without the remark.
+fn without_remark(options: &str) -> &str {
+    options.split(' ').next().unwrap_or_default()
 }
 
 /// The texts that Go's `strconv.ParseBool` takes.
@@ -65,9 +71,18 @@ pub(crate) struct Lint {
 }
 
 impl Lint {
-    /// With the options of a `# check=` directive or its build argument.
-    pub fn new(options: &str) -> Result<Self, FrontendError> {
-        Ok(Self { config: Config::parse(options)?, warnings: RefCell::default() })
+    /// With the options of the `# check=` directive, or of the build argument, which wins. What follows a blank in
+    /// the directive is a remark.
+    pub fn of(dockerfile: &Dockerfile, options: &LowerOptions) -> Result<Self, FrontendError> {
+        let directive = dockerfile.directive("check");
+        let config = match (options.build_args.get("BUILDKIT_DOCKERFILE_CHECK"), directive) {
+            (Some(given), _) => Config::parse(given)?,
+            (None, Some(value)) => {
+                Config::parse(without_remark(&value.text)).map_err(|error| error.or_at(value.span))?
+            }
+            (None, None) => Config::default(),
+        };
+        Ok(Self { config, warnings: RefCell::default() })
     }
 
     /// Takes a finding about an instruction, unless the file or the comments above it say not to.
@@ -87,27 +102,53 @@ impl Lint {
     /// # Errors
     /// The file says that findings are errors, and there are some.
     pub fn finish(self) -> Result<Vec<Warning>, FrontendError> {
-        let mut warnings = self.warnings.into_inner();
-        warnings.sort_by(|a, b| (a.span, a.rule, &a.message).cmp(&(b.span, b.rule, &b.message)));
-        warnings.dedup();
-        match (self.config.error, warnings.first()) {
-            (true, Some(first)) => {
-                let rules: BTreeSet<String> = warnings.iter().map(|warning| warning.rule.to_string()).collect();
-                let rules = rules.into_iter().collect::<Vec<_>>().join(", ");
-                Err(FrontendError::from(Problem::LintViolation { rules }).or_at(first.span))
-            }
-            _ => Ok(warnings),
+        let warnings = self.found();
+        match self.violation(&warnings) {
+            Some(error) => Err(error),
+            None => Ok(warnings),
         }
+    }
+
+    /// What was found so far, in the order of the file, each once.
+    pub fn found(&self) -> Vec<Warning> {
+        let mut warnings = self.warnings.borrow().clone();
+        let line = |warning: &Warning| (warning.span.first_line, warning.span.start);
+        warnings.sort_by(|a, b| (line(a), a.rule, &a.message).cmp(&(line(b), b.rule, &b.message)));
+        warnings.dedup();
+        warnings
+    }
+
+    /// The error that findings are, where the file says so.
+    pub fn violation(&self, warnings: &[Warning]) -> Option<FrontendError> {
+        let first = warnings.first().filter(|_| self.config.error)?;
+        let rules: BTreeSet<String> = warnings.iter().map(|warning| warning.rule.to_string()).collect();
+        let rules = rules.into_iter().collect::<Vec<_>>().join(", ");
+        Some(FrontendError::from(Problem::LintViolation { rules }).or_at(first.span))
     }
 }
 
 /// The checks of names and spelling, over all stages, needed or not.
 pub(crate) fn check_program(program: &Program, lint: &Lint) {
     check_casing(program, lint);
+    program.preamble.iter().for_each(|command| check_command(command, lint));
     let mut names = BTreeSet::new();
     for stage in &program.stages {
         check_stage_name(stage, &mut names, lint);
-        check_descriptions(stage, lint);
+        if let Some(name) = &stage.name {
+            check_description("FROM", &[name], &stage.comments, stage.span, lint);
+        }
+        stage.commands.iter().for_each(|command| check_command(command, lint));
+    }
+}
+
+fn check_command(command: &Command, lint: &Lint) {
+    match &command.action {
+        Action::Arg(definitions) => {
+            let names: Vec<&str> = definitions.iter().map(|definition| definition.key.text.as_str()).collect();
+            check_description("ARG", &names, &command.comments, command.span, lint);
+        }
+        Action::Maintainer(_) => lint.report(Rule::MaintainerDeprecated, command.span, &[], &command.comments),
+        _ => {}
     }
 }
 
@@ -132,13 +173,8 @@ fn check_stage_name<'a>(stage: &'a Stage, names: &mut BTreeSet<&'a str>, lint: &
     }
 }
 
-fn check_descriptions(stage: &Stage, lint: &Lint) {
-    let Some(name) = &stage.name else { return };
-    check_description("FROM", &[name], &stage.comments, stage.span, lint);
-}
-
 /// The last comment above ARG or a named FROM should begin with what it describes.
-pub(crate) fn check_description(keyword: &str, names: &[&str], comments: &[Token], span: Span, lint: &Lint) {
+fn check_description(keyword: &str, names: &[&str], comments: &[Token], span: Span, lint: &Lint) {
     let Some(first) = comments.last().and_then(|comment| comment.text.split(' ').next()) else { return };
     if names.is_empty() || names.contains(&first) {
         return;

@@ -9,6 +9,8 @@ use crate::{Arguments, Dockerfile, FrontendError, Instruction, Problem, Span, To
 pub(crate) struct Program {
     /// The variables of the ARGs before the first FROM.
     pub globals: Vec<ArgDefinition>,
+    /// The ARGs before the first FROM themselves.
+    pub preamble: Vec<Command>,
     pub stages: Vec<Stage>,
 }
 
@@ -36,7 +38,7 @@ impl Program {
     /// # Errors
     /// An instruction is wrong, or stands before the first FROM and is no ARG.
     pub fn read(dockerfile: &Dockerfile) -> Result<Self, FrontendError> {
-        let mut program = Self { globals: Vec::new(), stages: Vec::new() };
+        let mut program = Self { globals: Vec::new(), preamble: Vec::new(), stages: Vec::new() };
         for instruction in dockerfile.instructions() {
             program.add(instruction)?;
         }
@@ -53,9 +55,12 @@ impl Program {
             return Ok(());
         }
         let command = Command::read(instruction)?;
-        match (self.stages.last_mut(), command.action) {
-            (Some(stage), action) => stage.commands.push(Command { action, ..command }),
-            (None, Action::Arg(definitions)) => self.globals.extend(definitions),
+        match (self.stages.last_mut(), &command.action) {
+            (Some(stage), _) => stage.commands.push(command),
+            (None, Action::Arg(definitions)) => {
+                self.globals.extend(definitions.iter().cloned());
+                self.preamble.push(command);
+            }
             (None, _) => {
                 let problem = Problem::syntax("no build stage in current context");
                 return Err(FrontendError::from(problem).or_at(instruction.span));

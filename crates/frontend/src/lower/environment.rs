@@ -37,6 +37,11 @@ impl<V> Bindings<V> {
         self.positions.contains_key(name)
     }
 
+    /// What a name is bound to.
+    pub fn value(&self, name: &str) -> Option<&V> {
+        self.positions.get(name).map(|position| &self.entries[*position].1)
+    }
+
     /// The names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().map(|(name, _)| name.as_str())

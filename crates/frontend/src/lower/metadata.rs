@@ -62,8 +62,7 @@ impl StageBuilder<'_, '_> {
         self.record(format!("STOPSIGNAL {name}"), Layer::None)
     }
 
-    pub(super) fn maintainer(&mut self, command: &Command, author: &Token) -> Result<(), FrontendError> {
-        self.report(Rule::MaintainerDeprecated, command, &[]);
+    pub(super) fn maintainer(&mut self, author: &Token) -> Result<(), FrontendError> {
         Rc::make_mut(&mut self.state.image).author = Some(author.text.clone());
         self.record(format!("MAINTAINER {}", author.text), Layer::None)
     }

@@ -5,16 +5,21 @@
 //! stages asks again after each answer. Nothing recurses: a file may have a hundred thousand stages.
 
 mod base;
+mod check;
 mod copy;
 mod environment;
 mod globals;
 mod metadata;
+mod outline;
 mod plan;
 mod ports;
 mod run;
 mod stage;
 mod state;
 mod title;
+
+pub use check::check;
+pub use outline::outline;
 
 use crate::command::{Command, Origin};
 use crate::expand::{Budget, Variables};
@@ -60,15 +65,56 @@ fn lower_file(
     options: &LowerOptions,
     images: &ResolvedImages,
 ) -> Result<Lowered, FrontendError> {
+    let lint = Lint::of(dockerfile, options)?;
+    let inputs = Inputs { dockerfile, options, images, lint: &lint };
+    let turn = take_turn(&inputs, Scope::Target, |lowering, _, state| {
+        let unused_build_args = unused_build_args(lowering.plan.program, options);
+        Ok(LoweredImage { unused_build_args, ..lowering.finish(state)? })
+    })?;
+    match turn {
+        Turn::Need(requests) => Ok(Lowered::Need(requests)),
+        Turn::Done(image) => Ok(Lowered::Done(Box::new(LoweredImage { warnings: lint.finish()?, ..image }))),
+    }
+}
+
+/// What a turn is taken with.
+struct Inputs<'a> {
+    dockerfile: &'a Dockerfile,
+    options: &'a LowerOptions,
+    images: &'a ResolvedImages,
+    lint: &'a Lint,
+}
+
+/// Which stages a turn goes through.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// The wanted one and those that it needs.
+    Target,
+    /// All of them: the build checks look at every stage.
+    All,
+}
+
+/// What a turn came to.
+enum Turn<T> {
+    /// These images must be known first.
+    Need(Vec<ImageRequest>),
+    Done(T),
+}
+
+/// Goes through stages as far as what is known of images allows, and ends with `finish`, which is given the wanted
+/// stage.
+fn take_turn<T>(
+    inputs: &Inputs<'_>,
+    scope: Scope,
+    finish: impl FnOnce(Lowering<'_>, usize, StageState) -> Result<T, FrontendError>,
+) -> Result<Turn<T>, FrontendError> {
+    let Inputs { dockerfile, options, images, lint } = *inputs;
     check_build_args(&options.build_args)?;
-    let directive = dockerfile.directive("check").map(|value| value.text.as_str());
-    let checks = options.build_args.get("BUILDKIT_DOCKERFILE_CHECK").map(String::as_str).or(directive);
-    let lint = Lint::new(checks.unwrap_or_default())?;
     dockerfile.warnings().iter().for_each(|warning| lint.keep(warning.clone(), &[]));
     let program = Program::read(dockerfile)?;
-    check_program(&program, &lint);
+    check_program(&program, lint);
     let budget = Budget::default();
-    let plan = Plan::new(&program, options, dockerfile.escape(), &lint, &budget)?;
+    let plan = Plan::new(&program, options, dockerfile.escape(), lint, &budget)?;
     let target = plan.target()?;
     let epoch = source_date_epoch(options, &plan)?;
     let mut lowering = Lowering {
@@ -76,7 +122,7 @@ fn lower_file(
         options,
         images,
         plan: &plan,
-        lint: &lint,
+        lint,
         budget: &budget,
         epoch,
         graph: Graph::new(),
@@ -89,16 +135,15 @@ fn lower_file(
         triggers: Vec::new(),
         lowered_bytes: 0,
     };
+    if scope == Scope::All {
+        (0..plan.stages.len()).try_for_each(|stage| lowering.walk(stage).map(drop))?;
+    }
     match lowering.walk(target)? {
-        Some(state) => {
-            let image = lowering.finish(state)?;
-            let unused_build_args = unused_build_args(&program, options);
-            Ok(Lowered::Done(Box::new(LoweredImage { warnings: lint.finish()?, unused_build_args, ..image })))
-        }
-        None => {
+        Some(state) if lowering.requests.is_empty() => Ok(Turn::Done(finish(lowering, target, state)?)),
+        _ => {
             let mut requests: Vec<ImageRequest> = lowering.requests.into_values().collect();
             requests.sort_by_key(|request| request.span);
-            Ok(Lowered::Need(requests))
+            Ok(Turn::Need(requests))
         }
     }
 }

@@ -5,7 +5,6 @@ use super::plan::Base;
 use super::state::{Layer, StageState};
 use crate::command::{Action, Command, Origin};
 use crate::expand::{Expanded, Expander, Quotes, Unset};
-use crate::lint::check_description;
 use crate::span::At;
 use crate::suggest::nearest;
 use crate::{FrontendError, ImageKeySource, Problem, Rule, Span, Token};
@@ -108,7 +107,7 @@ impl<'l, 'a> StageBuilder<'l, 'a> {
             Action::User(user) => self.user(command, user),
             Action::Workdir(path) => self.workdir(command, path),
             Action::Stopsignal(signal) => self.stopsignal(command, signal),
-            Action::Maintainer(author) => self.maintainer(command, author),
+            Action::Maintainer(author) => self.maintainer(author),
             Action::Shell(shell) => self.shell(shell),
             Action::Cmd(line) => self.cmd(command, line),
             Action::Entrypoint(line) => self.entrypoint(command, line),
@@ -181,10 +180,6 @@ impl<'l, 'a> StageBuilder<'l, 'a> {
     }
 
     fn arg(&mut self, command: &Command, definitions: &[crate::command::ArgDefinition]) -> Result<(), FrontendError> {
-        let names: Vec<&str> = definitions.iter().map(|definition| definition.key.text.as_str()).collect();
-        if command.origin != Origin::ImageTrigger {
-            check_description("ARG", &names, &command.comments, command.span, self.lowering.lint);
-        }
         let mut shown = vec!["ARG".to_owned()];
         for definition in definitions {
             let key = self.text(command, &definition.key)?;

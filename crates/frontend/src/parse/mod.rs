@@ -108,7 +108,7 @@ impl Reader<'_> {
         }
         logical.push(text, first.start + blanks, first.number);
         let mut last = first;
-        let mut empty_line = None;
+        let mut has_empty_line = false;
         while continued {
             let Some(line) = self.lines.next_line()? else { break };
             last = line;
@@ -117,14 +117,15 @@ impl Reader<'_> {
             }
             let text = utf8(&line)?;
             if text.trim_start().is_empty() {
-                empty_line.get_or_insert(line.span());
+                has_empty_line = true;
                 continue;
             }
             let (text, more) = strip_continuation(text, self.escape);
             logical.push(text, line.start, line.number);
             continued = more;
         }
-        self.warnings.extend(empty_line.map(|span| Rule::NoEmptyContinuation.at(span, &[])));
+        // The line where the instruction ends, as docker tells it.
+        self.warnings.extend(has_empty_line.then(|| Rule::NoEmptyContinuation.at(last.span(), &[])));
         Ok(Some((logical, last.number)))
     }
 
