@@ -1,7 +1,8 @@
 //! One build: Dockerfile, graph, solution, outputs.
 
+use crate::context::{MainContext, open_folder};
 use crate::dockerfile::{DockerfileText, read_dockerfile, read_from_context, read_ignore_file};
-use crate::engine::{Engine, LateExecutor, blocking};
+use crate::engine::{Engine, LateExecutor, blocking, until_cancelled};
 use crate::error::work_hint;
 use crate::excerpt::excerpt;
 use crate::plausible;
@@ -15,9 +16,8 @@ use forge_frontend::{
 use forge_image::{ErrorKind, Platform, chain};
 use forge_llb::{ExtraHost, NetworkMode, ResolveMode};
 use forge_registry::TransferContext;
-use forge_session::{Context, Event, EventSink, LocalContext, Session, SourceSpan, WarningNotice};
+use forge_session::{Event, EventSink, Session, SourceSpan, WarningNotice};
 use forge_solver::{SolveError, Solved, Solver, WorkerError};
-use forge_store::ScratchDir;
 use forge_worker::{ImageResolver, LocalResults, LocalWorker, WorkError};
 use futures_util::future::try_join_all;
 use std::collections::BTreeMap;
@@ -45,7 +45,9 @@ impl Engine {
     ) -> Result<BuildOutcome, EngineError> {
         plausible::check(&request)?;
         let opened = self.clone();
-        let build = blocking(move || Build::open(opened, request, events, cancel)).await?;
+        let stop = cancel.clone();
+        // A stream may never end.
+        let build = until_cancelled(&stop, blocking(move || Build::open(opened, request, events, cancel))).await?;
         build.run().await.map_err(|error| match error.kind() {
             ErrorKind::Cancelled => error,
             // BuildKit's clients look for these words.
@@ -61,10 +63,8 @@ pub(crate) struct Build {
     pub session: Arc<dyn Session>,
     pub transfer: TransferContext,
     images: Arc<ImageResolver>,
-    main_context: Arc<dyn Context>,
+    main: Arc<MainContext>,
     named: BTreeMap<String, forge_frontend::NamedContext>,
-    /// Stands for a context that is not there.
-    _empty: Option<ScratchDir>,
 }
 
 /// What was built for one platform.
@@ -81,22 +81,14 @@ impl Build {
         events: Arc<dyn EventSink>,
         cancel: CancellationToken,
     ) -> Result<Self, EngineError> {
-        let empty = match request.context {
-            BuildContext::Empty => Some(engine.store().scratch("context")?),
-            BuildContext::Directory(_) => None,
-        };
-        let main_context = match (&request.context, &empty) {
-            (BuildContext::Directory(folder), _) => open_context(folder)?,
-            (BuildContext::Empty, Some(empty)) => open_context(empty.path())?,
-            (BuildContext::Empty, None) => unreachable!("an empty context has its folder"),
-        };
-        let mut contexts = BTreeMap::from([(MAIN_CONTEXT.to_owned(), main_context.clone())]);
+        let main = open_main(&request.context, &engine, &*events, &cancel)?;
+        let mut contexts = BTreeMap::from([(MAIN_CONTEXT.to_owned(), main.files.clone())]);
         let (mut named, mut layouts) = (BTreeMap::new(), BTreeMap::new());
         for (name, context) in &request.named_contexts {
             let lowered = match context {
                 NamedContext::Image(reference) => forge_frontend::NamedContext::Image(reference.clone()),
                 NamedContext::Directory(folder) => {
-                    let context = open_context(folder)?;
+                    let context = open_folder(folder)?;
                     let exclude = ignore_patterns(&read_from_context(&*context, ".dockerignore")?.unwrap_or_default())?;
                     contexts.insert(name.clone(), context);
                     forge_frontend::NamedContext::Local { name: name.clone(), exclude }
@@ -112,7 +104,7 @@ impl Build {
         let session = engine.session(contexts, events, cancel);
         let transfer = engine.transfer_now(session.clone(), "[internal] fetching images")?;
         let images = Arc::new(ImageResolver::new(transfer.clone(), engine.registry()?, layouts));
-        Ok(Self { engine, request, session, transfer, images, main_context, named, _empty: empty })
+        Ok(Self { engine, request, session, transfer, images, main: Arc::new(main), named })
     }
 
     async fn run(self) -> Result<BuildOutcome, EngineError> {
@@ -135,15 +127,15 @@ impl Build {
     }
 
     async fn load_dockerfile(&self) -> Result<DockerfileText, EngineError> {
-        let (source, context) = (self.request.dockerfile.clone(), self.main_context.clone());
+        let (source, main) = (self.request.dockerfile.clone(), self.main.clone());
         let shown = ShownStep::start(self.session.events(), "[internal] load build definition from Dockerfile");
-        shown.end(blocking(move || read_dockerfile(&source, &*context)).await)
+        shown.end(blocking(move || read_dockerfile(&source, &main)).await)
     }
 
     async fn load_ignore_patterns(&self) -> Result<Vec<String>, EngineError> {
-        let (source, context) = (self.request.dockerfile.clone(), self.main_context.clone());
+        let (source, main) = (self.request.dockerfile.clone(), self.main.clone());
         let shown = ShownStep::start(self.session.events(), "[internal] load .dockerignore");
-        shown.end(blocking(move || ignore_patterns(&read_ignore_file(&source, &*context)?)).await)
+        shown.end(blocking(move || ignore_patterns(&read_ignore_file(&source, &main)?)).await)
     }
 
     /// Lowers until nothing more must be known of images.
@@ -308,12 +300,18 @@ pub(crate) fn notices(results: &[PlatformResult]) -> Vec<String> {
     said.into_iter().collect()
 }
 
-fn open_context(folder: &std::path::Path) -> Result<Arc<dyn Context>, EngineError> {
-    let context = LocalContext::open(folder).map_err(|error| {
-        EngineError::caused(ErrorKind::UserInput, error)
-            .context(&format!("unable to prepare context: path {:?}", folder.display().to_string()))
-    })?;
-    Ok(Arc::new(context))
+/// Opens the main context; what has to come in first is shown as a step.
+fn open_main(
+    context: &BuildContext,
+    engine: &Engine,
+    events: &dyn EventSink,
+    cancel: &CancellationToken,
+) -> Result<MainContext, EngineError> {
+    let open = || MainContext::open(context, engine.store(), cancel);
+    match context {
+        BuildContext::Stream(_) => ShownStep::start(events, "[internal] load remote build context").end(open()),
+        BuildContext::Directory(_) | BuildContext::Empty => open(),
+    }
 }
 
 fn ignore_patterns(text: &[u8]) -> Result<Vec<String>, EngineError> {

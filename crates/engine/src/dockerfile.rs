@@ -1,5 +1,6 @@
 //! Reads the Dockerfile and the ignore file that go with a build.
 
+use crate::context::MainContext;
 use crate::{DockerfileSource, EngineError};
 use forge_image::ErrorKind;
 use forge_session::{Context, ContextPath};
@@ -20,26 +21,45 @@ pub(crate) struct DockerfileText {
 }
 
 /// Reads the Dockerfile that the user means.
-pub(crate) fn read_dockerfile(source: &DockerfileSource, context: &dyn Context) -> Result<DockerfileText, EngineError> {
-    match source {
-        DockerfileSource::Inline(text) => Ok(DockerfileText { name: "Dockerfile".to_owned(), text: text.clone() }),
-        DockerfileSource::File(path) => {
+pub(crate) fn read_dockerfile(source: &DockerfileSource, main: &MainContext) -> Result<DockerfileText, EngineError> {
+    let context = &*main.files;
+    match (source, &main.dockerfile) {
+        (DockerfileSource::Default, Some(text)) | (DockerfileSource::Inline(text), None) => {
+            Ok(DockerfileText { name: "Dockerfile".to_owned(), text: text.clone() })
+        }
+        (_, Some(_)) => {
+            let message = "ambiguous Dockerfile source: both stdin and flag correspond to Dockerfiles";
+            Err(EngineError::new(ErrorKind::UserInput, message)
+                .with_hint("with -f, standard input has to be an archive with the files"))
+        }
+        (DockerfileSource::InContext(name), None) => match read_from_context(context, name)? {
+            Some(text) => Ok(DockerfileText { name: name.clone(), text }),
+            None => Err(missing(name)),
+        },
+        (DockerfileSource::File(path), None) => {
             let failed = |error| unreadable(path, error);
             let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
             let text = open_regular(path).and_then(read_limited).map_err(failed)?;
             Ok(DockerfileText { name, text })
         }
-        DockerfileSource::Default => {
+        (DockerfileSource::Default, None) => {
             for name in ["Dockerfile", "dockerfile"] {
                 if let Some(text) = read_from_context(context, name)? {
                     return Ok(DockerfileText { name: name.to_owned(), text });
                 }
             }
-            let message = "failed to read dockerfile: open Dockerfile: no such file or directory";
-            Err(EngineError::new(ErrorKind::UserInput, message)
-                .with_hint(format!("there is no Dockerfile in {}: name one with -f", context.identity())))
+            let place = match main.heeds_ignore_files {
+                true => context.identity(),
+                false => "the build context".to_owned(),
+            };
+            Err(missing("Dockerfile").with_hint(format!("there is no Dockerfile in {place}: name one with -f")))
         }
     }
+}
+
+fn missing(name: &str) -> EngineError {
+    let message = format!("failed to read dockerfile: open {name}: no such file or directory");
+    EngineError::new(ErrorKind::UserInput, message)
 }
 
 /// A file that the user named and that is not there is a mistake of the user.
@@ -52,10 +72,15 @@ fn unreadable(path: &Path, error: std::io::Error) -> EngineError {
 }
 
 /// Reads the ignore file: the one named after the Dockerfile, else the context's own.
-pub(crate) fn read_ignore_file(source: &DockerfileSource, context: &dyn Context) -> Result<Vec<u8>, EngineError> {
+pub(crate) fn read_ignore_file(source: &DockerfileSource, main: &MainContext) -> Result<Vec<u8>, EngineError> {
+    let context = &*main.files;
+    if !main.heeds_ignore_files {
+        return Ok(Vec::new());
+    }
     let own = match source {
         DockerfileSource::File(path) => read_beside(path)?,
         DockerfileSource::Default => read_from_context(context, "Dockerfile.dockerignore")?,
+        DockerfileSource::InContext(name) => read_from_context(context, &format!("{name}.dockerignore"))?,
         DockerfileSource::Inline(_) => None,
     };
     match own {

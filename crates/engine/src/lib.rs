@@ -10,6 +10,7 @@
 
 mod build;
 mod container;
+mod context;
 mod destination;
 mod dockerfile;
 mod engine;
@@ -34,9 +35,9 @@ pub use outcome::{
     Removal, RunOutcome, StepCounts, UsageReport, UsageRow,
 };
 pub use request::{
-    ArchiveFormat, ArchiveReader, Bind, BuildContext, BuildRequest, Destination, DockerfileSource, EngineOptions,
-    ImageOutput, KeyPair, LayerCompression, NamedContext, Network, Output, Proxy, PullPolicy, RegistryHost, RunRequest,
-    RunStreams,
+    ArchiveFormat, ArchiveReader, Bind, BuildContext, BuildRequest, ContextStream, Destination, DockerfileSource,
+    EngineOptions, ImageOutput, KeyPair, LayerCompression, NamedContext, Network, Output, Proxy, PullPolicy,
+    RegistryHost, RunRequest, RunStreams,
 };
 
 /// Runs the set-up of a container, and does not return, if this process was started for that. To be called first

@@ -1,9 +1,11 @@
 use forge_image::{Platform, Reference};
 use forge_session::Redacted;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 /// Where an engine keeps its things and how it reaches the world. Nothing is read from the environment.
@@ -102,9 +104,42 @@ pub struct BuildRequest {
 pub enum BuildContext {
     /// A folder.
     Directory(PathBuf),
-    /// Nothing (a Dockerfile on standard input and no folder).
+    /// Nothing.
     Empty,
+    /// An archive with the files (tar, plain or compressed, told by its content); anything else is the Dockerfile of a
+    /// build without files.
+    Stream(ContextStream),
 }
+
+/// A stream that one build reads. Copies share it.
+#[derive(Clone)]
+pub struct ContextStream(Arc<Mutex<Option<ArchiveReader>>>);
+
+impl ContextStream {
+    /// Hands over a stream.
+    pub fn new(stream: impl Read + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(Box::new(stream)))))
+    }
+
+    /// The stream, for the first who asks.
+    pub(crate) fn take(&self) -> Option<ArchiveReader> {
+        self.0.lock().expect("no holder panics").take()
+    }
+}
+
+impl fmt::Debug for ContextStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ContextStream")
+    }
+}
+
+impl PartialEq for ContextStream {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for ContextStream {}
 
 /// Where the Dockerfile comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,6 +148,8 @@ pub enum DockerfileSource {
     Default,
     /// A file of that path; a relative one is relative to the working directory of the user.
     File(PathBuf),
+    /// A file of that path within the context.
+    InContext(String),
     /// Its text, from standard input.
     Inline(Vec<u8>),
 }

@@ -22,6 +22,7 @@ mod users;
 
 pub use error::{ExecFailure, FileFailure, WorkError, executor_kind};
 pub use exec::{environment, network_files};
+pub use file::archive::{decompress, looks_like_archive};
 pub use images::{FoundImage, ImageResolver};
 pub use local::LocalWorker;
 pub use results::LocalResults;

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 /// `forge build`: the flags of `docker buildx build`.
 #[derive(clap::Args, Debug, Default)]
 pub struct BuildArgs {
-    /// Folder with the files of the build, or - to read a Dockerfile from standard input
+    /// Folder with the files of the build, or - for an archive or a Dockerfile on standard input
     #[arg(value_name = "PATH|-")]
     pub context: String,
     /// Name of the image (repeatable)
     #[arg(short = 't', long = "tag", value_name = "NAME[:TAG]")]
     pub tags: Vec<String>,
-    /// The Dockerfile, - for standard input [default: PATH/Dockerfile]
+    /// The Dockerfile, - for standard input; within the archive where PATH is - [default: PATH/Dockerfile]
     #[arg(short = 'f', long, value_name = "PATH|-", allow_hyphen_values = true)]
     pub file: Option<String>,
     /// Value of an ARG; without =VALUE that of the environment (repeatable)

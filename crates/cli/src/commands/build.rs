@@ -3,10 +3,10 @@ use crate::args::BuildArgs;
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
 use crate::progress::{Display, Mode, warnings_text};
-use crate::request::{InputNeeds, build_request, input_needs, notes};
+use crate::request::{Input, InputNeeds, build_request, input_needs, notes};
 use crate::{config, output};
 use anyhow::Context;
-use forge_engine::{BuildOutcome, BuildRequest};
+use forge_engine::{BuildOutcome, BuildRequest, ContextStream};
 use serde_json::{Map, Value};
 use std::io::{IsTerminal, Read};
 use std::path::Path;
@@ -19,8 +19,9 @@ const MOST_INPUT: u64 = (16 << 20) + 1;
 pub fn build(start: &Start, args: &BuildArgs) -> Result<u8, Failure> {
     let mode = mode(start, args)?;
     let input = match input_needs(args)? {
-        InputNeeds::Nothing => Vec::new(),
-        InputNeeds::Dockerfile | InputNeeds::Context => read_input()?,
+        InputNeeds::Nothing => Input::Nothing,
+        InputNeeds::Dockerfile => Input::Dockerfile(read_input()?),
+        InputNeeds::Context => Input::Context(ContextStream::new(std::io::stdin())),
     };
     let proxies = docker_proxies(&config::docker_config(&start.environment))?;
     let request = build_request(args, &start.environment, input, proxies, SystemTime::now())?;

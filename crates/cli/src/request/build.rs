@@ -3,7 +3,9 @@ use super::{network, platform, reference, refuse, unsupported};
 use crate::args::BuildArgs;
 use crate::environment::Environment;
 use anyhow::{Context, bail};
-use forge_engine::{BuildContext, BuildRequest, DockerfileSource, ImageOutput, NamedContext, Network, Output};
+use forge_engine::{
+    BuildContext, BuildRequest, ContextStream, DockerfileSource, ImageOutput, NamedContext, Network, Output,
+};
 use forge_image::Platform;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,6 +20,17 @@ pub enum InputNeeds {
     Dockerfile,
     /// A Dockerfile or an archive (`-` as the context).
     Context,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Nothing was needed.
+    Nothing,
+    /// The Dockerfile.
+    Dockerfile(Vec<u8>),
+    /// A stream that the build reads.
+    Context(ContextStream),
 }
 
 /// Says what has to be read before [`build_request`] is called.
@@ -52,7 +65,7 @@ pub fn notes(args: &BuildArgs) -> Vec<String> {
 pub fn build_request(
     args: &BuildArgs,
     environment: &Environment,
-    input: Vec<u8>,
+    input: Input,
     proxy_env: Vec<String>,
     now: SystemTime,
 ) -> anyhow::Result<BuildRequest> {
@@ -119,18 +132,17 @@ fn source_date_epoch(
     Ok(Some(seconds))
 }
 
-fn sources(args: &BuildArgs, input: Vec<u8>) -> anyhow::Result<(BuildContext, DockerfileSource)> {
-    match input_needs(args)? {
-        InputNeeds::Context => Ok((BuildContext::Empty, dockerfile_on_stdin(input)?)),
-        InputNeeds::Dockerfile => Ok((folder(&args.context)?, DockerfileSource::Inline(input))),
-        InputNeeds::Nothing => {
-            let dockerfile = match args.file.as_deref() {
-                None | Some("") => DockerfileSource::Default,
-                Some(url) if is_remote(url) => return Err(unsupported(&format!("--file {url} (a URL)"))),
-                Some(path) => DockerfileSource::File(path.into()),
-            };
-            Ok((folder(&args.context)?, dockerfile))
+fn sources(args: &BuildArgs, input: Input) -> anyhow::Result<(BuildContext, DockerfileSource)> {
+    let file = args.file.as_deref().filter(|file| !file.is_empty());
+    match (input, file) {
+        (Input::Context(stream), None) => Ok((BuildContext::Stream(stream), DockerfileSource::Default)),
+        (Input::Context(stream), Some(file)) => {
+            Ok((BuildContext::Stream(stream), DockerfileSource::InContext(file.to_owned())))
         }
+        (Input::Dockerfile(text), _) => Ok((folder(&args.context)?, DockerfileSource::Inline(text))),
+        (Input::Nothing, None) => Ok((folder(&args.context)?, DockerfileSource::Default)),
+        (Input::Nothing, Some(url)) if is_remote(url) => Err(unsupported(&format!("--file {url} (a URL)"))),
+        (Input::Nothing, Some(path)) => Ok((folder(&args.context)?, DockerfileSource::File(path.into()))),
     }
 }
 
@@ -149,18 +161,6 @@ fn folder(context: &str) -> anyhow::Result<BuildContext> {
 /// What docker takes for a Git repository or a download.
 fn is_remote(text: &str) -> bool {
     ["http://", "https://", "git://", "ssh://", "git@", "github.com/"].iter().any(|prefix| text.starts_with(prefix))
-}
-
-fn dockerfile_on_stdin(input: Vec<u8>) -> anyhow::Result<DockerfileSource> {
-    const MAGIC: [&[u8]; 4] = [b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
-    let is_tar = input.get(257..262) == Some(b"ustar");
-    if is_tar || MAGIC.iter().any(|magic| input.starts_with(magic)) {
-        return Err(unsupported("a build context as an archive on standard input"));
-    }
-    if input.iter().all(u8::is_ascii_whitespace) {
-        bail!("standard input holds no Dockerfile");
-    }
-    Ok(DockerfileSource::Inline(input))
 }
 
 fn platforms(flags: &[String], environment: &Environment) -> anyhow::Result<Vec<Platform>> {
@@ -272,7 +272,13 @@ mod tests {
     }
 
     fn request(line: &str, environment: Environment) -> anyhow::Result<BuildRequest> {
-        build_request(&args(line), &environment, b"FROM scratch\n".to_vec(), Vec::new(), SystemTime::UNIX_EPOCH)
+        let args = args(line);
+        let input = match input_needs(&args)? {
+            InputNeeds::Nothing => Input::Nothing,
+            InputNeeds::Dockerfile => Input::Dockerfile(b"FROM scratch\n".to_vec()),
+            InputNeeds::Context => Input::Context(ContextStream::new(std::io::empty())),
+        };
+        build_request(&args, &environment, input, Vec::new(), SystemTime::UNIX_EPOCH)
     }
 
     fn error(line: &str) -> String {
@@ -301,22 +307,15 @@ mod tests {
     }
 
     #[test]
-    fn standard_input_is_a_dockerfile_or_refused() {
+    fn standard_input_is_the_context_or_the_dockerfile() {
         let both = request("-", Environment::default()).unwrap();
-        assert_eq!(
-            (both.context, both.dockerfile),
-            (BuildContext::Empty, DockerfileSource::Inline(b"FROM scratch\n".to_vec()))
-        );
+        assert!(matches!(both.context, BuildContext::Stream(_)));
+        assert_eq!(both.dockerfile, DockerfileSource::Default);
+        let named = request("-f sub/Dockerfile -", Environment::default()).unwrap();
+        assert_eq!(named.dockerfile, DockerfileSource::InContext("sub/Dockerfile".into()));
         let file = request("-f - .", Environment::default()).unwrap();
         assert_eq!(file.dockerfile, DockerfileSource::Inline(b"FROM scratch\n".to_vec()));
         assert!(error("-f - -").contains("can't use stdin for both"));
-        let mut tar = vec![0; 512];
-        tar[257..262].copy_from_slice(b"ustar");
-        for archive in [tar, b"\x1f\x8b\x08".to_vec()] {
-            let refused =
-                build_request(&args("-"), &Environment::default(), archive, Vec::new(), SystemTime::UNIX_EPOCH);
-            assert!(refused.unwrap_err().to_string().contains("not supported by this version of forge"));
-        }
     }
 
     #[test]

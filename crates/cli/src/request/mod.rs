@@ -4,7 +4,7 @@ mod build;
 mod output;
 mod run;
 
-pub use build::{InputNeeds, build_request, input_needs, notes};
+pub use build::{Input, InputNeeds, build_request, input_needs, notes};
 pub use run::{check_terminal, run_request};
 
 use crate::sanitise;

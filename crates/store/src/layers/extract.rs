@@ -7,11 +7,12 @@ use super::unpack::{self, UnpackError};
 use super::{LayerIndex, Layers};
 use crate::{ScratchDir, StoreError};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The files of an archive, in a private folder that goes when this is dropped.
 pub struct Extracted {
     tree: MergedTree,
+    files: PathBuf,
     // Dropped last: the tree reads from it.
     _folder: ScratchDir,
 }
@@ -20,6 +21,11 @@ impl Extracted {
     /// The files, with owners, modes, times and attributes as the archive has them.
     pub fn tree(&self) -> &MergedTree {
         &self.tree
+    }
+
+    /// The folder that holds the files, and nothing else.
+    pub fn folder(&self) -> &Path {
+        &self.files
     }
 }
 
@@ -37,7 +43,7 @@ impl Layers {
         crate::scratch::create_private(&below)?;
         crate::scratch::create_private(&files)?;
         self.extract_into(tar, &MergedTree::new(vec![below])?, &files)?;
-        Ok(Extracted { tree: MergedTree::new(vec![files])?, _folder: folder })
+        Ok(Extracted { tree: MergedTree::new(vec![files.clone()])?, files, _folder: folder })
     }
 
     fn extract_into(&self, tar: &mut dyn Read, below: &MergedTree, files: &Path) -> Result<LayerIndex, StoreError> {

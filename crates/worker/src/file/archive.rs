@@ -28,9 +28,13 @@ fn packing(start: &[u8]) -> Packing {
     }
 }
 
-/// Unpacks in this process: an image's own programs never run for it (A18).
-fn decompress(file: File) -> std::io::Result<Box<dyn Read + Send>> {
-    let mut reader = BufReader::with_capacity(64 << 10, file);
+/// What a stream holds once its compression (gzip, bzip2, xz, zstd, told by its first bytes) is taken off; the stream
+/// itself where there is none. Decompresses in this process: an image's own programs never run for it (A18).
+///
+/// # Errors
+/// The stream cannot be read, or its compression's header is damaged.
+pub fn decompress(stream: impl Read + Send + 'static) -> std::io::Result<Box<dyn Read + Send>> {
+    let mut reader = BufReader::with_capacity(64 << 10, stream);
     Ok(match packing(reader.fill_buf()?) {
         Packing::Plain => Box::new(reader),
         Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
@@ -38,6 +42,12 @@ fn decompress(file: File) -> std::io::Result<Box<dyn Read + Send>> {
         Packing::Xz => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(reader)),
         Packing::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(reader)?),
     })
+}
+
+/// Whether a stream that starts with these bytes, 512 or all there are, is taken for an archive: it is compressed, or
+/// begins with the header of a tar.
+pub fn looks_like_archive(start: &[u8]) -> bool {
+    packing(start) != Packing::Plain || start.first_chunk().is_some_and(is_header)
 }
 
 /// Whether a file is a tar archive, by the checksum of its first header, as docker decides. What cannot be

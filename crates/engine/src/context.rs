@@ -1,0 +1,240 @@
+//! Opens what a build reads from: folders, archives that come in on a stream, nothing at all.
+
+use crate::{BuildContext, EngineError};
+use forge_image::ErrorKind;
+use forge_session::{Context, LocalContext};
+use forge_store::{Extracted, ScratchDir, Store, UnpackLimits};
+use std::io::{self, Cursor, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio_util::sync::CancellationToken;
+
+/// What is looked at to tell an archive from a Dockerfile: one block of a tar.
+const START: usize = 512;
+
+/// The parser refuses larger Dockerfiles; one byte beyond is read so that it can say so.
+const MOST_DOCKERFILE: u64 = (16 << 20) + 1;
+
+/// The main context as it was opened.
+pub(crate) struct MainContext {
+    /// The files.
+    pub files: Arc<dyn Context>,
+    /// The Dockerfile, where one came in instead of files.
+    pub dockerfile: Option<Vec<u8>>,
+    /// Whether ignore files apply: as in BuildKit, to folders of this machine only.
+    pub heeds_ignore_files: bool,
+    _held: Held,
+}
+
+/// What goes when the build has ended.
+enum Held {
+    Nothing,
+    Empty(#[expect(dead_code, reason = "kept for its drop")] ScratchDir),
+    Files(#[expect(dead_code, reason = "kept for its drop")] Extracted),
+}
+
+/// What came in on a stream.
+enum Incoming {
+    Files(Extracted),
+    Dockerfile(Vec<u8>),
+}
+
+impl MainContext {
+    /// Opens the context. Blocks for as long as a stream takes.
+    pub(crate) fn open(context: &BuildContext, store: &Store, cancel: &CancellationToken) -> Result<Self, EngineError> {
+        match context {
+            BuildContext::Directory(folder) => Ok(Self {
+                files: open_folder(folder)?,
+                dockerfile: None,
+                heeds_ignore_files: true,
+                _held: Held::Nothing,
+            }),
+            BuildContext::Empty => Self::empty(store, None),
+            BuildContext::Stream(stream) => {
+                let Some(stream) = stream.take() else {
+                    return Err(EngineError::new(ErrorKind::Internal, "the stream of a build is read once only"));
+                };
+                match incoming(stream, store, cancel)? {
+                    Incoming::Files(files) => Self::unpacked(files),
+                    Incoming::Dockerfile(text) => Self::empty(store, Some(text)),
+                }
+            }
+        }
+    }
+
+    fn empty(store: &Store, dockerfile: Option<Vec<u8>>) -> Result<Self, EngineError> {
+        let folder = store.scratch("context")?;
+        let files = open_folder(folder.path())?;
+        Ok(Self { files, dockerfile, heeds_ignore_files: false, _held: Held::Empty(folder) })
+    }
+
+    fn unpacked(files: Extracted) -> Result<Self, EngineError> {
+        let context = open_folder(files.folder())?;
+        Ok(Self { files: context, dockerfile: None, heeds_ignore_files: false, _held: Held::Files(files) })
+    }
+}
+
+/// Opens a folder of this machine.
+pub(crate) fn open_folder(folder: &Path) -> Result<Arc<dyn Context>, EngineError> {
+    let context = LocalContext::open(folder).map_err(|error| {
+        EngineError::caused(ErrorKind::UserInput, error)
+            .context(&format!("unable to prepare context: path {:?}", folder.display().to_string()))
+    })?;
+    Ok(Arc::new(context))
+}
+
+/// Unpacks a stream that is an archive, by its first bytes, and takes any other for a Dockerfile. An archive that turns
+/// out to be damaged is an error and never read as something else (A33, A34).
+fn incoming(
+    mut stream: impl Read + Send + 'static,
+    store: &Store,
+    cancel: &CancellationToken,
+) -> Result<Incoming, EngineError> {
+    let mut start = Vec::new();
+    stream.by_ref().take(START as u64).read_to_end(&mut start).map_err(unreadable)?;
+    let is_archive = forge_worker::looks_like_archive(&start);
+    let stream = Cursor::new(start).chain(stream);
+    if is_archive {
+        return unpack(stream, store, cancel).map(Incoming::Files);
+    }
+    let mut text = Vec::new();
+    stream.take(MOST_DOCKERFILE).read_to_end(&mut text).map_err(unreadable)?;
+    match text.iter().all(u8::is_ascii_whitespace) {
+        true => Err(EngineError::new(ErrorKind::UserInput, "standard input holds no Dockerfile")),
+        false => Ok(Incoming::Dockerfile(text)),
+    }
+}
+
+fn unreadable(error: io::Error) -> EngineError {
+    EngineError::io(error).context("cannot read the build context")
+}
+
+/// Unpacks an archive into a private folder by the rules for strangers' layers: nothing is written outside of it,
+/// whatever it says, and nothing is left when it is refused.
+fn unpack(
+    archive: impl Read + Send + 'static,
+    store: &Store,
+    cancel: &CancellationToken,
+) -> Result<Extracted, EngineError> {
+    let packed = Arc::new(AtomicU64::new(0));
+    let counted = Counted { stream: archive, count: packed.clone() };
+    let tar = forge_worker::decompress(counted).map_err(unreadable)?;
+    let mut tar = Bounded { tar, unpacked: 0, packed, limits: UnpackLimits::default(), cancel: cancel.clone() };
+    store.layers().extract(&mut tar).map_err(|error| match cancel.is_cancelled() {
+        true => EngineError::cancelled(),
+        false => EngineError::from(error).context("cannot unpack the build context"),
+    })
+}
+
+struct Counted<R> {
+    stream: R,
+    count: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.stream.read(buffer)?;
+        self.count.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+/// A tar that ends with an error when it is beyond the limits for layers, or when nobody wants it any more.
+struct Bounded<R> {
+    tar: R,
+    unpacked: u64,
+    packed: Arc<AtomicU64>,
+    limits: UnpackLimits,
+    cancel: CancellationToken,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(io::Error::other("cancelled"));
+        }
+        let count = self.tar.read(buffer)?;
+        self.unpacked += count as u64;
+        let limits = &self.limits;
+        let packed = self.packed.load(Ordering::Relaxed);
+        if self.unpacked > limits.bytes {
+            return Err(io::Error::other(format!("it unpacks to more than {} bytes", limits.bytes)));
+        }
+        if self.unpacked > limits.ratio_floor && self.unpacked / limits.ratio > packed {
+            return Err(io::Error::other(format!("it unpacks to more than {} times its size", limits.ratio)));
+        }
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forge_testkit::TarBuilder;
+    use std::io::Write;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("store")).unwrap();
+        (folder, store)
+    }
+
+    fn opened(bytes: Vec<u8>, store: &Store) -> Result<MainContext, EngineError> {
+        let stream = crate::ContextStream::new(Cursor::new(bytes));
+        MainContext::open(&BuildContext::Stream(stream), store, &CancellationToken::new())
+    }
+
+    fn packed(tar: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(tar).unwrap();
+        vec![("plain", tar.to_vec()), ("gzip", gzip.finish().unwrap()), ("zstd", zstd::encode_all(tar, 1).unwrap())]
+    }
+
+    #[test]
+    fn an_archive_is_told_by_its_content() {
+        let (_folder, store) = store();
+        let tar = TarBuilder::new().directory("d").file("d/Dockerfile", "FROM scratch\n").finish();
+        for (name, bytes) in packed(&tar) {
+            let context = opened(bytes, &store).unwrap();
+            assert!(context.dockerfile.is_none() && !context.heeds_ignore_files, "{name}");
+            assert!(context.files.stat(&forge_session::ContextPath::clean("d/Dockerfile")).unwrap().is_some());
+        }
+        let text = opened(b"FROM scratch\n".to_vec(), &store).unwrap();
+        assert_eq!(text.dockerfile.as_deref(), Some(&b"FROM scratch\n"[..]));
+        assert_eq!(text.files.children(&Default::default()).unwrap(), []);
+        for nothing in [&b""[..], b" \n"] {
+            assert!(opened(nothing.to_vec(), &store).err().unwrap().to_string().contains("holds no Dockerfile"));
+        }
+    }
+
+    // Seen to fail when `incoming` reads what could not be unpacked as a Dockerfile.
+    #[test]
+    fn a34_a_damaged_archive_is_never_a_dockerfile() {
+        let (_folder, store) = store();
+        let mut tar = TarBuilder::new().symlink("Dockerfile", "/canary").file("big", vec![7; 4000]).finish();
+        tar.truncate(3 * 512);
+        for (name, bytes) in packed(&tar) {
+            let error = opened(bytes, &store).err().unwrap();
+            assert!(error.to_string().starts_with("cannot unpack the build context"), "{name}: {error}");
+        }
+        let gzip = packed(&TarBuilder::new().file("a", "a").finish()).remove(1).1;
+        assert!(opened(gzip[..gzip.len() / 2].to_vec(), &store).is_err());
+        assert!(opened(b"\x1f\x8b\x08FROM scratch\n".to_vec(), &store).is_err());
+    }
+
+    #[test]
+    fn a59_an_archive_is_bounded() {
+        let limits = UnpackLimits { bytes: 100, ratio: 10, ratio_floor: 20, ..UnpackLimits::default() };
+        let told = |length: usize, packed: u64| {
+            let packed = Arc::new(AtomicU64::new(packed));
+            let (tar, cancel) = (Cursor::new(vec![0; length]), CancellationToken::new());
+            let result = Bounded { tar, unpacked: 0, packed, limits, cancel }.read_to_end(&mut Vec::new());
+            result.map_err(|error| error.to_string())
+        };
+        assert_eq!(told(100, 10), Ok(100));
+        assert_eq!(told(101, 50), Err("it unpacks to more than 100 bytes".to_owned()));
+        assert_eq!(told(100, 1), Err("it unpacks to more than 10 times its size".to_owned()));
+        assert_eq!(told(20, 1), Ok(20));
+    }
+}
