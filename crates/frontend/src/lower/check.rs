@@ -1,6 +1,6 @@
 use super::{Inputs, Scope, Turn, take_turn};
 use crate::lint::Lint;
-use crate::{CheckResults, Checked, Dockerfile, FrontendError, LowerOptions, ResolvedImages};
+use crate::{CheckResults, Checked, Dockerfile, FrontendError, LowerOptions, ResolvedImages, SourceTime};
 
 /// Runs the build checks, over all stages where no target is asked for. Called to a fixpoint as
 /// [`lower`](crate::lower()) is.
@@ -11,6 +11,7 @@ pub fn check(dockerfile: &Dockerfile, options: &LowerOptions, images: &ResolvedI
         Ok(lint) => lint,
         Err(error) => return Checked::Done(CheckResults { warnings: Vec::new(), error: Some(error) }),
     };
+    let options = &timeless(options);
     let inputs = Inputs { dockerfile, options, images, lint: &lint };
     let scope = if options.target.is_some() { Scope::Target } else { Scope::All };
     let failed = match take_turn(&inputs, scope, |_, _, _| Ok(())) {
@@ -23,4 +24,9 @@ pub fn check(dockerfile: &Dockerfile, options: &LowerOptions, images: &ResolvedI
     let violation = || lint.violation(&warnings).map(|error| FrontendError { span: None, ..error });
     let error = failed.or_else(violation);
     Checked::Done(CheckResults { warnings, error })
+}
+
+/// The same options, with the time of sources left out: nothing is built that could carry one.
+pub(super) fn timeless(options: &LowerOptions) -> LowerOptions {
+    LowerOptions { source_time: SourceTime::None, ..options.clone() }
 }

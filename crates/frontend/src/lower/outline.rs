@@ -1,3 +1,4 @@
+use super::check::timeless;
 use super::{Inputs, Lowering, Progress, Scope, Turn, take_turn};
 use crate::command::{Action, Command};
 use crate::doc_comment::doc_comment;
@@ -20,6 +21,7 @@ pub fn outline(
     images: &ResolvedImages,
 ) -> Result<Outlined, FrontendError> {
     let lint = Lint::of(dockerfile, options)?;
+    let options = &timeless(options);
     let inputs = Inputs { dockerfile, options, images, lint: &lint };
     let turn = take_turn(&inputs, Scope::Target, |lowering, target, _| Ok(Sketch::of(&lowering, target)));
     match turn.map_err(|error| FrontendError { file: dockerfile.name().to_owned(), ..error })? {
