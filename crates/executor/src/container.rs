@@ -41,6 +41,10 @@ pub trait Container: Send + Sync {
     /// The controlling side of the terminal, a new descriptor each time, if the process has a terminal.
     fn pty(&self) -> Option<OwnedFd>;
 
+    /// The listening sides of the sockets among the mounts, in their order, in non-blocking mode; later calls return
+    /// nothing. Only what connects inside the container reaches them.
+    fn take_listeners(&self) -> Vec<OwnedFd>;
+
     /// Runs a further process in the container.
     fn exec(&self, process: &crate::ProcessSpec, io: Stdio) -> Result<Box<dyn Container>, ExecutorError>;
 

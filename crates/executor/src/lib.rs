@@ -15,6 +15,7 @@
 mod capabilities;
 mod container;
 mod error;
+mod hidden;
 mod init;
 mod message;
 mod namespaces;
@@ -26,9 +27,10 @@ mod wire;
 pub use capabilities::Capabilities;
 pub use container::{Container, Executor, ExitStatus, Stdio, StdioTarget};
 pub use error::{ErrorKind, ExecutorError};
+pub use hidden::Hidden;
 pub use init::init_if_requested;
 pub use namespaces::NamespaceExecutor;
 pub use spec::{
-    ContainerId, DevicePolicy, IdMap, IdMappings, MountFlags, MountSource, MountSpec, NetworkMode, ProcessSpec,
-    ProcessUser, Resources, Rlimit, RlimitResource, RootFs, SandboxSpec, Seccomp,
+    ContainerId, DevicePolicy, IdMap, IdMappings, MountFlags, MountSource, MountSpec, NetworkMode, OverlayChanges,
+    ProcessSpec, ProcessUser, Resources, Rlimit, RlimitResource, RootFs, SandboxSpec, Seccomp, StubRemoval,
 };

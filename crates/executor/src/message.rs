@@ -41,6 +41,8 @@ pub(crate) enum Message {
     Configure(Box<Configuration>),
     /// Init to caller: something was created in the root only to be mounted upon. Descriptor: its parent directory.
     Stub(StubRecord),
+    /// Init to caller, for each socket of the mounts, in their order. Descriptor: the listening socket.
+    Listener,
     /// Init to caller. Descriptor: controlling side of the terminal.
     Terminal,
     /// Init to caller: `Start` will execute the program.

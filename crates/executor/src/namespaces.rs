@@ -49,7 +49,7 @@ fn prepare_directory(runtime: &Path) -> io::Result<()> {
     private.recursive(true).mode(0o700).create(runtime)?;
     let mut open = DirBuilder::new();
     open.recursive(true).mode(0o755);
-    for name in [layout::ROOT, layout::STAGING] {
+    for name in [layout::ROOT, layout::STAGING, layout::EMPTY] {
         open.create(runtime.join(name))?;
     }
     for layer in [layout::STUBS, layout::STUBS_ETC] {
@@ -216,6 +216,7 @@ impl Server {
             pidfd: OnceLock::new(),
             exit: Mutex::new(Exit::Pending(exit_read)),
             terminal: Mutex::new(None),
+            listeners: Mutex::default(),
             stubs: Mutex::default(),
             cgroups: Mutex::default(),
         };
@@ -273,6 +274,7 @@ struct NamespaceContainer {
     pidfd: OnceLock<OwnedFd>,
     exit: Mutex<Exit>,
     terminal: Mutex<Option<OwnedFd>>,
+    listeners: Mutex<Vec<OwnedFd>>,
     stubs: Mutex<Vec<Stub>>,
     cgroups: Mutex<Vec<PathBuf>>,
 }
@@ -303,6 +305,7 @@ impl NamespaceContainer {
         match (message, descriptors.pop()) {
             (Message::Spawned, Some(pidfd)) => drop(self.pidfd.set(pidfd)),
             (Message::Stub(record), Some(parent)) => lock(&self.stubs).push(Stub { parent, record }),
+            (Message::Listener, Some(listener)) => lock(&self.listeners).push(listener),
             (Message::Terminal, terminal) => *lock(&self.terminal) = terminal,
             (Message::Ready { cgroups, notices }, _) => {
                 *lock(&self.cgroups) = cgroups;
@@ -454,6 +457,10 @@ impl Container for NamespaceContainer {
         fcntl_dupfd_cloexec(terminal.as_ref()?, 3).ok()
     }
 
+    fn take_listeners(&self) -> Vec<OwnedFd> {
+        std::mem::take(&mut *lock(&self.listeners))
+    }
+
     fn exec(&self, _process: &ProcessSpec, _io: Stdio) -> Result<Box<dyn Container>, ExecutorError> {
         Err(ExecutorError::Unsupported { what: "running a further process in a container".into() })
     }
@@ -462,6 +469,7 @@ impl Container for NamespaceContainer {
         self.kill_all()?;
         self.await_exit()?;
         *lock(&self.terminal) = None;
+        lock(&self.listeners).clear();
         self.clean()
     }
 }

@@ -1,3 +1,4 @@
+use crate::hidden::{self, Hidden};
 use crate::{Capabilities, ExecutorError, profile, wire};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -109,6 +110,17 @@ pub enum MountSource {
         #[serde(with = "wire::one")]
         path: PathBuf,
     },
+    /// What `path` names in an overlay of its own, which the kernel cannot be asked to write to where `changes` is `None`.
+    Overlay {
+        /// Read-only directories, top-most first, at most 499.
+        #[serde(with = "wire::many")]
+        lower: Vec<PathBuf>,
+        /// Where changes go.
+        changes: Option<OverlayChanges>,
+        /// Path within it, as a process with that root directory would see it.
+        #[serde(with = "wire::one")]
+        path: PathBuf,
+    },
     /// A new, empty file system in memory.
     Tmpfs {
         /// Most bytes it may hold; the kernel's default is half of the memory.
@@ -123,6 +135,47 @@ pub enum MountSource {
         /// Its permissions; root owns it.
         mode: u32,
     },
+    /// A file whose bytes nobody else may see: in memory, where the kernel can do it never swapped out.
+    Secret {
+        /// Its bytes.
+        #[serde(with = "hidden::one")]
+        content: Hidden,
+        /// Its permissions.
+        mode: u32,
+        /// Its owner.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+    },
+    /// A Unix stream socket; [`crate::Container::take_listeners`] gives the side that accepts connections.
+    Socket {
+        /// Its permissions.
+        mode: u32,
+        /// Its owner.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+    },
+}
+
+/// The two writable directories of an overlay, on one file system.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OverlayChanges {
+    /// Receives the changes; they are worthless after a power cut.
+    #[serde(with = "wire::one")]
+    pub upper: PathBuf,
+    /// Empty.
+    #[serde(with = "wire::one")]
+    pub work: PathBuf,
+}
+
+/// What is removed of the mount points that had to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StubRemoval {
+    /// All that was made.
+    WithParents,
+    /// The mount points themselves; directories made on the way to them stay.
+    PointsOnly,
 }
 
 /// Which network the process sees.
@@ -154,6 +207,9 @@ pub struct ProcessSpec {
     /// The whole environment, `KEY=VALUE`. Nothing is inherited or added.
     #[serde(with = "wire::many")]
     pub env: Vec<OsString>,
+    /// Further variables, `KEY=VALUE`, whose values nobody else may see.
+    #[serde(with = "hidden::many")]
+    pub secret_env: Vec<Hidden>,
     /// Working directory, resolved within the root and made (root, 0755) when missing. Never inside procfs.
     #[serde(with = "wire::one")]
     pub cwd: PathBuf,
@@ -177,6 +233,7 @@ impl ProcessSpec {
         Self {
             args: args.into_iter().map(Into::into).collect(),
             env: vec![format!("PATH={}", profile::DEFAULT_PATH).into()],
+            secret_env: Vec::new(),
             cwd: PathBuf::from("/"),
             user: ProcessUser::default(),
             terminal: false,
@@ -280,6 +337,8 @@ pub struct SandboxSpec {
     /// Mounts beyond the standard ones (`/proc`, `/dev`, `/dev/pts`, `/dev/shm`, `/dev/mqueue`, `/sys`,
     /// `/sys/fs/cgroup`), in this order.
     pub mounts: Vec<MountSpec>,
+    /// What becomes of mount points that had to be made.
+    pub stubs: StubRemoval,
     /// Host name inside; empty keeps the host's.
     pub hostname: String,
     /// The network.
@@ -313,6 +372,7 @@ impl SandboxSpec {
             root,
             readonly_root: false,
             mounts: Vec::new(),
+            stubs: StubRemoval::WithParents,
             hostname: String::new(),
             network: NetworkMode::Host,
             process,

@@ -3,7 +3,7 @@
 use super::paths::{PROC_SUPER_MAGIC, PointKind, Root};
 use super::sys;
 use crate::message::{Doing, Failure};
-use crate::{ProcessSpec, profile};
+use crate::{Hidden, ProcessSpec, profile};
 use rustix::fs::{FileType, ResolveFlags, fstat, fstatfs};
 use rustix::io::Errno;
 use std::ffi::{CString, OsStr, OsString};
@@ -62,7 +62,7 @@ impl Program {
             name: name.clone(),
             candidates: candidates(name, &process.env)?,
             arguments: strings(&process.args)?,
-            environment: strings(&process.env)?,
+            environment: environment(process)?,
         })
     }
 
@@ -91,6 +91,14 @@ impl Program {
 
 fn strings(all: &[OsString]) -> Result<Vec<CString>, Failure> {
     all.iter().map(|text| string(text.as_bytes().to_vec())).collect()
+}
+
+/// A secret variable takes the place of another one of its name.
+fn environment(process: &ProcessSpec) -> Result<Vec<CString>, Failure> {
+    let name = |pair: &[u8]| pair.split(|&byte| byte == b'=').next().unwrap_or_default().to_vec();
+    let secret: Vec<Vec<u8>> = process.secret_env.iter().map(|pair| name(pair.reveal())).collect();
+    let open = process.env.iter().map(|pair| pair.as_bytes()).filter(|pair| !secret.contains(&name(pair)));
+    open.chain(process.secret_env.iter().map(Hidden::reveal)).map(|pair| string(pair.to_vec())).collect()
 }
 
 fn string(bytes: Vec<u8>) -> Result<CString, Failure> {

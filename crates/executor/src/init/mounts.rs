@@ -1,17 +1,21 @@
 //! Mounts as descriptors: made, checked and only then attached.
 
 use super::paths::{PROC_SUPER_MAGIC, PointKind, Root, Stub, open_in};
+use super::root::layout;
 use super::sys::{self, MountChange};
 use crate::message::{Doing, Failure};
-use crate::{MountFlags, MountSource, MountSpec};
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat};
+use crate::{Hidden, MountFlags, MountSource, MountSpec, OverlayChanges};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chmodat, chownat, fstat, fstatfs, mkdirat, openat,
+};
 use rustix::io::{Errno, Result};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind as bind_socket, listen, socket_with};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 /// Magic numbers of file systems through which the kernel is configured: nothing is ever mounted on them on request.
 const KERNEL_FILE_SYSTEMS: [u32; 4] = [
@@ -100,22 +104,28 @@ pub(super) struct Prepared<'a> {
     kind: PointKind,
 }
 
+/// What is ready before the host's tree is left.
+pub(super) struct Preparation<'a> {
+    pub(super) mounts: Vec<Prepared<'a>>,
+    /// The listening sides of the sockets, in the order of their mounts.
+    pub(super) listeners: Vec<OwnedFd>,
+}
+
 /// Opens the sources of all mounts. Must happen before the host's tree is left.
-pub(super) fn prepare<'a>(mounts: &'a [MountSpec], staging: &Path) -> std::result::Result<Vec<Prepared<'a>>, Failure> {
-    let mut files = FileStage::new(staging);
-    mounts
-        .iter()
-        .map(|spec| {
-            check_target(&spec.target)?;
-            let mount = open_source(spec, &mut files)?;
-            let mode = fstat(&mount).doing(|| "inspect a mount".into())?.st_mode;
-            let kind = match FileType::from_raw_mode(mode) {
-                FileType::Directory => PointKind::Directory,
-                _ => PointKind::File,
-            };
-            Ok(Prepared { spec, mount, kind })
-        })
-        .collect()
+pub(super) fn prepare<'a>(mounts: &'a [MountSpec], runtime: &Path) -> std::result::Result<Preparation<'a>, Failure> {
+    let mut stage = Stage::new(runtime);
+    let prepared = mounts.iter().map(|spec| {
+        check_target(&spec.target)?;
+        let mount = open_source(spec, &mut stage)?;
+        let mode = fstat(&mount).doing(|| "inspect a mount".into())?.st_mode;
+        let kind = match FileType::from_raw_mode(mode) {
+            FileType::Directory => PointKind::Directory,
+            _ => PointKind::File,
+        };
+        Ok(Prepared { spec, mount, kind })
+    });
+    let mounts = prepared.collect::<std::result::Result<_, Failure>>()?;
+    Ok(Preparation { mounts, listeners: stage.listeners })
 }
 
 fn refused(target: &Path, reason: &str) -> Failure {
@@ -142,7 +152,7 @@ fn check_target(target: &Path) -> std::result::Result<(), Failure> {
     }
 }
 
-fn open_source(spec: &MountSpec, files: &mut FileStage) -> std::result::Result<OwnedFd, Failure> {
+fn open_source(spec: &MountSpec, stage: &mut Stage<'_>) -> std::result::Result<OwnedFd, Failure> {
     let attributes = attributes(spec);
     match &spec.source {
         MountSource::Bind(path) => {
@@ -157,11 +167,17 @@ fn open_source(spec: &MountSpec, files: &mut FileStage) -> std::result::Result<O
                 .doing(|| format!("open mount source {} below {}", path.display(), root.display()))?;
             bind(&place, attributes, path)
         }
+        MountSource::Overlay { lower, changes, path } => {
+            let overlay = stage.overlay(lower, changes.as_ref(), attributes)?;
+            stage.part(overlay, path, attributes)
+        }
         MountSource::Tmpfs { size, mode } => {
             let size = size.map(|bytes| bytes.to_string());
             tmpfs(size.as_deref(), *mode, attributes)
         }
-        MountSource::File { content, mode } => files.add(content, *mode, attributes),
+        MountSource::File { content, mode } => stage.file(content, *mode, (0, 0), attributes),
+        MountSource::Secret { content, mode, uid, gid } => stage.secret(content, *mode, (*uid, *gid), attributes),
+        MountSource::Socket { mode, uid, gid } => stage.socket(*mode, (*uid, *gid), attributes),
     }
 }
 
@@ -195,47 +211,162 @@ pub(super) fn tmpfs(
     new_filesystem("tmpfs", &options, attributes)
 }
 
-/// One tmpfs for all generated files of a container.
+/// One tmpfs for all generated files of a container, which is also where overlays are attached to take parts of them.
 ///
 /// Kernels before 6.15 clone only mounts that are attached in the caller's namespace, so it is attached on the host's
 /// side of the container's own namespace, and goes away with that.
-struct FileStage<'a> {
-    point: &'a Path,
+struct Stage<'a> {
+    runtime: &'a Path,
     mount: Option<OwnedFd>,
     count: u32,
+    listeners: Vec<OwnedFd>,
 }
 
-impl<'a> FileStage<'a> {
-    fn new(point: &'a Path) -> Self {
-        Self { point, mount: None, count: 0 }
+impl<'a> Stage<'a> {
+    fn new(runtime: &'a Path) -> Self {
+        Self { runtime, mount: None, count: 0, listeners: Vec::new() }
     }
 
-    fn add(&mut self, content: &[u8], mode: u32, attributes: MountAttrFlags) -> std::result::Result<OwnedFd, Failure> {
+    /// The tmpfs and a name in it that is free.
+    fn place(&mut self) -> std::result::Result<(BorrowedFd<'_>, String), Failure> {
+        let name = self.count.to_string();
+        self.count += 1;
         let mount = match self.mount.take() {
             Some(mount) => mount,
             None => self.open()?,
         };
-        let name = self.count.to_string();
-        self.count += 1;
-        let made = write_file(&mount, &name, content, mode).and_then(|()| {
-            let place = openat(&mount, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-            restricted_clone(place.as_fd(), attributes, false)
-        });
-        self.mount = Some(mount);
-        made.doing(|| "make a generated file".into())
+        Ok((OwnedFd::as_fd(self.mount.insert(mount)), name))
     }
 
     fn open(&self) -> std::result::Result<OwnedFd, Failure> {
-        let mount = tmpfs(Some("16m"), 0o755, LOCKED)?;
+        let mount = tmpfs(Some("256m"), 0o755, LOCKED)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        openat(CWD, self.point, flags, Mode::empty())
+        openat(CWD, self.runtime.join(layout::STAGING), flags, Mode::empty())
             .and_then(|point| attach(mount.as_fd(), point.as_fd()))
             .doing(|| "attach generated files".into())?;
         Ok(mount)
     }
+
+    fn file(
+        &mut self,
+        content: &[u8],
+        mode: u32,
+        owner: (u32, u32),
+        attributes: MountAttrFlags,
+    ) -> std::result::Result<OwnedFd, Failure> {
+        let (folder, name) = self.place()?;
+        write_file(folder, &name, content, mode)
+            .and_then(|()| give(folder, &name, mode, owner))
+            .and_then(|()| openat(folder, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))
+            .and_then(|place| restricted_clone(place.as_fd(), attributes, false))
+            .doing(|| "make a generated file".into())
+    }
+
+    /// A tmpfs of its own, since only a whole one is kept out of swap. Kernels before 6.4 cannot.
+    fn secret(
+        &mut self,
+        content: &Hidden,
+        mode: u32,
+        owner: (u32, u32),
+        attributes: MountAttrFlags,
+    ) -> std::result::Result<OwnedFd, Failure> {
+        let memory = new_filesystem("tmpfs", &[FsOption::Flag("noswap")], LOCKED)
+            .or_else(|_| new_filesystem("tmpfs", &[], LOCKED))?;
+        let (folder, name) = self.place()?;
+        mkdirat(folder, &name, Mode::from_raw_mode(0o700))
+            .and_then(|()| openat(folder, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))
+            .and_then(|point| attach(memory.as_fd(), point.as_fd()))
+            .and_then(|()| write_file(memory.as_fd(), "secret", content.reveal(), mode))
+            .and_then(|()| give(memory.as_fd(), "secret", mode, owner))
+            .and_then(|()| openat(&memory, "secret", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))
+            .and_then(|place| restricted_clone(place.as_fd(), attributes, false))
+            .doing(|| "keep a secret in memory".into())
+    }
+
+    fn socket(
+        &mut self,
+        mode: u32,
+        owner: (u32, u32),
+        attributes: MountAttrFlags,
+    ) -> std::result::Result<OwnedFd, Failure> {
+        let (folder, name) = self.place()?;
+        let (listener, place) = listening_socket(folder, &name)
+            .and_then(|listener| {
+                give(folder, &name, mode, owner)?;
+                Ok((listener, openat(folder, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?))
+            })
+            .doing(|| "make a socket".into())?;
+        self.listeners.push(listener);
+        restricted_clone(place.as_fd(), attributes, false).doing(|| "make a socket".into())
+    }
+
+    /// An overlay that is attached nowhere. Without changes it takes two layers at least: the kernel's rule.
+    fn overlay(
+        &mut self,
+        lower: &[PathBuf],
+        changes: Option<&OverlayChanges>,
+        attributes: MountAttrFlags,
+    ) -> std::result::Result<OwnedFd, Failure> {
+        let empty = self.runtime.join(layout::EMPTY);
+        let mut options: Vec<_> = ["index", "metacopy", "redirect_dir", "xino"]
+            .iter()
+            .map(|name| FsOption::Text(name, Path::new("off")))
+            .collect();
+        options.extend(lower.iter().map(|path| FsOption::Text("lowerdir+", path)));
+        let padding = 2usize.saturating_sub(lower.len() + usize::from(changes.is_some()));
+        if padding > 0 {
+            options.push(FsOption::Text("lowerdir+", &empty));
+        }
+        let second = self.runtime.join(layout::ROOT);
+        if padding > 1 {
+            options.push(FsOption::Text("lowerdir+", &second));
+        }
+        if let Some(OverlayChanges { upper, work }) = changes {
+            options.push(FsOption::Text("upperdir", upper));
+            options.push(FsOption::Text("workdir", work));
+            options.push(FsOption::Flag("volatile"));
+        }
+        new_filesystem("overlay", &options, attributes)
+    }
+
+    /// What a path names in a file system that is attached nowhere.
+    fn part(
+        &mut self,
+        whole: OwnedFd,
+        path: &Path,
+        attributes: MountAttrFlags,
+    ) -> std::result::Result<OwnedFd, Failure> {
+        if !path.components().any(|part| matches!(part, Component::Normal(_))) {
+            return Ok(whole);
+        }
+        let (folder, name) = self.place()?;
+        mkdirat(folder, &name, Mode::from_raw_mode(0o700))
+            .and_then(|()| openat(folder, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))
+            .and_then(|point| attach(whole.as_fd(), point.as_fd()))
+            .doing(|| "attach a mount's source".into())?;
+        open_in(whole.as_fd(), path, OFlags::PATH, ResolveFlags::empty())
+            .and_then(|place| restricted_clone(place.as_fd(), attributes, false))
+            .doing(|| format!("open mount source {}", path.display()))
+    }
 }
 
-fn write_file(directory: &OwnedFd, name: &str, content: &[u8], mode: u32) -> Result<()> {
+/// A socket of that name that accepts connections. By way of procfs, since an address holds 107 bytes at most.
+fn listening_socket(folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let address = SocketAddrUnix::new(format!("{}/{name}", sys::descriptor_path(folder)))?;
+    bind_socket(&socket, &address)?;
+    listen(&socket, 16)?;
+    Ok(socket)
+}
+
+/// Sets owner and permissions, whatever the umask was.
+fn give(folder: BorrowedFd<'_>, name: &str, mode: u32, (uid, gid): (u32, u32)) -> Result<()> {
+    chownat(folder, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW)?;
+    chmodat(folder, name, Mode::from_raw_mode(mode), AtFlags::empty())
+}
+
+fn write_file(directory: BorrowedFd<'_>, name: &str, content: &[u8], mode: u32) -> Result<()> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
     let file = openat(directory, name, flags, Mode::from_raw_mode(mode))?;
     let mut rest = content;

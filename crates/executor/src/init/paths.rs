@@ -33,6 +33,8 @@ pub(super) enum PointKind {
 
 /// A mount point that did not exist before.
 pub(super) struct Stub {
+    /// Whether it is mounted upon itself, and not only on the way there.
+    pub(super) is_point: bool,
     pub(super) parent: OwnedFd,
     pub(super) record: StubRecord,
 }
@@ -137,8 +139,9 @@ impl Walk {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match openat(here, name, flags, Mode::empty()) {
             Err(Errno::NOENT) => {
-                let kind = if self.pending.is_empty() { kind } else { PointKind::Directory };
-                stubs.push(make_stub(here.as_fd(), name, kind)?);
+                let is_point = self.pending.is_empty();
+                let kind = if is_point { kind } else { PointKind::Directory };
+                stubs.push(Stub { is_point, ..make_stub(here.as_fd(), name, kind)? });
                 openat(here, name, flags, Mode::empty())
             }
             other => other,
@@ -187,6 +190,7 @@ fn make_stub(parent: BorrowedFd<'_>, name: &OsStr, kind: PointKind) -> Result<St
     restore_mtime(parent, &before)?;
     let made = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(Stub {
+        is_point: true,
         parent: rustix::io::fcntl_dupfd_cloexec(parent, 3)?,
         record: StubRecord {
             name: OsStr::from_bytes(name.as_bytes()).into(),

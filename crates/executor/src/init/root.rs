@@ -16,6 +16,8 @@ const MAX_LOWER: usize = 500;
 pub(crate) mod layout {
     /// Where each container attaches its root, in its own mount namespace.
     pub(crate) const ROOT: &str = "root";
+    /// A lower layer for overlays of mounts that have none.
+    pub(crate) const EMPTY: &str = "empty";
     /// Where each container attaches its generated files, likewise.
     pub(crate) const STAGING: &str = "staging";
     /// Lowest layer with the mount points every container needs.

@@ -3,10 +3,10 @@ use super::devices::{self, Devices};
 use super::launch::{Program, enter_directory};
 use super::mounts::{self, Masks};
 use super::paths::{Root, Stub};
-use super::root::{self, layout};
+use super::root;
 use super::{identity, sys};
 use crate::message::{Channel, Configuration, Doing, Failure, Message};
-use crate::{NetworkMode, ProcessSpec, SandboxSpec};
+use crate::{NetworkMode, ProcessSpec, SandboxSpec, StubRemoval};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fstat, open};
 use rustix::mount::MountAttrFlags;
 use rustix::process::{Signal, set_parent_process_death_signal, setsid};
@@ -97,7 +97,11 @@ impl Container {
     fn build(spec: &SandboxSpec, runtime: &Path, cgroups: &Cgroups, channel: &Channel) -> Result<Self, Failure> {
         root::make_private()?;
         // While the host's tree is still in sight.
-        let prepared = mounts::prepare(&spec.mounts, &runtime.join(layout::STAGING))?;
+        let mounts::Preparation { mounts: prepared, listeners } = mounts::prepare(&spec.mounts, runtime)?;
+        for listener in listeners {
+            // A caller that has gone accepts nothing.
+            let _ = channel.send(&Message::Listener, &[listener.as_fd()]);
+        }
         let root_mount = root::mount_root(spec, runtime, cgroups.root_attributes(spec.devices))?;
         root::enter(&root_mount)?;
         let root = Root::current()?;
@@ -105,7 +109,7 @@ impl Container {
         let mut stubs = Vec::new();
         let devices = Self::furnish(spec, &root, &prepared, &mut stubs);
         // Also when something failed: what has been made must be removed.
-        announce(stubs, channel);
+        announce(stubs, spec.stubs, channel);
         let devices = devices?;
         name_host(spec)?;
         if spec.readonly_root {
@@ -138,8 +142,8 @@ impl Container {
     }
 }
 
-fn announce(stubs: Vec<Stub>, channel: &Channel) {
-    for stub in stubs {
+fn announce(stubs: Vec<Stub>, removal: StubRemoval, channel: &Channel) {
+    for stub in stubs.into_iter().filter(|stub| stub.is_point || removal == StubRemoval::WithParents) {
         // A caller that has gone cleans nothing up.
         let _ = channel.send(&Message::Stub(stub.record), &[stub.parent.as_fd()]);
     }
