@@ -9,6 +9,9 @@ use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// What the `trash` table calls the folder of a cache mount.
+pub(crate) const CACHE_MOUNT: &str = "cache-mount";
+
 /// Files moved per transaction: a build that wants to write meanwhile waits for one batch, a few milliseconds.
 const BATCH: usize = 200;
 
@@ -155,6 +158,7 @@ fn take_trash(connection: &Connection) -> Result<Vec<(String, String)>, StoreErr
 fn has_record(connection: &Connection, kind: &str, name: &str) -> Result<bool, StoreError> {
     let sql = match kind {
         "layer" => "SELECT 1 FROM layers WHERE id = ?1",
+        CACHE_MOUNT => "SELECT 1 FROM cache_mounts WHERE name = ?1",
         _ => "SELECT 1 FROM blobs WHERE digest = ?1",
     };
     Ok(connection.prepare_cached(sql)?.exists([name])?)
@@ -163,6 +167,8 @@ fn has_record(connection: &Connection, kind: &str, name: &str) -> Result<bool, S
 fn move_away(opened: &Opened, kind: &str, name: &str) -> Result<Option<PathBuf>, StoreError> {
     let from = match kind {
         "layer" => opened.layer_path(&parse("layer id", name)?),
+        // Names are our own and have the form of layer ids, which is what keeps a damaged row from being a path.
+        CACHE_MOUNT => opened.cache_mount_path(parse::<LayerId>("cache mount", name)?.as_str()),
         _ => opened.blob_path(&parse("digest", name)?),
     };
     let to = opened.scratch_path("trash")?;
@@ -183,6 +189,9 @@ fn trash_files_without_record(opened: &Opened) -> Result<(), StoreError> {
     }
     let layers = names_in(&opened.root().join("layers"))?;
     candidates.extend(layers.into_iter().filter(|name| name.parse::<LayerId>().is_ok()).map(|name| ("layer", name)));
+    let mounts = names_in(&opened.root().join("cache-mounts"))?;
+    candidates
+        .extend(mounts.into_iter().filter(|name| name.parse::<LayerId>().is_ok()).map(|name| (CACHE_MOUNT, name)));
     let without_record = opened.database().read(|connection| {
         let mut names = Vec::new();
         for (kind, name) in candidates {

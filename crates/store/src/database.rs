@@ -1,5 +1,5 @@
 use crate::StoreError;
-use crate::schema::SCHEMA;
+use crate::schema::{SCHEMA, SCHEMA_2};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use std::ops::{Deref, DerefMut};
@@ -34,7 +34,12 @@ impl Database {
         if !exists {
             connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} COMMIT;"))?;
         }
-        Ok(())
+        Self::upgrade(path)
+    }
+
+    /// Makes the tables that a store of an earlier format lacks. The caller holds the lock under which a store is made.
+    pub(crate) fn upgrade(path: &Path) -> Result<(), StoreError> {
+        Ok(connect(path)?.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA_2} COMMIT;"))?)
     }
 
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {

@@ -8,15 +8,16 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 /// The layout that this forge writes and reads.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
-const FOLDERS: [&str; 7] = ["blobs", "blobs/sha256", "blobs/sha512", "layers", "scratch", "locks", "leases"];
+const FOLDERS: [&str; 8] =
+    ["blobs", "blobs/sha256", "blobs/sha512", "layers", "cache-mounts", "scratch", "locks", "leases"];
 const FILES: [&str; 5] = ["forge.db", "forge.db-wal", "forge.db-shm", "FORMAT", "FORMAT.new"];
 
 /// The `FORMAT` file: who made the store, and in which layout.
 ///
 /// ```text
-/// forge-store 1
+/// forge-store 2
 /// uid-map 0:0:4294967295
 /// gid-map 0:0:4294967295
 /// ```
@@ -75,6 +76,7 @@ pub(crate) fn prepare(root: &Path) -> Result<PathBuf, StoreError> {
     file_system::require_local(&root)?;
     let path = root.join("FORMAT");
     let format = match read(&path)? {
+        Some(format) if format.version < VERSION => upgrade(&root)?,
         Some(format) => format,
         None => create(&root)?,
     };
@@ -159,6 +161,25 @@ fn create(root: &Path) -> Result<Format, StoreError> {
     Ok(format)
 }
 
+/// Brings a store of an earlier format up to this one. `FORMAT` comes last here too.
+fn upgrade(root: &Path) -> Result<Format, StoreError> {
+    let folder = File::open(root).map_err(StoreError::io("open", root))?;
+    flock(&folder, FlockOperation::LockExclusive).map_err(StoreError::os("lock", root))?;
+    let Some(found) = read(&root.join("FORMAT"))? else {
+        return Err(StoreError::NotAStore { path: root.to_owned() });
+    };
+    if found.version < VERSION {
+        for name in FOLDERS {
+            create_folder(&root.join(name))?;
+        }
+        Database::upgrade(&root.join("forge.db"))?;
+        let format = Format { version: VERSION, ..found };
+        write_durably(root, &folder, &format.to_text())?;
+        return Ok(format);
+    }
+    Ok(found)
+}
+
 fn require_nothing_foreign(root: &Path) -> Result<(), StoreError> {
     for entry in std::fs::read_dir(root).map_err(StoreError::io("list", root))? {
         let name = entry.map_err(StoreError::io("list", root))?.file_name();
@@ -204,10 +225,10 @@ mod tests {
 
     #[test]
     fn format_is_read_back_or_refused() {
-        let good = "forge-store 1\nuid-map 0:0:1\ngid-map 0:0:1\n";
+        let good = "forge-store 2\nuid-map 0:0:1\ngid-map 0:0:1\n";
         check(good, good);
-        check("forge-store 1\nuid-map 0:0:1\nlater x\ngid-map 0:0:1\n", good);
-        check("forge-store 2\nanything", "/r has store format 2, this forge reads up to 1");
+        check("forge-store 2\nuid-map 0:0:1\nlater x\ngid-map 0:0:1\n", good);
+        check("forge-store 3\nanything", "/r has store format 3, this forge reads up to 2");
         check("", "/r/FORMAT is damaged: it has no complete first line");
         check("forge-store 1", "/r/FORMAT is damaged: it has no complete first line");
         check("forge-store x\n", "/r/FORMAT is damaged: its version is not a number");

@@ -13,6 +13,7 @@
 //!   forge.db              SQLite: every record
 //!   blobs/<algorithm>/<hex>
 //!   layers/<id>/          `tree/` in overlayfs's own format and `index`
+//!   cache-mounts/<name>/  what cache mounts of steps show
 //!   scratch/<owner>/<n>   private folders of one process, removed with it
 //!   locks/<blake3>        one file for each named lock
 //!   leases/<owner>        held with flock as long as that process has the store open
@@ -21,11 +22,12 @@
 //! A record never exists before the bytes that it names; a file without a record is garbage.
 //!
 //! Reading order: [`Store`]; [`Blobs`], [`BlobWriter`]; [`LayerId`], [`LayerRecord`], [`Layers`]; [`Image`], [`Target`],
-//! [`Images`]; [`Lease`], [`LockGuard`], [`ScratchDir`]; [`Collected`], [`Usage`]; [`StoreError`].
+//! [`Images`]; [`CacheMounts`]; [`Lease`], [`LockGuard`], [`ScratchDir`]; [`Collected`], [`Usage`]; [`StoreError`].
 #![warn(missing_docs)]
 #![forbid(unsafe_code)]
 
 mod blobs;
+mod cache_mounts;
 mod collect;
 mod database;
 mod error;
@@ -44,12 +46,15 @@ mod owner;
 mod removal;
 mod schema;
 mod scratch;
+mod selections;
 mod store;
 #[cfg(test)]
 mod tests;
+mod tree_size;
 mod usage;
 
 pub use blobs::{BlobWriter, Blobs};
+pub use cache_mounts::{CacheMountFound, CacheMountGuard, CacheMountKey, CacheMountRecord, CacheMountUse, CacheMounts};
 pub use collect::Collected;
 pub use error::StoreError;
 pub use ids::{Compression, ContentDigest, IdError, LayerBlob, LayerId, LayerRecord, TarOptions};

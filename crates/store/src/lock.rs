@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// An exclusive lock by name, across threads and processes; given up on drop and by the death of the process.
+/// A lock by name, across threads and processes; given up on drop and by the death of the process.
 #[derive(Debug)]
 pub struct LockGuard {
     _file: File,
@@ -29,9 +29,18 @@ impl LockGuard {
     }
 
     pub(crate) fn try_now(folder: &Path, name: &str) -> Result<Option<Self>, StoreError> {
+        Self::attempt(folder, name, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// A lock that others can have at the same time, if they ask for it in this way.
+    pub(crate) fn try_shared(folder: &Path, name: &str) -> Result<Option<Self>, StoreError> {
+        Self::attempt(folder, name, FlockOperation::NonBlockingLockShared)
+    }
+
+    fn attempt(folder: &Path, name: &str, operation: FlockOperation) -> Result<Option<Self>, StoreError> {
         loop {
             let (path, file) = open(folder, name)?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            match flock(&file, operation) {
                 Ok(()) if is_file_at(&file, &path)? => return Ok(Some(Self { _file: file })),
                 Ok(()) | Err(Errno::INTR) => continue,
                 Err(Errno::WOULDBLOCK) => return Ok(None),

@@ -55,6 +55,10 @@ impl Opened {
         self.root.join("layers").join(id.as_str())
     }
 
+    pub(crate) fn cache_mount_path(&self, name: &str) -> PathBuf {
+        self.root.join("cache-mounts").join(name)
+    }
+
     pub(crate) fn leases_path(&self) -> PathBuf {
         self.root.join("leases")
     }
@@ -65,6 +69,10 @@ impl Opened {
 
     pub(crate) fn try_lock(&self, name: &str) -> Result<Option<LockGuard>, StoreError> {
         LockGuard::try_now(&self.root.join("locks"), name)
+    }
+
+    pub(crate) fn try_lock_shared(&self, name: &str) -> Result<Option<LockGuard>, StoreError> {
+        LockGuard::try_shared(&self.root.join("locks"), name)
     }
 
     /// One syncfs of the store's file system; an error that the kernel met in the background is reported here once.

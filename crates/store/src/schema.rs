@@ -4,7 +4,7 @@
 //! the boot in which its bytes were written, and NULL once a `syncfs` has made them durable. After a boot that is not
 //! the recorded one the bytes are verified before they are used.
 
-/// Made at once when a store is made; changing it means a new FORMAT version.
+/// Made at once when a store is made.
 pub(crate) const SCHEMA: &str = "
 CREATE TABLE owners (
     id         TEXT PRIMARY KEY,
@@ -125,4 +125,25 @@ CREATE TABLE trash (
     name TEXT NOT NULL,
     PRIMARY KEY (kind, name)
 ) WITHOUT ROWID;
+";
+
+/// What stores of format 2 have beyond those of format 1, which get it when they are opened. `key` of a cache mount is
+/// the digest of its first content (or nothing), a space and its id.
+pub(crate) const SCHEMA_2: &str = "
+CREATE TABLE IF NOT EXISTS cache_mounts (
+    serial    INTEGER PRIMARY KEY AUTOINCREMENT,
+    name      TEXT NOT NULL UNIQUE,
+    key       TEXT NOT NULL,
+    origin    TEXT NOT NULL,
+    bytes     INTEGER NOT NULL,
+    created   INTEGER NOT NULL,
+    last_used INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS cache_mounts_by_key ON cache_mounts (key);
+
+CREATE TABLE IF NOT EXISTS selections (
+    content TEXT PRIMARY KEY,
+    layer   TEXT NOT NULL REFERENCES layers (id) ON DELETE CASCADE
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS selections_by_layer ON selections (layer);
 ";

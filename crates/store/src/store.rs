@@ -1,7 +1,7 @@
 use crate::collect::{self, Collected};
 use crate::opened::Opened;
 use crate::usage::{self, Usage};
-use crate::{Blobs, Images, LayerId, Layers, Lease, LockGuard, ScratchDir, StoreError, layer_rows};
+use crate::{Blobs, CacheMounts, Images, LayerId, Layers, Lease, LockGuard, ScratchDir, StoreError, layer_rows};
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -49,6 +49,11 @@ impl Store {
     /// Images by id and by name.
     pub fn images(&self) -> &Images {
         &self.images
+    }
+
+    /// The folders that steps keep between builds.
+    pub fn cache_mounts(&self) -> CacheMounts {
+        CacheMounts::new(self.opened.clone())
     }
 
     /// Begins a lease; `purpose` is for people to read.

@@ -2,6 +2,7 @@
 //! what to do there in the environment; [`processes::child_process`] does it.
 
 mod blobs;
+mod cache_mounts;
 mod collection;
 mod images;
 mod opening;

@@ -21,8 +21,18 @@ fn many_may_make_a_store_at_once() {
             scope.spawn(|| Store::open(&root).unwrap().lease("test").unwrap());
         }
     });
-    let entries =
-        ["FORMAT", "blobs", "forge.db", "forge.db-shm", "forge.db-wal", "layers", "leases", "locks", "scratch"];
+    let entries = [
+        "FORMAT",
+        "blobs",
+        "cache-mounts",
+        "forge.db",
+        "forge.db-shm",
+        "forge.db-wal",
+        "layers",
+        "leases",
+        "locks",
+        "scratch",
+    ];
     assert_eq!(names_in(&root), entries);
     assert!(names_in(&root.join("leases")).is_empty());
 }
@@ -57,7 +67,7 @@ fn a_later_or_damaged_format_is_refused() {
         assert_eq!(error.to_string(), expect);
         assert_eq!(error.kind(), forge_image::ErrorKind::Environment);
     };
-    check("forge-store 7\nx y\n", &format!("{root} has store format 7, this forge reads up to 1"));
+    check("forge-store 7\nx y\n", &format!("{root} has store format 7, this forge reads up to 2"));
     check("\u{1}\u{2}", &format!("{} is damaged: it has no complete first line", format.display()));
     let good = std::fs::read_to_string("/proc/self/uid_map").unwrap();
     let own: Vec<_> = good.split_whitespace().collect();
