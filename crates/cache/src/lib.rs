@@ -4,10 +4,11 @@
 //! and records; results are [`ResultRef`]s that a [`ResultStore`] answers for.
 //!
 //! Reading order: [`CacheKey`], [`OpKey`]; [`ResultRef`], [`Selector`], [`ResultStore`]; [`StepRecord`],
-//! [`CacheIndex`], [`SqliteIndex`], [`MemoryIndex`]; [`Flights`]; [`CacheError`].
+//! [`CacheIndex`], [`SqliteIndex`], [`MemoryIndex`]; [`Flights`]; [`Download`]; [`CacheError`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod downloads;
 mod error;
 mod flights;
 mod index;
@@ -17,6 +18,7 @@ mod record;
 mod result;
 mod sqlite;
 
+pub use downloads::{Download, DownloadKey};
 pub use error::CacheError;
 pub use flights::{FlightGuard, Flights};
 pub use index::CacheIndex;

@@ -79,7 +79,7 @@ impl SqliteIndex {
 
     /// Runs a change as one transaction that takes the write lock at its start: a reader that becomes a writer
     /// later would fail with SQLITE_BUSY at once instead of waiting.
-    fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T, Failure>) -> Result<T, CacheError> {
+    pub(crate) fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T, Failure>) -> Result<T, CacheError> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let run = || -> Result<T, Failure> {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -99,7 +99,7 @@ impl SqliteIndex {
 }
 
 /// Why a statement failed, before the file's name is added.
-enum Failure {
+pub(crate) enum Failure {
     Sqlite(rusqlite::Error),
     Json { name: String, source: serde_json::Error },
 }
@@ -356,11 +356,11 @@ fn parse<T: serde::de::DeserializeOwned>(name: &str, text: &str) -> Result<T, Fa
     serde_json::from_str(text).map_err(|source| Failure::Json { name: name.to_owned(), source })
 }
 
-fn millis(time: SystemTime) -> i64 {
+pub(crate) fn millis(time: SystemTime) -> i64 {
     let past = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(past.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn time(millis: i64) -> SystemTime {
+pub(crate) fn time(millis: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap_or(0))
 }

@@ -75,6 +75,10 @@ impl Answer {
         self.response.headers().get(name)?.to_str().ok()
     }
 
+    pub(crate) fn header_bytes(&self, name: HeaderName) -> Option<&[u8]> {
+        Some(self.response.headers().get(name)?.as_bytes())
+    }
+
     pub(crate) fn headers(&self, name: HeaderName) -> Vec<String> {
         let values = self.response.headers().get_all(name).iter();
         values.filter_map(|value| value.to_str().ok()).map(str::to_owned).collect()

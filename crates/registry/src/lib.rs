@@ -5,7 +5,8 @@
 //!
 //! Reading order: [`RegistryOptions`]; [`Registry`]; [`Document`], [`Pushed`], [`LoginOutcome`]; [`select_platform`];
 //! [`DockerConfig`]; [`RegistryError`]. Above them, whole images: [`TransferContext`], [`ImageSource`], [`OciLayout`],
-//! [`resolve_image`], [`fetch_image`], [`pull`], [`from_oci_layout`], [`FetchError`].
+//! [`resolve_image`], [`fetch_image`], [`pull`], [`from_oci_layout`], [`FetchError`]. Beside them, files of
+//! ordinary web servers: [`WebRequest`], [`WebFile`].
 //!
 //! # Why not `oci-client`
 //! That crate was looked at (0.18), and what forge asks of a client (A71, A74, A75, mirrors, retries) would have replaced
@@ -37,6 +38,7 @@ mod options;
 mod proxy;
 mod push;
 mod registry;
+mod resolver;
 mod retry;
 mod select;
 mod sink;
@@ -45,6 +47,7 @@ mod transfer;
 mod transport;
 mod upload;
 mod upload_body;
+mod web;
 
 pub use docker_config::DockerConfig;
 pub use document::Document;
@@ -61,3 +64,4 @@ pub use push::Pushed;
 pub use registry::Registry;
 pub use select::select_platform;
 pub use transfer::{TransferContext, TransferProgress};
+pub use web::{WebAnswer, WebError, WebFile, WebRequest, http_date};

@@ -1,6 +1,7 @@
 use crate::answer::Answer;
 use crate::endpoint::options_for;
 use crate::proxy::ProxyRules;
+use crate::resolver::PublicNames;
 use crate::upload_body::UploadBody;
 use crate::{HostOptions, RegistryError, RegistryOptions, tls};
 use bytes::Bytes;
@@ -56,7 +57,8 @@ pub(crate) struct Transport {
     options: RegistryOptions,
     proxy: Arc<ProxyRules>,
     /// One client for each set of TLS options, made when first needed: reading certificates takes milliseconds.
-    clients: Mutex<HashMap<Profile, Client>>,
+    clients: Mutex<HashMap<(Profile, Reach), Client>>,
+    names: PublicNames,
     /// The slots of each host.
     gates: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
@@ -69,6 +71,15 @@ enum Profile {
     Host(String),
 }
 
+/// Where a connection may lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Reach {
+    /// Wherever names lead.
+    Everything,
+    /// Not into private networks (A112).
+    Public,
+}
+
 const MOST_REDIRECTS: usize = 10;
 
 /// Headers that one answer may have (A79); their bytes are bounded by hyper.
@@ -77,11 +88,20 @@ const MOST_HEADERS: usize = 200;
 impl Transport {
     pub(crate) fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
         let proxy = Arc::new(ProxyRules::new(&options.proxy)?);
-        Ok(Self { options, proxy, clients: Mutex::default(), gates: Mutex::default() })
+        let (clients, gates) = Default::default();
+        Ok(Self { options, proxy, clients, names: PublicNames::default(), gates })
     }
 
     pub(crate) fn options(&self) -> &RegistryOptions {
         &self.options
+    }
+
+    pub(crate) fn proxy(&self) -> &ProxyRules {
+        &self.proxy
+    }
+
+    pub(crate) fn public_names(&self) -> &PublicNames {
+        &self.names
     }
 
     /// Sends a request and follows redirects (A75): ten at most, never from https to http, never to link-local addresses;
@@ -90,7 +110,7 @@ impl Transport {
         let mut hop = request.clone();
         let mut stayed = true;
         for _ in 0..=MOST_REDIRECTS {
-            let answer = self.exchange(&hop).await?;
+            let answer = self.exchange(&hop, Reach::Everything).await?;
             let Some(target) = redirect_target(&hop, &answer)? else { return Ok(answer.with_origin(stayed)) };
             stayed &= target.origin() == request.url.origin();
             hop = redirected(hop, target)?;
@@ -101,9 +121,10 @@ impl Transport {
         })
     }
 
-    async fn exchange(&self, request: &Request) -> Result<Answer, RegistryError> {
+    /// Sends a request once, and follows nothing.
+    pub(crate) async fn exchange(&self, request: &Request, reach: Reach) -> Result<Answer, RegistryError> {
         let permit = self.permit(&request.url).await;
-        let client = self.client(&request.url)?;
+        let client = self.client(&request.url, reach)?;
         let mut builder = client.request(request.method.clone(), request.url.clone()).headers(request.headers.clone());
         if let Some(authorization) = &request.authorization {
             builder = builder.header(AUTHORIZATION, secret_header(authorization, &request.url)?);
@@ -133,7 +154,7 @@ impl Transport {
         gate.acquire_owned().await.expect("the gates are never closed")
     }
 
-    fn client(&self, url: &Url) -> Result<Client, RegistryError> {
+    fn client(&self, url: &Url, reach: Reach) -> Result<Client, RegistryError> {
         let found = options_for(&self.options, url);
         let own_tls = |host: &HostOptions| host.insecure || !host.ca.is_empty() || !host.keypair.is_empty();
         let (profile, host) = match found {
@@ -142,11 +163,11 @@ impl Transport {
             _ => (Profile::Usual, None),
         };
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&profile) {
+        if let Some(client) = clients.get(&(profile.clone(), reach)) {
             return Ok(client.clone());
         }
-        let client = self.connect_options(url, &profile, host)?;
-        clients.insert(profile, client.clone());
+        let client = self.connect_options(url, &profile, host, reach)?;
+        clients.insert((profile, reach), client.clone());
         Ok(client)
     }
 
@@ -155,6 +176,7 @@ impl Transport {
         url: &Url,
         profile: &Profile,
         host: Option<&HostOptions>,
+        reach: Reach,
     ) -> Result<Client, RegistryError> {
         let name = url.host_str().unwrap_or_default();
         let tls = match profile {
@@ -162,7 +184,11 @@ impl Transport {
             _ => tls::client_config(name, host.unwrap_or(&HostOptions::default()), &self.options.roots)?,
         };
         let rules = Arc::clone(&self.proxy);
-        Client::builder()
+        let builder = match reach {
+            Reach::Everything => Client::builder().hickory_dns(true),
+            Reach::Public => Client::builder().dns_resolver(Arc::new(self.names.clone())),
+        };
+        builder
             .tls_backend_preconfigured(tls)
             .http1_only()
             .http1_max_headers(MOST_HEADERS)
@@ -178,7 +204,6 @@ impl Transport {
             .user_agent(self.options.user_agent.as_str())
             .connect_timeout(self.options.timeouts.connect)
             .pool_idle_timeout(Duration::from_secs(30))
-            .hickory_dns(true)
             .retry(reqwest::retry::never())
             .build()
             .map_err(|error| RegistryError::Options {

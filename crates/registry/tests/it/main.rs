@@ -9,6 +9,7 @@ mod pull;
 mod push;
 mod redirects;
 mod tls;
+mod web;
 
 use forge_image::{Descriptor, Digest, MediaType, Reference};
 use forge_registry::{HostOptions, Registry, RegistryError, RegistryOptions, RetryPolicy, Timeouts};
