@@ -1,14 +1,16 @@
 //! Instructions whose words have been checked: the right number, known flags, known values. Variables are not
 //! expanded yet.
 
+use crate::csv;
 use crate::duration::parse_duration;
 use crate::flags::{FlagKind, Flags};
 use crate::keyword::Keyword;
+use crate::mount::MountFlag;
 use crate::parse::heredoc_opening;
 use crate::suggest::nearest;
 use crate::{Arguments, FrontendError, Instruction, Pair, Problem, Span, Token};
 use forge_image::Healthcheck;
-use forge_llb::NetworkMode;
+use forge_llb::{CdiDevice, NetworkMode};
 
 /// An instruction of a stage.
 #[derive(Clone, Debug)]
@@ -21,8 +23,6 @@ pub(crate) struct Command {
     pub span: Span,
     pub comments: Vec<Token>,
     pub origin: Origin,
-    /// What it uses that this version does not have, and where.
-    pub not_built: Option<Token>,
 }
 
 /// Where an instruction comes from.
@@ -79,7 +79,18 @@ pub(crate) struct RunCommand {
     pub line: CommandLine,
     /// The heredocs as they stand, and without leading tabs where asked for.
     pub heredocs: Vec<crate::Heredoc>,
-    pub network: Option<NetworkMode>,
+    pub mounts: Vec<MountFlag>,
+    pub network: Option<Asked<NetworkMode>>,
+    /// `--security=insecure`.
+    pub insecure: Option<Span>,
+    pub devices: Vec<Asked<CdiDevice>>,
+}
+
+/// What a flag asks for, and where it stands.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked<T> {
+    pub value: T,
+    pub span: Span,
 }
 
 /// COPY and ADD.
@@ -93,6 +104,15 @@ pub(crate) struct CopyCommand {
     pub chown: Option<Token>,
     pub chmod: Option<Token>,
     pub exclude: Vec<Token>,
+    /// `--link`: the files are a layer of their own, whatever is below it.
+    pub link: bool,
+    /// `--parents`: the folders that a source names are kept.
+    pub parents: bool,
+    /// `--keep-git-dir`, where it is written.
+    pub keep_git_dir: Option<Asked<bool>>,
+    /// `--unpack`, where it is written.
+    pub unpack: Option<bool>,
+    pub checksum: Option<Token>,
 }
 
 impl Command {
@@ -101,10 +121,7 @@ impl Command {
     /// # Errors
     /// The instruction is unknown, or its flags or words are not what it takes.
     pub fn read(instruction: &Instruction) -> Result<Self, FrontendError> {
-        let mut not_built = None;
-        let action = Reader { instruction, not_built: &mut not_built }
-            .action()
-            .map_err(|error| error.or_at(instruction.span))?;
+        let action = Reader { instruction }.action().map_err(|error| error.or_at(instruction.span))?;
         Ok(Self {
             action,
             keyword: instruction.keyword.clone(),
@@ -112,29 +129,8 @@ impl Command {
             span: instruction.span,
             comments: instruction.comments.clone(),
             origin: Origin::Stage,
-            not_built,
         })
     }
-}
-
-impl Command {
-    /// # Errors
-    /// The instruction uses what this version does not have.
-    pub fn check_built(&self) -> Result<(), FrontendError> {
-        let Some(flag) = &self.not_built else { return Ok(()) };
-        let what = match self.origin {
-            Origin::ImageTrigger => format!("{} (in the base image's trigger {:?})", flag.text, self.text),
-            _ => flag.text.clone(),
-        };
-        let span = if self.origin == Origin::Stage { flag.span } else { self.span };
-        Err(FrontendError::from(Problem::NotBuilt { what }).or_at(span))
-    }
-}
-
-/// The first of some flags that is written.
-fn missing_flag(flags: &Flags, keyword: &str, names: &[&str]) -> Option<Token> {
-    let written = names.iter().find_map(|name| Some((name, flags.list(name).into_iter().next()?)));
-    written.map(|(name, value)| Token { text: format!("{keyword} --{name}"), span: value.span })
 }
 
 /// An instruction that there is none of.
@@ -147,7 +143,6 @@ fn unknown_instruction(instruction: &Instruction) -> FrontendError {
 
 struct Reader<'a> {
     instruction: &'a Instruction,
-    not_built: &'a mut Option<Token>,
 }
 
 fn wrong<T>(reason: impl Into<String>) -> Result<T, FrontendError> {
@@ -155,7 +150,7 @@ fn wrong<T>(reason: impl Into<String>) -> Result<T, FrontendError> {
 }
 
 impl Reader<'_> {
-    fn action(&mut self) -> Result<Action, FrontendError> {
+    fn action(&self) -> Result<Action, FrontendError> {
         let Some(keyword) = self.instruction.kind() else { return Err(unknown_instruction(self.instruction)) };
         match keyword {
             Keyword::Add | Keyword::Copy => return self.copy(keyword == Keyword::Add),
@@ -256,7 +251,7 @@ impl Reader<'_> {
         Ok(Action::Onbuild(text))
     }
 
-    fn run(&mut self) -> Result<Action, FrontendError> {
+    fn run(&self) -> Result<Action, FrontendError> {
         let known = [
             ("mount", FlagKind::List),
             ("network", FlagKind::Text),
@@ -264,33 +259,24 @@ impl Reader<'_> {
             ("device", FlagKind::List),
         ];
         let flags = Flags::of(self.instruction, &known)?;
-        let security = flags.text("security").is_some_and(|mode| mode.text != "sandbox");
-        let names = if security { ["mount", "device", "security"].as_slice() } else { &["mount", "device"] };
-        *self.not_built = missing_flag(&flags, "RUN", names);
-        let network = match flags.text("network").map(|mode| mode.text.as_str()) {
-            None => None,
-            Some("default") => Some(NetworkMode::Default),
-            Some("none") => Some(NetworkMode::None),
-            Some("host") => Some(NetworkMode::Host),
-            Some(other) => {
-                let error = FrontendError::from(Problem::Flag { reason: format!("invalid network mode: {other:?}") });
-                return Err(FrontendError { suggestion: nearest(other, ["default", "none", "host"]), ..error });
-            }
-        };
+        let network = flags.text("network").map(network).transpose()?;
+        let insecure = flags.text("security").map(is_insecure).transpose()?.flatten();
+        let mounts = flags.list("mount").iter().map(MountFlag::read).collect::<Result<_, _>>()?;
+        let devices = flags.list("device").iter().map(device).collect::<Result<_, _>>()?;
         let line = command_line(&self.instruction.arguments);
         match &line {
             CommandLine::Exec(args) if args.is_empty() => wrong("RUN requires at least one argument"),
             CommandLine::Shell(text) if text.is_empty() => wrong("RUN requires at least one argument"),
-            _ => Ok(Action::Run(RunCommand { line, heredocs: self.instruction.heredocs.clone(), network })),
+            _ => {
+                let heredocs = self.instruction.heredocs.clone();
+                Ok(Action::Run(RunCommand { line, heredocs, mounts, network, insecure, devices }))
+            }
         }
     }
 
-    fn copy(&mut self, add: bool) -> Result<Action, FrontendError> {
+    fn copy(&self, add: bool) -> Result<Action, FrontendError> {
         let keyword = if add { "ADD" } else { "COPY" };
         let flags = Flags::of(self.instruction, if add { ADD_FLAGS } else { COPY_FLAGS })?;
-        let wanted = ["link", "parents", "keep-git-dir"].into_iter().filter(|name| flags.is_set(name));
-        let wanted: Vec<&str> = wanted.chain(["unpack", "checksum"]).collect();
-        *self.not_built = missing_flag(&flags, keyword, &wanted);
         let mut words = match &self.instruction.arguments {
             Arguments::Words(words) | Arguments::Json(words) => words.clone(),
             _ => Vec::new(),
@@ -316,6 +302,11 @@ impl Reader<'_> {
             chown: flags.text("chown").filter(|owner| !owner.text.is_empty()).cloned(),
             chmod: flags.text("chmod").filter(|mode| !mode.text.is_empty()).cloned(),
             exclude: flags.list("exclude"),
+            link: flags.is_set("link"),
+            parents: flags.is_set("parents"),
+            keep_git_dir: flags.text("keep-git-dir").map(|flag| Asked { value: flag.text == "true", span: flag.span }),
+            unpack: flags.text("unpack").map(|flag| flag.text == "true"),
+            checksum: flags.text("checksum").filter(|checksum| !checksum.text.is_empty()).cloned(),
         })))
     }
 
@@ -377,6 +368,66 @@ fn command_line(arguments: &Arguments) -> CommandLine {
         Arguments::Json(words) => CommandLine::Exec(texts(words)),
         Arguments::Text(token) => CommandLine::Shell(token.text.clone()),
         _ => CommandLine::Shell(String::new()),
+    }
+}
+
+fn network(flag: &Token) -> Result<Asked<NetworkMode>, FrontendError> {
+    let value = match flag.text.as_str() {
+        "default" => NetworkMode::Default,
+        "none" => NetworkMode::None,
+        "host" => NetworkMode::Host,
+        other => {
+            let error = FrontendError::from(Problem::Flag { reason: format!("invalid network mode {other:?}") });
+            let suggestion = nearest(other, ["default", "none", "host"]);
+            return Err(FrontendError { suggestion, ..error }.or_at(flag.span));
+        }
+    };
+    Ok(Asked { value, span: flag.span })
+}
+
+/// Where it stands, if it is.
+fn is_insecure(flag: &Token) -> Result<Option<Span>, FrontendError> {
+    match flag.text.as_str() {
+        "sandbox" => Ok(None),
+        "insecure" => Ok(Some(flag.span)),
+        other => {
+            let error = FrontendError::from(Problem::Flag { reason: format!("security {other:?} is not valid") });
+            let suggestion = nearest(other, ["sandbox", "insecure"]);
+            Err(FrontendError { suggestion, ..error }.or_at(flag.span))
+        }
+    }
+}
+
+/// `name[,required]`, or `name=…,required=…`.
+fn device(flag: &Token) -> Result<Asked<CdiDevice>, FrontendError> {
+    let refuse = |reason: String| FrontendError::from(Problem::Flag { reason }).or_at(flag.span);
+    let fields = csv::fields(&flag.text).map_err(|reason| refuse(format!("failed to parse csv devices: {reason}")))?;
+    let mut device = CdiDevice { name: String::new(), optional: true };
+    for field in fields {
+        match field.split_once('=').map(|(key, value)| (key.to_lowercase(), value)) {
+            None if field.eq_ignore_ascii_case("required") => device.optional = false,
+            None if device.name.is_empty() => device.name = field,
+            None => return Err(refuse(format!("invalid field '{field}' must be a key=value pair"))),
+            Some((key, value)) => match key.as_str() {
+                "name" if device.name.is_empty() => value.clone_into(&mut device.name),
+                "name" => return Err(refuse(format!("device name already set to {}", device.name))),
+                "required" => match value {
+                    "1" | "t" | "T" | "TRUE" | "true" | "True" => device.optional = false,
+                    "0" | "f" | "F" | "FALSE" | "false" | "False" => device.optional = true,
+                    _ => return Err(refuse(format!("invalid value for required: {value}"))),
+                },
+                // The name itself holds a sign of equality: `vendor.com/class=name`.
+                _ if device.name.is_empty() => device.name = field,
+                key => {
+                    let error = refuse(format!("unexpected key '{key}' in '{field}'"));
+                    return Err(FrontendError { suggestion: nearest(key, ["name", "required"]), ..error });
+                }
+            },
+        }
+    }
+    match device.name.is_empty() {
+        true => Err(refuse("a device needs a name".to_owned())),
+        false => Ok(Asked { value: device, span: flag.span }),
     }
 }
 

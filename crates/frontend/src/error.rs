@@ -100,6 +100,14 @@ pub enum Problem {
         /// The stage that uses it.
         stage: String,
     },
+    /// A stage is mounted before it is defined.
+    #[error("cannot mount from stage {from:?} to {target:?}, stage needs to be defined before current command")]
+    LateMount {
+        /// The stage that is used.
+        from: String,
+        /// Where it should be mounted, as written.
+        target: String,
+    },
     /// There is no stage of that index.
     #[error("invalid stage index {index}")]
     StageIndex {

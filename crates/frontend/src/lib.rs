@@ -13,6 +13,7 @@
 mod ast;
 mod checks;
 mod command;
+mod csv;
 mod doc_comment;
 mod duration;
 mod error;
@@ -22,6 +23,7 @@ mod ignore_file;
 mod keyword;
 mod lint;
 mod lower;
+mod mount;
 mod outline;
 mod parse;
 mod program;

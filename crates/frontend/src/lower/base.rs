@@ -37,6 +37,15 @@ impl Lowering<'_> {
         }
     }
 
+    /// Adds the vertex of what an instruction takes files from.
+    pub fn source_edge(&mut self, base: &Base, span: Span) -> Result<Option<Edge>, FrontendError> {
+        let name = match base {
+            Base::Image { context: Some(context), .. } => format!("[context {context}] "),
+            _ => "FROM ".to_owned(),
+        };
+        self.base_edge(base, span, &name)
+    }
+
     pub fn image(&self, key: &ImageKey) -> &ResolvedImage {
         self.images.get(key).expect("a stage is lowered only when its images are known")
     }

@@ -1,7 +1,9 @@
 //! COPY and ADD.
 
+use super::chmod::mode;
 use super::metadata::{join, owner};
-use super::plan::Base;
+use super::plan::SourceName;
+use super::remote::{Remote, check_checksum};
 use super::run::is_file_name;
 use super::stage::StageBuilder;
 use super::state::Layer;
@@ -9,51 +11,41 @@ use crate::command::{Command, CopyCommand};
 use crate::expand::Quotes;
 use crate::span::At;
 use crate::{FrontendError, Heredoc, Problem, Rule, Token};
-use forge_llb::{CopyAction, Edge, FileAction, FileInput, FileKind, FileOp, MkfileAction, ModeChange, Op};
+use forge_llb::{CopyAction, Edge, FileAction, FileInput, FileKind, FileOp, MkfileAction, Op};
 use forge_session::{ContextPath, PatternMatcher};
 
 /// A COPY whose words are expanded.
-struct Expansion {
-    sources: Vec<String>,
-    destination: String,
-    chown: String,
-    chmod: String,
+pub(super) struct Expansion {
+    pub sources: Vec<String>,
+    pub destination: String,
+    pub chown: String,
+    pub chmod: String,
+    pub checksum: String,
+}
+
+/// What is copied.
+enum Source<'a> {
+    /// A path, or a pattern of paths, in the tree that is copied from.
+    Path(&'a str),
+    /// A file or a repository from elsewhere.
+    Remote(Remote),
 }
 
 impl StageBuilder<'_, '_> {
     /// All sources of one instruction become actions of one vertex, and so one layer.
     pub(super) fn copy(&mut self, command: &Command, copy: &CopyCommand) -> Result<(), FrontendError> {
         let words = self.expand_words(command, copy)?;
-        for (source, token) in words.sources.iter().zip(&copy.sources) {
-            check_remote(copy, source).at(token.span)?;
+        let template = self.template(copy, &words)?;
+        // With permission bits too, docker copies onto the layers below, links in the destination and all.
+        let link = copy.link && words.chmod.is_empty();
+        if link {
+            check_linked_owner(&words).at(copy.chown.as_ref().map_or(command.span, |chown| chown.span))?;
         }
-        let mode = mode(&words.chmod).at(copy.chmod.as_ref().map_or(command.span, |chmod| chmod.span))?;
-        let exclude = copy.exclude.iter().map(|pattern| pattern.text.clone()).collect::<Vec<_>>();
-        if let Err(error) = PatternMatcher::new(&exclude) {
-            return Err(Problem::value(format!("invalid --exclude: {error}")).into());
-        }
-        let several = words.sources.len() + copy.heredocs.len() > 1;
-        let template = CopyAction {
-            owner: owner(&words.chown),
-            mode,
-            allow_wildcard: false,
-            exclude,
-            ..CopyAction::new(FileInput::Scratch, Vec::new(), self.destination(&words.destination, several))
-        };
-        let name = self.step_name(command, Quotes::Removed, "");
-        let mut file = FileBuilder::new(self.state.edge.clone());
-        if !words.sources.is_empty() {
-            let source = self.source_edge(command, copy, &words.sources)?;
-            let sources = words.sources.iter().map(|source| join("/", source)).collect();
-            let from = source.map_or(FileInput::Scratch, |edge| file.input(edge));
-            file.copy(CopyAction {
-                from,
-                sources,
-                allow_wildcard: true,
-                unpack_archives: copy.add,
-                ..template.clone()
-            });
-        }
+        let sources = read_sources(copy, &words)?;
+        let (prefix, text) = (self.step_prefix(command.origin), self.step_text(command));
+        let name = format!("{prefix}{text}");
+        let mut file = FileBuilder::new(self.state.edge.clone().filter(|_| !link));
+        self.copy_sources(command, copy, &sources, &template, &name, &mut file)?;
         for heredoc in &copy.heredocs {
             let mkfile = self.inline_file(command, heredoc)?;
             let sources = vec![mkfile.path.clone()];
@@ -61,7 +53,12 @@ impl StageBuilder<'_, '_> {
             file.copy(CopyAction { from, sources, ..template.clone() });
         }
         let (op, inputs) = file.finish();
-        self.state.edge = Some(self.add_step(command, op, inputs, name)?);
+        let layer = self.add_step(command, op, inputs, name)?;
+        let below = self.state.edge.take().filter(|_| link);
+        self.state.edge = Some(match below {
+            Some(below) => self.add_step(command, Op::Merge, vec![below, layer], format!("{prefix}LINK {text}"))?,
+            None => layer,
+        });
         let history = history_text(copy, &words);
         self.record(history, Layer::Made)
     }
@@ -79,9 +76,28 @@ impl StageBuilder<'_, '_> {
             destination: text(&copy.destination)?,
             chown: flag(&copy.chown)?,
             chmod: flag(&copy.chmod)?,
+            checksum: flag(&copy.checksum)?,
         };
         self.lowering.book(words.sources.iter().map(String::len).sum())?;
         Ok(words)
+    }
+
+    /// What all actions of the instruction have in common.
+    fn template(&self, copy: &CopyCommand, words: &Expansion) -> Result<CopyAction, FrontendError> {
+        let flag = |token: &Option<Token>| token.as_ref().map(|token| token.span).unwrap_or_default();
+        let mode = mode(&words.chmod).at(flag(&copy.chmod))?;
+        let exclude: Vec<String> = copy.exclude.iter().map(|pattern| pattern.text.clone()).collect();
+        if let Err(error) = PatternMatcher::new(&exclude) {
+            return Err(Problem::value(format!("invalid --exclude: {error}"))).at(copy.exclude[0].span);
+        }
+        let several = words.sources.len() + copy.heredocs.len() > 1;
+        Ok(CopyAction {
+            owner: owner(&words.chown),
+            mode,
+            allow_wildcard: false,
+            exclude,
+            ..CopyAction::new(FileInput::Scratch, Vec::new(), self.destination(&words.destination, several))
+        })
     }
 
     /// Where to, absolute; with a slash at the end where it must be a folder.
@@ -91,29 +107,58 @@ impl StageBuilder<'_, '_> {
         if folder && path != "/" { path + "/" } else { path }
     }
 
-    /// What is copied from; `None` for the empty file system.
-    fn source_edge(
+    /// Copies in the order of the sources. Paths next to each other are one action.
+    fn copy_sources(
         &mut self,
         command: &Command,
         copy: &CopyCommand,
-        sources: &[String],
-    ) -> Result<Option<Edge>, FrontendError> {
-        let Some(from) = &copy.from else {
-            self.check_ignored(command, copy, sources);
-            let base = self.lowering.plan.main_context()?;
-            return self.lowering.base_edge(&base, command.span, "[internal] ");
+        sources: &[Source<'_>],
+        template: &CopyAction,
+        name: &str,
+        file: &mut FileBuilder,
+    ) -> Result<(), FrontendError> {
+        let paths: Vec<&str> = sources.iter().filter_map(Source::path).collect();
+        if !paths.is_empty() {
+            self.check_ignored(command, copy, &paths);
+        }
+        let from = match paths.as_slice() {
+            [] => FileInput::Scratch,
+            _ => self.tree_edge(command, copy)?.map_or(FileInput::Scratch, |edge| file.input(edge)),
         };
-        let base = self.lowering.plan.copy_source(self.index, from, &self.lowering.options.platform)?;
-        let name = match &base {
-            Base::Image { context: Some(context), .. } => format!("[context {context}] "),
-            _ => "FROM ".to_owned(),
-        };
-        self.lowering.base_edge(&base, command.span, &name)
+        let unpack = copy.unpack.unwrap_or(copy.add);
+        let template = CopyAction { from, allow_wildcard: true, unpack_archives: unpack, ..template.clone() };
+        for run in sources.chunk_by(|a, b| a.path().is_some() && b.path().is_some() && !copy.parents) {
+            match &run[0] {
+                Source::Remote(remote) => {
+                    let source = self.remote_edge(command, remote, name)?;
+                    let from = file.input(source);
+                    file.copy(remote.action(&CopyAction { from, ..template.clone() }, copy.unpack));
+                }
+                Source::Path(path) if copy.parents => file.copy(with_parents(path, &template)),
+                Source::Path(_) => {
+                    let sources = run.iter().filter_map(Source::path).map(|path| join("/", path)).collect();
+                    file.copy(CopyAction { sources, ..template.clone() });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The tree that paths are copied from; `None` for the empty file system.
+    fn tree_edge(&mut self, command: &Command, copy: &CopyCommand) -> Result<Option<Edge>, FrontendError> {
+        let plan = self.lowering.plan;
+        match &copy.from {
+            None => self.lowering.base_edge(&plan.main, command.span, "[internal] "),
+            Some(from) => {
+                let base = plan.source(self.index, SourceName::Copy(from))?;
+                self.lowering.source_edge(&base, command.span)
+            }
+        }
     }
 
     /// Warns of sources that the ignore file leaves out.
-    fn check_ignored(&self, command: &Command, copy: &CopyCommand, sources: &[String]) {
-        let Some(matcher) = &self.lowering.ignored else { return };
+    fn check_ignored(&self, command: &Command, copy: &CopyCommand, sources: &[&str]) {
+        let Some(matcher) = self.lowering.ignored.as_ref().filter(|_| copy.from.is_none()) else { return };
         let patterns = self.lowering.options.ignore_patterns();
         for source in sources {
             let path = ContextPath::clean(source);
@@ -150,6 +195,71 @@ impl StageBuilder<'_, '_> {
             owner: None,
             timestamp: self.lowering.epoch,
         })
+    }
+}
+
+impl<'a> Source<'a> {
+    fn path(&self) -> Option<&'a str> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Remote(_) => None,
+        }
+    }
+}
+
+/// Tells paths from addresses.
+fn read_sources<'a>(copy: &CopyCommand, words: &'a Expansion) -> Result<Vec<Source<'a>>, FrontendError> {
+    let read = |(source, token): (&'a String, &Token)| -> Result<Source<'a>, FrontendError> {
+        Ok(match Remote::read(copy, source, &words.checksum).at(token.span)? {
+            Some(remote) => Source::Remote(remote),
+            None => Source::Path(source),
+        })
+    };
+    let sources = words.sources.iter().zip(&copy.sources).map(read).collect::<Result<Vec<_>, _>>()?;
+    if let Some(checksum) = copy.checksum.as_ref().filter(|_| !words.checksum.is_empty()) {
+        check_checksum(sources.len(), sources.iter().any(|source| source.path().is_none())).at(checksum.span)?;
+    }
+    Ok(sources)
+}
+
+/// The action of a source whose folders are kept: the source is a pattern below the root, or below what stands before
+/// `/./`.
+fn with_parents(source: &str, template: &CopyAction) -> CopyAction {
+    let (pivot, pattern) = source.split_once("/./").unwrap_or(("/", source));
+    let below = join("/", pattern).trim_start_matches('/').to_owned();
+    let whole = below.is_empty();
+    let literal = !whole && !has_wildcards(pivot) && !has_wildcards(&below);
+    CopyAction {
+        sources: vec![join("/", pivot)],
+        required: literal.then(|| below.clone()).into_iter().collect(),
+        include: (!whole).then_some(below).into_iter().collect(),
+        ..template.clone()
+    }
+}
+
+/// Whether a pattern may stand for several paths.
+fn has_wildcards(pattern: &str) -> bool {
+    let mut letters = pattern.chars();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '*' | '?' | '[' => return true,
+            '\\' => drop(letters.next()),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// The files of `--link` are made without the layers below, which alone say what a name stands for.
+fn check_linked_owner(words: &Expansion) -> Result<(), Problem> {
+    let is_number = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+    match words.chown.split(':').find(|name| !is_number(name)) {
+        None => Ok(()),
+        Some(name) => Err(Problem::value(format!(
+            "--chown={} cannot be combined with --link: {name:?} can be looked up only in the layers below, \
+             which --link leaves out; write numbers, or take one of the flags away",
+            words.chown
+        ))),
     }
 }
 
@@ -194,6 +304,9 @@ impl FileBuilder {
 /// docker shows of the flags only those that change what is written.
 fn history_text(copy: &CopyCommand, words: &Expansion) -> String {
     let mut text = String::from(if copy.add { "ADD" } else { "COPY" });
+    if copy.parents {
+        text += " --parents";
+    }
     for (flag, value) in [("chown", &words.chown), ("chmod", &words.chmod)] {
         if !value.is_empty() {
             text += &format!(" --{flag}={value}");
@@ -204,73 +317,29 @@ fn history_text(copy: &CopyCommand, words: &Expansion) -> String {
     format!("{text} {} # buildkit", words.destination)
 }
 
-/// What kind of source that is not a path.
-enum Remote {
-    Git,
-    Http,
-}
-
-/// Git URLs are told by their scheme, or by `.git` at the end of an HTTP one.
-fn remote(source: &str) -> Option<Remote> {
-    let lower = source.to_ascii_lowercase();
-    if ["git://", "ssh://", "git@"].iter().any(|scheme| lower.starts_with(scheme)) {
-        return Some(Remote::Git);
-    }
-    if !lower.starts_with("http://") && !lower.starts_with("https://") {
-        return None;
-    }
-    let path = lower.split(['#', '?']).next().unwrap_or_default();
-    Some(if path.ends_with(".git") { Remote::Git } else { Remote::Http })
-}
-
-fn check_remote(copy: &CopyCommand, source: &str) -> Result<(), Problem> {
-    match (remote(source), copy.add) {
-        (None, _) => Ok(()),
-        (Some(Remote::Git), true) => Err(Problem::NotBuilt { what: "ADD of a Git repository".to_owned() }),
-        (Some(Remote::Http), true) => Err(Problem::NotBuilt { what: "ADD of a URL".to_owned() }),
-        (Some(Remote::Git), false) => Err(Problem::value("source can't be a git ref for COPY")),
-        (Some(Remote::Http), false) => Err(Problem::value("source can't be a URL for COPY")),
-    }
-}
-
-/// Reads `--chmod`.
-fn mode(text: &str) -> Result<Option<ModeChange>, Problem> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    match u32::from_str_radix(text, 8) {
-        Ok(bits) if bits <= 0o7777 && !text.starts_with('+') => Ok(Some(ModeChange::Octal(bits))),
-        _ if is_symbolic(text) => Ok(Some(ModeChange::Symbolic(text.to_owned()))),
-        _ => Err(Problem::value(format!(
-            "invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"
-        ))),
-    }
-}
-
-/// `u=rwX,go=rX` and the like, as `chmod(1)` takes them.
-fn is_symbolic(text: &str) -> bool {
-    text.split(',').all(|clause| {
-        let actions = clause.trim_start_matches(['u', 'g', 'o', 'a']);
-        actions.starts_with(['+', '-', '=']) && {
-            let mut parts = actions.split(['+', '-', '=']).skip(1);
-            parts.all(|part| {
-                matches!(part, "u" | "g" | "o") || part.chars().all(|c| matches!(c, 'r' | 'w' | 'x' | 'X' | 's' | 't'))
-            })
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn modes() {
-        for good in ["755", "0644", "7777", "0", "u=rwX,go=rX", "+x", "a-w", "g=u", "u+x-w"] {
-            assert!(matches!(mode(good), Ok(Some(_))), "{good}");
-        }
-        for bad in ["8", "10000", "u", "x=r", "u=rwz", "755,", "+755", "u=r,"] {
-            assert!(mode(bad).is_err(), "{bad}");
-        }
+    fn parents_are_cut_at_the_pivot() {
+        let template = CopyAction::new(FileInput::Scratch, Vec::new(), "/");
+        let check = |source: &str, root: &str, include: &[&str], required: &[&str]| {
+            let copy = with_parents(source, &template);
+            assert_eq!((copy.sources[0].as_str(), copy.sources.len()), (root, 1), "{source}");
+            assert_eq!((copy.include, copy.required), (owned(include), owned(required)), "{source}");
+        };
+        check("a/b", "/", &["a/b"], &["a/b"]);
+        check("./a/../b/", "/", &["b"], &["b"]);
+        check("/x/./y/z", "/x", &["y/z"], &["y/z"]);
+        check("x/*/./y", "/x/*", &["y"], &[]);
+        check("x/./**/y", "/x", &["**/y"], &[]);
+        check("a/\\*", "/", &["a/\\*"], &["a/\\*"]);
+        check(".", "/", &[], &[]);
+        check("a/./", "/a", &[], &[]);
+    }
+
+    fn owned(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
     }
 }

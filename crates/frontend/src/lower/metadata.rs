@@ -5,7 +5,6 @@ use super::stage::StageBuilder;
 use super::state::Layer;
 use crate::command::{Command, CommandLine};
 use crate::duration::format_duration;
-use crate::expand::Quotes;
 use crate::quote::{go_list, go_quoted_list};
 use crate::signal::is_signal;
 use crate::span::At;
@@ -176,7 +175,7 @@ impl StageBuilder<'_, '_> {
         let inputs: Vec<_> = self.state.edge.clone().into_iter().collect();
         let base = if inputs.is_empty() { FileInput::Scratch } else { FileInput::Input(0) };
         let op = FileOp { actions: vec![FileAction { base, kind: FileKind::Mkdir(mkdir) }] };
-        let name = self.step_name(command, Quotes::Removed, "");
+        let name = self.step_name(command);
         self.state.edge = Some(self.add_step(command, Op::File(op), inputs, name)?);
         Ok(())
     }

@@ -6,13 +6,16 @@
 
 mod base;
 mod check;
+mod chmod;
 mod copy;
 mod environment;
 mod globals;
 mod metadata;
+mod mounts;
 mod outline;
 mod plan;
 mod ports;
+mod remote;
 mod run;
 mod stage;
 mod state;
@@ -28,14 +31,14 @@ use crate::parse::check_frontend;
 use crate::program::Program;
 use crate::span::At;
 use crate::{
-    Dockerfile, FrontendError, ImageKey, ImageRequest, LowerOptions, Lowered, LoweredImage, Problem, ResolvedImages,
-    Span,
+    Dockerfile, EntitlementUse, FrontendError, ImageKey, ImageRequest, LowerOptions, Lowered, LoweredImage, Problem,
+    ResolvedImages, Span,
 };
 use base::request_step;
 use forge_image::Platform;
 use forge_llb::{Edge, Graph, InstructionSpan, Metadata, Op, Vertex};
 use forge_session::PatternMatcher;
-use plan::{Base, Plan, copy_from};
+use plan::{Base, Plan, SourceName, reads_main_context};
 use stage::StageBuilder;
 use state::{History, StageState};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -128,11 +131,13 @@ fn take_turn<T>(
         graph: Graph::new(),
         history: History::default(),
         done: vec![Progress::Open; plan.stages.len()],
+        waiting: vec![false; plan.stages.len()],
         requests: BTreeMap::new(),
         contexts: BTreeSet::new(),
         folders: HashMap::new(),
         ignored: ignored(options.ignore_patterns())?,
         triggers: Vec::new(),
+        entitlements: Vec::new(),
         lowered_bytes: 0,
     };
     if scope == Scope::All {
@@ -160,6 +165,8 @@ struct Lowering<'a> {
     graph: Graph,
     history: History,
     done: Vec<Progress>,
+    /// The stages that wait for others.
+    waiting: Vec<bool>,
     requests: BTreeMap<ImageKey, ImageRequest>,
     /// The contexts that are used.
     contexts: BTreeSet<String>,
@@ -168,6 +175,7 @@ struct Lowering<'a> {
     /// Tells what the ignore file leaves out; `None` where it leaves out nothing, or that cannot be known.
     ignored: Option<PatternMatcher>,
     triggers: Vec<String>,
+    entitlements: Vec<EntitlementUse>,
     lowered_bytes: usize,
 }
 
@@ -197,7 +205,15 @@ impl Lowering<'_> {
         while let Some(&index) = stack.last() {
             match self.advance(index)? {
                 Step::Settled => drop(stack.pop()),
-                Step::Waits(stages) => stack.extend(stages),
+                Step::Waits(stages) => {
+                    // Whoever waits is built on by what is looked at now.
+                    self.waiting[index] = true;
+                    if let Some(circle) = stages.iter().find(|stage| self.waiting[**stage]) {
+                        let problem = Problem::CircularStage { stage: self.plan.title(*circle) };
+                        return Err(FrontendError::from(problem).or_at(self.plan.program.stages[index].span));
+                    }
+                    stack.extend(stages);
+                }
             }
         }
         match &self.done[target] {
@@ -211,9 +227,9 @@ impl Lowering<'_> {
         if !matches!(self.done[index], Progress::Open) {
             return Ok(Step::Settled);
         }
+        self.waiting[index] = false;
         let planned = &self.plan.stages[index];
         let commands: &[Command] = if planned.replaced { &[] } else { &self.plan.program.stages[index].commands };
-        commands.iter().try_for_each(Command::check_built)?;
         let span = self.plan.program.stages[index].span;
         let mut needs = Needs::default();
         self.need(&planned.base, span, &mut needs);
@@ -234,9 +250,15 @@ impl Lowering<'_> {
     }
 
     fn need_sources(&mut self, index: usize, commands: &[Command], needs: &mut Needs) -> Result<(), FrontendError> {
-        for from in commands.iter().filter_map(copy_from) {
-            let source = self.plan.copy_source(index, from, &self.options.platform)?;
-            self.need(&source, from.span, needs);
+        let plan = self.plan;
+        for command in commands {
+            for from in SourceName::of(command) {
+                let source = plan.source(index, from)?;
+                self.need(&source, from.name().span, needs);
+            }
+            if reads_main_context(command) {
+                self.need(&plan.main, command.span, needs);
+            }
         }
         Ok(())
     }
@@ -344,7 +366,7 @@ impl Lowering<'_> {
             context_names_used: self.contexts.into_iter().collect(),
             source_date_epoch: self.epoch,
             triggers: self.triggers,
-            entitlements: Vec::new(),
+            entitlements: self.entitlements,
         })
     }
 }

@@ -5,6 +5,7 @@ use super::globals;
 use crate::command::{Action, Command, Origin};
 use crate::expand::{Budget, Expanded, Expander, Quotes, Unset};
 use crate::lint::Lint;
+use crate::mount::MountFlag;
 use crate::program::{Program, Stage};
 use crate::span::At;
 use crate::suggest::nearest;
@@ -12,6 +13,9 @@ use crate::{FrontendError, ImageKey, ImageKeySource, LowerOptions, NamedContext,
 use forge_image::{Platform, Reference};
 use forge_llb::SourceOp;
 use std::collections::{BTreeSet, HashMap};
+
+/// Names that no context can take.
+const RESERVED: [&str; 2] = ["scratch", "context"];
 
 /// How often a named context may stand for another one.
 const MAX_CONTEXT_DEPTH: usize = 10;
@@ -63,8 +67,48 @@ pub(super) struct Plan<'a> {
     pub program: &'a Program,
     pub stages: Vec<StagePlan>,
     pub globals: Environment,
+    /// The main context.
+    pub main: Base,
     names: HashMap<&'a str, Vec<usize>>,
     options: &'a LowerOptions,
+}
+
+/// What takes files from somewhere.
+#[derive(Clone, Copy)]
+pub(super) enum SourceName<'a> {
+    /// `COPY --from`.
+    Copy(&'a Token),
+    /// `RUN --mount=from=…`.
+    Mount(&'a MountFlag, &'a Token),
+}
+
+impl<'a> SourceName<'a> {
+    /// What it names.
+    pub fn name(self) -> &'a Token {
+        match self {
+            Self::Copy(from) | Self::Mount(_, from) => from,
+        }
+    }
+
+    /// What an instruction takes files from, by name.
+    pub fn of(command: &'a Command) -> impl Iterator<Item = SourceName<'a>> {
+        let (copy, mounts) = match &command.action {
+            Action::Copy(copy) => (copy.from.as_ref(), &[][..]),
+            Action::Run(run) => (None, run.mounts.as_slice()),
+            _ => (None, &[][..]),
+        };
+        let mounts = mounts.iter().filter_map(|mount| Some(Self::Mount(mount, mount.from.as_ref()?)));
+        copy.map(Self::Copy).into_iter().chain(mounts)
+    }
+}
+
+/// Whether an instruction may take files from the main context. Of a mount, only its expansion says that.
+pub(super) fn reads_main_context(command: &Command) -> bool {
+    match &command.action {
+        Action::Copy(copy) => copy.from.is_none() && !copy.sources.is_empty(),
+        Action::Run(run) => run.mounts.iter().any(|mount| mount.from.is_none()),
+        _ => false,
+    }
 }
 
 impl<'a> Plan<'a> {
@@ -82,7 +126,14 @@ impl<'a> Plan<'a> {
         let automatic = globals::automatic(options);
         let given = globals::declared(automatic.clone(), &program.globals, &options.build_args, escape, budget)?;
         let defaults = globals::declared(automatic, &program.globals, &Default::default(), escape, budget).ok();
-        let mut plan = Self { program, stages: Vec::new(), globals: given, names: HashMap::new(), options };
+        let mut plan =
+            Self { program, stages: Vec::new(), globals: given, main: Base::Scratch, names: HashMap::new(), options };
+        for (index, stage) in program.stages.iter().enumerate() {
+            if let Some(name) = &stage.name {
+                plan.names.entry(name).or_default().push(index);
+            }
+        }
+        plan.main = plan.context_base("", &options.main_context, "context", &options.platform)?;
         for (index, stage) in program.stages.iter().enumerate() {
             let froms = Froms { plan: &plan, stage, escape, lint, budget };
             let planned = froms.plan_stage(index).at(stage.span)?;
@@ -90,9 +141,6 @@ impl<'a> Plan<'a> {
                 froms.check_default_base(defaults);
             }
             plan.stages.push(planned);
-            if let Some(name) = &stage.name {
-                plan.names.entry(name).or_default().push(index);
-            }
         }
         if let [only] = plan.stages.as_mut_slice() {
             only.title.clear();
@@ -145,6 +193,9 @@ impl<'a> Plan<'a> {
     /// platform first.
     fn named_context(&self, name: &str, platform: &Platform) -> Option<(&'a str, &'a NamedContext)> {
         let contexts = &self.options.named_contexts;
+        if contexts.is_empty() || RESERVED.iter().any(|reserved| name.eq_ignore_ascii_case(reserved)) {
+            return None;
+        }
         let familiar = name.parse::<Reference>().ok().map(|reference| reference.familiar());
         let short = familiar.as_deref().map(|name| name.strip_suffix(":latest").unwrap_or(name));
         let names = [Some(name), short, familiar.as_deref()];
@@ -178,42 +229,46 @@ impl<'a> Plan<'a> {
             .into())
     }
 
-    /// The main context.
-    ///
-    /// # Errors
-    /// It stands for a stage that there is none of.
-    pub fn main_context(&self) -> Result<Base, FrontendError> {
-        self.context_base("", &self.options.main_context, "context", &self.options.platform)
-    }
-
-    /// What a COPY copies from.
+    /// What a COPY or a mount takes files from.
     ///
     /// # Errors
     /// The name cannot be resolved, or is that of a stage that comes later.
-    pub fn copy_source(&self, index: usize, from: &Token, platform: &Platform) -> Result<Base, FrontendError> {
+    pub fn source(&self, index: usize, from: SourceName<'_>) -> Result<Base, FrontendError> {
+        let name = from.name();
         let source = match self.named_stage(from)?.map(|stage| stage.seen_from(index)) {
             Some(stage) if stage < index => Ok(Base::Stage(stage)),
             Some(stage) if stage == index => Err(Problem::CircularStage { stage: self.title(index) }.into()),
-            Some(_) => Err(Problem::LateStage { from: from.text.clone(), stage: self.title(index) }.into()),
-            None => self.outside(&from.text, platform),
+            Some(_) => Err(self.late_stage(index, from).into()),
+            None => self.outside(&name.text, &self.options.platform),
         };
-        source.at(from.span)
+        source.at(name.span)
     }
 
-    /// The stages that `--from` may mean.
-    fn named_stage(&self, from: &Token) -> Result<Option<NamedStage<'_>>, FrontendError> {
-        if from.text.contains('$') {
+    fn late_stage(&self, index: usize, from: SourceName<'_>) -> Problem {
+        match from {
+            SourceName::Copy(from) => Problem::LateStage { from: from.text.clone(), stage: self.title(index) },
+            SourceName::Mount(mount, from) => {
+                Problem::LateMount { from: from.text.clone(), target: mount.written_target().to_owned() }
+            }
+        }
+    }
+
+    /// The stages that a name may mean. Numbers that are those of no stage may still be images to a mount.
+    fn named_stage(&self, from: SourceName<'_>) -> Result<Option<NamedStage<'_>>, FrontendError> {
+        let name = from.name();
+        let is_copy = matches!(from, SourceName::Copy(_));
+        if is_copy && name.text.contains('$') {
             let reason = "variable expansion is not supported for --from, \
                           define a new stage with FROM using ARG from global scope as a workaround";
-            return Err(FrontendError::from(Problem::value(reason)).or_at(from.span));
+            return Err(FrontendError::from(Problem::value(reason)).or_at(name.span));
         }
-        match from.text.parse::<usize>() {
+        match name.text.parse::<usize>() {
             Ok(number) if number < self.stages.len() => Ok(Some(NamedStage::Number(number))),
-            Ok(_) => {
-                let problem = Problem::StageIndex { index: from.text.clone() };
-                Err(FrontendError::from(problem).or_at(from.span))
+            Ok(_) if is_copy => {
+                let problem = Problem::StageIndex { index: name.text.clone() };
+                Err(FrontendError::from(problem).or_at(name.span))
             }
-            Err(_) => Ok(self.names.get(from.text.to_lowercase().as_str()).map(|stages| NamedStage::Name(stages))),
+            _ => Ok(self.names.get(name.text.to_lowercase().as_str()).map(|stages| NamedStage::Name(stages))),
         }
     }
 
@@ -231,13 +286,13 @@ impl<'a> Plan<'a> {
         for (index, planned) in self.stages.iter().enumerate() {
             let mut stages = Vec::new();
             if let Base::Stage(base) = planned.base {
+                forward |= base >= index;
                 stages.push((base, self.program.stages[index].span));
             }
-            for command in &self.program.stages[index].commands {
-                let Some(from) = copy_from(command) else { continue };
+            for from in self.program.stages[index].commands.iter().flat_map(SourceName::of) {
                 if let Some(stage) = self.named_stage(from)?.map(|stage| stage.seen_from(index)) {
                     forward |= stage >= index;
-                    stages.push((stage, from.span));
+                    stages.push((stage, from.name().span));
                 }
             }
             needs.push(stages);
@@ -295,14 +350,6 @@ impl NamedStage<'_> {
                 stages[behind.saturating_sub(1)]
             }
         }
-    }
-}
-
-/// The `--from` of a COPY.
-pub(super) fn copy_from(command: &Command) -> Option<&Token> {
-    match &command.action {
-        Action::Copy(copy) => copy.from.as_ref(),
-        _ => None,
     }
 }
 

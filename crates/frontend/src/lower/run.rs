@@ -1,19 +1,27 @@
 //! RUN.
 
 use super::globals::PROXY_ARGS;
+use super::mounts::StepMounts;
 use super::stage::StageBuilder;
 use super::state::Layer;
-use crate::command::{Command, CommandLine, Origin, RunCommand};
-use crate::expand::{Quotes, Variables};
+use crate::command::{Command, CommandLine, RunCommand};
+use crate::expand::Variables;
 use crate::parse::heredoc_opening;
-use crate::{FrontendError, Heredoc, Problem};
+use crate::span::At;
+use crate::{Entitlement, EntitlementUse, FrontendError, Heredoc, Problem, Span, TriggerRight};
 use forge_llb::{
-    Edge, ExecMount, ExecOp, FileAction, FileInput, FileKind, FileOp, Metadata, MkfileAction, MountKind, NetworkMode,
-    Op, SecurityMode,
+    CdiDevice, Edge, ExecMount, ExecOp, FileAction, FileInput, FileKind, FileOp, Metadata, MkfileAction, MountKind,
+    NetworkMode, Op, SecurityMode,
 };
 
 /// Where a heredoc that is a program of its own is shown to the step.
 const INLINE_FOLDER: &str = "/dev/pipes";
+
+/// What programs find an SSH agent by.
+const AGENT_VARIABLE: &str = "SSH_AUTH_SOCK";
+
+/// Where programs expect shared memory.
+const SHARED_MEMORY: &str = "/dev/shm";
 
 /// What a RUN comes to.
 struct Script {
@@ -26,38 +34,61 @@ struct Script {
 
 impl StageBuilder<'_, '_> {
     pub(super) fn run(&mut self, command: &Command, run: &RunCommand) -> Result<(), FrontendError> {
-        if command.origin == Origin::ImageTrigger && run.network == Some(NetworkMode::Host) {
-            let (trigger, what) = (command.text.clone(), "the host's network");
-            return Err(Problem::Trigger { trigger, what }.into());
-        }
+        let mounts = self.read_mounts(command, run)?;
         let script = self.script(run);
-        let env = self.state.env.to_entries();
+        let mut env = self.state.env.to_entries();
         if script.args.iter().chain(&env).any(|text| text.contains('\0')) {
             return Err(Problem::value("RUN cannot hold a NUL byte").into());
         }
         self.lowering.book(self.state.env.size() + script.args.iter().map(String::len).sum::<usize>())?;
         let history = format!("RUN {} # buildkit", self.history_text(&script.args));
-        let mut inputs: Vec<Edge> = self.state.edge.clone().into_iter().collect();
-        let mut mounts = vec![ExecMount { input: (!inputs.is_empty()).then_some(0), ..ExecMount::root() }];
-        if let Some((name, text)) = script.program {
-            mounts.push(inline_mount(inputs.len()));
-            inputs.push(self.inline_program(command, &name, text)?);
+        let mut step = StepMounts::new(self.state.edge.clone());
+        for (flag, mount) in run.mounts.iter().zip(&mounts) {
+            self.mount(command, flag, mount, &mut step).at(flag.token.span)?;
         }
+        if let Some((name, text)) = script.program {
+            let edge = self.inline_program(command, &name, text)?;
+            let input = step.input(edge);
+            step.add(inline_mount(input))?;
+        }
+        self.add_shared_memory(&mut step)?;
+        if let Some(agent) = step.agent().filter(|_| !self.state.env.contains(AGENT_VARIABLE)) {
+            env.push(format!("{AGENT_VARIABLE}={agent}"));
+        }
+        let masked: Vec<String> = step.secret_env.iter().map(|secret| secret.name.clone()).collect();
+        let secret_env = std::mem::take(&mut step.secret_env);
+        let (inputs, mounts) = step.finish();
+        let options = self.lowering.options;
         let op = ExecOp {
             env,
             cwd: self.state.image.config.working_dir.clone(),
             user: self.state.image.config.user.clone(),
             mounts,
-            network: self.network(run.network),
-            security: SecurityMode::Sandbox,
+            network: self.network(command, run)?,
+            security: self.security(command, run)?,
             hostname: self.hostname(),
-            extra_hosts: self.lowering.options.extra_hosts.clone(),
+            extra_hosts: options.extra_hosts.clone(),
             proxy_env: self.proxy_env(),
+            secret_env,
+            ulimits: options.ulimits.clone(),
+            cgroup_parent: options.cgroup_parent.clone(),
+            devices: self.devices(command, run)?,
+            remove_mount_stubs: true,
             ..ExecOp::new(script.args)
         };
-        let name = self.step_name(command, Quotes::Kept, &script.summary);
+        let name = self.run_name(command, &script.summary, &masked);
         self.state.edge = Some(self.add_step(command, Op::Exec(op), inputs, name)?);
         self.record(history, Layer::Made)
+    }
+
+    /// `/dev/shm` in the size that the caller asks for, unless the step mounts it itself.
+    fn add_shared_memory(&self, step: &mut StepMounts) -> Result<(), FrontendError> {
+        let Some(size) = self.lowering.options.shm_size.filter(|size| *size > 0 && !step.has(SHARED_MEMORY)) else {
+            return Ok(());
+        };
+        let kind = MountKind::Tmpfs { size: Some(size) };
+        let (target, selector) = (SHARED_MEMORY.to_owned(), "/".to_owned());
+        Ok(step.add(ExecMount { target, input: None, selector, output: None, readonly: false, kind })?)
     }
 
     /// A heredoc alone is a script for the shell, or a program if it begins with `#!`; with other words it
@@ -120,11 +151,39 @@ impl StageBuilder<'_, '_> {
         count.into_iter().chain(values).chain(args.iter().cloned()).collect::<Vec<_>>().join(" ")
     }
 
-    fn network(&self, asked: Option<NetworkMode>) -> NetworkMode {
-        match asked {
-            None | Some(NetworkMode::Default) => self.lowering.options.network,
-            Some(network) => network,
+    fn network(&mut self, command: &Command, run: &RunCommand) -> Result<NetworkMode, FrontendError> {
+        let asked = run.network.as_ref().filter(|asked| asked.value != NetworkMode::Default);
+        let (network, span) =
+            asked.map_or((self.lowering.options.network, command.span), |asked| (asked.value, asked.span));
+        if network == NetworkMode::Host {
+            if asked.is_some() {
+                self.check_trigger(command, TriggerRight::HostNetwork).at(span)?;
+            }
+            self.lowering.entitlements.push(EntitlementUse { entitlement: Entitlement::NetworkHost, span });
         }
+        Ok(network)
+    }
+
+    fn security(&mut self, command: &Command, run: &RunCommand) -> Result<SecurityMode, FrontendError> {
+        let Some(span) = run.insecure else { return Ok(SecurityMode::Sandbox) };
+        self.check_trigger(command, TriggerRight::Insecure).at(span)?;
+        self.lowering.entitlements.push(EntitlementUse { entitlement: Entitlement::SecurityInsecure, span });
+        Ok(SecurityMode::Insecure)
+    }
+
+    /// Those of all steps, then the step's own.
+    fn devices(&mut self, command: &Command, run: &RunCommand) -> Result<Vec<CdiDevice>, FrontendError> {
+        let own = run.devices.iter().map(|asked| (&asked.value, asked.span));
+        let of_all = self.lowering.options.devices.iter().map(|device| (device, command.span));
+        let devices: Vec<(&CdiDevice, Span)> = of_all.chain(own).collect();
+        if let Some(asked) = run.devices.first() {
+            self.check_trigger(command, TriggerRight::Device).at(asked.span)?;
+        }
+        for (device, span) in &devices {
+            let entitlement = Entitlement::Device(device.name.clone());
+            self.lowering.entitlements.push(EntitlementUse { entitlement, span: *span });
+        }
+        Ok(devices.into_iter().map(|(device, _)| device.clone()).collect())
     }
 
     fn hostname(&self) -> String {

@@ -97,7 +97,6 @@ impl<'l, 'a> StageBuilder<'l, 'a> {
 
     /// Goes through one instruction.
     pub fn apply(&mut self, command: &Command) -> Result<(), FrontendError> {
-        command.check_built()?;
         match &command.action {
             Action::Arg(definitions) => self.arg(command, definitions),
             Action::Env(pairs) => self.env(command, pairs),
@@ -171,12 +170,16 @@ impl<'l, 'a> StageBuilder<'l, 'a> {
         inputs: Vec<Edge>,
         name: String,
     ) -> Result<Edge, FrontendError> {
-        let metadata = Metadata {
-            name,
-            ignore_cache: self.lowering.options.no_cache,
-            span: Some(self.lowering.span(command.span)),
-        };
+        let metadata =
+            Metadata { name, ignore_cache: self.ignores_cache(), span: Some(self.lowering.span(command.span)) };
         self.lowering.add(op, inputs, Some(self.state.platform.clone()), metadata)
+    }
+
+    fn ignores_cache(&self) -> bool {
+        let options = self.lowering.options;
+        let name = self.lowering.plan.program.stages[self.index].name.as_deref();
+        options.no_cache
+            || name.is_some_and(|name| options.no_cache_stages.iter().any(|no| no.eq_ignore_ascii_case(name)))
     }
 
     fn arg(&mut self, command: &Command, definitions: &[crate::command::ArgDefinition]) -> Result<(), FrontendError> {

@@ -43,18 +43,49 @@ impl StageBuilder<'_, '_> {
     }
 
     /// The name of a step: its text with variables shown by their values where it is built.
-    pub fn step_name(&mut self, command: &Command, quotes: Quotes, suffix: &str) -> String {
+    pub fn step_name(&mut self, command: &Command) -> String {
         let prefix = self.step_prefix(command.origin);
-        let unset = if quotes == Quotes::Kept { Unset::Kept } else { Unset::Empty };
+        prefix + &self.step_text(command)
+    }
+
+    /// The text of a step.
+    pub fn step_text(&self, command: &Command) -> String {
         let escape = self.lowering.dockerfile.escape();
-        let text = shown(&format!("{}{suffix}", command.text), &self.state.env, escape, quotes, unset);
-        let (keyword, rest) = text.split_at(text.find(' ').unwrap_or(text.len()));
-        format!("{prefix}{}{rest}", keyword.to_uppercase())
+        upper_keyword(&shown(&command.text, &*self.state.env, escape, Quotes::Removed, Unset::Empty))
+    }
+
+    /// The name of a RUN. Variables that hold secrets are shown as asterisks, to tell that they are known.
+    pub fn run_name(&mut self, command: &Command, summary: &str, secrets: &[String]) -> String {
+        let prefix = self.step_prefix(command.origin);
+        let escape = self.lowering.dockerfile.escape();
+        let variables = Masked { variables: &self.state.env, secrets };
+        let text = format!("{}{summary}", command.text);
+        prefix + &upper_keyword(&shown(&text, &variables, escape, Quotes::Kept, Unset::Kept))
     }
 }
 
+/// Variables of which some are secret.
+struct Masked<'a> {
+    variables: &'a Environment,
+    secrets: &'a [String],
+}
+
+impl Variables for Masked<'_> {
+    fn get(&self, name: &str) -> Option<&str> {
+        match self.secrets.iter().any(|secret| secret == name) {
+            true => Some("****"),
+            false => self.variables.get(name),
+        }
+    }
+}
+
+fn upper_keyword(text: &str) -> String {
+    let (keyword, rest) = text.split_at(text.find(' ').unwrap_or(text.len()));
+    keyword.to_uppercase() + rest
+}
+
 /// A text with its variables replaced, or as it is where that is not possible.
-fn shown(text: &str, variables: &Environment, escape: char, quotes: Quotes, unset: Unset) -> String {
+fn shown(text: &str, variables: &dyn Variables, escape: char, quotes: Quotes, unset: Unset) -> String {
     if text.len() > MAX_NAME {
         return text.to_owned();
     }
