@@ -24,6 +24,6 @@ pub use flights::{FlightGuard, Flights};
 pub use index::CacheIndex;
 pub use key::{CacheKey, CacheKeyError, InputPart, OpKey};
 pub use memory::MemoryIndex;
-pub use record::StepRecord;
+pub use record::{StepRecord, StepUsage};
 pub use result::{ResultRef, ResultStore, SelectedPath, Selector};
 pub use sqlite::SqliteIndex;

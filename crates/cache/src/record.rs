@@ -18,12 +18,23 @@ pub struct StepRecord {
     pub outputs: Vec<ResultRef>,
     /// How long the step ran, in milliseconds.
     pub wall_ms: u64,
+    /// What its processes used; `None` for a step that ran none.
+    pub usage: Option<StepUsage>,
     /// When it ran.
     pub created: SystemTime,
     /// When it was last made or used, exact to the hour.
     pub last_used: SystemTime,
     /// The boot during which the record was written: its result was not necessarily on disk when that boot ended.
     pub boot_id: String,
+}
+
+/// What the processes of a step used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepUsage {
+    /// Processor time in microseconds.
+    pub cpu_us: u64,
+    /// Most bytes of memory at once.
+    pub peak_memory: u64,
 }
 
 impl StepRecord {

@@ -1,5 +1,5 @@
 use crate::memory::TOUCH_INTERVAL;
-use crate::{CacheError, CacheIndex, CacheKey, ResultRef, StepRecord};
+use crate::{CacheError, CacheIndex, CacheKey, ResultRef, StepRecord, StepUsage};
 use forge_store::LayerId;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use std::collections::HashSet;
@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// The format of the file, in SQLite's `user_version`. Another number here makes older files be emptied.
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
 
 /// How long a writer waits for another process. Transactions here take well under a millisecond.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -28,6 +28,8 @@ const SCHEMA: &str = "
         key_inputs TEXT NOT NULL,
         input_parts TEXT NOT NULL,
         wall_ms INTEGER NOT NULL,
+        cpu_us INTEGER,
+        peak_memory INTEGER,
         created INTEGER NOT NULL,
         last_used INTEGER NOT NULL,
         boot TEXT NOT NULL
@@ -42,7 +44,7 @@ const SCHEMA: &str = "
 /// The columns of a record, in the order in which [`read_record`] takes them.
 macro_rules! columns {
     () => {
-        "name, outputs, key_inputs, input_parts, wall_ms, created, last_used, boot"
+        "name, outputs, key_inputs, input_parts, wall_ms, cpu_us, peak_memory, created, last_used, boot"
     };
 }
 
@@ -215,7 +217,7 @@ impl CacheIndex for SqliteIndex {
     fn remove_where(&self, unwanted: &mut dyn FnMut(&StepRecord) -> bool) -> Result<Vec<StepRecord>, CacheError> {
         let mut all = self.read(|connection| {
             let mut statement = connection.prepare_cached(concat!("SELECT ", columns!(), ", id FROM records"))?;
-            let rows = statement.query_map([], |row| Ok((Columns::read(row)?, row.get::<_, i64>(8)?)))?;
+            let rows = statement.query_map([], |row| Ok((Columns::read(row)?, row.get::<_, i64>(10)?)))?;
             let decode = |row: Result<(Columns, i64), rusqlite::Error>| -> Result<(i64, StepRecord), Failure> {
                 let (columns, id) = row?;
                 Ok((id, columns.decode()?))
@@ -242,7 +244,7 @@ impl CacheIndex for SqliteIndex {
         );
         self.read(|connection| {
             let mut statement = connection.prepare_cached(SQL)?;
-            let rows = statement.query_map([], |row| Ok((row.get::<_, [u8; 32]>(8)?, Columns::read(row)?)))?;
+            let rows = statement.query_map([], |row| Ok((row.get::<_, [u8; 32]>(10)?, Columns::read(row)?)))?;
             rows.map(|row| {
                 let (key, columns) = row?;
                 Ok((CacheKey::from_bytes(key), columns.decode()?))
@@ -268,9 +270,11 @@ impl CacheIndex for SqliteIndex {
 
 fn insert(transaction: &Transaction<'_>, columns: &Columns) -> Result<i64, Failure> {
     const SQL: &str =
-        concat!("INSERT INTO records (", columns!(), ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) RETURNING id");
-    let Columns { name, outputs, key_inputs, input_parts, wall_ms, created, last_used, boot } = columns;
-    let values = params![name, outputs, key_inputs, input_parts, wall_ms, created, last_used, boot];
+        concat!("INSERT INTO records (", columns!(), ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) RETURNING id");
+    let Columns { name, outputs, key_inputs, input_parts, wall_ms, cpu_us, peak_memory, created, last_used, boot } =
+        columns;
+    let values =
+        params![name, outputs, key_inputs, input_parts, wall_ms, cpu_us, peak_memory, created, last_used, boot];
     Ok(transaction.prepare_cached(SQL)?.query_row(values, |row| row.get(0))?)
 }
 
@@ -302,6 +306,8 @@ struct Columns {
     key_inputs: String,
     input_parts: String,
     wall_ms: i64,
+    cpu_us: Option<i64>,
+    peak_memory: Option<i64>,
     created: i64,
     last_used: i64,
     boot: String,
@@ -315,9 +321,11 @@ impl Columns {
             key_inputs: row.get(2)?,
             input_parts: row.get(3)?,
             wall_ms: row.get(4)?,
-            created: row.get(5)?,
-            last_used: row.get(6)?,
-            boot: row.get(7)?,
+            cpu_us: row.get(5)?,
+            peak_memory: row.get(6)?,
+            created: row.get(7)?,
+            last_used: row.get(8)?,
+            boot: row.get(9)?,
         })
     }
 
@@ -327,7 +335,9 @@ impl Columns {
             outputs: json(&record.outputs),
             key_inputs: json(&record.key_inputs),
             input_parts: json(&record.input_parts),
-            wall_ms: i64::try_from(record.wall_ms).unwrap_or(i64::MAX),
+            wall_ms: signed(record.wall_ms),
+            cpu_us: record.usage.map(|usage| signed(usage.cpu_us)),
+            peak_memory: record.usage.map(|usage| signed(usage.peak_memory)),
             created: millis(record.created),
             last_used: millis(record.last_used),
             boot: record.boot_id.clone(),
@@ -339,13 +349,25 @@ impl Columns {
             outputs: parse(&self.name, &self.outputs)?,
             key_inputs: parse(&self.name, &self.key_inputs)?,
             input_parts: parse(&self.name, &self.input_parts)?,
-            wall_ms: u64::try_from(self.wall_ms).unwrap_or(0),
+            wall_ms: unsigned(self.wall_ms),
+            usage: self
+                .cpu_us
+                .zip(self.peak_memory)
+                .map(|(cpu, memory)| StepUsage { cpu_us: unsigned(cpu), peak_memory: unsigned(memory) }),
             created: time(self.created),
             last_used: time(self.last_used),
             boot_id: self.boot,
             name: self.name,
         })
     }
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
 }
 
 fn json<T: serde::Serialize>(value: &T) -> String {

@@ -30,6 +30,7 @@ fn record(name: &str, layers: &[u8]) -> StepRecord {
         ],
         outputs: vec![ResultRef::Layers(layers.iter().map(|number| layer(*number)).collect()), ResultRef::scratch()],
         wall_ms: 17,
+        usage: Some(StepUsage { cpu_us: 12_345, peak_memory: 64 << 20 }),
         created: time(1_000_000),
         last_used: time(1_000_000),
         boot_id: "boot".to_owned(),

@@ -1,4 +1,4 @@
-use crate::{ContainerId, ExecutorError, SandboxSpec};
+use crate::{ContainerId, ExecutorError, SandboxSpec, Usage};
 use std::os::fd::OwnedFd;
 
 /// Makes containers.
@@ -26,6 +26,9 @@ pub trait Container: Send + Sync {
     /// Blocks until the process and everything it left behind in its PID namespace is dead, removes mount point
     /// stubs from the root, and returns how the process ended. Later calls return the same status.
     fn wait(&self) -> Result<ExitStatus, ExecutorError>;
+
+    /// What the container used, once [`Container::wait`] has returned; `None` before.
+    fn usage(&self) -> Option<Usage>;
 
     /// Sends a signal to the first process. It is no error when that has already ended.
     ///
@@ -63,7 +66,10 @@ pub enum ExitStatus {
         signal: i32,
     },
     /// It failed after the kernel had killed it, or one of its children, since the memory limit was reached.
-    OutOfMemory,
+    OutOfMemory {
+        /// The limit in bytes.
+        limit: u64,
+    },
 }
 
 impl ExitStatus {
@@ -72,7 +78,7 @@ impl ExitStatus {
         match *self {
             Self::Exited(code) => code,
             Self::Signaled { signal } => 128 + signal,
-            Self::OutOfMemory => 128 + libc::SIGKILL,
+            Self::OutOfMemory { .. } => 128 + libc::SIGKILL,
         }
     }
 }

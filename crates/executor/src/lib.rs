@@ -20,6 +20,7 @@ mod init;
 mod message;
 mod namespaces;
 mod profile;
+mod resources;
 mod seccomp;
 mod spec;
 mod wire;
@@ -30,7 +31,8 @@ pub use error::{ErrorKind, ExecutorError};
 pub use hidden::Hidden;
 pub use init::init_if_requested;
 pub use namespaces::NamespaceExecutor;
+pub use resources::{CpuQuota, GroupPlacement, Resources, SharedGroup, SwapLimit, Usage};
 pub use spec::{
     ContainerId, DevicePolicy, IdMap, IdMappings, MountFlags, MountSource, MountSpec, NetworkMode, OverlayChanges,
-    ProcessSpec, ProcessUser, Resources, Rlimit, RlimitResource, RootFs, SandboxSpec, Seccomp, StubRemoval,
+    ProcessSpec, ProcessUser, Rlimit, RlimitResource, RootFs, SandboxSpec, Seccomp, StubRemoval,
 };

@@ -6,7 +6,7 @@
 //!
 //! Both sides are the same binary, so the format may change at will.
 
-use crate::{DevicePolicy, ExecutorError, NetworkMode, SandboxSpec, wire};
+use crate::{DevicePolicy, ExecutorError, GroupPlacement, NetworkMode, Resources, SandboxSpec, wire};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -34,11 +34,27 @@ pub(crate) enum Message {
         devices: DevicePolicy,
         /// A cgroup that no other container is in, since this one could freeze or kill it.
         own_group: bool,
+        /// The name of a group made for limits.
+        id: String,
+        /// Its limits.
+        resources: Box<Resources>,
+        /// Its place.
+        group: Box<GroupPlacement>,
     },
     /// Server to caller, on the container's channel. Descriptor: pidfd of the init.
-    Spawned,
+    Spawned {
+        /// Limits that could not be set.
+        notices: Vec<String>,
+    },
     /// Caller to init. Descriptors: the streams that are given.
     Configure(Box<Configuration>),
+    /// Init to caller: it is in its control groups.
+    Confined {
+        /// Cgroup directories to remove at the end, of each controller the innermost first.
+        groups: Vec<GroupPaths>,
+        /// Limits that could not be set.
+        notices: Vec<String>,
+    },
     /// Init to caller: something was created in the root only to be mounted upon. Descriptor: its parent directory.
     Stub(StubRecord),
     /// Init to caller, for each socket of the mounts, in their order. Descriptor: the listening socket.
@@ -46,13 +62,7 @@ pub(crate) enum Message {
     /// Init to caller. Descriptor: controlling side of the terminal.
     Terminal,
     /// Init to caller: `Start` will execute the program.
-    Ready {
-        /// Cgroup directories to remove at the end.
-        #[serde(with = "wire::many")]
-        cgroups: Vec<PathBuf>,
-        /// Limits that could not be set.
-        notices: Vec<String>,
-    },
+    Ready,
     /// Caller to init. Answered by end of file (the channel closes on exec) or `Failed`.
     Start,
     /// Init or server to caller, its last word.
@@ -68,6 +78,51 @@ pub(crate) struct Configuration {
     pub(crate) streams: [bool; 3],
     #[serde(with = "wire::one")]
     pub(crate) runtime_dir: PathBuf,
+}
+
+/// The groups made for one controller, the innermost first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct GroupPaths(#[serde(with = "wire::many")] pub(crate) Vec<PathBuf>);
+
+/// What the server tells of a container's end, through a pipe of its own: eight-byte little-endian numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct ExitReport {
+    /// As wait(2) gives it.
+    pub(crate) status: i32,
+    pub(crate) user_us: u64,
+    pub(crate) system_us: u64,
+    /// Of the largest process.
+    pub(crate) peak_bytes: u64,
+    /// Of the container's version 2 memory group, 0 where it has none.
+    pub(crate) group_peak_bytes: u64,
+    /// How many processes of that group the kernel killed for want of memory.
+    pub(crate) memory_kills: u64,
+}
+
+impl ExitReport {
+    pub(crate) const SIZE: usize = 48;
+
+    pub(crate) fn to_bytes(self) -> [u8; Self::SIZE] {
+        let Self { status, user_us, system_us, peak_bytes, group_peak_bytes, memory_kills } = self;
+        let words = [i64::from(status) as u64, user_us, system_us, peak_bytes, group_peak_bytes, memory_kills];
+        let mut bytes = [0; Self::SIZE];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    pub(crate) fn from_bytes(bytes: [u8; Self::SIZE]) -> Self {
+        let word = |index: usize| u64::from_le_bytes(std::array::from_fn(|at| bytes[index * 8 + at]));
+        Self {
+            status: word(0) as i32,
+            user_us: word(1),
+            system_us: word(2),
+            peak_bytes: word(3),
+            group_peak_bytes: word(4),
+            memory_kills: word(5),
+        }
+    }
 }
 
 /// A mount point made for the occasion, see [`Message::Stub`].
@@ -222,4 +277,22 @@ fn collect(ancillary: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_survives_its_pipe() {
+        let report = ExitReport {
+            status: -1,
+            user_us: 1,
+            system_us: u64::MAX,
+            peak_bytes: 1 << 40,
+            group_peak_bytes: 3,
+            memory_kills: 4,
+        };
+        assert_eq!(ExitReport::from_bytes(report.to_bytes()), report);
+    }
 }

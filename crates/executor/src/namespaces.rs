@@ -1,7 +1,7 @@
 use crate::container::{Container, Executor, ExitStatus, Stdio, StdioTarget};
 use crate::init::{SERVER_NAME, layout, sys};
-use crate::message::{Channel, Configuration, Message, StubRecord};
-use crate::{Capabilities, ContainerId, ExecutorError, ProcessSpec, RootFs, SandboxSpec};
+use crate::message::{Channel, Configuration, ExitReport, GroupPaths, Message, StubRecord};
+use crate::{Capabilities, ContainerId, ExecutorError, ProcessSpec, RootFs, SandboxSpec, Usage};
 use rustix::fs::{AtFlags, FileType, fstat, statat, unlinkat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -16,6 +16,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio as CommandStdio};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 /// Runs containers on Linux namespaces, as root.
 ///
@@ -105,7 +106,7 @@ fn check(spec: &SandboxSpec) -> Result<(), ExecutorError> {
     if spec.process.args.first().is_none_or(|program| program.is_empty()) {
         return invalid("no program given");
     }
-    Ok(())
+    spec.group.check()
 }
 
 /// The descriptors a process is given.
@@ -206,7 +207,11 @@ impl Server {
             network: spec.network,
             devices: spec.devices,
             own_group: spec.writable_sys || spec.process.capabilities.contains(Capabilities::SYS_ADMIN),
+            id: configuration.id.clone(),
+            resources: Box::new(spec.resources.clone()),
+            group: Box::new(spec.group.clone()),
         };
+        let memory_limit = smallest_memory_limit(spec);
         // The answer comes through the container's own channel, so that nobody waits for anybody else's clone.
         self.greeted()?.channel.send(&request, &[theirs.as_fd(), exit_write.as_fd()]).map_err(failed)?;
         drop((theirs, exit_write));
@@ -219,6 +224,7 @@ impl Server {
             listeners: Mutex::default(),
             stubs: Mutex::default(),
             cgroups: Mutex::default(),
+            memory_limit,
         };
         container.configure(configuration, streams)?;
         Ok(container)
@@ -255,7 +261,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// How far the end of a container has been learnt.
 enum Exit {
     Pending(OwnedFd),
-    Known(ExitStatus),
+    Known(ExitStatus, Usage),
     Lost,
 }
 
@@ -276,7 +282,14 @@ struct NamespaceContainer {
     terminal: Mutex<Option<OwnedFd>>,
     listeners: Mutex<Vec<OwnedFd>>,
     stubs: Mutex<Vec<Stub>>,
-    cgroups: Mutex<Vec<PathBuf>>,
+    cgroups: Mutex<Vec<GroupPaths>>,
+    memory_limit: Option<u64>,
+}
+
+/// The memory limit that is reached first.
+fn smallest_memory_limit(spec: &SandboxSpec) -> Option<u64> {
+    let shared = spec.group.shared.as_ref().and_then(|shared| shared.resources.memory);
+    [spec.resources.memory, shared].into_iter().flatten().min()
 }
 
 impl NamespaceContainer {
@@ -303,15 +316,18 @@ impl NamespaceContainer {
     /// Keeps what one message of the set-up brings; the last one is its outcome.
     fn take(&self, message: Message, mut descriptors: Vec<OwnedFd>) -> Option<Result<(), ExecutorError>> {
         match (message, descriptors.pop()) {
-            (Message::Spawned, Some(pidfd)) => drop(self.pidfd.set(pidfd)),
+            (Message::Spawned { notices }, Some(pidfd)) => {
+                lock(&self.server.limit_notices).extend(notices);
+                drop(self.pidfd.set(pidfd));
+            }
+            (Message::Confined { groups, notices }, _) => {
+                *lock(&self.cgroups) = groups;
+                lock(&self.server.limit_notices).extend(notices);
+            }
             (Message::Stub(record), Some(parent)) => lock(&self.stubs).push(Stub { parent, record }),
             (Message::Listener, Some(listener)) => lock(&self.listeners).push(listener),
             (Message::Terminal, terminal) => *lock(&self.terminal) = terminal,
-            (Message::Ready { cgroups, notices }, _) => {
-                *lock(&self.cgroups) = cgroups;
-                lock(&self.server.limit_notices).extend(notices);
-                return Some(Ok(()));
-            }
+            (Message::Ready, _) => return Some(Ok(())),
             (Message::Failed(failure), _) => return Some(Err(failure.into())),
             (message, _) => return Some(Err(unexpected(&message))),
         }
@@ -327,15 +343,15 @@ impl NamespaceContainer {
     fn await_exit(&self) -> Result<ExitStatus, ExecutorError> {
         let mut exit = lock(&self.exit);
         if let Exit::Pending(pipe) = &*exit {
-            let mut raw = [0; 4];
+            let mut raw = [0; ExitReport::SIZE];
             let count = retry_on_intr(|| rustix::io::read(pipe, &mut raw));
             *exit = match count {
-                Ok(4) => Exit::Known(self.explain(status(i32::from_le_bytes(raw)))),
+                Ok(ExitReport::SIZE) => self.conclude(&ExitReport::from_bytes(raw)),
                 _ => Exit::Lost,
             };
         }
         match *exit {
-            Exit::Known(status) => Ok(status),
+            Exit::Known(status, _) => Ok(status),
             _ => {
                 // The server died; its containers must not outlive it.
                 self.kill_all()?;
@@ -344,23 +360,39 @@ impl NamespaceContainer {
         }
     }
 
-    /// Tells a failure for want of memory from others, as long as the cgroup that counted it exists.
-    fn explain(&self, status: ExitStatus) -> ExitStatus {
-        let killed = |group: &PathBuf| {
-            let control = std::fs::read_to_string(group.join("memory.oom_control")).unwrap_or_default();
-            control.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
+    /// Reads the counters of the container's groups as long as they exist.
+    fn conclude(&self, report: &ExitReport) -> Exit {
+        let groups = lock(&self.cgroups);
+        let innermost = || groups.iter().filter_map(|GroupPaths(paths)| paths.first());
+        let peak = innermost().find_map(|group| number_in(group, "memory.max_usage_in_bytes"));
+        let killed = report.memory_kills > 0 || innermost().any(|group| was_killed_in(group));
+        let usage = Usage {
+            user: Duration::from_micros(report.user_us),
+            system: Duration::from_micros(report.system_us),
+            peak_memory: [peak, Some(report.group_peak_bytes)].into_iter().flatten().fold(0, u64::max),
         };
-        match status.code() != 0 && lock(&self.cgroups).iter().any(killed) {
-            true => ExitStatus::OutOfMemory,
-            false => status,
+        let usage = match usage.peak_memory {
+            0 => Usage { peak_memory: report.peak_bytes, ..usage },
+            _ => usage,
+        };
+        let status = status(report.status);
+        match (self.memory_limit, status.code() != 0 && killed) {
+            (Some(limit), true) => Exit::Known(ExitStatus::OutOfMemory { limit }, usage),
+            _ => Exit::Known(status, usage),
         }
     }
 
     /// Removes what the container leaves behind. Idempotent.
     fn clean(&self) -> Result<(), ExecutorError> {
-        for group in std::mem::take(&mut *lock(&self.cgroups)) {
-            std::fs::remove_dir(&group)
-                .map_err(|source| ExecutorError::system(format!("remove cgroup {}", group.display()), source))?;
+        for GroupPaths(paths) in std::mem::take(&mut *lock(&self.cgroups)) {
+            let Some((own, shared)) = paths.split_first() else { continue };
+            match std::fs::remove_dir(own) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(ExecutorError::system(format!("remove cgroup {}", own.display()), error)),
+            }
+            // Goes with the last container that is in it.
+            shared.iter().for_each(|group| drop(std::fs::remove_dir(group)));
         }
         self.remove_stubs()
     }
@@ -398,6 +430,16 @@ impl Stub {
     }
 }
 
+fn number_in(group: &Path, file: &str) -> Option<u64> {
+    std::fs::read_to_string(group.join(file)).ok()?.trim().parse().ok()
+}
+
+/// Whether the kernel killed a process of this version 1 group for want of memory.
+fn was_killed_in(group: &Path) -> bool {
+    let control = std::fs::read_to_string(group.join("memory.oom_control")).unwrap_or_default();
+    control.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
+}
+
 fn status(raw: i32) -> ExitStatus {
     let (exited, signaled) = (libc::WIFEXITED(raw), libc::WTERMSIG(raw));
     match exited {
@@ -421,6 +463,14 @@ impl Container for NamespaceContainer {
         let status = self.await_exit()?;
         self.clean()?;
         Ok(status)
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        // Whoever waits holds the lock until there is an answer.
+        match self.exit.try_lock().as_deref() {
+            Ok(&Exit::Known(_, usage)) => Some(usage),
+            _ => None,
+        }
     }
 
     fn signal(&self, signal: i32) -> Result<(), ExecutorError> {

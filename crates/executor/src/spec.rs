@@ -1,5 +1,5 @@
 use crate::hidden::{self, Hidden};
-use crate::{Capabilities, ExecutorError, profile, wire};
+use crate::{Capabilities, ExecutorError, GroupPlacement, Resources, profile, wire};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fmt;
@@ -296,17 +296,6 @@ pub enum DevicePolicy {
     All,
 }
 
-/// Upper bounds, enforced where the kernel has a controller; [`crate::Executor::notices`] names the rest.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Resources {
-    /// Bytes of memory.
-    pub memory: Option<u64>,
-    /// Tasks, threads included.
-    pub pids: Option<u32>,
-    /// Processors' worth of time, e.g. 1.5.
-    pub cpus: Option<f64>,
-}
-
 /// One range of user or group ids seen inside and the host's ids behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMap {
@@ -361,6 +350,8 @@ pub struct SandboxSpec {
     pub shm_size: u64,
     /// Upper bounds.
     pub resources: Resources,
+    /// The control groups.
+    pub group: GroupPlacement,
     /// Maps of a user namespace. Not built yet: anything but `None` is refused.
     pub id_mappings: Option<IdMappings>,
 }
@@ -383,6 +374,7 @@ impl SandboxSpec {
             devices: DevicePolicy::Standard,
             shm_size: profile::SHM_SIZE,
             resources: Resources { pids: Some(profile::PIDS), ..Resources::default() },
+            group: GroupPlacement::default(),
             id_mappings: None,
         }
     }

@@ -29,6 +29,22 @@ pub(crate) mod one {
     }
 }
 
+pub(crate) mod optional {
+    use super::*;
+
+    pub(crate) fn serialize<T: AsRef<OsStr>, S: Serializer>(value: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => to.serialize_some(&encode(value.as_ref())),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, T: From<OsString>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        text.map(|text| decode(&text).map(T::from).ok_or_else(|| D::Error::custom("not a byte string"))).transpose()
+    }
+}
+
 pub(crate) mod many {
     use super::*;
 

@@ -2,7 +2,7 @@
 
 use crate::plan::{Plan, PlannedStep};
 use crate::step::{ContentPart, Keys, Known};
-use crate::{CacheMap, ExecuteRequest, Solver, WorkerError, progress};
+use crate::{CacheMap, ExecuteRequest, Execution, Solver, WorkerError, progress};
 use forge_cache::{CacheError, CacheIndex, CacheKey, InputPart, OpKey, ResultRef, Selector, StepRecord};
 use forge_session::Session;
 use futures_util::future::try_join_all;
@@ -96,7 +96,7 @@ impl StepWork {
         started: Started,
     ) -> Result<Outcome, WorkerError> {
         let (Some(op), Some(keys), true) = (&known.map.op, &known.keys, known.map.cacheable) else {
-            let outputs = self.run(inputs, &started).await?;
+            let Execution { outputs, .. } = self.run(inputs, &started).await?;
             return Ok(Outcome { outputs, cached: false });
         };
         let content = self.content_keys(op, keys, &inputs).await?;
@@ -137,7 +137,7 @@ impl StepWork {
         started: &Started,
     ) -> Result<Outcome, WorkerError> {
         let begin = Instant::now();
-        let outputs = self.run(inputs, started).await?;
+        let Execution { outputs, usage } = self.run(inputs, started).await?;
         let now = SystemTime::now();
         let record = StepRecord {
             name: self.planned().vertex.metadata.name.clone(),
@@ -145,6 +145,7 @@ impl StepWork {
             input_parts: content.parts,
             outputs: outputs.clone(),
             wall_ms: u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
+            usage,
             created: now,
             last_used: now,
             boot_id: StepRecord::current_boot().to_owned(),
@@ -155,7 +156,7 @@ impl StepWork {
     }
 
     /// Runs the vertex as soon as a slot is free.
-    async fn run(&self, inputs: Vec<ResultRef>, started: &Started) -> Result<Vec<ResultRef>, WorkerError> {
+    async fn run(&self, inputs: Vec<ResultRef>, started: &Started) -> Result<Execution, WorkerError> {
         let cancellation = self.session().cancellation();
         let _slot = match &self.shared.slots {
             Some(slots) => Some(cancellation.run_until_cancelled(slots.acquire()).await.ok_or(WorkerError::Cancelled)?),
@@ -170,7 +171,7 @@ impl StepWork {
         let request = ExecuteRequest { vertex: planned.vertex.clone(), digest: planned.digest.clone(), inputs };
         let execution = self.shared.solver.worker.execute(request, self.session()).await?;
         match execution.outputs.len() >= planned.vertex.op.outputs() {
-            true => Ok(execution.outputs),
+            true => Ok(execution),
             false => Err(WorkerError::internal("the worker returned too few results")),
         }
     }

@@ -1,6 +1,6 @@
 use crate::WorkerError;
 use async_trait::async_trait;
-use forge_cache::{OpKey, ResultRef, Selector};
+use forge_cache::{OpKey, ResultRef, Selector, StepUsage};
 use forge_llb::{Vertex, VertexDigest};
 use forge_session::Session;
 use std::sync::Arc;
@@ -65,4 +65,13 @@ pub struct ExecuteRequest {
 pub struct Execution {
     /// The results, one for each output of the vertex.
     pub outputs: Vec<ResultRef>,
+    /// What its processes used, if it ran some.
+    pub usage: Option<StepUsage>,
+}
+
+impl Execution {
+    /// What a step made that ran no process.
+    pub fn new(outputs: Vec<ResultRef>) -> Self {
+        Self { outputs, usage: None }
+    }
 }

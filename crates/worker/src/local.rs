@@ -8,8 +8,8 @@ use crate::keys;
 use crate::results::source_tree;
 use crate::source_tree::Stop;
 use async_trait::async_trait;
-use forge_cache::ResultRef;
-use forge_executor::{Container, Executor, ExecutorError, ExitStatus};
+use forge_cache::{ResultRef, StepUsage};
+use forge_executor::{Container, Executor, ExecutorError, ExitStatus, Usage};
 use forge_image::{Platform, chain};
 use forge_llb::{ExecOp, FileOp, LocalSource, Op, SourceOp, Vertex};
 use forge_session::Session;
@@ -89,7 +89,7 @@ impl LocalWorker {
         let run = move || {
             let log = StepLog { vertex: &vertex, events: reporter.events() };
             let ended = Step::run(&*running, output, &log);
-            running.delete().map_err(ExecError::from).and(ended)
+            running.delete().map_err(ExecError::from).and(ended).map(|ended| (ended, running.usage()))
         };
         let mut running = tokio::task::spawn_blocking(run);
         let ended = tokio::select! {
@@ -101,13 +101,14 @@ impl LocalWorker {
                 return Err(WorkerError::Cancelled);
             }
         };
-        let ended = ended.map_err(WorkError::from)?.map_err(|error| explain(op, error))?;
+        let (ended, usage) = ended.map_err(WorkError::from)?.map_err(|error| explain(op, error))?;
         if ended.status != ExitStatus::Exited(0) {
             return Err(failure(op, ended.status, ended.last_lines));
         }
         let (store, lease) = (self.store.clone(), self.lease.clone());
         let commit = tokio::task::spawn_blocking(move || commit(&store, &lease, active, parents));
-        Ok(Execution { outputs: vec![commit.await.map_err(WorkError::from)??] })
+        let outputs = vec![commit.await.map_err(WorkError::from)??];
+        Ok(Execution { outputs, usage: usage.map(step_usage) })
     }
 }
 
@@ -141,7 +142,7 @@ impl Worker for LocalWorker {
             Op::File(op) => self.file(op, &request.inputs, session).await?,
             Op::Merge | Op::Diff(_) => return Err(WorkError::NotBuilt { what: "merging and comparing trees" }.into()),
         };
-        Ok(Execution { outputs: vec![output] })
+        Ok(Execution::new(vec![output]))
     }
 }
 
@@ -177,10 +178,24 @@ fn failure(op: &ExecOp, status: ExitStatus, last_lines: Vec<String>) -> WorkerEr
     let how = match status {
         ExitStatus::Exited(code) => format!("exit code: {code}"),
         ExitStatus::Signaled { signal } => format!("exit code: {} (killed by signal {signal})", 128 + signal),
-        ExitStatus::OutOfMemory => "killed: out of memory".to_owned(),
+        ExitStatus::OutOfMemory { limit } => format!("killed: out of memory (limit {})", bytes(limit)),
     };
     let message = format!("process {process:?} did not complete successfully: {how}");
     WorkerError::Process { exit: status.code(), message, last_lines }
+}
+
+/// A limit as its user wrote it, most likely.
+fn bytes(count: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.iter().find(|(unit, _)| count >= *unit && count.is_multiple_of(*unit)) {
+        Some((unit, name)) => format!("{} {name}", count / unit),
+        None => format!("{count} bytes"),
+    }
+}
+
+fn step_usage(usage: Usage) -> StepUsage {
+    let cpu_us = u64::try_from(usage.cpu().as_micros()).unwrap_or(u64::MAX);
+    StepUsage { cpu_us, peak_memory: usage.peak_memory }
 }
 
 /// A program that cannot be started is the step's failure, not forge's.
@@ -193,4 +208,15 @@ fn explain(op: &ExecOp, error: ExecError) -> WorkerError {
     let process = op.args.join(" ");
     let message = format!("process {process:?} did not start: {}", chain(&error));
     WorkerError::Process { exit, message, last_lines: Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_shown_in_the_largest_whole_unit() {
+        let shown = [64 << 20, 3 << 30, 1 << 10, 1500].map(bytes);
+        assert_eq!(shown, ["64 MiB", "3 GiB", "1 KiB", "1500 bytes"]);
+    }
 }

@@ -6,26 +6,45 @@
 //!   common/         all containers without limits, of every forge process
 //!   <server>-<n>/   one container that could do harm to the group it is in
 //! forge-devices/    the same for containers that may open every device
+//! forge-limits/     version 2, containers with limits; forge-ID-N in each hierarchy of version 1
 //! ```
 //! `forge` and `common` stay: they hold nothing but the program, and making them again would cost more than a step.
 //! Moving a process between cgroups waits for an RCU grace period, 5 to 7 ms after a pause; cloning into one does not.
 
 use super::device_program;
+use super::limits::{self, CONTROLLERS, Interface, Level, settings};
 use super::mounts::new_filesystem;
-use crate::{DevicePolicy, Resources};
+use crate::message::{Failure, GroupPaths};
+use crate::{DevicePolicy, GroupPlacement, Resources};
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
 use rustix::io::{Errno, Result};
 use rustix::mount::MountAttrFlags;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
 
 const LIMITED_DEVICES: &str = "forge";
 const ALL_DEVICES: &str = "forge-devices";
 const COMMON: &str = "common";
+/// Where groups with limits are: processes and controllers for children exclude each other, so not in the others.
+const LIMITS: &str = "forge-limits";
+/// With what the names of groups with limits begin.
+pub(super) const GROUP_PREFIX: &str = "forge-c-";
 
 /// What the server found out about this machine, inherited by every init.
 pub(super) struct Cgroups {
     policy: Policy,
+    /// `None` where version 2 has nothing to limit with.
+    unified: Option<Unified>,
+}
+
+/// The hierarchy of version 2, where it has controllers.
+struct Unified {
+    /// A mount of our own.
+    mount: OwnedFd,
+    /// The group of this process.
+    own: PathBuf,
+    controllers: Vec<&'static str>,
 }
 
 /// How devices are kept shut.
@@ -42,7 +61,41 @@ impl Cgroups {
     /// Takes the best means this machine has.
     pub(super) fn establish() -> Self {
         let policy = program_policy().or_else(|_| controller_policy());
-        Self { policy: policy.unwrap_or(Policy::Nodev) }
+        Self { policy: policy.unwrap_or(Policy::Nodev), unified: Unified::find() }
+    }
+
+    /// Whether version 2 has this controller.
+    fn is_unified(&self, controller: &str) -> bool {
+        self.unified.as_ref().is_some_and(|unified| unified.controllers.contains(&controller))
+    }
+
+    /// The group with limits to clone a container into, where version 2 limits something.
+    pub(super) fn limited(
+        &self,
+        devices: DevicePolicy,
+        wish: &Wish<'_>,
+        notices: &mut Vec<String>,
+    ) -> std::result::Result<Option<Group>, Failure> {
+        let Some(unified) = &self.unified else { return Ok(None) };
+        let needed = |controller: &&&str| wish.needs(controller, Interface::Unified);
+        let needed: Vec<_> = unified.controllers.iter().filter(needed).copied().collect();
+        if needed.is_empty() {
+            return Ok(None);
+        }
+        match unified.make(wish, &needed, notices) {
+            Ok(group) => {
+                if let (Policy::Program { .. }, DevicePolicy::Standard) = (&self.policy, devices) {
+                    device_program::attach(group.directory()).map_err(|errno| failure(&errno.into()))?;
+                }
+                Ok(Some(group))
+            }
+            Err(error) if is_closed(&error) => {
+                let names = needed.iter().flat_map(|controller| wish.limits(controller));
+                notices.extend(names.map(|limit| limits::not_enforced(limit, &error.to_string())));
+                Ok(None)
+            }
+            Err(error) => Err(failure(&error)),
+        }
     }
 
     /// The group to clone a container into: the one all share, or one of its own.
@@ -55,11 +108,11 @@ impl Cgroups {
             DevicePolicy::All => all,
         };
         let Some(number) = own else {
-            return Ok(Some(Group { directory: open_or_make(parent, COMMON)?, removal: None }));
+            return Ok(Some(Group { directory: open_or_make(parent, COMMON)?, removal: Removal::Kept }));
         };
         let name = format!("{}-{number}", std::process::id());
         let directory = open_or_make(parent, &name)?;
-        let removal = Some((rustix::io::fcntl_dupfd_cloexec(parent, 3)?, name));
+        let removal = Removal::Entry(rustix::io::fcntl_dupfd_cloexec(parent, 3)?, name);
         Ok(Some(Group { directory, removal }))
     }
 
@@ -94,21 +147,41 @@ impl Cgroups {
 /// A cgroup for one container, or for all.
 pub(super) struct Group {
     directory: OwnedFd,
-    /// Parent and name of a group that goes with its container.
-    removal: Option<(OwnedFd, String)>,
+    removal: Removal,
+}
+
+/// What goes with a container.
+enum Removal {
+    Kept,
+    /// Parent and name.
+    Entry(OwnedFd, String),
+    /// The innermost first.
+    Paths(Vec<PathBuf>),
 }
 
 impl Group {
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
+
+    /// Most bytes of memory at once, and how many processes the kernel killed for want of it, in a group with limits.
+    pub(super) fn memory(&self) -> Option<(u64, u64)> {
+        let Removal::Paths(paths) = &self.removal else { return None };
+        let read = |file: &str| std::fs::read_to_string(paths.first()?.join(file)).ok();
+        let peak = read("memory.peak")?.trim().parse().ok()?;
+        let events = read("memory.events")?;
+        let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "))?.parse().ok()?;
+        Some((peak, kills))
+    }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some((parent, name)) = &self.removal {
+        match &self.removal {
+            Removal::Kept => {}
             // Left over if something still runs in it; its number is not used again by this process.
-            let _ = rustix::fs::unlinkat(parent, name, rustix::fs::AtFlags::REMOVEDIR);
+            Removal::Entry(parent, name) => drop(rustix::fs::unlinkat(parent, name, rustix::fs::AtFlags::REMOVEDIR)),
+            Removal::Paths(paths) => limits::remove(paths),
         }
     }
 }
@@ -118,6 +191,49 @@ fn program_policy() -> Result<Policy> {
     let limited = open_or_make(&own, LIMITED_DEVICES)?;
     device_program::attach(limited.as_fd())?;
     Ok(Policy::Program { limited, all: open_or_make(&own, ALL_DEVICES)? })
+}
+
+impl Unified {
+    fn find() -> Option<Self> {
+        let mount = new_filesystem("cgroup2", &[], MountAttrFlags::empty()).ok()?;
+        let base = Self::path_of(&mount);
+        let listed = std::fs::read_to_string(base.join("cgroup.controllers")).ok()?;
+        let listed: Vec<_> = listed.split_whitespace().collect();
+        let controllers: Vec<_> = CONTROLLERS.into_iter().filter(|controller| listed.contains(controller)).collect();
+        let own = own_path("0::").ok()?;
+        let own = own.strip_prefix("/").unwrap_or(&own).to_owned();
+        (!controllers.is_empty()).then_some(Self { mount, own, controllers })
+    }
+
+    fn path_of(mount: &OwnedFd) -> PathBuf {
+        format!("/proc/self/fd/{}", mount.as_raw_fd()).into()
+    }
+
+    /// Makes the group below the first place whose controllers can be handed on: our own group, which can only while no
+    /// process is in it, or the root of what we see.
+    fn make(&self, wish: &Wish<'_>, needed: &[&'static str], notices: &mut Vec<String>) -> io::Result<Group> {
+        let root = Self::path_of(&self.mount);
+        let enable: String = needed.iter().map(|controller| format!("+{controller} ")).collect();
+        let prepare = |path: &Path| std::fs::write(path.join("cgroup.subtree_control"), enable.trim());
+        let mut levels = wish.levels(needed, Interface::Unified);
+        if wish.placement.parent.is_none() {
+            levels.insert(0, Level { name: LIMITS.into(), settings: Vec::new(), kept: true });
+        }
+        let bases = if wish.is_absolute() { vec![root] } else { vec![root.join(&self.own), root] };
+        let mut outcome = Err(io::ErrorKind::NotFound.into());
+        for base in bases {
+            remove_left_over(&base.join(LIMITS));
+            outcome = limits::descend(&base, &levels, &prepare, &|_| Ok(()), notices);
+            if outcome.as_ref().err().is_none_or(|error| !is_closed(error)) {
+                break;
+            }
+        }
+        let paths = outcome?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let innermost = paths.first().ok_or(io::ErrorKind::NotFound)?;
+        let directory = rustix::fs::open(innermost, flags, Mode::empty())?;
+        Ok(Group { directory, removal: Removal::Paths(paths) })
+    }
 }
 
 /// The version 2 cgroup of this process, through a mount of our own: hosts mount that hierarchy here or there or not.
@@ -179,13 +295,18 @@ fn make_device_group(group: &Path) -> Result<()> {
 
 /// This process's directory in a version 1 hierarchy.
 pub(super) fn legacy_cgroup(controller: &str) -> Result<PathBuf> {
+    legacy_hierarchy(controller).map(|(_, own)| own)
+}
+
+/// Where a version 1 hierarchy is mounted, and this process's directory in it.
+fn legacy_hierarchy(controller: &str) -> Result<(PathBuf, PathBuf)> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").map_err(|error| errno(&error))?;
     let text = std::fs::read_to_string("/proc/self/cgroup").map_err(|error| errno(&error))?;
     find_legacy(&mounts, &text, controller).ok_or(Errno::NOENT)
 }
 
 /// Joins what `mountinfo` says of the hierarchy with what `cgroup` says of the process.
-fn find_legacy(mounts: &str, cgroups: &str, controller: &str) -> Option<PathBuf> {
+fn find_legacy(mounts: &str, cgroups: &str, controller: &str) -> Option<(PathBuf, PathBuf)> {
     let lists = |names: &str| names.split(',').any(|name| name == controller);
     let (root, point) = mounts.lines().find_map(|line| {
         let (head, tail) = line.split_once(" - cgroup ")?;
@@ -198,7 +319,7 @@ fn find_legacy(mounts: &str, cgroups: &str, controller: &str) -> Option<PathBuf>
         lists(fields.next()?).then(|| fields.next())?
     })?;
     let below = Path::new(path).strip_prefix(root).ok()?;
-    Some(Path::new(point).join(below))
+    Some((PathBuf::from(point), Path::new(point).join(below)))
 }
 
 fn join(group: &Path) -> Result<()> {
@@ -221,62 +342,109 @@ fn errno(error: &std::io::Error) -> Errno {
 #[derive(Default)]
 pub(super) struct Limits {
     /// To be removed when the container has ended.
-    pub(super) groups: Vec<PathBuf>,
+    pub(super) groups: Vec<GroupPaths>,
     /// What could not be limited.
     pub(super) notices: Vec<String>,
 }
 
-/// One limit as one controller's file.
-struct Limit {
-    name: &'static str,
-    controller: &'static str,
-    /// File and text, in the order of writing.
-    settings: Vec<(&'static str, String)>,
+/// What is asked of the control groups of one container.
+pub(super) struct Wish<'a> {
+    /// A name no other container's groups have.
+    pub(super) name: String,
+    pub(super) resources: &'a Resources,
+    pub(super) placement: &'a GroupPlacement,
 }
 
-/// Moves this process below limits of its own. Task counts that the PID namespace itself can bound are not included.
-pub(super) fn limit(resources: &Resources, group: &str, pids: Option<u32>) -> Limits {
+impl Wish<'_> {
+    /// Whether a controller has something to do.
+    fn needs(&self, controller: &str, interface: Interface) -> bool {
+        let shared = self.placement.shared.as_ref().map(|shared| &shared.resources);
+        let all = [Some(self.resources), shared].into_iter().flatten();
+        self.placement.parent.is_some() || all.into_iter().any(|r| !settings(r, controller, interface).is_empty())
+    }
+
+    /// The limits that a controller would enforce.
+    fn limits(&self, controller: &str) -> Vec<&'static str> {
+        let shared = self.placement.shared.as_ref().map(|shared| &shared.resources);
+        let of = |resources| settings(resources, controller, Interface::Legacy);
+        let all = [Some(self.resources), shared].into_iter().flatten().flat_map(of);
+        let mut names: Vec<_> = all.filter(|setting| setting.asked).map(|setting| setting.limit).collect();
+        names.dedup();
+        names
+    }
+
+    /// The groups from the base down to the container's own.
+    fn levels(&self, controllers: &[&str], interface: Interface) -> Vec<Level> {
+        let of = |resources: &Resources| {
+            controllers.iter().flat_map(|controller| settings(resources, controller, interface)).collect()
+        };
+        let parent = self.placement.parent.as_deref().unwrap_or(Path::new(""));
+        let parts = parent.components().filter_map(|part| match part {
+            Component::Normal(name) => Some(Level { name: name.into(), settings: Vec::new(), kept: true }),
+            _ => None,
+        });
+        let shared = self.placement.shared.as_ref().map(|shared| Level {
+            name: format!("{GROUP_PREFIX}{}", shared.id).into(),
+            settings: of(&shared.resources),
+            kept: false,
+        });
+        let own = Level { name: self.name.clone().into(), settings: of(self.resources), kept: false };
+        parts.chain(shared).chain([own]).collect()
+    }
+
+    fn is_absolute(&self) -> bool {
+        self.placement.parent.as_ref().is_some_and(|path| path.has_root())
+    }
+}
+
+/// Moves this process into groups of version 1, for the controllers that version 2 has not.
+pub(super) fn limit(wish: &Wish<'_>, cgroups: &Cgroups) -> std::result::Result<Limits, Failure> {
     let mut limits = Limits::default();
-    for limit in legacy_limits(resources, pids) {
-        match apply(&limit, group) {
-            Ok(path) => limits.groups.push(path),
-            Err(_) => limits
-                .notices
-                .push(format!("no {} controller: the {} limit is not enforced", limit.controller, limit.name)),
+    for controller in CONTROLLERS {
+        if cgroups.is_unified(controller) || !wish.needs(controller, Interface::Legacy) {
+            continue;
+        }
+        let Ok((point, own)) = legacy_hierarchy(controller) else {
+            let names = wish.limits(controller).into_iter();
+            let why = format!("this machine has no {controller} controller");
+            limits.notices.extend(names.map(|limit| limits::not_enforced(limit, &why)));
+            continue;
+        };
+        let base = if wish.is_absolute() { point } else { own };
+        remove_left_over(&base);
+        let levels = wish.levels(&[controller], Interface::Legacy);
+        let enter = |path: &Path| std::fs::write(path.join("cgroup.procs"), "0");
+        match limits::descend(&base, &levels, &|_| Ok(()), &enter, &mut limits.notices) {
+            Ok(groups) => limits.groups.push(GroupPaths(groups)),
+            Err(error) if is_closed(&error) => {
+                let names = wish.limits(controller).into_iter();
+                limits.notices.extend(names.map(|limit| limits::not_enforced(limit, &error.to_string())));
+            }
+            Err(error) => return Err(failure(&error)),
         }
     }
-    limits
+    Ok(limits)
 }
 
-fn legacy_limits(resources: &Resources, pids: Option<u32>) -> Vec<Limit> {
-    let limit = |name, controller, settings| Limit { name, controller, settings };
-    // The kernel's default period, 100 ms.
-    let quota = |cpus: f64| ((cpus * 100_000.0) as u64).max(1000).to_string();
-    let mut all = Vec::new();
-    if let Some(bytes) = resources.memory {
-        let settings = vec![("memory.limit_in_bytes", bytes.to_string())];
-        all.push(limit("memory", "memory", settings));
-    }
-    if let Some(count) = pids {
-        all.push(limit("task", "pids", vec![("pids.max", count.to_string())]));
-    }
-    if let Some(cpus) = resources.cpus {
-        let settings = vec![("cpu.cfs_period_us", "100000".into()), ("cpu.cfs_quota_us", quota(cpus))];
-        all.push(limit("processor", "cpu", settings));
-    }
-    all
+/// Whether this machine does not let forge use a hierarchy, as opposed to a limit that makes no sense.
+fn is_closed(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, ResourceBusy, Unsupported};
+    matches!(error.kind(), NotFound | PermissionDenied | ReadOnlyFilesystem | ResourceBusy | Unsupported)
 }
 
-fn apply(limit: &Limit, group: &str) -> Result<PathBuf> {
-    let path = legacy_cgroup(limit.controller)?.join(group);
-    make_directory(&path)?;
-    let settings = limit.settings.iter().try_for_each(|(file, text)| write(&path.join(file), text));
-    match settings.and_then(|()| join(&path)) {
-        Ok(()) => Ok(path),
-        Err(errno) => {
-            // Nothing is in it.
-            let _ = std::fs::remove_dir(&path);
-            Err(errno)
+fn failure(error: &io::Error) -> Failure {
+    Failure::InvalidSpec { reason: error.to_string() }
+}
+
+/// Removes the groups of containers whose forge was killed. Those in use are busy.
+fn remove_left_over(base: &Path) {
+    let Ok(entries) = std::fs::read_dir(base) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name.as_encoded_bytes().starts_with(GROUP_PREFIX.as_bytes()) {
+            let inner = std::fs::read_dir(entry.path()).into_iter().flatten().flatten();
+            limits::remove(&inner.map(|entry| entry.path()).filter(|path| path.is_dir()).collect::<Vec<_>>());
+            limits::remove(&[entry.path()]);
         }
     }
 }
@@ -291,7 +459,7 @@ mod tests {
                       35 31 0:32 /docker/7 /sys/fs/cgroup/memory rw,relatime shared:1 - cgroup cgroup rw,memory\n\
                       41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
         let cgroups = "9:name=systemd:/\n4:memory:/docker/7/a\n1:cpu,cpuacct:/b\n0::/\n";
-        let found = |controller| find_legacy(mounts, cgroups, controller);
+        let found = |controller| find_legacy(mounts, cgroups, controller).map(|(_, own)| own);
         assert_eq!(found("cpu"), Some("/sys/fs/cgroup/cpu,cpuacct/b".into()));
         assert_eq!(found("memory"), Some("/sys/fs/cgroup/memory/a".into()));
         assert_eq!(found("pids"), None);

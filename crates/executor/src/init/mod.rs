@@ -8,6 +8,7 @@ mod device_program;
 mod devices;
 mod identity;
 mod launch;
+mod limits;
 mod mounts;
 mod paths;
 mod root;

@@ -1,10 +1,10 @@
-use super::cgroups::{Cgroups, Group};
+use super::cgroups::{Cgroups, GROUP_PREFIX, Group, Wish};
 use super::{setup, sys};
-use crate::NetworkMode;
-use crate::message::{Channel, Failure, Message};
+use crate::message::{Channel, Doing, ExitReport, Failure, Message};
+use crate::{DevicePolicy, NetworkMode};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::{Errno, retry_on_intr};
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, pidfd_send_signal, wait};
+use rustix::io::retry_on_intr;
+use rustix::process::{Signal, pidfd_send_signal};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -13,7 +13,7 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NE
 
 /// A container whose end has to be reported.
 struct Child {
-    pid: Pid,
+    pid: i32,
     pidfd: OwnedFd,
     /// The caller reads the status from the other end; closing it unwritten says that the server died.
     exit: OwnedFd,
@@ -114,7 +114,7 @@ fn answer(control: &Channel, namespaces: u64, cgroups: &Cgroups, children: &mut 
     let Some((message, descriptors)) = control.receive()? else {
         return Ok(false);
     };
-    let Message::Spawn { network, devices, own_group } = message else {
+    let Message::Spawn { network, devices, own_group, id, resources, group } = message else {
         return Err(io::ErrorKind::InvalidData.into());
     };
     let [channel, exit] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| io::ErrorKind::InvalidData)?;
@@ -122,11 +122,17 @@ fn answer(control: &Channel, namespaces: u64, cgroups: &Cgroups, children: &mut 
         NetworkMode::Host => 0,
         NetworkMode::None => libc::CLONE_NEWNET as u64,
     };
-    let own = own_group.then(|| channel_number(&channel));
-    let group = match cgroups.target(devices, own) {
+    let number = channel_number(&channel);
+    let wish = Wish {
+        name: format!("{GROUP_PREFIX}{id}-{}-{number}", std::process::id()),
+        resources: &setup::group_limits(&resources),
+        placement: &group,
+    };
+    let mut notices = Vec::new();
+    let group = match target(cgroups, devices, &wish, own_group.then_some(number), &mut notices) {
         Ok(group) => group,
-        Err(errno) => {
-            refuse(channel, "make a cgroup", errno);
+        Err(failure) => {
+            refuse(channel, failure);
             return Ok(true);
         }
     };
@@ -135,13 +141,29 @@ fn answer(control: &Channel, namespaces: u64, cgroups: &Cgroups, children: &mut 
         Ok(sys::Cloned::Child) => setup::run(channel, cgroups),
         Ok(sys::Cloned::Parent { pid, pidfd }) => {
             // A caller that has given this container up is no reason to end the others.
-            let _ = Channel::new(channel).send(&Message::Spawned, &[pidfd.as_fd()]);
-            let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
+            let _ = Channel::new(channel).send(&Message::Spawned { notices }, &[pidfd.as_fd()]);
             children.push(Child { pid, pidfd, exit, group });
         }
-        Err(errno) => refuse(channel, "create namespaces", errno),
+        Err(errno) => {
+            let action = "create namespaces".into();
+            refuse(channel, Failure::System { action, errno: errno.raw_os_error() });
+        }
     }
     Ok(true)
+}
+
+/// The group to clone into: one with limits, or what the device policy asks for.
+fn target(
+    cgroups: &Cgroups,
+    devices: DevicePolicy,
+    wish: &Wish<'_>,
+    own: Option<u64>,
+    notices: &mut Vec<String>,
+) -> Result<Option<Group>, Failure> {
+    match cgroups.limited(devices, wish, notices)? {
+        Some(group) => Ok(Some(group)),
+        None => cgroups.target(devices, own).doing(|| "make a cgroup".into()),
+    }
 }
 
 /// A number no other living container of this server has: that of its channel's inode.
@@ -149,8 +171,7 @@ fn channel_number(channel: &OwnedFd) -> u64 {
     rustix::fs::fstat(channel).map(|stat| stat.st_ino).unwrap_or_default()
 }
 
-fn refuse(channel: OwnedFd, action: &str, errno: Errno) {
-    let failure = Failure::System { action: action.into(), errno: errno.raw_os_error() };
+fn refuse(channel: OwnedFd, failure: Failure) {
     // A caller that has gone need not be told.
     let _ = Channel::new(channel).send(&Message::Failed(failure), &[]);
 }
@@ -162,20 +183,29 @@ fn drain(signals: &OwnedFd) {
 
 /// Reports every child that has ended.
 fn reap(children: &mut Vec<Child>) {
-    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-        report(children, pid, status);
+    while let Ok(Some(ended)) = sys::wait_any(false) {
+        report(children, &ended);
     }
 }
 
-fn report(children: &mut Vec<Child>, pid: Pid, status: WaitStatus) {
-    let Some(index) = children.iter().position(|child| child.pid == pid) else {
+fn report(children: &mut Vec<Child>, ended: &sys::Ended) {
+    let Some(index) = children.iter().position(|child| child.pid == ended.pid) else {
         return;
     };
     let child = children.swap_remove(index);
+    let (group_peak_bytes, memory_kills) = child.group.as_ref().and_then(Group::memory).unwrap_or_default();
     // Before the caller hears of the end, after which nothing may be left.
     drop(child.group);
+    let report = ExitReport {
+        status: ended.status,
+        user_us: ended.user_us,
+        system_us: ended.system_us,
+        peak_bytes: ended.peak_kib * 1024,
+        group_peak_bytes,
+        memory_kills,
+    };
     // A caller that has closed its end no longer wants to know.
-    let _ = rustix::io::write(&child.exit, &status.as_raw().to_le_bytes());
+    let _ = rustix::io::write(&child.exit, &report.to_bytes());
 }
 
 /// The parent-death signal is cleared by set-user-ID programs, so each init is killed by hand.
@@ -185,8 +215,8 @@ fn end_all(mut children: Vec<Child>) {
         let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
     }
     while !children.is_empty() {
-        match retry_on_intr(|| wait(WaitOptions::empty())) {
-            Ok(Some((pid, status))) => report(&mut children, pid, status),
+        match retry_on_intr(|| sys::wait_any(true)) {
+            Ok(Some(ended)) => report(&mut children, &ended),
             _ => return,
         }
     }

@@ -1,4 +1,4 @@
-use super::cgroups::{self, Cgroups, Limits};
+use super::cgroups::{self, Cgroups, GROUP_PREFIX, Limits, Wish};
 use super::devices::{self, Devices};
 use super::launch::{Program, enter_directory};
 use super::mounts::{self, Masks};
@@ -6,7 +6,7 @@ use super::paths::{Root, Stub};
 use super::root;
 use super::{identity, sys};
 use crate::message::{Channel, Configuration, Doing, Failure, Message};
-use crate::{NetworkMode, ProcessSpec, SandboxSpec, StubRemoval};
+use crate::{NetworkMode, ProcessSpec, Resources, SandboxSpec, StubRemoval};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fstat, open};
 use rustix::mount::MountAttrFlags;
 use rustix::process::{Signal, set_parent_process_death_signal, setsid};
@@ -36,12 +36,11 @@ fn live(channel: &Channel, cgroups: &Cgroups) -> Result<(), Failure> {
         return Ok(());
     };
     let Configuration { id, spec, streams, runtime_dir } = *configuration;
-    let limits = confine(&id, &spec, cgroups)?;
+    confine(&id, &spec, cgroups, channel)?;
     let container = Container::build(&spec, &runtime_dir, cgroups, channel)?;
     let streams = Streams::arrange(&spec.process, &container, streams, descriptors, channel)?;
     let program = Program::new(&spec.process)?;
-    let ready = Message::Ready { cgroups: limits.groups, notices: limits.notices };
-    if channel.send(&ready, &[]).is_err() || !matches!(channel.receive(), Ok(Some((Message::Start, _)))) {
+    if channel.send(&Message::Ready, &[]).is_err() || !matches!(channel.receive(), Ok(Some((Message::Start, _)))) {
         return Ok(());
     }
     streams.install(spec.process.user.uid)?;
@@ -66,15 +65,27 @@ fn detach() -> Result<(), Failure> {
 }
 
 /// Settles the container in its cgroups, and hides all others from it.
-fn confine(id: &str, spec: &SandboxSpec, cgroups: &Cgroups) -> Result<Limits, Failure> {
+fn confine(id: &str, spec: &SandboxSpec, cgroups: &Cgroups, channel: &Channel) -> Result<(), Failure> {
     let released = cgroups.release_devices(spec.devices);
     released.doing(|| "leave the device cgroup".into())?;
-    let pids = spec.resources.pids.filter(|&count| !namespace_bounds(count));
     // Two forge processes may use the same id; their containers' first processes have different numbers outside.
     let outside = sys::pid_outside().doing(|| "find the own process".into())?;
-    let limits = cgroups::limit(&spec.resources, &format!("forge-{id}-{outside}"), pids);
-    sys::new_cgroup_namespace().doing(|| "make a cgroup namespace".into())?;
-    Ok(limits)
+    let wish = Wish {
+        name: format!("{GROUP_PREFIX}{id}-{outside}"),
+        resources: &group_limits(&spec.resources),
+        placement: &spec.group,
+    };
+    let Limits { groups, notices } = cgroups::limit(&wish, cgroups)?;
+    if !groups.is_empty() || !notices.is_empty() {
+        // A caller that has gone is noticed at the next message; the groups are then removed by the next container.
+        let _ = channel.send(&Message::Confined { groups, notices }, &[]);
+    }
+    sys::new_cgroup_namespace().doing(|| "make a cgroup namespace".into())
+}
+
+/// The limits that need a control group.
+pub(super) fn group_limits(resources: &Resources) -> Resources {
+    Resources { pids: resources.pids.filter(|&count| !namespace_bounds(count)), ..resources.clone() }
 }
 
 /// Whether `pid_max` of a PID namespace of its own, which Linux has since 6.14, can stand in for a task limit.

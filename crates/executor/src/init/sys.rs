@@ -119,6 +119,33 @@ pub(super) fn child_signal_descriptor() -> Result<OwnedFd> {
     SignalFd::with_flags(&children, flags).map(OwnedFd::from).map_err(from_nix)
 }
 
+/// A child that has ended, and what it and everything it waited for used.
+pub(super) struct Ended {
+    pub(super) pid: i32,
+    pub(super) status: i32,
+    pub(super) user_us: u64,
+    pub(super) system_us: u64,
+    pub(super) peak_kib: u64,
+}
+
+/// wait4(2) for any child; `None` if none has ended and the call need not block.
+pub(super) fn wait_any(block: bool) -> Result<Option<Ended>> {
+    let mut status = 0;
+    // SAFETY: rusage is plain data for which all zeroes is valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    let flags = if block { 0 } else { libc::WNOHANG };
+    // SAFETY: both results are valid for writes.
+    let pid = check(unsafe { libc::wait4(-1, &raw mut status, flags, &raw mut usage) }.into())?;
+    let micros = |time: libc::timeval| (time.tv_sec as u64) * 1_000_000 + time.tv_usec as u64;
+    Ok((pid != 0).then(|| Ended {
+        pid: pid as i32,
+        status,
+        user_us: micros(usage.ru_utime),
+        system_us: micros(usage.ru_stime),
+        peak_kib: usage.ru_maxrss as u64,
+    }))
+}
+
 /// execve(2); returns only the reason for which it failed.
 pub(super) fn execve(program: &CStr, arguments: &[CString], environment: &[CString]) -> Errno {
     match nix::unistd::execve(program, arguments, environment) {

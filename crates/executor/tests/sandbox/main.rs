@@ -6,6 +6,7 @@
 mod attacks;
 mod fixture;
 mod lifecycle;
+mod limits;
 mod payload;
 mod probe;
 mod process;
@@ -17,7 +18,7 @@ fn main() {
     forge_executor::init_if_requested();
     payload::run_if_requested();
     let arguments = Arguments::from_args();
-    let groups = [process::TESTS, lifecycle::TESTS, attacks::TESTS, surface::TESTS, probe::TESTS];
+    let groups = [process::TESTS, lifecycle::TESTS, limits::TESTS, attacks::TESTS, surface::TESTS, probe::TESTS];
     let trials = groups.concat().into_iter().map(|(name, test)| Trial::test(name, move || guarded(name, test)));
     libtest_mimic::run(&arguments, trials.collect()).exit();
 }

@@ -27,11 +27,36 @@ pub fn run_if_requested() {
         ("payload", "terminal") => terminal,
         ("payload", "unknown") => unknown,
         ("payload", "identity") => || println!("{}", rustix::process::geteuid().as_raw()),
+        ("payload", "eat") => eat,
         ("exe", "overwrite") => overwrite,
         _ => return,
     };
     attack();
     std::process::exit(0);
+}
+
+/// Opens files or sockets until the kernel refuses.
+fn eat() {
+    let sockets = std::env::args().nth(2).is_some_and(|kind| kind == "sockets");
+    for _ in 0..1_000_000 {
+        // SAFETY: the path is a string; the descriptors are left open on purpose.
+        let result = unsafe {
+            match sockets {
+                true => libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0),
+                false => libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY),
+            }
+        };
+        if result < 0 {
+            let error = Error::last_os_error().raw_os_error();
+            let name = if error == Some(libc::EMFILE) { "EMFILE" } else { "another error" };
+            println!("{name} before 1024");
+            return;
+        }
+        if result >= 1024 {
+            println!("descriptor {result}");
+            return;
+        }
+    }
 }
 
 fn call(directory: &str) -> ! {

@@ -252,10 +252,11 @@ impl Worker for Fake {
                 message: format!("process {name:?} did not complete successfully: exit code: 3"),
                 last_lines: vec!["last words".to_owned()],
             }),
-            (_, _, Some(context)) => Ok(Execution {
-                outputs: vec![ResultRef::Context { name: context, include: Vec::new(), exclude: Vec::new() }],
-            }),
-            _ => Ok(Execution { outputs: vec![self.keep(self.result_text(name, &inputs))] }),
+            (_, _, Some(context)) => {
+                let context = ResultRef::Context { name: context, include: Vec::new(), exclude: Vec::new() };
+                Ok(Execution::new(vec![context]))
+            }
+            _ => Ok(Execution::new(vec![self.keep(self.result_text(name, &inputs))])),
         }
     }
 }
