@@ -1,13 +1,16 @@
 //! One build: Dockerfile, graph, solution, outputs.
 
-use crate::context::{MainContext, open_folder};
+use crate::context::{MAIN_CONTEXT, MainContext, open_folder};
 use crate::dockerfile::{DockerfileText, read_dockerfile, read_from_context, read_ignore_file};
 use crate::engine::{Engine, LateExecutor, blocking, until_cancelled};
 use crate::error::work_hint;
 use crate::excerpt::excerpt;
 use crate::plausible;
+use crate::remote::GitDefaults;
 use crate::steps::ShownStep;
-use crate::{BuildContext, BuildOutcome, BuildRequest, EngineError, NamedContext, Network, StepCounts};
+use crate::{
+    BuildContext, BuildOutcome, BuildRequest, DockerfileSource, EngineError, NamedContext, Network, StepCounts,
+};
 use forge_exporter::BuiltImage;
 use forge_frontend::{
     Dockerfile, FrontendError, ImageKeySource, ImageRequest, LowerOptions, Lowered, LoweredImage, ResolvedImage,
@@ -22,14 +25,15 @@ use forge_worker::{ImageResolver, LocalResults, LocalWorker, WorkError};
 use futures_util::future::try_join_all;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 /// What stands for the network that docker would make, until there is one.
 pub const HOST_NETWORK_NOTICE: &str =
     "use the host's network: a private one is not supported yet (--network=none isolates)";
 
-/// The name of the main context in sessions and graphs.
-const MAIN_CONTEXT: &str = "context";
+/// What users see while the Dockerfile is read. What the checks find belongs to this step.
+const LOAD_DOCKERFILE: &str = "[internal] load build definition from Dockerfile";
 
 impl Engine {
     /// Builds what a Dockerfile says and puts the result where the request wants it.
@@ -44,15 +48,15 @@ impl Engine {
         cancel: CancellationToken,
     ) -> Result<BuildOutcome, EngineError> {
         plausible::check(&request)?;
-        let opened = self.clone();
-        let stop = cancel.clone();
-        // A stream may never end.
-        let build = until_cancelled(&stop, blocking(move || Build::open(opened, request, events, cancel))).await?;
-        build.run().await.map_err(|error| match error.kind() {
-            ErrorKind::Cancelled => error,
-            // BuildKit's clients look for these words.
-            _ => error.context("failed to solve"),
-        })
+        Build::start(self, request, events, cancel).await?.run().await.map_err(unsolved)
+    }
+}
+
+/// The error of a build as BuildKit's clients know it: they look for these words.
+pub(crate) fn unsolved(error: EngineError) -> EngineError {
+    match error.kind() {
+        ErrorKind::Cancelled => error,
+        _ => error.context("failed to solve"),
     }
 }
 
@@ -65,6 +69,7 @@ pub(crate) struct Build {
     images: Arc<ImageResolver>,
     main: Arc<MainContext>,
     named: BTreeMap<String, forge_frontend::NamedContext>,
+    solver: OnceCell<Solver>,
 }
 
 /// What was built for one platform.
@@ -75,13 +80,31 @@ pub(crate) struct PlatformResult {
 }
 
 impl Build {
+    /// Opens everything that the build reads, and fetches the main context where it is elsewhere.
+    pub(crate) async fn start(
+        engine: &Engine,
+        request: BuildRequest,
+        events: Arc<dyn EventSink>,
+        cancel: CancellationToken,
+    ) -> Result<Self, EngineError> {
+        let opened = engine.clone();
+        let stop = cancel.clone();
+        // A stream may never end.
+        let mut build = until_cancelled(&stop, blocking(move || Self::open(opened, request, events, cancel))).await?;
+        if let BuildContext::Remote(remote) = &build.request.context {
+            let main = build.fetch_main(remote).await.map_err(unsolved)?;
+            build.main = Arc::new(main);
+        }
+        Ok(build)
+    }
+
     fn open(
         engine: Engine,
         request: BuildRequest,
         events: Arc<dyn EventSink>,
         cancel: CancellationToken,
     ) -> Result<Self, EngineError> {
-        let main = open_main(&request.context, &engine, &*events, &cancel)?;
+        let main = MainContext::open(&request.context, engine.store(), &*events, &cancel)?;
         let mut contexts = BTreeMap::from([(MAIN_CONTEXT.to_owned(), main.files.clone())]);
         let (mut named, mut layouts) = (BTreeMap::new(), BTreeMap::new());
         for (name, context) in &request.named_contexts {
@@ -98,13 +121,16 @@ impl Build {
                     let (name, tag, digest) = (name.clone(), tag.clone(), digest.clone());
                     forge_frontend::NamedContext::OciLayout { name, tag, digest }
                 }
+                NamedContext::Remote(remote) => remote.lowered(GitDefaults::default()),
+                NamedContext::Stage(stage) => forge_frontend::NamedContext::Stage(stage.clone()),
+                NamedContext::Scratch => forge_frontend::NamedContext::Scratch,
             };
             named.insert(name.clone(), lowered);
         }
         let session = engine.session(contexts, events, cancel);
         let transfer = engine.transfer_now(session.clone(), "[internal] fetching images")?;
         let images = Arc::new(ImageResolver::new(transfer.clone(), engine.registry()?, layouts));
-        Ok(Self { engine, request, session, transfer, images, main: Arc::new(main), named })
+        Ok(Self { engine, request, session, transfer, images, main: Arc::new(main), named, solver: OnceCell::new() })
     }
 
     async fn run(self) -> Result<BuildOutcome, EngineError> {
@@ -119,20 +145,24 @@ impl Build {
         let lowered = try_join_all(lowered).await?;
         let warnings = self.report(&lowered[0], &text);
         let solver = self.solver().await?;
-        let solved = lowered.iter().map(|image| self.solve(&solver, image, &text));
+        let solved = lowered.iter().map(|image| self.solve(solver, image, &text));
         let solved = try_join_all(solved).await?;
         let parts = platforms.into_iter().zip(lowered).zip(solved);
         let results = parts.map(|((platform, lowered), solved)| PlatformResult { lowered, solved, platform }).collect();
         self.export(results, warnings).await
     }
 
-    async fn load_dockerfile(&self) -> Result<DockerfileText, EngineError> {
-        let (source, main) = (self.request.dockerfile.clone(), self.main.clone());
-        let shown = ShownStep::start(self.session.events(), "[internal] load build definition from Dockerfile");
+    pub(crate) async fn load_dockerfile(&self) -> Result<DockerfileText, EngineError> {
+        let source = match &self.request.dockerfile {
+            DockerfileSource::Remote(remote) => return self.fetch_dockerfile(remote).await,
+            source => source.clone(),
+        };
+        let main = self.main.clone();
+        let shown = ShownStep::start(self.session.events(), LOAD_DOCKERFILE);
         shown.end(blocking(move || read_dockerfile(&source, &main)).await)
     }
 
-    async fn load_ignore_patterns(&self) -> Result<Vec<String>, EngineError> {
+    pub(crate) async fn load_ignore_patterns(&self) -> Result<Vec<String>, EngineError> {
         let (source, main) = (self.request.dockerfile.clone(), self.main.clone());
         let shown = ShownStep::start(self.session.events(), "[internal] load .dockerignore");
         shown.end(blocking(move || ignore_patterns(&read_ignore_file(&source, &main)?)).await)
@@ -164,7 +194,7 @@ impl Build {
         }
     }
 
-    fn lower_options(&self, ignore: &[String], platform: &Platform) -> LowerOptions {
+    pub(crate) fn lower_options(&self, ignore: &[String], platform: &Platform) -> LowerOptions {
         let request = &self.request;
         LowerOptions {
             target: request.target.clone(),
@@ -178,10 +208,7 @@ impl Build {
                 Network::Host => NetworkMode::Host,
                 Network::None => NetworkMode::None,
             },
-            main_context: forge_frontend::NamedContext::Local {
-                name: MAIN_CONTEXT.to_owned(),
-                exclude: ignore.to_vec(),
-            },
+            main_context: self.main.lowered(ignore),
             named_contexts: self.named.clone(),
             proxy_env: request.proxy_env.clone(),
             source_date_epoch: request.source_date_epoch,
@@ -195,7 +222,11 @@ impl Build {
         }
     }
 
-    async fn resolve(&self, wanted: &ImageRequest, text: &DockerfileText) -> Result<ResolvedImage, EngineError> {
+    pub(crate) async fn resolve(
+        &self,
+        wanted: &ImageRequest,
+        text: &DockerfileText,
+    ) -> Result<ResolvedImage, EngineError> {
         let shown = ShownStep::start(self.session.events(), &wanted.step);
         let platform = &wanted.key.platform;
         let found = match &wanted.key.source {
@@ -235,7 +266,12 @@ impl Build {
         notices
     }
 
-    async fn solver(&self) -> Result<Solver, EngineError> {
+    /// Made when first needed. There is one for a build, so that a source is asked once.
+    pub(crate) async fn solver(&self) -> Result<&Solver, EngineError> {
+        self.solver.get_or_try_init(|| self.new_solver()).await
+    }
+
+    async fn new_solver(&self) -> Result<Solver, EngineError> {
         let (transfer, images) = (self.transfer.clone(), self.images.clone());
         let solver = self.engine.blocking(move |engine| {
             let (store, lease) = (transfer.store, transfer.lease);
@@ -300,27 +336,13 @@ pub(crate) fn notices(results: &[PlatformResult]) -> Vec<String> {
     said.into_iter().collect()
 }
 
-/// Opens the main context; what has to come in first is shown as a step.
-fn open_main(
-    context: &BuildContext,
-    engine: &Engine,
-    events: &dyn EventSink,
-    cancel: &CancellationToken,
-) -> Result<MainContext, EngineError> {
-    let open = || MainContext::open(context, engine.store(), cancel);
-    match context {
-        BuildContext::Stream(_) => ShownStep::start(events, "[internal] load remote build context").end(open()),
-        BuildContext::Directory(_) | BuildContext::Empty => open(),
-    }
-}
-
 fn ignore_patterns(text: &[u8]) -> Result<Vec<String>, EngineError> {
     forge_frontend::ignore_patterns(text)
         .map_err(|error| EngineError::new(error.kind(), error.to_string()).context("cannot read the ignore file"))
 }
 
 /// A Dockerfile that was refused, with its lines.
-fn refused(error: &FrontendError, text: &DockerfileText) -> EngineError {
+pub(crate) fn refused(error: &FrontendError, text: &DockerfileText) -> EngineError {
     let drawn = error.render(&String::from_utf8_lossy(&text.text));
     let failed = EngineError::new(error.kind(), error.to_string());
     // The first line of the drawing is the message itself.
@@ -331,7 +353,7 @@ fn refused(error: &FrontendError, text: &DockerfileText) -> EngineError {
 }
 
 /// A step that failed, with its last lines of output and the instruction that it comes from.
-fn step_failed(error: SolveError, text: &DockerfileText) -> EngineError {
+pub(crate) fn step_failed(error: SolveError, text: &DockerfileText) -> EngineError {
     let SolveError::Step { name, span, source, .. } = error else {
         return EngineError::new(error.kind(), error.to_string());
     };

@@ -1,8 +1,10 @@
 //! Opens what a build reads from: folders, archives that come in on a stream, nothing at all.
 
-use crate::{BuildContext, EngineError};
+use crate::steps::ShownStep;
+use crate::{BuildContext, ContextStream, EngineError};
+use forge_frontend::NamedContext;
 use forge_image::ErrorKind;
-use forge_session::{Context, LocalContext};
+use forge_session::{Context, EventSink, LocalContext};
 use forge_store::{Extracted, ScratchDir, Store, UnpackLimits};
 use std::io::{self, Cursor, Read};
 use std::path::Path;
@@ -16,6 +18,9 @@ const START: usize = 512;
 /// The parser refuses larger Dockerfiles; one byte beyond is read so that it can say so.
 const MOST_DOCKERFILE: u64 = (16 << 20) + 1;
 
+/// The name of the main context in sessions and graphs.
+pub(crate) const MAIN_CONTEXT: &str = "context";
+
 /// The main context as it was opened.
 pub(crate) struct MainContext {
     /// The files.
@@ -24,6 +29,8 @@ pub(crate) struct MainContext {
     pub dockerfile: Option<Vec<u8>>,
     /// Whether ignore files apply: as in BuildKit, to folders of this machine only.
     pub heeds_ignore_files: bool,
+    /// What the graph reads instead of the files, where they were fetched.
+    source: Option<NamedContext>,
     _held: Held,
 }
 
@@ -41,38 +48,81 @@ enum Incoming {
 }
 
 impl MainContext {
-    /// Opens the context. Blocks for as long as a stream takes.
-    pub(crate) fn open(context: &BuildContext, store: &Store, cancel: &CancellationToken) -> Result<Self, EngineError> {
+    /// Opens the context; what has to come in first is shown as a step. One that is elsewhere is empty until it was
+    /// fetched.
+    pub(crate) fn open(
+        context: &BuildContext,
+        store: &Store,
+        events: &dyn EventSink,
+        cancel: &CancellationToken,
+    ) -> Result<Self, EngineError> {
         match context {
-            BuildContext::Directory(folder) => Ok(Self {
-                files: open_folder(folder)?,
-                dockerfile: None,
-                heeds_ignore_files: true,
-                _held: Held::Nothing,
-            }),
-            BuildContext::Empty => Self::empty(store, None),
+            BuildContext::Directory(folder) => Self::folder(folder),
+            BuildContext::Empty | BuildContext::Remote(_) => Self::empty(store, None),
             BuildContext::Stream(stream) => {
-                let Some(stream) = stream.take() else {
-                    return Err(EngineError::new(ErrorKind::Internal, "the stream of a build is read once only"));
-                };
-                match incoming(stream, store, cancel)? {
-                    Incoming::Files(files) => Self::unpacked(files),
-                    Incoming::Dockerfile(text) => Self::empty(store, Some(text)),
-                }
+                let shown = ShownStep::start(events, "[internal] load remote build context");
+                shown.end(Self::incoming(stream, store, cancel))
             }
         }
     }
 
-    fn empty(store: &Store, dockerfile: Option<Vec<u8>>) -> Result<Self, EngineError> {
-        let folder = store.scratch("context")?;
-        let files = open_folder(folder.path())?;
-        Ok(Self { files, dockerfile, heeds_ignore_files: false, _held: Held::Empty(folder) })
+    /// Opens a folder of this machine.
+    fn folder(folder: &Path) -> Result<Self, EngineError> {
+        Ok(Self { heeds_ignore_files: true, ..Self::of(open_folder(folder)?, Held::Nothing) })
     }
 
-    fn unpacked(files: Extracted) -> Result<Self, EngineError> {
-        let context = open_folder(files.folder())?;
-        Ok(Self { files: context, dockerfile: None, heeds_ignore_files: false, _held: Held::Files(files) })
+    /// Nothing but perhaps a Dockerfile.
+    pub(crate) fn empty(store: &Store, dockerfile: Option<Vec<u8>>) -> Result<Self, EngineError> {
+        let folder = store.scratch("context")?;
+        Ok(Self { dockerfile, ..Self::of(open_folder(folder.path())?, Held::Empty(folder)) })
     }
+
+    /// What comes in on a stream. Blocks for as long as that takes.
+    fn incoming(stream: &ContextStream, store: &Store, cancel: &CancellationToken) -> Result<Self, EngineError> {
+        let Some(stream) = stream.take() else {
+            return Err(EngineError::new(ErrorKind::Internal, "the stream of a build is read once only"));
+        };
+        match incoming(stream, store, cancel)? {
+            Incoming::Files(files) => Ok(Self::of(open_folder(files.folder())?, Held::Files(files))),
+            Incoming::Dockerfile(text) => Self::empty(store, Some(text)),
+        }
+    }
+
+    /// Files that were fetched, in a folder of the store that the build holds.
+    pub(crate) fn fetched(source: NamedContext, folder: &Path) -> Result<Self, EngineError> {
+        Ok(Self { source: Some(source), ..Self::of(open_folder(folder)?, Held::Nothing) })
+    }
+
+    /// A Dockerfile that was fetched; the download itself is all there is to copy.
+    pub(crate) fn download(source: NamedContext, folder: &Path, dockerfile: Vec<u8>) -> Result<Self, EngineError> {
+        Ok(Self { dockerfile: Some(dockerfile), ..Self::fetched(source, folder)? })
+    }
+
+    fn of(files: Arc<dyn Context>, held: Held) -> Self {
+        Self { files, dockerfile: None, heeds_ignore_files: false, source: None, _held: held }
+    }
+
+    /// What the front end takes; `ignore` are the patterns of the ignore file.
+    pub(crate) fn lowered(&self, ignore: &[String]) -> NamedContext {
+        let local = || NamedContext::Local { name: MAIN_CONTEXT.to_owned(), exclude: ignore.to_vec() };
+        self.source.clone().unwrap_or_else(local)
+    }
+}
+
+/// Whether a download is an archive, as docker decides.
+pub(crate) fn is_archive(file: &Path) -> Result<bool, EngineError> {
+    let mut start = Vec::new();
+    let file = std::fs::File::open(file).map_err(unreadable)?;
+    file.take(START as u64).read_to_end(&mut start).map_err(unreadable)?;
+    Ok(forge_worker::looks_like_archive(&start))
+}
+
+/// The text of a Dockerfile that was downloaded.
+pub(crate) fn dockerfile_of(file: &Path) -> Result<Vec<u8>, EngineError> {
+    let mut text = Vec::new();
+    let file = std::fs::File::open(file).map_err(unreadable)?;
+    file.take(MOST_DOCKERFILE).read_to_end(&mut text).map_err(unreadable)?;
+    Ok(text)
 }
 
 /// Opens a folder of this machine.
@@ -182,7 +232,7 @@ mod tests {
 
     fn opened(bytes: Vec<u8>, store: &Store) -> Result<MainContext, EngineError> {
         let stream = crate::ContextStream::new(Cursor::new(bytes));
-        MainContext::open(&BuildContext::Stream(stream), store, &CancellationToken::new())
+        MainContext::incoming(&stream, store, &CancellationToken::new())
     }
 
     fn packed(tar: &[u8]) -> Vec<(&'static str, Vec<u8>)> {

@@ -27,10 +27,13 @@ pub(crate) fn read_dockerfile(source: &DockerfileSource, main: &MainContext) -> 
         (DockerfileSource::Default, Some(text)) | (DockerfileSource::Inline(text), None) => {
             Ok(DockerfileText { name: "Dockerfile".to_owned(), text: text.clone() })
         }
+        (DockerfileSource::Remote(_), None) => {
+            Err(EngineError::new(ErrorKind::Internal, "a Dockerfile from elsewhere was not fetched"))
+        }
         (_, Some(_)) => {
             let message = "ambiguous Dockerfile source: both stdin and flag correspond to Dockerfiles";
             Err(EngineError::new(ErrorKind::UserInput, message)
-                .with_hint("with -f, standard input has to be an archive with the files"))
+                .with_hint("with -f, the context has to be an archive with the files"))
         }
         (DockerfileSource::InContext(name), None) => match read_from_context(context, name)? {
             Some(text) => Ok(DockerfileText { name: name.clone(), text }),
@@ -81,7 +84,7 @@ pub(crate) fn read_ignore_file(source: &DockerfileSource, main: &MainContext) ->
         DockerfileSource::File(path) => read_beside(path)?,
         DockerfileSource::Default => read_from_context(context, "Dockerfile.dockerignore")?,
         DockerfileSource::InContext(name) => read_from_context(context, &format!("{name}.dockerignore"))?,
-        DockerfileSource::Inline(_) => None,
+        DockerfileSource::Inline(_) | DockerfileSource::Remote(_) => None,
     };
     match own {
         Some(text) => Ok(text),

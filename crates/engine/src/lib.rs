@@ -20,6 +20,7 @@ mod export;
 mod images;
 mod outcome;
 mod plausible;
+mod remote;
 mod request;
 mod session;
 mod steps;
@@ -34,6 +35,7 @@ pub use outcome::{
     BuildOutcome, EngineInfo, HistoryRow, ImageDetails, ImageSummary, Loaded, PruneReport, PullOutcome, PushOutcome,
     Removal, RunOutcome, StepCounts, UsageReport, UsageRow,
 };
+pub use remote::RemoteContext;
 pub use request::{
     ArchiveFormat, ArchiveReader, Bind, BuildContext, BuildRequest, ContextStream, Destination, DockerfileSource,
     EngineOptions, ImageOutput, KeyPair, LayerCompression, NamedContext, Network, Output, Proxy, PullPolicy,

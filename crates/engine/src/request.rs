@@ -1,3 +1,4 @@
+use crate::RemoteContext;
 use forge_image::{Platform, Reference};
 use forge_session::Redacted;
 use std::collections::BTreeMap;
@@ -109,6 +110,8 @@ pub enum BuildContext {
     /// An archive with the files (tar, plain or compressed, told by its content); anything else is the Dockerfile of a
     /// build without files.
     Stream(ContextStream),
+    /// A Git repository, or a download: an archive with the files, else the Dockerfile.
+    Remote(RemoteContext),
 }
 
 /// A stream that one build reads. Copies share it.
@@ -152,6 +155,8 @@ pub enum DockerfileSource {
     InContext(String),
     /// Its text, from standard input.
     Inline(Vec<u8>),
+    /// A download.
+    Remote(RemoteContext),
 }
 
 /// A named context.
@@ -170,6 +175,12 @@ pub enum NamedContext {
         /// The digest within it.
         digest: Option<forge_image::Digest>,
     },
+    /// A Git repository, or a download: an archive becomes its files.
+    Remote(RemoteContext),
+    /// `target:name`, a stage of the Dockerfile.
+    Stage(String),
+    /// No files at all (`docker-image://scratch`).
+    Scratch,
 }
 
 /// The network of a process.

@@ -4,14 +4,16 @@ use std::path::PathBuf;
 /// `forge build`: the flags of `docker buildx build`.
 #[derive(clap::Args, Debug, Default)]
 pub struct BuildArgs {
-    /// Folder with the files of the build, or - for an archive or a Dockerfile on standard input
-    #[arg(value_name = "PATH|-")]
+    /// Folder with the files of the build; address of a Git repository (URL#REF:FOLDER) or of an archive; - for an
+    /// archive or a Dockerfile on standard input
+    #[arg(value_name = "PATH|URL|-")]
     pub context: String,
     /// Name of the image (repeatable)
     #[arg(short = 't', long = "tag", value_name = "NAME[:TAG]")]
     pub tags: Vec<String>,
-    /// The Dockerfile, - for standard input; within the archive where PATH is - [default: PATH/Dockerfile]
-    #[arg(short = 'f', long, value_name = "PATH|-", allow_hyphen_values = true)]
+    /// The Dockerfile, its address, or - for standard input; a path within a repository or archive
+    /// [default: PATH/Dockerfile]
+    #[arg(short = 'f', long, value_name = "PATH|URL|-", allow_hyphen_values = true)]
     pub file: Option<String>,
     /// Value of an ARG; without =VALUE that of the environment (repeatable)
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
@@ -28,7 +30,8 @@ pub struct BuildArgs {
     /// Platforms of the image, comma-separated or repeated
     #[arg(long = "platform", value_name = "OS/ARCH", value_delimiter = ',')]
     pub platforms: Vec<String>,
-    /// A further context: NAME=PATH, NAME=docker-image://REF or NAME=oci-layout://PATH[:TAG] (repeatable)
+    /// A further context: NAME=PATH, a Git or web address, docker-image://REF, oci-layout://PATH[:TAG] or
+    /// target:STAGE (repeatable)
     #[arg(long = "build-context", value_name = "NAME=VALUE")]
     pub build_contexts: Vec<String>,
     /// Where the result goes: a folder, - for a tar on standard output, or type=image|registry|oci|docker|local|tar|cacheonly,KEY=VALUE

@@ -1,14 +1,12 @@
+use super::context::{named_context, sources};
 use super::output::{goes_to_stdout, output};
 use super::{network, platform, reference, refuse, unsupported};
 use crate::args::BuildArgs;
 use crate::environment::Environment;
 use anyhow::{Context, bail};
-use forge_engine::{
-    BuildContext, BuildRequest, ContextStream, DockerfileSource, ImageOutput, NamedContext, Network, Output,
-};
+use forge_engine::{BuildRequest, ContextStream, ImageOutput, Network, Output};
 use forge_image::Platform;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 /// What of a build comes from standard input.
@@ -132,37 +130,6 @@ fn source_date_epoch(
     Ok(Some(seconds))
 }
 
-fn sources(args: &BuildArgs, input: Input) -> anyhow::Result<(BuildContext, DockerfileSource)> {
-    let file = args.file.as_deref().filter(|file| !file.is_empty());
-    match (input, file) {
-        (Input::Context(stream), None) => Ok((BuildContext::Stream(stream), DockerfileSource::Default)),
-        (Input::Context(stream), Some(file)) => {
-            Ok((BuildContext::Stream(stream), DockerfileSource::InContext(file.to_owned())))
-        }
-        (Input::Dockerfile(text), _) => Ok((folder(&args.context)?, DockerfileSource::Inline(text))),
-        (Input::Nothing, None) => Ok((folder(&args.context)?, DockerfileSource::Default)),
-        (Input::Nothing, Some(url)) if is_remote(url) => Err(unsupported(&format!("--file {url} (a URL)"))),
-        (Input::Nothing, Some(path)) => Ok((folder(&args.context)?, DockerfileSource::File(path.into()))),
-    }
-}
-
-fn folder(context: &str) -> anyhow::Result<BuildContext> {
-    if is_remote(context) {
-        return Err(unsupported(&format!("the build context {context} (a URL)")));
-    }
-    let path = Path::new(context);
-    let metadata = std::fs::metadata(path).with_context(|| format!("unable to prepare context: path {context:?}"))?;
-    match metadata.is_dir() {
-        true => Ok(BuildContext::Directory(path.to_owned())),
-        false => bail!("unable to prepare context: {context:?} is not a folder"),
-    }
-}
-
-/// What docker takes for a Git repository or a download.
-fn is_remote(text: &str) -> bool {
-    ["http://", "https://", "git://", "ssh://", "git@", "github.com/"].iter().any(|prefix| text.starts_with(prefix))
-}
-
 fn platforms(flags: &[String], environment: &Environment) -> anyhow::Result<Vec<Platform>> {
     let named: Vec<&str> = flags.iter().map(String::as_str).filter(|text| !text.is_empty()).collect();
     let named = match (named.is_empty(), environment.filled("DOCKER_DEFAULT_PLATFORM")) {
@@ -177,36 +144,6 @@ fn platforms(flags: &[String], environment: &Environment) -> anyhow::Result<Vec<
         }
     }
     Ok(platforms)
-}
-
-fn named_context(text: &str) -> anyhow::Result<(String, NamedContext)> {
-    let (name, value) =
-        text.split_once('=').with_context(|| format!("--build-context {text:?}: expected NAME=VALUE"))?;
-    if name.is_empty() || value.is_empty() {
-        bail!("--build-context {text:?}: expected NAME=VALUE");
-    }
-    let context = if let Some(image) = value.strip_prefix("docker-image://") {
-        NamedContext::Image(reference(image)?)
-    } else if let Some(layout) = value.strip_prefix("oci-layout://") {
-        oci_layout(layout)?
-    } else if is_remote(value) || value.starts_with("target:") {
-        return Err(unsupported(&format!("--build-context {text}")));
-    } else {
-        NamedContext::Directory(PathBuf::from(value))
-    };
-    Ok((name.to_owned(), context))
-}
-
-fn oci_layout(text: &str) -> anyhow::Result<NamedContext> {
-    let (text, digest) = match text.split_once('@') {
-        Some((path, digest)) => (path, Some(digest.parse()?)),
-        None => (text, None),
-    };
-    let (path, tag) = match text.rsplit_once(':') {
-        Some((path, tag)) if !tag.contains('/') => (path, Some(tag.to_owned())),
-        _ => (text, None),
-    };
-    Ok(NamedContext::OciLayout { path: path.into(), tag, digest })
 }
 
 /// `--push` and `--load` join an image output that is there, or add one, as buildx does.
@@ -263,6 +200,7 @@ fn extra_host(text: &str) -> anyhow::Result<(String, String)> {
 mod tests {
     use super::*;
     use crate::args::{Cli, Command};
+    use forge_engine::{BuildContext, DockerfileSource};
     use std::ffi::OsString;
 
     fn args(line: &str) -> BuildArgs {
@@ -311,6 +249,13 @@ mod tests {
         let both = request("-", Environment::default()).unwrap();
         assert!(matches!(both.context, BuildContext::Stream(_)));
         assert_eq!(both.dockerfile, DockerfileSource::Default);
+        let remote = request("-f sub/Dockerfile https://host/a.git", Environment::default()).unwrap();
+        assert!(matches!(remote.context, BuildContext::Remote(_)));
+        assert_eq!(remote.dockerfile, DockerfileSource::InContext("sub/Dockerfile".into()));
+        let absolute = request("-f /sub/Dockerfile https://host/a.git", Environment::default()).unwrap();
+        assert_eq!(absolute.dockerfile, DockerfileSource::File("/sub/Dockerfile".into()));
+        let fetched = request("-f https://host/Dockerfile .", Environment::default()).unwrap();
+        assert!(matches!(fetched.dockerfile, DockerfileSource::Remote(_)));
         let named = request("-f sub/Dockerfile -", Environment::default()).unwrap();
         assert_eq!(named.dockerfile, DockerfileSource::InContext("sub/Dockerfile".into()));
         let file = request("-f - .", Environment::default()).unwrap();
@@ -340,21 +285,6 @@ mod tests {
     }
 
     #[test]
-    fn named_contexts() {
-        let contexts = request(
-            "--build-context a=/x --build-context b=docker-image://busybox --build-context c=oci-layout:///l:t .",
-            Environment::default(),
-        )
-        .unwrap()
-        .named_contexts;
-        assert_eq!(contexts["a"], NamedContext::Directory("/x".into()));
-        assert_eq!(contexts["b"], NamedContext::Image("busybox".parse().unwrap()));
-        assert_eq!(contexts["c"], NamedContext::OciLayout { path: "/l".into(), tag: Some("t".into()), digest: None });
-        assert!(error("--build-context a=https://x .").contains("not supported"));
-        assert!(error("--build-context a .").contains("expected NAME=VALUE"));
-    }
-
-    #[test]
     fn every_flag_of_buildx_parses_and_the_missing_ones_are_refused_by_name() {
         let flags = "annotation attest builder cache-from cache-to cgroup-parent cpu-period cpu-quota cpu-shares cpuset-cpus cpuset-mems memory memory-swap no-cache-filter policy print resource secret shm-size ssh ulimit provenance sbom call allow";
         for flag in flags.split(' ') {
@@ -362,10 +292,6 @@ mod tests {
         }
         assert_eq!(error("--check ."), "--check is not supported by this version of forge");
         assert_eq!(error("-m 1g ."), "--memory is not supported by this version of forge");
-        assert_eq!(
-            error("https://example.test/x.git"),
-            "the build context https://example.test/x.git (a URL) is not supported by this version of forge"
-        );
         for allowed in [
             "--provenance=false .",
             "--sbom=false .",

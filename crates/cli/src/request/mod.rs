@@ -1,6 +1,7 @@
 //! From flags to the engine's requests. Pure but for the files that flags name.
 
 mod build;
+mod context;
 mod output;
 mod run;
 
