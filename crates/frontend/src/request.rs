@@ -14,6 +14,9 @@ pub struct LowerOptions {
     pub labels: Vec<(String, String)>,
     /// The platform that the image is for.
     pub platform: Platform,
+    /// Whether the caller asked for that platform (`--platform`). The image is for it then, also where its last
+    /// stage says `FROM --platform=…`.
+    pub platform_requested: bool,
     /// The platform that the build runs on (`BUILDPLATFORM`).
     pub build_platform: Platform,
     /// Whether no step takes its result from the cache.
@@ -65,6 +68,7 @@ impl LowerOptions {
             labels: Vec::new(),
             build_platform: platform.clone(),
             platform,
+            platform_requested: false,
             no_cache: false,
             no_cache_stages: Vec::new(),
             pull: false,

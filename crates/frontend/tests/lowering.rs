@@ -3,9 +3,10 @@
 
 use forge_frontend::{
     ImageKeySource, ImageRequest, LowerOptions, Lowered, LoweredImage, NamedContext, ResolvedImage, ResolvedImages,
-    lower, parse,
+    SourceTime, TriggerRight, lower, parse,
 };
 use forge_image::{DiffId, Digest, HistoryEntry, ImageConfig, Platform};
+use forge_llb::{CdiDevice, GitUrl, HttpSource, NetworkMode, Ulimit};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -45,9 +46,20 @@ fn image(request: &ImageRequest) -> ResolvedImage {
             config.config.on_build =
                 vec!["COPY . /src".to_owned(), "RUN make".to_owned(), "COPY --from=tools /t /t".to_owned()];
         }
+        "greedy" => {
+            config.config.on_build = vec![
+                "RUN --network=host --security=insecure --mount=type=ssh --mount=type=secret,id=a true".to_owned(),
+                "RUN --device=vendor.com/class=a true".to_owned(),
+                "RUN --mount=from=tools,target=/t true".to_owned(),
+                "RUN --mount=type=cache,target=/c true".to_owned(),
+            ]
+        }
         "hostnet" => config.config.on_build = vec!["RUN --network=host true".to_owned()],
         "mounts" => config.config.on_build = vec!["RUN --mount=type=secret,id=aws true".to_owned()],
         "chain" => config.config.on_build = vec!["ONBUILD RUN true".to_owned()],
+        "insecure" => config.config.on_build = vec!["RUN --security=insecure true".to_owned()],
+        "agent" => config.config.on_build = vec!["RUN --mount=type=ssh true".to_owned()],
+        "device" => config.config.on_build = vec!["RUN --device=vendor.com/class=a true".to_owned()],
         "empty" => (config.rootfs.diff_ids, config.history) = (Vec::new(), Vec::new()),
         _ => {}
     }
@@ -63,7 +75,24 @@ fn options(text: &str) -> LowerOptions {
             "target" => options.target = Some(value.to_owned()),
             "build-arg" => _ = options.build_args.insert(name.to_owned(), rest.to_owned()),
             "label" => options.labels.push((name.to_owned(), rest.to_owned())),
-            "platform" => options.platform = platform(value),
+            "platform" => {
+                options.platform = platform(value);
+                options.platform_requested = true;
+            }
+            "no-cache-stage" => options.no_cache_stages.push(value.to_owned()),
+            "hostname" => value.clone_into(&mut options.hostname),
+            "shm-size" => options.shm_size = Some(value.parse().unwrap()),
+            "cgroup-parent" => value.clone_into(&mut options.cgroup_parent),
+            "cache-namespace" => value.clone_into(&mut options.cache_mount_namespace),
+            "ulimit" => {
+                let limit = Ulimit { name: name.to_owned(), soft: rest.parse().unwrap(), hard: rest.parse().unwrap() };
+                options.ulimits.push(limit);
+            }
+            "device" => options.devices.push(CdiDevice { name: value.to_owned(), optional: false }),
+            "network-host" => options.network = NetworkMode::Host,
+            "allow" => _ = options.allow_in_triggers.insert(right(value)),
+            "source-time" => options.source_time = SourceTime::Seconds(value.parse().unwrap()),
+            "main-context" => options.main_context = context("context", value),
             "multi-platform" => options.multi_platform = true,
             "no-cache" => options.no_cache = true,
             "pull" => options.pull = true,
@@ -73,20 +102,38 @@ fn options(text: &str) -> LowerOptions {
                 other => panic!("{other:?} has no ignore file"),
             },
             "proxy" => options.proxy_env.push(value.to_owned()),
-            "context" => {
-                let context = match rest.split_once("://") {
-                    Some(("docker-image", reference)) => NamedContext::Image(reference.parse().unwrap()),
-                    Some(("oci-layout", layout)) => {
-                        NamedContext::OciLayout { name: layout.to_owned(), tag: Some("1".to_owned()), digest: None }
-                    }
-                    _ => NamedContext::Local { name: name.to_owned(), exclude: vec!["*.o".to_owned()] },
-                };
-                options.named_contexts.insert(name.to_owned(), context);
-            }
+            "context" => _ = options.named_contexts.insert(name.to_owned(), context(name, rest)),
             other => panic!("unknown option {other:?}"),
         }
     }
     options
+}
+
+fn context(name: &str, value: &str) -> NamedContext {
+    if let Some(url) = GitUrl::parse(value).unwrap() {
+        return NamedContext::Git(url.source());
+    }
+    match value.split_once(':') {
+        Some(("docker-image", "//scratch")) => NamedContext::Scratch,
+        Some(("docker-image", reference)) => NamedContext::Image(reference[2..].parse().unwrap()),
+        Some(("oci-layout", layout)) => {
+            NamedContext::OciLayout { name: layout[2..].to_owned(), tag: Some("1".to_owned()), digest: None }
+        }
+        Some(("http" | "https", _)) => NamedContext::Http(HttpSource::new(value)),
+        Some(("target", stage)) => NamedContext::Stage(stage.to_owned()),
+        _ => NamedContext::Local { name: name.to_owned(), exclude: vec!["*.o".to_owned()] },
+    }
+}
+
+fn right(name: &str) -> TriggerRight {
+    match name {
+        "secret" => TriggerRight::Secret,
+        "ssh" => TriggerRight::Ssh,
+        "network" => TriggerRight::HostNetwork,
+        "insecure" => TriggerRight::Insecure,
+        "device" => TriggerRight::Device,
+        other => panic!("unknown right {other:?}"),
+    }
 }
 
 fn printed(image: &LoweredImage) -> String {
@@ -102,6 +149,9 @@ fn printed(image: &LoweredImage) -> String {
     list("unused build args", &image.unused_build_args);
     list("contexts", &image.context_names_used);
     list("triggers", &image.triggers);
+    let uses = image.entitlements.iter();
+    let uses: Vec<String> = uses.map(|used| format!("{} line {}", used.entitlement, used.span.first_line)).collect();
+    list("entitlements", &uses);
     text
 }
 
@@ -118,7 +168,10 @@ fn outcome(name: &str, dockerfile: &[u8], options: &LowerOptions) -> String {
         match lower(&parsed, options, &images) {
             Err(error) => return text + &format!("{:?} {}", error.kind(), error.render(&source)),
             Ok(Lowered::Done(image)) => return text + &printed(&image),
-            Ok(Lowered::NeedTime(request)) => panic!("{request:?}"),
+            Ok(Lowered::NeedTime(request)) => {
+                let line = request.span.map_or(0, |span| span.first_line);
+                return text + &format!("need time line {line}: {} {:#?}\n", request.step, request.source);
+            }
             Ok(Lowered::Need(requests)) => {
                 assert!(!requests.is_empty());
                 for request in requests {

@@ -1,13 +1,14 @@
 //! The vertices of what stages are built on and copy from, and the words that users see of them.
 
+use super::epoch::named_download;
 use super::plan::Base;
 use super::{Lowering, Progress};
 use crate::lint::Lint;
 use crate::{FrontendError, ImageKey, ImageKeySource, ResolvedImage, Rule, Span};
 use forge_image::{ImageConfig, Platform};
 use forge_llb::{
-    CopyAction, Edge, FileAction, FileInput, FileKind, FileOp, HttpSource, ImageSource, LocalSource, Metadata,
-    OciLayoutSource, Op, ResolveMode, SourceOp,
+    CopyAction, Edge, FileAction, FileInput, FileKind, FileOp, ImageSource, LocalSource, Metadata, OciLayoutSource, Op,
+    ResolveMode, SourceOp,
 };
 
 impl Lowering<'_> {
@@ -79,8 +80,8 @@ impl Lowering<'_> {
         let SourceOp::Http(http) = source else {
             return self.add(Op::Source(source.clone()), Vec::new(), None, metadata);
         };
-        let filename = http.filename.clone().unwrap_or_else(|| "context".to_owned());
-        let http = HttpSource { filename: Some(filename.clone()), ..http.clone() };
+        let http = named_download(http);
+        let filename = http.filename.clone().unwrap_or_default();
         let file = self.add(Op::Source(SourceOp::Http(http)), Vec::new(), None, metadata)?;
         let copy = CopyAction {
             unpack_archives: true,

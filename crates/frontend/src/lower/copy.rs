@@ -193,7 +193,7 @@ impl StageBuilder<'_, '_> {
             mode: 0o644,
             data: content.into_bytes(),
             owner: None,
-            timestamp: self.lowering.epoch,
+            timestamp: self.lowering.epoch.seconds,
         })
     }
 }

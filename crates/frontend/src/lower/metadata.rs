@@ -75,10 +75,10 @@ impl StageBuilder<'_, '_> {
         let before = self.cmd.replace(command.span);
         self.check_used_once(command, before);
         let args = self.command_line(command, line);
-        let escaped = self.state.platform.os == "windows" && matches!(line, CommandLine::Shell(_));
         let config = self.state.config();
         config.cmd = Some(args.clone()).filter(|args| !args.is_empty());
-        config.args_escaped = escaped;
+        // For a command in either form, and on every system: clients see it in what docker builds.
+        config.args_escaped = true;
         self.record(format!("CMD {}", go_quoted_list(&args)), Layer::None)
     }
 
@@ -140,9 +140,11 @@ impl StageBuilder<'_, '_> {
         self.record(text, Layer::None)
     }
 
+    /// docker's history does not have it.
     pub(super) fn onbuild(&mut self, trigger: &str) -> Result<(), FrontendError> {
+        self.lowering.book(trigger.len())?;
         self.state.config().on_build.push(trigger.to_owned());
-        self.record(format!("ONBUILD {trigger}"), Layer::None)
+        Ok(())
     }
 
     pub(super) fn workdir(&mut self, command: &Command, path: &Token) -> Result<(), FrontendError> {
@@ -170,7 +172,7 @@ impl StageBuilder<'_, '_> {
             mode: 0o755,
             make_parents: true,
             owner: owner(&self.state.image.config.user),
-            timestamp: self.lowering.epoch,
+            timestamp: self.lowering.epoch.seconds,
         };
         let inputs: Vec<_> = self.state.edge.clone().into_iter().collect();
         let base = if inputs.is_empty() { FileInput::Scratch } else { FileInput::Input(0) };

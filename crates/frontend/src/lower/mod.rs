@@ -9,6 +9,7 @@ mod check;
 mod chmod;
 mod copy;
 mod environment;
+mod epoch;
 mod globals;
 mod metadata;
 mod mounts;
@@ -25,7 +26,7 @@ pub use check::check;
 pub use outline::outline;
 
 use crate::command::{Command, Origin};
-use crate::expand::{Budget, Variables};
+use crate::expand::Budget;
 use crate::lint::{Lint, check_program};
 use crate::parse::check_frontend;
 use crate::program::Program;
@@ -35,7 +36,8 @@ use crate::{
     ResolvedImages, Span,
 };
 use base::request_step;
-use forge_image::Platform;
+use epoch::Epoch;
+use forge_image::{ImageConfig, Platform};
 use forge_llb::{Edge, Graph, InstructionSpan, Metadata, Op, Vertex};
 use forge_session::PatternMatcher;
 use plan::{Base, Plan, SourceName, reads_main_context};
@@ -68,6 +70,9 @@ fn lower_file(
     options: &LowerOptions,
     images: &ResolvedImages,
 ) -> Result<Lowered, FrontendError> {
+    if let Some(request) = epoch::request(dockerfile, options)? {
+        return Ok(Lowered::NeedTime(request));
+    }
     let lint = Lint::of(dockerfile, options)?;
     let inputs = Inputs { dockerfile, options, images, lint: &lint };
     let turn = take_turn(&inputs, Scope::Target, |lowering, _, state| {
@@ -119,7 +124,7 @@ fn take_turn<T>(
     let budget = Budget::default();
     let plan = Plan::new(&program, options, dockerfile.escape(), lint, &budget)?;
     let target = plan.target()?;
-    let epoch = source_date_epoch(options, &plan)?;
+    let epoch = epoch::of(options, &plan, dockerfile.escape())?;
     let mut lowering = Lowering {
         dockerfile,
         options,
@@ -161,7 +166,7 @@ struct Lowering<'a> {
     plan: &'a Plan<'a>,
     lint: &'a Lint,
     budget: &'a Budget,
-    epoch: Option<i64>,
+    epoch: Epoch,
     graph: Graph,
     history: History,
     done: Vec<Progress>,
@@ -352,10 +357,10 @@ impl Lowering<'_> {
         // As Go writes its maps.
         config.config.exposed_ports.sort_keys();
         config.config.volumes.sort_keys();
-        let platform = if state.platform_was_chosen { &state.platform } else { &self.options.platform };
-        config.os.clone_from(&platform.os);
-        config.architecture.clone_from(&platform.architecture);
-        config.variant.clone_from(&platform.variant);
+        config.config.labels.sort_keys();
+        if self.options.platform_requested || !state.platform_was_chosen {
+            set_platform(&mut config, &self.options.platform);
+        }
         Ok(LoweredImage {
             graph: self.graph,
             config,
@@ -364,11 +369,28 @@ impl Lowering<'_> {
             warnings: Vec::new(),
             unused_build_args: Vec::new(),
             context_names_used: self.contexts.into_iter().collect(),
-            source_date_epoch: self.epoch,
+            source_date_epoch: self.epoch.seconds,
             triggers: self.triggers,
             entitlements: self.entitlements,
         })
     }
+}
+
+/// Makes an image one for a platform. What the platform leaves open stays as the base image has it.
+fn set_platform(config: &mut ImageConfig, platform: &Platform) {
+    let is_other = config.os != platform.os || config.architecture != platform.architecture;
+    config.os.clone_from(&platform.os);
+    config.architecture.clone_from(&platform.architecture);
+    if is_other || platform.variant.is_some() {
+        config.variant.clone_from(&platform.variant);
+    }
+    if is_other || platform.os_version.is_some() {
+        config.os_version.clone_from(&platform.os_version);
+    }
+    if !platform.os_features.is_empty() {
+        config.os_features.clone_from(&platform.os_features);
+    }
+    config.variant = config.platform().variant;
 }
 
 /// With patterns that take in again, a folder may be left out and a file in it not: nothing is said then.
@@ -407,23 +429,6 @@ fn check_build_args(build_args: &BTreeMap<String, String>) -> Result<(), Fronten
     }
 }
 
-/// `SOURCE_DATE_EPOCH` of the build arguments, else of an ARG before the first FROM, else of the caller. An
-/// empty one sets it back.
-fn source_date_epoch(options: &LowerOptions, plan: &Plan<'_>) -> Result<Option<i64>, FrontendError> {
-    let given = options.build_args.get("SOURCE_DATE_EPOCH").map(String::as_str);
-    let Some(text) = given.or_else(|| plan.globals.get("SOURCE_DATE_EPOCH")) else {
-        return Ok(options.source_date_epoch);
-    };
-    match (text, text.parse::<i64>()) {
-        ("", _) => Ok(None),
-        (_, Ok(seconds)) if seconds >= 0 => Ok(Some(seconds)),
-        (_, Ok(_)) => Err(Problem::value(format!("invalid SOURCE_DATE_EPOCH: {text:?}")).into()),
-        (_, Err(_)) => {
-            Err(Problem::NotBuilt { what: format!("SOURCE_DATE_EPOCH={text:?} (only a number of seconds)") }.into())
-        }
-    }
-}
-
 /// Build arguments that nothing in the file asks for. Those that steer the build itself count as used.
 fn unused_build_args(program: &Program, options: &LowerOptions) -> Vec<String> {
     use crate::command::Action;
@@ -436,7 +441,7 @@ fn unused_build_args(program: &Program, options: &LowerOptions) -> Vec<String> {
     let automatic = globals::automatic(options);
     let known: BTreeSet<&str> =
         declared.chain(globals::PROXY_ARGS.into_iter().flatten()).chain(automatic.names()).collect();
-    let steers = |name: &str| name.starts_with("BUILDKIT_") || name == "SOURCE_DATE_EPOCH";
+    let steers = |name: &str| name.starts_with("BUILDKIT_") || name == epoch::NAME;
     let names = options.build_args.keys().filter(|name| !known.contains(name.as_str()) && !steers(name));
     names.cloned().collect()
 }

@@ -180,8 +180,8 @@ impl<'a> Plan<'a> {
         if name == "scratch" {
             return Ok(Base::Scratch);
         }
-        if let Some((context, named)) = self.named_context(name, platform) {
-            return self.context_base(context, named, name, platform);
+        if let Some(base) = self.context(name, platform)? {
+            return Ok(base);
         }
         let reference: Reference =
             name.parse().map_err(|source| Problem::Reference { name: name.to_owned(), source })?;
@@ -227,6 +227,20 @@ impl<'a> Plan<'a> {
         }
         Err(Problem::value(format!("context recursion limit exceeded: the named context {context:?} leads to itself"))
             .into())
+    }
+
+    /// The named context of that name.
+    ///
+    /// # Errors
+    /// It leads nowhere.
+    pub fn context(&self, name: &str, platform: &Platform) -> Result<Option<Base>, FrontendError> {
+        let found = self.named_context(name, platform);
+        found.map(|(context, named)| self.context_base(context, named, name, platform)).transpose()
+    }
+
+    /// The first stage of that name.
+    pub fn first_stage(&self, name: &str) -> Option<usize> {
+        self.names.get(name.to_lowercase().as_str())?.first().copied()
     }
 
     /// What a COPY or a mount takes files from.

@@ -128,7 +128,7 @@ impl StageBuilder<'_, '_> {
             mode: 0o755,
             data: text.into_bytes(),
             owner: None,
-            timestamp: self.lowering.epoch,
+            timestamp: self.lowering.epoch.seconds,
         };
         let action = FileAction { base: FileInput::Scratch, kind: FileKind::Mkfile(mkfile) };
         let metadata = Metadata {

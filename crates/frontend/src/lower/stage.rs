@@ -1,6 +1,7 @@
 use super::Lowering;
 use super::base::check_platform;
 use super::environment::Environment;
+use super::epoch;
 use super::plan::Base;
 use super::state::{Layer, StageState};
 use crate::command::{Action, Command, Origin};
@@ -207,11 +208,17 @@ impl<'l, 'a> StageBuilder<'l, 'a> {
         default: Option<&Token>,
     ) -> Result<Option<String>, FrontendError> {
         use crate::expand::Variables;
-        if let Some(value) = self.lowering.options.build_args.get(key) {
+        // Where it names a source, what was found takes its place.
+        let is_name = key == epoch::NAME && self.lowering.epoch.named;
+        if is_name && let Some(seconds) = self.lowering.epoch.seconds {
+            return Ok(Some(seconds.to_string()));
+        }
+        if let Some(value) = self.lowering.options.build_args.get(key).filter(|_| !is_name) {
             return Ok(Some(value.clone()));
         }
         match default {
             Some(default) => self.text(command, default).map(Some),
+            None if is_name => Ok(None),
             None => Ok(self.lowering.plan.globals.get(key).map(str::to_owned)),
         }
     }
