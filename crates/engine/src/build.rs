@@ -4,7 +4,7 @@ use crate::context::{MAIN_CONTEXT, MainContext, open_folder};
 use crate::dockerfile::{DockerfileText, read_dockerfile, read_from_context, read_ignore_file};
 use crate::engine::{Engine, LateExecutor, blocking, until_cancelled};
 use crate::error::work_hint;
-use crate::excerpt::excerpt;
+use crate::excerpt::{SourceLines, excerpt};
 use crate::plausible;
 use crate::remote::GitDefaults;
 use crate::steps::ShownStep;
@@ -200,6 +200,7 @@ impl Build {
             target: request.target.clone(),
             build_args: request.build_args.clone(),
             labels: request.labels.clone(),
+            platform_requested: !request.platforms.is_empty(),
             build_platform: Platform::host(),
             no_cache: request.no_cache,
             pull: request.pull,
@@ -252,7 +253,10 @@ impl Build {
 
     /// Tells the user what the checks found.
     fn report(&self, lowered: &LoweredImage, text: &DockerfileText) -> Vec<WarningNotice> {
-        let mut notices: Vec<WarningNotice> = lowered.warnings.iter().map(|warning| notice(warning, text)).collect();
+        let source = String::from_utf8_lossy(&text.text);
+        let lines = SourceLines::new(&text.name, &source);
+        let mut notices: Vec<WarningNotice> =
+            lowered.warnings.iter().map(|warning| notice(warning, &text.name, &lines)).collect();
         if !lowered.unused_build_args.is_empty() {
             let names = lowered.unused_build_args.join(" ");
             notices.push(plain_notice(format!("One or more build-args [{names}] were not consumed")));
@@ -383,19 +387,19 @@ fn step_hint(error: &WorkerError) -> Option<String> {
 }
 
 fn plain_notice(short: String) -> WarningNotice {
-    WarningNotice { vertex: None, level: 1, short, detail: Vec::new(), url: None, span: None }
+    WarningNotice { vertex: None, level: 1, short, detail: Vec::new(), url: None, span: None, excerpt: None }
 }
 
-fn notice(warning: &Warning, text: &DockerfileText) -> WarningNotice {
-    let span =
-        SourceSpan { file: text.name.clone(), first_line: warning.span.first_line, last_line: warning.span.last_line };
+fn notice(warning: &Warning, file: &str, lines: &SourceLines<'_>) -> WarningNotice {
+    let (first_line, last_line) = (warning.span.first_line, warning.span.last_line);
     WarningNotice {
-        vertex: None,
+        vertex: Some(ShownStep::digest_of(LOAD_DOCKERFILE)),
         level: 1,
         short: warning.to_string(),
-        detail: Vec::new(),
+        detail: vec![warning.rule.description().to_owned()],
         url: warning.url.clone(),
-        span: Some(span),
+        span: Some(SourceSpan { file: file.to_owned(), first_line, last_line }),
+        excerpt: Some(lines.excerpt(first_line, last_line)),
     }
 }
 

@@ -50,7 +50,15 @@ impl Build {
         }
         for remark in exported.iter().flat_map(|exported| &exported.remarks) {
             let short = remark.clone();
-            let notice = WarningNotice { vertex: None, level: 1, short, detail: Vec::new(), url: None, span: None };
+            let notice = WarningNotice {
+                vertex: None,
+                level: 1,
+                short,
+                detail: Vec::new(),
+                url: None,
+                span: None,
+                excerpt: None,
+            };
             self.session.events().emit(Event::Warning(notice));
         }
         Ok(BuildOutcome { warnings, steps: count(&results), notices: notices(&results), ..told(&exported) })

@@ -9,6 +9,7 @@
 #![warn(missing_docs)]
 
 mod build;
+mod call;
 mod container;
 mod context;
 mod destination;
@@ -27,6 +28,10 @@ mod steps;
 mod usage;
 
 pub use build::HOST_NETWORK_NOTICE;
+pub use call::{
+    Answer, Call, CallOutcome, CheckError, CheckReport, Finding, Outline, OutlineArg, OutlineCache, OutlineRequirement,
+    Span, Target,
+};
 pub use container::RunningContainer;
 pub use engine::Engine;
 

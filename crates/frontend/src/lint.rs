@@ -6,6 +6,9 @@ use crate::{Dockerfile, FrontendError, LowerOptions, Problem, Rule, Span, Token,
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
+/// Nobody reads more, and a file made to have millions of them should not cost their memory (A113).
+const MOST_FINDINGS: usize = 1_000;
+
 /// What `# check=` asks for: `skip=A,B;error=true;experimental=all`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Config {
@@ -90,9 +93,14 @@ impl Lint {
         self.keep(rule.at(span, words), comments);
     }
 
+    /// Whether a finding of a rule about an instruction would be taken.
+    pub fn wants(&self, rule: Rule, comments: &[Token]) -> bool {
+        self.warnings.borrow().len() < MOST_FINDINGS && self.config.allows(rule, &Config::of_comments(comments))
+    }
+
     /// Takes a finding that was made before.
     pub fn keep(&self, warning: Warning, comments: &[Token]) {
-        if self.config.allows(warning.rule, &Config::of_comments(comments)) {
+        if self.wants(warning.rule, comments) {
             self.warnings.borrow_mut().push(warning);
         }
     }

@@ -63,7 +63,12 @@ pub enum Outlined {
 #[derive(Clone, Debug)]
 pub enum Checked {
     /// These images must be resolved before the next turn.
-    Need(Vec<ImageRequest>),
+    Need {
+        /// The images.
+        requests: Vec<ImageRequest>,
+        /// What was found so far; all there is to tell where an image cannot be had.
+        found: Vec<Warning>,
+    },
     /// Done.
     Done(CheckResults),
 }

@@ -19,20 +19,28 @@ pub(crate) fn nearest<'a>(name: &str, options: impl IntoIterator<Item = &'a str>
     best.map(|(_, option)| option.to_owned())
 }
 
-/// Levenshtein's distance where it is at most [`MAX_DISTANCE`].
+/// Levenshtein's distance where it is at most [`MAX_DISTANCE`]. Only the cells so near to the diagonal matter, so
+/// that the cost is linear.
 fn distance(a: &str, b: &str) -> Option<usize> {
-    if a.len().abs_diff(b.len()) > MAX_DISTANCE * 4 || a.len().max(b.len()) > MAX_LENGTH {
+    if a.len().max(b.len()) > MAX_LENGTH {
         return None;
     }
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (above, letter) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = above + 1;
-        for (column, other) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(letter != *other);
-            diagonal = row[column + 1];
-            row[column + 1] = changed.min(diagonal + 1).min(row[column] + 1);
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    if a.len().abs_diff(b.len()) > MAX_DISTANCE {
+        return None;
+    }
+    let far = MAX_DISTANCE + 1;
+    let mut row: Vec<usize> = (0..=b.len()).map(|column| column.min(far)).collect();
+    for (above, letter) in a.iter().enumerate() {
+        let first = (above + 1).saturating_sub(MAX_DISTANCE).max(1);
+        let last = (above + 1 + MAX_DISTANCE).min(b.len());
+        let mut diagonal = row[first - 1];
+        row[first - 1] = if first == 1 { (above + 1).min(far) } else { far };
+        for column in first..=last {
+            let changed = diagonal + usize::from(*letter != b[column - 1]);
+            // Right of the band, the row above holds nothing that counts.
+            diagonal = if column == above + 1 + MAX_DISTANCE { far } else { row[column] };
+            row[column] = changed.min(diagonal + 1).min(row[column - 1] + 1).min(far);
         }
     }
     row.last().copied().filter(|distance| *distance <= MAX_DISTANCE)
@@ -40,7 +48,7 @@ fn distance(a: &str, b: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::nearest;
+    use super::{distance, nearest};
 
     #[test]
     fn near_names_are_suggested() {
@@ -52,5 +60,36 @@ mod tests {
         check("run", None);
         check("COPY", None);
         check(&"x".repeat(1000), None);
+    }
+
+    /// The textbook's table.
+    fn whole_table(a: &str, b: &str) -> usize {
+        let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+        let mut table = vec![vec![0; b.len() + 1]; a.len() + 1];
+        for i in 0..=a.len() {
+            for j in 0..=b.len() {
+                table[i][j] = match (i, j) {
+                    (0, _) => j,
+                    (_, 0) => i,
+                    _ => (table[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]))
+                        .min(table[i - 1][j] + 1)
+                        .min(table[i][j - 1] + 1),
+                };
+            }
+        }
+        table[a.len()][b.len()]
+    }
+
+    #[test]
+    fn the_band_agrees_with_the_whole_table() {
+        let words: Vec<String> = (0..729u32)
+            .map(|n| (0..6).map(|place| ["", "a", "b"][(n / 3u32.pow(place) % 3) as usize]).collect())
+            .collect();
+        for a in words.iter().step_by(7) {
+            for b in &words {
+                let expect = Some(whole_table(a, b)).filter(|distance| *distance <= 2);
+                assert_eq!(distance(a, b), expect, "{a} {b}");
+            }
+        }
     }
 }

@@ -17,7 +17,7 @@ fn results(text: &str, options: &LowerOptions) -> CheckResults {
     loop {
         match check(&dockerfile, options, &images) {
             Checked::Done(results) => return results,
-            Checked::Need(requests) => {
+            Checked::Need { requests, .. } => {
                 for request in requests {
                     let ImageKeySource::Image(reference) = &request.key.source else { panic!("{request:?}") };
                     let amd64 = reference.repository().ends_with("amd64only");

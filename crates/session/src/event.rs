@@ -110,8 +110,10 @@ pub struct WarningNotice {
     pub detail: Vec<String>,
     /// Where to read on.
     pub url: Option<String>,
-    /// The place in the source and the text that stands there.
+    /// The place in the source.
     pub span: Option<SourceSpan>,
+    /// The lines around that place, readable.
+    pub excerpt: Option<String>,
 }
 
 /// Takes events. Must not block for long: it is called from the build's hot path.

@@ -70,9 +70,12 @@ pub struct BuildArgs {
     /// Permission that a step may ask for: network.host
     #[arg(long = "allow", value_name = "ENTITLEMENT")]
     pub allow: Vec<String>,
-    /// What to do instead of building; only build so far
-    #[arg(long, value_name = "METHOD", hide = true)]
+    /// What to do with the Dockerfile: build, check, outline or targets; also METHOD,format=json and check,ignorestatus=true
+    #[arg(long, value_name = "METHOD", alias = "print")]
     pub call: Option<String>,
+    /// Say what the build checks find, and build nothing (--call=check)
+    #[arg(long)]
+    pub check: bool,
     /// Attestation of how the image was made; only false so far
     #[arg(long, value_name = "BOOL", hide = true)]
     pub provenance: Option<String>,
@@ -102,7 +105,6 @@ impl FlagTable for Refused {
         flag("cache-from", None, Shape::Value),
         flag("cache-to", None, Shape::Value),
         flag("cgroup-parent", None, Shape::Value),
-        flag("check", None, Shape::Switch),
         flag("cpu-period", None, Shape::Value),
         flag("cpu-quota", None, Shape::Value),
         flag("cpu-shares", Some('c'), Shape::Value),
@@ -112,7 +114,6 @@ impl FlagTable for Refused {
         flag("memory-swap", None, Shape::Value),
         flag("no-cache-filter", None, Shape::Value),
         flag("policy", None, Shape::Value),
-        flag("print", None, Shape::Value),
         flag("resource", None, Shape::Value),
         flag("secret", None, Shape::Value),
         flag("shm-size", None, Shape::Value),

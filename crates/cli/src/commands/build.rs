@@ -3,7 +3,7 @@ use crate::args::BuildArgs;
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
 use crate::progress::{Display, Mode, warnings_text};
-use crate::request::{Input, InputNeeds, build_request, input_needs, notes};
+use crate::request::{Input, InputNeeds, build_request, call_request, input_needs, notes};
 use crate::{config, output};
 use anyhow::Context;
 use forge_engine::{BuildOutcome, BuildRequest, ContextStream};
@@ -25,6 +25,9 @@ pub fn build(start: &Start, args: &BuildArgs) -> Result<u8, Failure> {
     };
     let proxies = docker_proxies(&config::docker_config(&start.environment))?;
     let request = build_request(args, &start.environment, input, proxies, SystemTime::now())?;
+    if let Some(asked) = call_request(args)? {
+        return super::call::call(start, request, asked, mode);
+    }
     refuse_binary_on_terminal(&request)?;
     notes(args).iter().for_each(|note| output::note(note));
     // A stale file from an earlier build must not pass for this one's, as in docker.

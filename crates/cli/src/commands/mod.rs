@@ -2,6 +2,7 @@
 
 mod archive;
 mod build;
+mod call;
 mod images;
 mod inspect;
 mod registry;

@@ -99,9 +99,10 @@ pub fn warnings_text(warnings: &[WarningNotice], expand: bool) -> String {
     for notice in warnings {
         let _ = writeln!(text, " - {}", sanitise::line(&notice.short));
         if expand {
-            for more in notice.detail.iter().chain(&notice.url) {
-                let _ = writeln!(text, "   {}", sanitise::line(more));
-            }
+            notice.detail.iter().for_each(|detail| text += &format!("{}\n", sanitise::line(detail)));
+            notice.url.iter().for_each(|url| text += &format!("More info: {}\n", sanitise::line(url)));
+            notice.excerpt.iter().for_each(|excerpt| text += &format!("{}\n", sanitise::block(excerpt)));
+            text.push('\n');
         }
     }
     text
@@ -126,12 +127,14 @@ mod tests {
             level: 1,
             short: "StageNameCasing: Stage name 'Build' should be lowercase (line 3)".to_owned(),
             detail: vec!["Stage names should be lowercase".to_owned()],
-            url: None,
+            url: Some("https://r.test/stage-name-casing/".to_owned()),
             span: Some(forge_session::SourceSpan { file: "Dockerfile".to_owned(), first_line: 3, last_line: 3 }),
+            excerpt: Some("Dockerfile:3\n   3 | >>> FROM scratch AS Build".to_owned()),
         };
         let expected = "\n 1 warning found (use --debug to expand):\n - StageNameCasing: Stage name 'Build' should be lowercase (line 3)\n";
         assert_eq!(warnings_text(std::slice::from_ref(&notice), false), expected);
-        assert!(warnings_text(&[notice], true).ends_with("   Stage names should be lowercase\n"));
+        let full = " - StageNameCasing: Stage name 'Build' should be lowercase (line 3)\nStage names should be lowercase\nMore info: https://r.test/stage-name-casing/\nDockerfile:3\n   3 | >>> FROM scratch AS Build\n\n";
+        assert!(warnings_text(&[notice], true).ends_with(full));
         assert_eq!(warnings_text(&[], true), "");
     }
 }

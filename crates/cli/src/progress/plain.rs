@@ -18,6 +18,8 @@ pub struct Plain {
     trace: Trace,
     blocks: HashMap<usize, Block>,
     open: Option<usize>,
+    /// The step of the last line.
+    last: Option<usize>,
     next_number: usize,
     written: bool,
 }
@@ -149,9 +151,12 @@ impl Plain {
     fn write(&mut self, place: usize) -> String {
         let mut text = String::new();
         let number = self.number(place);
-        if self.open != Some(place) {
+        // What is said of a step after its end goes on below it, unless another one spoke in between.
+        let goes_on = self.open == Some(place) || (self.open.is_none() && self.last == Some(place));
+        if !goes_on {
             text += &self.heading(place, number);
         }
+        self.last = Some(place);
         let block = self.blocks.entry(place).or_default();
         block.waiting_since = None;
         for line in block.waiting.drain(..) {
@@ -299,6 +304,31 @@ mod tests {
         assert_eq!(plain.tick(at(400)), "");
         assert_eq!(plain.tick(at(500)), "\n#2 RUN sleep 9\n");
         assert_eq!(plain.tick(at(9000)), "");
+    }
+
+    #[test]
+    fn warnings_after_the_end_of_a_step_share_a_heading() {
+        let script = Script::default().start(0, "a", "load").done(1, "a").start(2, "b", "ignore").done(3, "b");
+        let mut plain = Plain::default();
+        let mut text: String = script.events.iter().map(|(now, event)| plain.event(event, *now)).collect();
+        let vertex = script.events.iter().find_map(|(_, event)| match event {
+            Event::Vertex(update) => Some(update.digest.clone()),
+            _ => None,
+        });
+        for short in ["one", "two"] {
+            let (short, detail) = (short.to_owned(), Vec::new());
+            let notice = forge_session::WarningNotice {
+                vertex: vertex.clone(),
+                level: 1,
+                short,
+                detail,
+                url: None,
+                span: None,
+                excerpt: None,
+            };
+            text += &plain.event(&Event::Warning(notice), at(4));
+        }
+        assert_eq!(text, "#1 load\n#1 DONE 0.0s\n\n#2 ignore\n#2 DONE 0.0s\n\n#1 load\n#1 WARN: one\n#1 WARN: two\n");
     }
 
     #[test]

@@ -93,9 +93,6 @@ pub fn build_request(
 
 fn refuse_what_is_not_built(args: &BuildArgs) -> anyhow::Result<()> {
     refuse(args.refused.used())?;
-    if let Some(call) = args.call.as_deref().filter(|call| *call != "build") {
-        return Err(unsupported(&format!("--call={call}")));
-    }
     for (flag, value) in [("provenance", &args.provenance), ("sbom", &args.sbom)] {
         if let Some(value) = value.as_deref().filter(|value| !matches!(*value, "false" | "0")) {
             return Err(unsupported(&format!("--{flag}={value}")));
@@ -286,17 +283,18 @@ mod tests {
 
     #[test]
     fn every_flag_of_buildx_parses_and_the_missing_ones_are_refused_by_name() {
-        let flags = "annotation attest builder cache-from cache-to cgroup-parent cpu-period cpu-quota cpu-shares cpuset-cpus cpuset-mems memory memory-swap no-cache-filter policy print resource secret shm-size ssh ulimit provenance sbom call allow";
+        let flags = "annotation attest builder cache-from cache-to cgroup-parent cpu-period cpu-quota cpu-shares cpuset-cpus cpuset-mems memory memory-swap no-cache-filter policy resource secret shm-size ssh ulimit provenance sbom allow";
         for flag in flags.split(' ') {
             assert!(error(&format!("--{flag} x .")).starts_with(&format!("--{flag}")), "{flag}");
         }
-        assert_eq!(error("--check ."), "--check is not supported by this version of forge");
         assert_eq!(error("-m 1g ."), "--memory is not supported by this version of forge");
         for allowed in [
             "--provenance=false .",
             "--sbom=false .",
             "--check=false .",
             "--call=build .",
+            "--check .",
+            "--print=outline .",
             "--allow network.host .",
             "--rm --force-rm .",
         ] {

@@ -1,11 +1,13 @@
 //! From flags to the engine's requests. Pure but for the files that flags name.
 
 mod build;
+mod call;
 mod context;
 mod output;
 mod run;
 
 pub use build::{Input, InputNeeds, build_request, input_needs, notes};
+pub use call::{CallFormat, CallRequest, call_request};
 pub use run::{check_terminal, run_request};
 
 use crate::sanitise;

@@ -7,6 +7,7 @@ mod build;
 #[path = "../../../../xtask/src/busybox.rs"]
 mod busybox;
 mod cache;
+mod call;
 mod contexts;
 mod credentials;
 mod fixture;

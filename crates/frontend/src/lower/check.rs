@@ -15,7 +15,7 @@ pub fn check(dockerfile: &Dockerfile, options: &LowerOptions, images: &ResolvedI
     let inputs = Inputs { dockerfile, options, images, lint: &lint };
     let scope = if options.target.is_some() { Scope::Target } else { Scope::All };
     let failed = match take_turn(&inputs, scope, |_, _, _| Ok(())) {
-        Ok(Turn::Need(requests)) => return Checked::Need(requests),
+        Ok(Turn::Need(requests)) => return Checked::Need { requests, found: lint.found() },
         Ok(Turn::Done(())) => None,
         Err(error) => Some(FrontendError { file: dockerfile.name().to_owned(), ..error }),
     };
