@@ -1,0 +1,211 @@
+use crate::error::Refusal;
+use crate::{attributes as attr, pb};
+use forge_image::{Digest, Reference};
+use forge_llb::{
+    GitMtime, GitRemote, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource, ResolveMode, SourceOp,
+    check_git_reference, checked_git_checksum, cleaned_git_subdir, is_whole_commit,
+};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+type Attributes = BTreeMap<String, String>;
+
+pub fn decode(source: &pb::SourceOp) -> Result<SourceOp, Refusal> {
+    let Some((scheme, place)) = source.identifier.split_once("://") else {
+        return Refusal::malformed("the source has no scheme");
+    };
+    match scheme {
+        "docker-image" => image(place, &source.attrs).map(SourceOp::Image),
+        "local" => local(place, &source.attrs).map(SourceOp::Local),
+        "oci-layout" => layout(place, &source.attrs).map(SourceOp::OciLayout),
+        "git" => git(place, &source.attrs).map(SourceOp::Git),
+        "http" | "https" => http(&source.identifier, &source.attrs).map(SourceOp::Http),
+        other => Refusal::unsupported(format!("a source of the kind {other}://")),
+    }
+}
+
+/// The paths that a local source is narrowed to; none where it is not.
+pub fn followed_paths(source: &pb::SourceOp) -> Result<Vec<String>, Refusal> {
+    match source.attrs.get(attr::LOCAL_FOLLOW) {
+        Some(value) if source.identifier.starts_with("local://") => patterns(attr::LOCAL_FOLLOW, value),
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn image(place: &str, attributes: &Attributes) -> Result<ImageSource, Refusal> {
+    let mut reference: Reference = read(place)?;
+    let mut pinned = reference.digest().cloned();
+    if let (Some(tag), Some(_)) = (reference.tag(), &pinned) {
+        reference = reference.with_tag(tag).map_err(malformed)?;
+    }
+    let mut resolve = ResolveMode::PreferLocal;
+    for (name, value) in attributes {
+        match name.as_str() {
+            attr::IMAGE_RESOLVE_MODE => {
+                resolve = match value.as_str() {
+                    "" | "default" | "local" => ResolveMode::PreferLocal,
+                    "pull" => ResolveMode::ForcePull,
+                    _ => return Refusal::malformed(format!("{name} is {value:?}: expected default, pull or local")),
+                }
+            }
+            attr::IMAGE_CHECKSUM => pinned = Some(read(value)?),
+            // What it is called in lists of disk usage.
+            attr::IMAGE_RECORD_TYPE => {}
+            _ => return unknown(name),
+        }
+    }
+    Ok(ImageSource { reference, pinned, resolve })
+}
+
+fn local(place: &str, attributes: &Attributes) -> Result<LocalSource, Refusal> {
+    let mut local = LocalSource { name: place.to_owned(), include: Vec::new(), exclude: Vec::new() };
+    for (name, value) in attributes {
+        match name.as_str() {
+            attr::LOCAL_INCLUDE => local.include = patterns(name, value)?,
+            attr::LOCAL_EXCLUDE => local.exclude = patterns(name, value)?,
+            // Read by `followed_paths`.
+            attr::LOCAL_FOLLOW => {}
+            // Which client has the files, and how a transfer is kept and compared: there is none.
+            attr::LOCAL_SESSION | attr::LOCAL_UNIQUE | attr::LOCAL_SHARED_KEY_HINT | attr::LOCAL_DIFFER => {}
+            _ => return unknown(name),
+        }
+    }
+    Ok(local)
+}
+
+fn layout(place: &str, attributes: &Attributes) -> Result<OciLayoutSource, Refusal> {
+    let mut store = None;
+    for (name, value) in attributes {
+        match name.as_str() {
+            attr::OCI_STORE => store = Some(value.as_str()).filter(|value| !value.is_empty()),
+            attr::OCI_SESSION => {}
+            _ => return unknown(name),
+        }
+    }
+    let (own, rest) = split_layout(place, store);
+    let (tag, digest) = match rest.split_once('@') {
+        Some((tag, digest)) => (tag, Some(read::<Digest>(digest)?)),
+        None => (rest, None),
+    };
+    let tag = tag.strip_prefix(':').filter(|tag| !tag.is_empty()).map(str::to_owned);
+    Ok(OciLayoutSource { name: store.unwrap_or(own).to_owned(), tag, digest })
+}
+
+/// The name of a layout, and its tag and digest with their signs.
+fn split_layout<'a>(place: &'a str, store: Option<&str>) -> (&'a str, &'a str) {
+    if let Some(store) = store
+        && let Some(rest) = place.strip_prefix(store)
+        && (rest.is_empty() || rest.starts_with([':', '@']))
+    {
+        return place.split_at(store.len());
+    }
+    let name = place.find('@').unwrap_or(place.len());
+    let end = match place[..name].rfind(':') {
+        Some(colon) if !place[colon..name].contains('/') => colon,
+        _ => name,
+    };
+    place.split_at(end)
+}
+
+fn git(place: &str, attributes: &Attributes) -> Result<GitSource, Refusal> {
+    let (address, fragment) = place.split_once('#').unwrap_or((place, ""));
+    let (reference, subdir) = fragment.split_once(':').unwrap_or((fragment, ""));
+    let address = match attributes.get(attr::GIT_FULL_URL) {
+        Some(url) if !url.is_empty() => url.clone(),
+        _ => address.to_owned(),
+    };
+    let (remote, credentials) = match GitRemote::parse(&address) {
+        Ok(parsed) => parsed,
+        // An address without a scheme is one of HTTPS.
+        Err(error) if address.contains("://") => return Err(malformed(error)),
+        Err(_) => GitRemote::parse(&format!("https://{address}")).map_err(malformed)?,
+    };
+    let mut git = GitSource {
+        credentials,
+        reference: (!reference.is_empty()).then(|| reference.to_owned()),
+        subdir: cleaned_git_subdir(subdir).map_err(malformed)?,
+        auth_token_secret: None,
+        auth_header_secret: None,
+        ..GitSource::new(remote.as_str())
+    };
+    git.reference.as_deref().map(check_git_reference).transpose().map_err(malformed)?;
+    attributes.iter().try_for_each(|(name, value)| git_attribute(&mut git, name, value))?;
+    match git.fetch_by_commit && !git.checksum.as_deref().is_some_and(is_whole_commit) {
+        true => {
+            Refusal::malformed(format!("{} needs a whole commit in {}", attr::GIT_FETCH_BY_COMMIT, attr::GIT_CHECKSUM))
+        }
+        false => Ok(git),
+    }
+}
+
+fn git_attribute(git: &mut GitSource, name: &str, value: &str) -> Result<(), Refusal> {
+    let filled = || (!value.is_empty()).then(|| value.to_owned());
+    match name {
+        attr::GIT_FULL_URL => {}
+        attr::GIT_KEEP_DIR => git.keep_git_dir = value == "true",
+        attr::GIT_SKIP_SUBMODULES => git.skip_submodules = value == "true",
+        attr::GIT_FETCH_BY_COMMIT => git.fetch_by_commit = value == "true",
+        attr::GIT_AUTH_TOKEN => git.auth_token_secret = filled(),
+        attr::GIT_AUTH_HEADER => git.auth_header_secret = filled(),
+        attr::GIT_KNOWN_HOSTS => git.known_hosts = filled(),
+        attr::GIT_SSH => git.ssh = filled(),
+        attr::GIT_CHECKSUM => {
+            git.checksum = filled().map(|checksum| checked_git_checksum(&checksum)).transpose().map_err(malformed)?;
+        }
+        attr::GIT_MTIME => {
+            git.mtime = match value {
+                "" | "checkout" => GitMtime::Checkout,
+                "commit" => GitMtime::Commit,
+                _ => return Refusal::malformed(format!("{name} is {value:?}: expected checkout or commit")),
+            }
+        }
+        _ => return unknown(name),
+    }
+    Ok(())
+}
+
+fn http(url: &str, attributes: &Attributes) -> Result<HttpSource, Refusal> {
+    let mut http = HttpSource::new(url);
+    let (mut uid, mut gid) = (None, None);
+    for (name, value) in attributes {
+        match name.as_str() {
+            attr::HTTP_CHECKSUM => http.checksum = Some(read(value)?),
+            attr::HTTP_FILENAME => http.filename = Some(value.clone()),
+            attr::HTTP_PERM => http.mode = Some(number(name, value)?).filter(|mode| *mode != 0),
+            attr::HTTP_UID => uid = Some(number(name, value)?),
+            attr::HTTP_GID => gid = Some(number(name, value)?),
+            attr::HTTP_AUTH_HEADER => http.auth_header_secret = Some(value.clone()),
+            _ => return unknown(name),
+        }
+    }
+    if uid.is_some() || gid.is_some() {
+        http.owner = Some((uid.unwrap_or(0), gid.unwrap_or(0)));
+    }
+    Ok(http)
+}
+
+/// A number as Go's `strconv.ParseInt` reads it with base 0.
+fn number(name: &str, value: &str) -> Result<u32, Refusal> {
+    let parsed = match (value.strip_prefix("0x"), value.strip_prefix("0o").or_else(|| value.strip_prefix('0'))) {
+        (Some(digits), _) => u32::from_str_radix(digits, 16),
+        (None, Some(digits)) if !digits.is_empty() => u32::from_str_radix(digits, 8),
+        _ => value.parse(),
+    };
+    parsed.map_err(|_| Refusal::Malformed(format!("{name} is {value:?}: expected a number")))
+}
+
+fn patterns(name: &str, value: &str) -> Result<Vec<String>, Refusal> {
+    serde_json::from_str(value).map_err(|_| Refusal::Malformed(format!("{name} is not a JSON list of texts")))
+}
+
+fn read<T: std::str::FromStr<Err: Display>>(text: &str) -> Result<T, Refusal> {
+    text.parse().map_err(malformed)
+}
+
+fn malformed(error: impl Display) -> Refusal {
+    Refusal::Malformed(error.to_string())
+}
+
+fn unknown<T>(name: &str) -> Result<T, Refusal> {
+    Refusal::unsupported(format!("the source attribute {name}"))
+}

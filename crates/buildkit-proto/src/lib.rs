@@ -1,0 +1,48 @@
+//! BuildKit's wire types, and the build graph to and from BuildKit's `pb.Definition`.
+//!
+//! A definition is a list of serialised ops, each known by the SHA-256 of its bytes, and what is known of them
+//! besides (names, source positions, capabilities). [`encode`] writes a [`Graph`](forge_llb::Graph) as one, so that
+//! BuildKit's tools can read it; [`decode`] reads one that a client of BuildKit made, and takes its bytes for hostile.
+//! The crate opens nothing, solves nothing and knows no protocol: the messages of services are only passed on as
+//! types.
+//!
+//! What the two formats see differently:
+//! - a copy in a definition has one source: [`encode`] writes a copy of several as a chain of copies;
+//! - times are nanoseconds there and seconds here: fractions are cut off;
+//! - an owner's name is looked up in an input there, in the changed tree here: another input is refused;
+//! - user information of addresses is not written;
+//! - what forge cannot do (nested builds, passthrough, blobs, signatures, …) is refused by name.
+//!
+//! Reading order: [`pb`], [`encode`], [`SourceFile`]; [`decode`], [`Decoded`], [`DecodeError`]; [`json_lines`],
+//! [`dot`].
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod attributes;
+mod capabilities;
+mod decode;
+mod dump;
+mod encode;
+mod error;
+
+pub use bollard_buildkit_proto::pb;
+pub use decode::{Decoded, decode};
+pub use dump::{dot, json_lines};
+pub use encode::{EncodeError, encode};
+pub use error::DecodeError;
+
+/// A file that steps of a definition come from, a Dockerfile.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceFile {
+    /// The name, as the user knows it.
+    pub name: String,
+    /// The text; empty where it is not known.
+    pub data: Vec<u8>,
+    /// The language, `Dockerfile`.
+    pub language: String,
+}
+
+/// The bytes of a definition, as `buildctl debug dump-llb` and `buildctl build` read them.
+pub fn definition_bytes(definition: &pb::Definition) -> Vec<u8> {
+    prost::Message::encode_to_vec(definition)
+}
