@@ -144,6 +144,9 @@ impl<'l, 'a> StageBuilder<'l, 'a> {
 
     fn check_undefined(&self, command: &Command, expanded: &Expanded) {
         for name in expanded.undefined.iter().filter(|name| !self.state.args.contains(name)) {
+            if !self.lowering.lint.wants(Rule::UndefinedVar, &command.comments) {
+                return;
+            }
             let suggestion = nearest(name, self.state.env.names().take(MAX_SUGGESTIONS)).unwrap_or_default();
             self.report(Rule::UndefinedVar, command, &[name, &suggestion]);
         }
