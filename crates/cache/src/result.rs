@@ -46,6 +46,20 @@ pub struct SelectedPath {
     pub wildcard: bool,
     /// Whether a symbolic link in the last component is followed.
     pub follow: bool,
+    /// Patterns of what is read below it, as in an ignore file; none for everything.
+    pub include: Vec<String>,
+    /// Patterns of what is left out below it, as in an ignore file.
+    pub exclude: Vec<String>,
+    /// Patterns of which each must be matched by something below it.
+    pub required: Vec<String>,
+}
+
+impl SelectedPath {
+    /// Everything at and below one path, a link in its last component followed.
+    pub fn new(path: impl Into<String>) -> Self {
+        let (include, exclude, required) = (Vec::new(), Vec::new(), Vec::new());
+        Self { path: path.into(), wildcard: false, follow: true, include, exclude, required }
+    }
 }
 
 /// What an op can see of an input.
@@ -53,8 +67,6 @@ pub struct SelectedPath {
 pub struct Selector {
     /// The paths that are read; none for the whole tree.
     pub paths: Vec<SelectedPath>,
-    /// Patterns of what is left out, as in an ignore file.
-    pub exclude: Vec<String>,
     /// Whether owners make no difference, because the op overrides them.
     pub ignore_owner: bool,
     /// Whether permission bits make no difference, because the op overrides them.

@@ -43,6 +43,11 @@ impl ContextPath {
 
     /// The path of a child.
     pub fn join(&self, name: &[u8]) -> Self {
+        // Most names are names: a walk of a large tree asks for nothing else.
+        if !name.contains(&b'/') && !matches!(name, b"" | b"." | b"..") {
+            let slash: &[u8] = if self.is_root() { b"" } else { b"/" };
+            return Self([&self.0, slash, name].concat());
+        }
         match self.is_root() {
             true => Self::clean(name),
             false => Self::clean([&self.0, b"/".as_slice(), name].concat()),

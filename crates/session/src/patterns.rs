@@ -136,6 +136,9 @@ impl PatternMatcher {
     /// The pattern that excludes a path, by its place in the list that was given; `None` where it is not
     /// excluded.
     pub fn excluding_pattern(&self, path: &ContextPath) -> Option<usize> {
+        if self.is_empty() {
+            return None;
+        }
         let pattern = &self.patterns[self.walk(path).1?];
         (!pattern.include).then_some(pattern.index)
     }
@@ -152,6 +155,22 @@ impl PatternMatcher {
         let below = automaton.next(self, state, '/');
         let ends = automaton.positions(below).iter().filter_map(|position| self.pattern_at(*position as usize));
         ends.into_iter().any(|pattern| pattern > decided && self.patterns[pattern].include)
+    }
+
+    /// Whether something below a folder may be matched, for patterns that say what is taken in. A walk for what they
+    /// match need not enter the folder where this is false.
+    pub fn may_lead_to_match(&self, folder: &ContextPath) -> bool {
+        if folder.is_root() {
+            return true;
+        }
+        let (state, decided) = self.walk(folder);
+        if decided.is_some_and(|pattern| !self.patterns[pattern].include) {
+            return true;
+        }
+        let mut automaton = self.lock();
+        let below = automaton.next(self, state, '/');
+        let ends = automaton.positions(below).iter().filter_map(|position| self.pattern_at(*position as usize));
+        ends.into_iter().any(|pattern| !self.patterns[pattern].include)
     }
 
     /// The pattern that a position belongs to.
@@ -455,6 +474,16 @@ mod tests {
         assert!(!below(&["a", "!a/b/c"], "a/x") && !below(&["a", "!b"], "a"));
         assert!(below(&["a", "!**/keep"], "a/x"));
         assert!(!below(&["!a/b", "a"], "a"));
+    }
+
+    #[test]
+    fn folders_are_entered_only_where_something_may_be_matched() {
+        let leads = |patterns: &[&str], folder: &str| matcher(patterns).may_lead_to_match(&ContextPath::clean(folder));
+        assert!(leads(&["x"], "") && leads(&["a/b/c"], "a") && leads(&["a/b/c"], "a/b"));
+        assert!(!leads(&["a/b/c"], "b") && !leads(&["a/b/c"], "a/x") && !leads(&["a/*.c"], "a/b"));
+        assert!(leads(&["a"], "a") && leads(&["a"], "a/b/c"), "what matches a folder matches what is in it");
+        assert!(leads(&["**/x"], "a/b") && leads(&["a/**/x"], "a/b/c") && !leads(&["a/**/x"], "b"));
+        assert!(!leads(&["a/b", "!b/c"], "b"));
     }
 
     #[test]

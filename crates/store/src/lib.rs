@@ -61,7 +61,7 @@ pub use ids::{Compression, ContentDigest, IdError, LayerBlob, LayerId, LayerReco
 pub use images::{Found, Image, Images, Target};
 pub use layers::{
     ActiveLayer, EntryKind, Extracted, LayerEntry, LayerError, LayerIndex, Layers, MergedTree, Metadata, TreeEntry,
-    TreeKind, UnpackLimits, path_order,
+    TreeFolder, TreeKind, UnpackLimits, path_order,
 };
 pub use lease::Lease;
 pub use lock::LockGuard;

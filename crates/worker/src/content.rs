@@ -4,8 +4,7 @@ use crate::file::FileError;
 use crate::selection::{SelectedRoot, select};
 use crate::source_tree::{SourceEntry, SourceError, SourceKind, SourceTree};
 use blake3::Hasher;
-use forge_cache::Selector;
-use forge_session::PatternMatcher;
+use forge_cache::{SelectedPath, Selector};
 use forge_store::ContentDigest;
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -14,11 +13,10 @@ use std::io::Read;
 /// Digests what a selector shows of a tree: names, types, modes, owners (of layers), link targets and groups,
 /// attributes and bytes. No times: those of a context never matter.
 pub(crate) fn digest(tree: &SourceTree, selector: &Selector) -> Result<ContentDigest, FileError> {
-    let exclude = PatternMatcher::new(&selector.exclude).map_err(SourceError::from)?;
     let mut hasher = Hasher::new_derive_key("forge content of selected paths v1");
     let mut links = Links::default();
     for path in paths(selector) {
-        let selection = select(tree, std::slice::from_ref(&path.0), path.1, &exclude)?;
+        let selection = select(tree, &path)?;
         hasher.update(&(selection.roots.len() as u64).to_le_bytes());
         for root in &selection.roots {
             add_root(&mut hasher, tree, root, selector, &mut links)?;
@@ -27,10 +25,10 @@ pub(crate) fn digest(tree: &SourceTree, selector: &Selector) -> Result<ContentDi
     Ok(hasher.finalize().into())
 }
 
-fn paths(selector: &Selector) -> Vec<(String, bool)> {
+fn paths(selector: &Selector) -> Vec<SelectedPath> {
     match selector.paths.is_empty() {
-        true => vec![("/".to_owned(), false)],
-        false => selector.paths.iter().map(|path| (path.path.clone(), path.wildcard)).collect(),
+        true => vec![SelectedPath::new("/")],
+        false => selector.paths.clone(),
     }
 }
 

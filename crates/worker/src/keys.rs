@@ -32,6 +32,16 @@ pub(crate) fn of_file(vertex: &Vertex, op: &FileOp) -> CacheMap {
     }
 }
 
+/// Merging and comparing see the whole of every input.
+pub(crate) fn of_stack(vertex: &Vertex) -> CacheMap {
+    CacheMap {
+        op: Some(op_key(&vertex.op, None)),
+        inputs: vertex.inputs.iter().map(|_| InputKey::Content(Selector::all())).collect(),
+        readable: Vec::new(),
+        cacheable: true,
+    }
+}
+
 /// An image is its manifest, whatever name it was found by.
 pub(crate) fn of_image(manifest: &Digest, platform: Option<&Platform>, name: &str) -> CacheMap {
     let platform = platform.map(ToString::to_string).unwrap_or_default();
@@ -66,19 +76,27 @@ fn selector(op: &FileOp, index: usize) -> Selector {
             _ => None,
         })
         .collect();
-    let Some((first, rest)) = copies.split_first().filter(|_| !is_base) else { return Selector::all() };
-    let paths = |copy: &&CopyAction| {
-        let wildcard = copy.allow_wildcard;
-        let path = |path: &String| SelectedPath { path: path.clone(), wildcard, follow: true };
-        copy.sources.iter().map(path).collect::<Vec<_>>()
-    };
-    let same_exclude = rest.iter().all(|copy| copy.exclude == first.exclude);
+    if is_base || copies.is_empty() {
+        return Selector::all();
+    }
     Selector {
-        paths: copies.iter().flat_map(paths).collect(),
-        exclude: if same_exclude { first.exclude.clone() } else { Vec::new() },
+        paths: copies.iter().flat_map(|copy| selected_paths(copy)).collect(),
         ignore_owner: copies.iter().all(|copy| copy.owner.is_some()),
         ignore_mode: copies.iter().all(|copy| matches!(copy.mode, Some(ModeChange::Octal(_)))),
     }
+}
+
+/// What a copy reads.
+pub(crate) fn selected_paths(copy: &CopyAction) -> Vec<SelectedPath> {
+    let path = |path: &String| SelectedPath {
+        path: path.clone(),
+        wildcard: copy.allow_wildcard,
+        follow: copy.follow_links,
+        include: copy.include.clone(),
+        exclude: copy.exclude.clone(),
+        required: copy.required.clone(),
+    };
+    copy.sources.iter().map(path).collect()
 }
 
 fn readable(kind: &FileKind) -> (String, String) {

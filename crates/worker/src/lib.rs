@@ -18,6 +18,7 @@ mod local;
 mod results;
 mod selection;
 mod source_tree;
+mod stack;
 mod users;
 
 pub use error::{ExecFailure, FileFailure, WorkError, executor_kind};

@@ -7,6 +7,7 @@ use crate::images::ImageResolver;
 use crate::keys;
 use crate::results::source_tree;
 use crate::source_tree::Stop;
+use crate::stack::Place;
 use async_trait::async_trait;
 use forge_cache::{ResultRef, StepUsage};
 use forge_executor::{Container, Executor, ExecutorError, ExitStatus, Usage};
@@ -58,12 +59,24 @@ impl LocalWorker {
             let trees = inputs.iter().map(|input| source_tree(&store, input, &session));
             let trees = trees.collect::<Result<Vec<_>, _>>()?;
             let layers = inputs.iter().map(|input| base_layers(input).ok()).collect();
-            let active =
-                file::execute(&op, &store, &file::Inputs { layers, trees, stop: Stop(session) }, SystemTime::now())?;
+            let inputs = file::Inputs { layers, trees, stop: Stop(session) };
+            let active = file::execute(&op, &store, &lease, &inputs, SystemTime::now())?;
             let parents = active.parents().to_vec();
             commit(&store, &lease, active, parents)
         };
         tokio::task::spawn_blocking(work).await?
+    }
+
+    /// Merges or compares trees.
+    async fn stack(
+        &self,
+        inputs: &[ResultRef],
+        session: &Arc<dyn Session>,
+        work: impl FnOnce(&Place, &[ResultRef]) -> Result<ResultRef, WorkError> + Send + 'static,
+    ) -> Result<ResultRef, WorkError> {
+        let place = Place { store: self.store.clone(), lease: self.lease.clone(), session: session.clone() };
+        let inputs = inputs.to_vec();
+        tokio::task::spawn_blocking(move || work(&place, &inputs)).await?
     }
 
     async fn exec(
@@ -119,7 +132,7 @@ impl Worker for LocalWorker {
         Ok(match &vertex.op {
             Op::Exec(op) => keys::of_exec(vertex, op),
             Op::File(op) => keys::of_file(vertex, op),
-            Op::Merge | Op::Diff(_) => return Err(WorkError::NotBuilt { what: "merging and comparing trees" }.into()),
+            Op::Merge | Op::Diff(_) => keys::of_stack(vertex),
             Op::Source(SourceOp::Git(_)) => return Err(WorkError::NotBuilt { what: "a Git source" }.into()),
             Op::Source(SourceOp::Http(_)) => return Err(WorkError::NotBuilt { what: "an HTTP source" }.into()),
             Op::Source(SourceOp::Local(local)) => keys::of_context(&local.name),
@@ -140,7 +153,11 @@ impl Worker for LocalWorker {
             Op::Exec(op) => return self.exec(op, &request, session).await,
             Op::Source(source) => self.source(source, &request).await?,
             Op::File(op) => self.file(op, &request.inputs, session).await?,
-            Op::Merge | Op::Diff(_) => return Err(WorkError::NotBuilt { what: "merging and comparing trees" }.into()),
+            Op::Merge => self.stack(&request.inputs, session, Place::merge).await?,
+            Op::Diff(op) => {
+                let op = *op;
+                self.stack(&request.inputs, session, move |place, inputs| place.diff(&op, inputs)).await?
+            }
         };
         Ok(Execution::new(vec![output]))
     }

@@ -1,12 +1,12 @@
 //! Answers for results in this machine's store and in the session's contexts.
 
 use crate::content;
-use crate::source_tree::{SourceTree, Stop};
+use crate::source_tree::{SourceTree, Stop, Visible};
 use async_trait::async_trait;
 use blake3::Hasher;
 use forge_cache::{CacheError, ResultRef, ResultStore, Selector};
 use forge_image::ErrorKind;
-use forge_session::{PatternMatcher, Session};
+use forge_session::Session;
 use forge_store::{ContentDigest, LayerId, Lease, Store};
 use std::sync::Arc;
 
@@ -37,13 +37,13 @@ pub(crate) fn source_tree(
             let tree = store.layers().tree(layers).map_err(|error| failed(error.kind(), error))?;
             Ok(SourceTree::of_layers(tree, Stop(session.clone())))
         }
-        ResultRef::Context { name, exclude, .. } => {
+        ResultRef::Context { name, include, exclude } => {
             let Some(context) = session.context(name) else {
                 let message = format!("there is no build context named {name:?}");
                 return Err(CacheError::Result { kind: ErrorKind::UserInput, message, source: None });
             };
-            let ignored = PatternMatcher::new(exclude).map_err(|error| failed(ErrorKind::UserInput, error))?;
-            Ok(SourceTree::of_context(context, ignored, Stop(session.clone())))
+            let visible = Visible::new(include, exclude).map_err(|error| failed(ErrorKind::UserInput, error))?;
+            Ok(SourceTree::of_context(context, visible, Stop(session.clone())))
         }
     }
 }

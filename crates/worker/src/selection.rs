@@ -1,10 +1,12 @@
-//! What a COPY or ADD selects: the matches of its sources and everything below them, less what is excluded.
+//! What a COPY or ADD selects: the matches of its sources and everything below them, less what is left out.
 //!
 //! Both the cache key and the copy itself are made from the same selection, so they cannot disagree.
 
 use crate::file::glob::{self, BadPattern};
-use crate::source_tree::{SourceEntry, SourceError, SourceKind, SourceTree};
-use forge_session::{ContextPath, PatternMatcher};
+use crate::source_tree::{Hidden, SourceEntry, SourceError, SourceKind, SourceTree};
+use forge_cache::SelectedPath;
+use forge_session::{ContextPath, PatternError, PatternMatcher};
+use rayon::prelude::*;
 
 /// Why sources select nothing.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +23,44 @@ pub(crate) enum SelectError {
     Source(#[from] SourceError),
 }
 
-/// Everything that sources select, in the order of the sources, then of the names.
+impl From<PatternError> for SelectError {
+    fn from(error: PatternError) -> Self {
+        Self::Source(error.into())
+    }
+}
+
+/// What is taken of what lies below a source.
+struct PathFilter {
+    /// `None` takes everything.
+    include: Option<PatternMatcher>,
+    exclude: PatternMatcher,
+    required: Vec<(String, PatternMatcher)>,
+}
+
+impl PathFilter {
+    fn new(source: &SelectedPath) -> Result<Self, PatternError> {
+        let include = PatternMatcher::new(&source.include)?;
+        let matcher = |path: &String| Ok((path.clone(), PatternMatcher::new(std::slice::from_ref(path))?));
+        let required = source.required.iter().map(matcher);
+        Ok(Self {
+            include: (!include.is_empty()).then_some(include),
+            exclude: PatternMatcher::new(&source.exclude)?,
+            required: required.collect::<Result<_, PatternError>>()?,
+        })
+    }
+
+    fn takes(&self, relative: &ContextPath) -> bool {
+        self.include.as_ref().is_none_or(|include| include.matches(relative)) && !self.exclude.matches(relative)
+    }
+
+    /// Whether something below a folder that is not taken may be.
+    fn may_take_below(&self, relative: &ContextPath) -> bool {
+        self.include.as_ref().is_none_or(|include| include.may_lead_to_match(relative))
+            && (!self.exclude.matches(relative) || self.exclude.may_match_below(relative))
+    }
+}
+
+/// Everything that a source selects, in the order of the names.
 #[derive(Debug, Default)]
 pub(crate) struct Selection {
     pub roots: Vec<SelectedRoot>,
@@ -44,31 +83,46 @@ pub(crate) struct SelectedEntry {
     /// Relative to the folder.
     pub relative: ContextPath,
     pub entry: SourceEntry,
+    /// Whether it is a folder that is not taken itself: it is here for the sake of what is below it.
+    pub on_the_way: bool,
 }
 
-/// Selects what the sources name. A pattern that matches nothing is fine, a plain path is not.
-pub(crate) fn select(
-    tree: &SourceTree,
-    sources: &[String],
-    wildcards: bool,
-    exclude: &PatternMatcher,
-) -> Result<Selection, SelectError> {
+/// Selects what a source names. A pattern that matches nothing is fine, a plain path is not.
+pub(crate) fn select(tree: &SourceTree, source: &SelectedPath) -> Result<Selection, SelectError> {
+    let filter = PathFilter::new(source)?;
+    let path = ContextPath::clean(&source.path);
+    let matches = if is_pattern(source) { expand(tree, &path)? } else { vec![path] };
     let mut selection = Selection::default();
-    for source in sources {
-        let path = ContextPath::clean(source);
-        let is_pattern = wildcards && path.components().any(glob::has_wildcard);
-        let matches = if is_pattern { expand(tree, &path)? } else { vec![path] };
-        for path in matches {
-            if let Some(root) = select_root(tree, path, is_pattern, exclude)? {
-                selection.roots.push(root);
-            }
+    for path in matches {
+        selection.roots.extend(select_root(tree, path, source, &filter)?);
+    }
+    for (required, matcher) in &filter.required {
+        let matched = |root: &SelectedRoot| root.below.iter().any(|selected| matcher.matches(&selected.relative));
+        if !selection.roots.iter().any(matched) {
+            return Err(unselected(tree, &ContextPath::clean([&source.path, "/", required].concat())));
         }
     }
     Ok(selection)
 }
 
+/// Whether a source may match nothing, or several paths.
+pub(crate) fn is_pattern(source: &SelectedPath) -> bool {
+    source.wildcard && ContextPath::clean(&source.path).components().any(glob::has_wildcard)
+}
+
+/// Says why nothing is there.
+fn unselected(tree: &SourceTree, path: &ContextPath) -> SelectError {
+    let shown = format!("/{}", path.display());
+    match tree.hidden(path) {
+        Some(Hidden::Ignored) if tree.stat(path).is_ok_and(|found| found.is_some()) => {
+            SelectError::Ignored { path: shown }
+        }
+        _ => SelectError::NotFound { path: shown },
+    }
+}
+
 /// The paths that a pattern matches, sorted.
-fn expand(tree: &SourceTree, pattern: &ContextPath) -> Result<Vec<ContextPath>, SelectError> {
+pub(crate) fn expand(tree: &SourceTree, pattern: &ContextPath) -> Result<Vec<ContextPath>, SelectError> {
     let mut found = vec![ContextPath::default()];
     for component in pattern.components() {
         let mut next = Vec::new();
@@ -87,11 +141,11 @@ fn expand(tree: &SourceTree, pattern: &ContextPath) -> Result<Vec<ContextPath>, 
 fn matching_children(tree: &SourceTree, folder: &ContextPath, pattern: &[u8]) -> Result<Vec<ContextPath>, SelectError> {
     // A malformed pattern is an error even in an empty folder.
     glob::matches(pattern, b"")?;
-    let Some(SourceEntry { kind: SourceKind::Directory, path, .. }) = tree.follow(folder)? else {
+    let Some(entry) = tree.follow(folder)?.filter(|entry| entry.kind == SourceKind::Directory) else {
         return Ok(Vec::new());
     };
     let mut found = Vec::new();
-    for child in tree.children(&path)? {
+    for child in tree.children(&entry)? {
         let name = last_component(&child.path);
         if glob::matches(pattern, &name)? {
             found.push(folder.join(&name));
@@ -103,29 +157,31 @@ fn matching_children(tree: &SourceTree, folder: &ContextPath, pattern: &[u8]) ->
 fn select_root(
     tree: &SourceTree,
     path: ContextPath,
-    optional: bool,
-    exclude: &PatternMatcher,
+    source: &SelectedPath,
+    filter: &PathFilter,
 ) -> Result<Option<SelectedRoot>, SelectError> {
-    let shown = || format!("/{}", path.display());
-    let Some(entry) = tree.follow(&path)? else {
-        return if optional { Ok(None) } else { Err(SelectError::NotFound { path: shown() }) };
-    };
+    let failed = |error: SelectError| if is_pattern(source) { Ok(None) } else { Err(error) };
+    let found = if source.follow { tree.follow(&path)? } else { tree.stat(&path)? };
+    let Some(entry) = found else { return failed(unselected(tree, &path)) };
     let name = last_component(&path);
-    let hidden = |path: &ContextPath| tree.ignored(path);
     if entry.kind == SourceKind::Other {
-        let path = path.display().into_owned();
-        return if optional { Ok(None) } else { Err(SourceError::Special { path }.into()) };
+        return failed(SourceError::Special { path: path.display().into_owned() }.into());
     }
     if entry.kind != SourceKind::Directory {
-        if hidden(&path) || hidden(&entry.path) {
-            return if optional { Ok(None) } else { Err(SelectError::Ignored { path: shown() }) };
+        if let Some(hidden) = [&path, &entry.path].into_iter().find(|path| tree.hidden(path).is_some()) {
+            // The path as it was written, with the reason of where it leads.
+            return failed(match unselected(tree, hidden) {
+                SelectError::Ignored { .. } => SelectError::Ignored { path: format!("/{}", path.display()) },
+                _ => SelectError::NotFound { path: format!("/{}", path.display()) },
+            });
         }
+        let exclude = &filter.exclude;
         let excluded = exclude.matches(&ContextPath::clean(&name)) || exclude.matches(&path);
         return Ok((!excluded).then_some(SelectedRoot { name, entry, below: Vec::new() }));
     }
-    let below = walk(tree, &entry.path, exclude)?;
-    if below.is_empty() && hidden(&entry.path) {
-        return if optional { Ok(None) } else { Err(SelectError::Ignored { path: shown() }) };
+    let below = walk(tree, &entry, filter)?;
+    if below.is_empty() && tree.hidden(&entry.path).is_some() {
+        return failed(unselected(tree, &path));
     }
     Ok(Some(SelectedRoot { name, entry, below }))
 }
@@ -134,49 +190,92 @@ fn last_component(path: &ContextPath) -> Vec<u8> {
     path.components().last().unwrap_or_default().to_vec()
 }
 
-/// A folder that is being walked.
-struct Level {
-    children: std::vec::IntoIter<SourceEntry>,
-    relative: ContextPath,
-    /// How many of `pending` folders stand above the children of this one.
-    pending: usize,
+/// Something that the walk came by.
+struct Candidate {
+    selected: SelectedEntry,
+    /// Whether it is taken itself, and not only when something below it is.
+    shown: bool,
+    /// For a folder that is entered: the position of the list of its children.
+    below: Option<usize>,
 }
 
-/// Everything below a folder. Iterative, so that no depth overflows the stack (A60). A hidden folder appears
-/// only when something below it does.
-fn walk(tree: &SourceTree, root: &ContextPath, exclude: &PatternMatcher) -> Result<Vec<SelectedEntry>, SelectError> {
+/// Everything below a folder. A hidden folder appears only when something below it does.
+///
+/// Folders of one depth are read at the same time, and no depth overflows the stack (A60).
+fn walk(tree: &SourceTree, root: &SourceEntry, filter: &PathFilter) -> Result<Vec<SelectedEntry>, SelectError> {
+    let mut lists: Vec<Vec<Candidate>> = Vec::new();
+    let mut wave = vec![(ContextPath::default(), root.clone())];
+    while !wave.is_empty() {
+        let read = |(relative, folder): &(ContextPath, SourceEntry)| read_folder(tree, relative, folder, filter);
+        let mut read: Vec<Vec<Candidate>> = wave.par_iter().map(read).collect::<Result<_, SelectError>>()?;
+        wave.clear();
+        let next = lists.len() + read.len();
+        for candidate in read.iter_mut().flatten() {
+            if let Some(below) = &mut candidate.below {
+                *below = next + wave.len();
+                wave.push((candidate.selected.relative.clone(), candidate.selected.entry.clone()));
+            }
+        }
+        lists.append(&mut read);
+    }
+    Ok(in_order(lists))
+}
+
+/// What is in one folder and may be taken, or lead to something that is.
+fn read_folder(
+    tree: &SourceTree,
+    relative: &ContextPath,
+    folder: &SourceEntry,
+    filter: &PathFilter,
+) -> Result<Vec<Candidate>, SelectError> {
     let mut found = Vec::new();
-    let mut pending: Vec<SelectedEntry> = Vec::new();
-    let mut levels =
-        vec![Level { children: tree.children(root)?.into_iter(), relative: ContextPath::default(), pending: 0 }];
-    while let Some(level) = levels.last_mut() {
-        let Some(entry) = level.children.next() else {
-            let ended = levels.pop().expect("the loop holds a level");
-            pending.truncate(ended.pending.saturating_sub(1));
-            continue;
-        };
+    for entry in tree.children(folder)? {
         // A socket says nothing once its server is gone; docker skips it too.
         if entry.kind == SourceKind::Other {
             continue;
         }
-        let relative = level.relative.join(&last_component(&entry.path));
-        let path = entry.path.clone();
+        let relative = relative.join(entry.path.components().last().unwrap_or_default());
         let is_directory = entry.kind == SourceKind::Directory;
-        let (ignored, excluded) = (tree.ignored(&path), exclude.matches(&relative));
-        let pruned = ignored && tree.prunes(&path) || excluded && !exclude.may_match_below(&relative);
-        let selected = SelectedEntry { relative: relative.clone(), entry };
-        if !ignored && !excluded {
-            found.append(&mut pending);
-            found.push(selected);
-        } else if is_directory && !pruned {
-            pending.push(selected);
-        } else {
-            continue;
-        }
-        if is_directory {
-            let above = pending.len();
-            levels.push(Level { children: tree.children(&path)?.into_iter(), relative, pending: above });
+        let taken = filter.takes(&relative);
+        let shown = tree.hidden(&entry.path).is_none() && taken;
+        let entered = is_directory && !tree.prunes(&entry.path) && filter.may_take_below(&relative);
+        if shown || entered {
+            let below = entered.then_some(0);
+            found.push(Candidate { selected: SelectedEntry { relative, entry, on_the_way: !taken }, shown, below });
         }
     }
     Ok(found)
+}
+
+/// A folder whose list is being gone through.
+struct Level {
+    children: std::vec::IntoIter<Candidate>,
+    /// How many folders were pending when it was entered, itself included.
+    pending: usize,
+}
+
+/// Parents before children, and folders that are not shown themselves only where something below them is.
+fn in_order(mut lists: Vec<Vec<Candidate>>) -> Vec<SelectedEntry> {
+    let mut found = Vec::new();
+    let mut pending: Vec<SelectedEntry> = Vec::new();
+    let mut enter =
+        |list: usize, pending: usize| Level { children: std::mem::take(&mut lists[list]).into_iter(), pending };
+    let mut levels = vec![enter(0, 0)];
+    while let Some(level) = levels.last_mut() {
+        let Some(Candidate { selected, shown, below }) = level.children.next() else {
+            let ended = levels.pop().expect("the loop holds a level");
+            pending.truncate(ended.pending.saturating_sub(1));
+            continue;
+        };
+        pending.push(selected);
+        if shown {
+            found.append(&mut pending);
+        }
+        if let Some(list) = below {
+            levels.push(enter(list, pending.len()));
+        } else if !shown {
+            pending.pop();
+        }
+    }
+    found
 }

@@ -2,7 +2,7 @@
 
 use forge_image::ErrorKind;
 use forge_session::{Context, ContextError, ContextPath, EntryKind, PatternError, PatternMatcher, Session};
-use forge_store::{MergedTree, StoreError, TreeEntry, TreeKind};
+use forge_store::{MergedTree, StoreError, TreeEntry, TreeFolder, TreeKind};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
@@ -18,9 +18,50 @@ pub(crate) struct SourceTree {
 
 enum Files {
     /// Files of the session, less what the ignore file names. Owners are not copied from there.
-    Context { context: Arc<dyn Context>, ignored: PatternMatcher },
+    Context { context: Arc<dyn Context>, visible: Box<Visible> },
     /// Layers of the store, with owners and extended attributes.
     Layers(MergedTree),
+}
+
+/// Which files of a context there are.
+pub(crate) struct Visible {
+    /// `None` for all.
+    included: Option<PatternMatcher>,
+    ignored: PatternMatcher,
+}
+
+/// Why a path is not to be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hidden {
+    /// The ignore file says so.
+    Ignored,
+    /// The context was asked for without it.
+    NotIncluded,
+}
+
+impl Visible {
+    /// Reads the patterns of a local source.
+    pub(crate) fn new(include: &[String], exclude: &[String]) -> Result<Self, PatternError> {
+        let included = PatternMatcher::new(include)?;
+        Ok(Self { included: (!included.is_empty()).then_some(included), ignored: PatternMatcher::new(exclude)? })
+    }
+
+    fn hidden(&self, path: &ContextPath) -> Option<Hidden> {
+        if path.is_root() {
+            None
+        } else if self.ignored.matches(path) {
+            Some(Hidden::Ignored)
+        } else if self.included.as_ref().is_some_and(|included| !included.matches(path)) {
+            Some(Hidden::NotIncluded)
+        } else {
+            None
+        }
+    }
+
+    fn prunes(&self, path: &ContextPath) -> bool {
+        let ignored = self.ignored.matches(path) && !self.ignored.may_match_below(path);
+        ignored || self.included.as_ref().is_some_and(|included| !included.may_lead_to_match(path))
+    }
 }
 
 /// Says when whoever asked for the build wants no more of it. Reading a tree may take long, and blocks.
@@ -50,8 +91,16 @@ pub(crate) struct SourceEntry {
     pub xattrs: BTreeMap<OsString, Vec<u8>>,
     /// Equal for the names of one file, where the tree knows.
     pub link_group: Option<(u64, u64)>,
-    /// Where a file of a layer lies: looking it up again would begin at the root.
-    disk: Option<PathBuf>,
+    place: Place,
+}
+
+/// Where something of a layer lies: looking it up again would begin at the root.
+#[derive(Clone, Debug)]
+enum Place {
+    /// It is of a context, or has nothing to be read.
+    Unknown,
+    File(PathBuf),
+    Folder(TreeFolder),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,9 +152,9 @@ impl SourceError {
 }
 
 impl SourceTree {
-    /// The files of a context that are not ignored.
-    pub(crate) fn of_context(context: Arc<dyn Context>, ignored: PatternMatcher, stop: Stop) -> Self {
-        Self { files: Files::Context { context, ignored }, stop }
+    /// The files of a context, as far as they are visible.
+    pub(crate) fn of_context(context: Arc<dyn Context>, visible: Visible, stop: Stop) -> Self {
+        Self { files: Files::Context { context, visible: Box::new(visible) }, stop }
     }
 
     /// What layers show.
@@ -118,18 +167,18 @@ impl SourceTree {
         &self.stop
     }
 
-    /// Whether the ignore file hides a path.
-    pub(crate) fn ignored(&self, path: &ContextPath) -> bool {
+    /// Why a path is not to be seen, if so. What it leads to may be.
+    pub(crate) fn hidden(&self, path: &ContextPath) -> Option<Hidden> {
         match &self.files {
-            Files::Context { ignored, .. } => !path.is_root() && ignored.matches(path),
-            Files::Layers(_) => false,
+            Files::Context { visible, .. } => visible.hidden(path),
+            Files::Layers(_) => None,
         }
     }
 
-    /// Whether nothing below a hidden folder can come back through a `!` pattern.
+    /// Whether nothing below a folder is to be seen.
     pub(crate) fn prunes(&self, path: &ContextPath) -> bool {
         match &self.files {
-            Files::Context { ignored, .. } => !path.is_root() && !ignored.may_match_below(path),
+            Files::Context { visible, .. } => visible.prunes(path),
             Files::Layers(_) => false,
         }
     }
@@ -139,35 +188,41 @@ impl SourceTree {
         matches!(self.files, Files::Layers(_))
     }
 
-    /// The entry at a path, a link in the last component not followed. Ignored entries are shown.
+    /// The entry at a path, a link in the last component not followed. Hidden entries are shown.
     pub(crate) fn stat(&self, path: &ContextPath) -> Result<Option<SourceEntry>, SourceError> {
         match &self.files {
             Files::Context { context, .. } => Ok(context.stat(path)?.map(from_context)),
             Files::Layers(tree) => {
-                let found = tree.lookup(&absolute(path))?;
-                Ok(found.map(|entry| from_layers(path.clone(), entry, tree)))
+                let found = tree.lookup(&absolute(path))?.map(|entry| from_layers(path.clone(), entry, tree));
+                // Without any layer there is not even a root; to those who copy it, there is.
+                Ok(found.or_else(|| path.is_root().then(empty_root)))
             }
         }
     }
 
-    /// The children of a folder, sorted by name. Ignored ones are shown.
-    pub(crate) fn children(&self, path: &ContextPath) -> Result<Vec<SourceEntry>, SourceError> {
+    /// The children of a folder, sorted by name. Hidden ones are shown.
+    pub(crate) fn children(&self, folder: &SourceEntry) -> Result<Vec<SourceEntry>, SourceError> {
         self.stop.check()?;
-        match &self.files {
-            Files::Context { context, .. } => Ok(context.children(path)?.into_iter().map(from_context).collect()),
-            Files::Layers(tree) => {
-                let children = tree.children(&absolute(path))?.into_iter();
-                Ok(children.map(|child| from_layers(path.join(child.name.as_encoded_bytes()), child, tree)).collect())
+        match (&self.files, &folder.place) {
+            (Files::Context { context, .. }, _) => {
+                Ok(context.children(&folder.path)?.into_iter().map(from_context).collect())
             }
+            (Files::Layers(tree), Place::Folder(at)) => {
+                let children = tree.children_of(at)?.into_iter();
+                let named =
+                    |child: TreeEntry| from_layers(folder.path.join(child.name.as_encoded_bytes()), child, tree);
+                Ok(children.map(named).collect())
+            }
+            (Files::Layers(_), _) => Ok(Vec::new()),
         }
     }
 
     /// Opens a regular file.
     pub(crate) fn open(&self, entry: &SourceEntry) -> Result<File, SourceError> {
         self.stop.check()?;
-        match (&self.files, &entry.kind, &entry.disk) {
+        match (&self.files, &entry.kind, &entry.place) {
             (Files::Context { context, .. }, SourceKind::File { .. }, _) => Ok(context.open(&entry.path)?),
-            (Files::Layers(_), SourceKind::File { .. }, Some(disk)) => open_in_layer(entry, disk),
+            (Files::Layers(_), SourceKind::File { .. }, Place::File(disk)) => open_in_layer(entry, disk),
             _ => Err(SourceError::Special { path: entry.path.display().into_owned() }),
         }
     }
@@ -181,6 +236,13 @@ impl SourceTree {
                 self.stat(&path)
             }
         }
+    }
+}
+
+impl SourceEntry {
+    /// Something of a layer.
+    pub(crate) fn of_layer(entry: TreeEntry, tree: &MergedTree) -> Self {
+        from_layers(ContextPath::clean(entry.path.as_os_str().as_bytes()), entry, tree)
     }
 }
 
@@ -219,13 +281,32 @@ fn from_context(entry: forge_session::ContextEntry) -> SourceEntry {
         mtime: (i64::try_from(seconds).unwrap_or_default(), u32::try_from(rest).unwrap_or_default()),
         xattrs: BTreeMap::new(),
         link_group: None,
-        disk: None,
+        place: Place::Unknown,
+    }
+}
+
+/// The root of the empty file system.
+fn empty_root() -> SourceEntry {
+    SourceEntry {
+        path: ContextPath::default(),
+        kind: SourceKind::Directory,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime: (0, 0),
+        xattrs: BTreeMap::new(),
+        link_group: None,
+        place: Place::Unknown,
     }
 }
 
 fn from_layers(path: ContextPath, entry: TreeEntry, tree: &MergedTree) -> SourceEntry {
     use rustix::fs::FileType;
-    let disk = matches!(entry.kind, TreeKind::File { .. }).then(|| tree.disk_path(&entry));
+    let place = match (&entry.kind, entry.folder()) {
+        (TreeKind::File { .. }, _) => Place::File(tree.disk_path(&entry)),
+        (_, Some(folder)) => Place::Folder(folder),
+        _ => Place::Unknown,
+    };
     let kind = match entry.kind {
         TreeKind::File { size } => SourceKind::File { size },
         TreeKind::Directory => SourceKind::Directory,
@@ -246,6 +327,6 @@ fn from_layers(path: ContextPath, entry: TreeEntry, tree: &MergedTree) -> Source
         mtime: entry.mtime,
         xattrs: entry.xattrs,
         link_group: (entry.links > 1).then_some(entry.inode),
-        disk,
+        place,
     }
 }

@@ -1,5 +1,10 @@
 use super::MergedTree;
-use crate::{LayerId, ScratchDir};
+use super::xattr::{self, Markers};
+use crate::{LayerId, ScratchDir, StoreError};
+use rustix::fs::{FileType, Mode};
+use std::ffi::OsStr;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// A layer in the making: an empty upper folder over the trees of its parents.
@@ -49,5 +54,23 @@ impl ActiveLayer {
     /// What the parents show without the upper folder.
     pub fn lower(&self) -> &MergedTree {
         &self.lower
+    }
+
+    /// Hides what the parents have under a name: `folder` is one of the upper, in which nothing has that name.
+    ///
+    /// # Errors
+    /// The file system failed.
+    pub fn put_whiteout(&self, folder: BorrowedFd<'_>, name: &OsStr) -> Result<(), StoreError> {
+        let made = rustix::fs::mknodat(folder, name, FileType::CharacterDevice, Mode::empty(), 0);
+        made.map_err(StoreError::os("mark as deleted", name))
+    }
+
+    /// Hides what the parents have in a folder: `folder` is one of the upper, `name` the one in it that is marked.
+    ///
+    /// # Errors
+    /// The file system failed.
+    pub fn make_opaque(&self, folder: BorrowedFd<'_>, name: &OsStr) -> Result<(), StoreError> {
+        let marker = OsStr::new(Markers::of_this_process().opaque());
+        xattr::set(folder, name.as_bytes(), marker, b"y").map_err(StoreError::os("mark as opaque", name))
     }
 }

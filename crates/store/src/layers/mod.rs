@@ -24,6 +24,7 @@ mod index_format;
 mod limits;
 mod pax;
 mod placement;
+mod restack;
 mod tar_reader;
 mod tar_writer;
 mod tree;
@@ -36,7 +37,7 @@ pub use error::LayerError;
 pub use extract::Extracted;
 pub use index::LayerIndex;
 pub use limits::UnpackLimits;
-pub use tree::{MergedTree, TreeEntry, TreeKind};
+pub use tree::{MergedTree, TreeEntry, TreeFolder, TreeKind};
 
 use crate::layer_rows::{self, Published};
 use crate::opened::Opened;

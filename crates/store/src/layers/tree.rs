@@ -57,7 +57,12 @@ pub struct TreeEntry {
     /// How many names the node has in its layer.
     pub links: u64,
     layer: usize,
+    level: Option<Level>,
 }
+
+/// A folder of a [`MergedTree`] that was looked up: its contents are read without walking down from the root again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TreeFolder(Level);
 
 /// What a [`TreeEntry`] is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +100,7 @@ pub enum TreeKind {
 }
 
 /// A folder of the merged view: its path, and the layers that have a part in it, top-most first.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Level {
     pub(super) path: Vec<u8>,
     layers: Vec<usize>,
@@ -145,7 +150,7 @@ impl MergedTree {
     /// A file system call failed, or too many symbolic links among the parents.
     pub fn lookup(&self, path: &Path) -> Result<Option<TreeEntry>, StoreError> {
         let walk = self.walk(path.as_os_str().as_bytes(), Last::Keep)?;
-        Ok(walk.found.map(|found| tree_entry(walk.path, found.node, found.layer)))
+        Ok(walk.found.map(|found| tree_entry(walk.path, found)))
     }
 
     /// The path with all symbolic links followed inside the root. What does not exist is kept as it is.
@@ -165,9 +170,18 @@ impl MergedTree {
         let walk = self.walk(path.as_os_str().as_bytes(), Last::Follow)?;
         let found = walk.found.ok_or_else(|| not_found(&walk.path))?;
         let level = found.level.ok_or_else(|| LayerError::NotADirectory { path: shown(&walk.path) })?;
+        self.children_of(&TreeFolder(level))
+    }
+
+    /// What is in a folder that was found before, sorted by name bytes.
+    ///
+    /// # Errors
+    /// A file system call failed, or the folder is there no more.
+    pub fn children_of(&self, folder: &TreeFolder) -> Result<Vec<TreeEntry>, StoreError> {
+        let TreeFolder(level) = folder;
         let mut children = Vec::new();
-        self.open_level(&level)?.each_child(|name, node, layer| {
-            children.push(tree_entry(join_path(&level.path, name), node, layer));
+        self.open_level(level)?.each_child(|name, found| {
+            children.push(tree_entry(join_path(&level.path, name), found));
         })?;
         children.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(children)
@@ -276,44 +290,68 @@ impl MergedTree {
 impl OpenLevel<'_> {
     /// What has that name here, as overlayfs looks it up.
     pub(super) fn find(&self, name: &[u8]) -> Result<Option<Found>, StoreError> {
-        let mut top: Option<(Node, usize)> = None;
-        let mut layers = Vec::new();
-        for (layer, folder) in &self.parts {
-            let error = || StoreError::os("read", self.disk_path(*layer, name));
-            let Some(node) = folder::read_node(folder.as_fd(), name, self.tree.markers).map_err(error())? else {
-                continue;
-            };
-            let NodeKind::Directory { opaque } = node.kind else {
-                if top.is_none() && node.kind != NodeKind::Whiteout {
-                    top = Some((node, *layer));
-                }
-                break;
-            };
-            layers.push(*layer);
-            top.get_or_insert((node, *layer));
-            if opaque {
-                break;
+        for part in 0..self.parts.len() {
+            if let Some(node) = self.read(part, name)? {
+                return self.found(part, name, node);
             }
         }
-        let Some((node, layer)) = top else { return Ok(None) };
-        let level = (!layers.is_empty()).then(|| Level { path: join_path(&self.level.path, name), layers });
-        Ok(Some(Found { node, layer, level }))
+        Ok(None)
+    }
+
+    /// What the top-most node of a name comes to: a folder is merged with those below it, a whiteout is nothing.
+    fn found(&self, part: usize, name: &[u8], node: Node) -> Result<Option<Found>, StoreError> {
+        let layer = self.parts[part].0;
+        match node.kind {
+            NodeKind::Whiteout => Ok(None),
+            NodeKind::Directory { opaque } => {
+                let layers = if opaque { vec![layer] } else { self.merged_layers(part, name)? };
+                let level = Some(Level { path: join_path(&self.level.path, name), layers });
+                Ok(Some(Found { node, layer, level }))
+            }
+            _ => Ok(Some(Found { node, layer, level: None })),
+        }
+    }
+
+    /// The layers of a folder whose top-most part hides nothing.
+    fn merged_layers(&self, top: usize, name: &[u8]) -> Result<Vec<usize>, StoreError> {
+        let mut layers = vec![self.parts[top].0];
+        for part in top + 1..self.parts.len() {
+            match self.read(part, name)?.map(|node| node.kind) {
+                None => {}
+                Some(NodeKind::Directory { opaque }) => {
+                    layers.push(self.parts[part].0);
+                    if opaque {
+                        break;
+                    }
+                }
+                Some(_) => break,
+            }
+        }
+        Ok(layers)
+    }
+
+    fn read(&self, part: usize, name: &[u8]) -> Result<Option<Node>, StoreError> {
+        let (layer, folder) = &self.parts[part];
+        let error = || StoreError::os("read", self.disk_path(*layer, name));
+        folder::read_node(folder.as_fd(), name, self.tree.markers).map_err(error())
     }
 
     /// Visits every visible name once, in no order.
-    pub(super) fn each_child(&self, mut visit: impl FnMut(&[u8], Node, usize)) -> Result<(), StoreError> {
+    pub(super) fn each_child(&self, mut visit: impl FnMut(&[u8], Found)) -> Result<(), StoreError> {
         let mut seen = BTreeSet::new();
-        for (layer, folder) in &self.parts {
-            let error = |name: &[u8]| StoreError::os("read", self.disk_path(*layer, name));
-            for name in folder::names(folder).map_err(error(b""))? {
+        for (part, (layer, folder)) in self.parts.iter().enumerate() {
+            let names = folder::names(folder).map_err(StoreError::os("read", self.disk_path(*layer, b"")))?;
+            for name in names {
                 if seen.contains(&name) {
                     continue;
                 }
-                let node = folder::read_node(folder.as_fd(), &name, self.tree.markers).map_err(error(&name))?;
-                if let Some(node) = node.filter(|node| node.kind != NodeKind::Whiteout) {
-                    visit(&name, node, *layer);
+                let node = self.read(part, &name)?;
+                if let Some(found) = node.map(|node| self.found(part, &name, node)).transpose()?.flatten() {
+                    visit(&name, found);
                 }
-                seen.insert(name);
+                if self.parts.len() > 1 {
+                    seen.insert(name);
+                }
             }
         }
         Ok(())
@@ -334,6 +372,11 @@ impl TreeEntry {
     /// Whether it is a folder.
     pub fn is_directory(&self) -> bool {
         self.kind == TreeKind::Directory
+    }
+
+    /// What its contents are read by, for a folder.
+    pub fn folder(&self) -> Option<TreeFolder> {
+        self.level.clone().map(TreeFolder)
     }
 }
 
@@ -381,13 +424,14 @@ fn not_found(path: &[u8]) -> LayerError {
     LayerError::NotFound { path: shown(path) }
 }
 
-fn tree_entry(path: Vec<u8>, node: Node, layer: usize) -> TreeEntry {
+fn tree_entry(path: Vec<u8>, found: Found) -> TreeEntry {
+    let Found { node, layer, level } = found;
     let name = super::entry::split_path(&path).map_or(&b""[..], |(_, name)| name);
     let Metadata { mode, uid, gid, mtime, xattrs } = node.metadata;
     let (inode, links) = (node.inode, node.links);
     let name = OsStr::from_bytes(name).to_owned();
     let kind = tree_kind(node.kind);
-    TreeEntry { path: absolute(&path), name, kind, mode, uid, gid, mtime, xattrs, inode, links, layer }
+    TreeEntry { path: absolute(&path), name, kind, mode, uid, gid, mtime, xattrs, inode, links, layer, level }
 }
 
 fn tree_kind(kind: NodeKind) -> TreeKind {

@@ -432,7 +432,7 @@ impl Unpacker<'_> {
         let lower = self.placement.lower().root()?.and_then(|found| found.level);
         let Some(level) = lower else { return Ok(()) };
         let mut names = Vec::new();
-        self.placement.lower().open_level(&level)?.each_child(|name, _, _| names.push(name.to_vec()))?;
+        self.placement.lower().open_level(&level)?.each_child(|name, _| names.push(name.to_vec()))?;
         names.iter().try_for_each(|name| Ok(self.placement.hide(name)?))
     }
 

@@ -3,10 +3,10 @@
 use super::FileError;
 use super::editor::{EditError, Editor, EntryMetadata, Folder, OnExisting};
 use super::mode::apply_symbolic;
-use crate::selection::{SelectedRoot, Selection, select};
-use crate::source_tree::{SourceEntry, SourceError, SourceKind, SourceTree};
+use crate::selection::{SelectedEntry, SelectedRoot, Selection, select};
+use crate::source_tree::{SourceEntry, SourceKind, SourceTree};
+use forge_cache::SelectedPath;
 use forge_llb::{CopyAction, ModeChange};
-use forge_session::PatternMatcher;
 use forge_store::{Store, TreeKind};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
@@ -61,7 +61,7 @@ impl Copier<'_, '_> {
     fn copy_folder(&mut self, root: &SelectedRoot, made: &EntryMetadata) -> Result<(), FileError> {
         // What it knows of itself may be outdated afterwards.
         self.shared = None;
-        let destination = self.editor.tree().resolve(Path::new(&self.action.destination))?;
+        let destination = self.folder_destination(root)?;
         let top = self.destination_folder(&destination, made)?;
         let mut trail: Vec<Folder> = vec![top];
         for selected in &root.below {
@@ -71,7 +71,7 @@ impl Copier<'_, '_> {
             let parent = trail.last_mut().expect("the destination stays on the trail");
             self.editor.reopen(parent)?;
             if selected.entry.kind == SourceKind::Directory {
-                let child = self.editor.child_folder(parent, name, &metadata, OnExisting::Overwrite)?;
+                let child = self.child_folder(parent, name, selected, metadata)?;
                 trail.push(child);
                 if let Some(resting) = trail.len().checked_sub(OPEN_FOLDERS + 1) {
                     trail[resting].close();
@@ -81,6 +81,40 @@ impl Copier<'_, '_> {
             }
         }
         Ok(())
+    }
+
+    /// A folder that is here for the sake of what is in it gives an existing one its permission bits, as it was
+    /// selected, and nothing else.
+    fn child_folder(
+        &mut self,
+        parent: &mut Folder,
+        name: &OsStr,
+        selected: &SelectedEntry,
+        metadata: EntryMetadata,
+    ) -> Result<Folder, FileError> {
+        if !selected.on_the_way {
+            return Ok(self.editor.child_folder(parent, name, &metadata, OnExisting::Overwrite)?);
+        }
+        let exists = self.editor.has(parent, name)?;
+        let mode = if exists { selected.entry.mode } else { metadata.mode };
+        let metadata = EntryMetadata { mode, ..metadata };
+        Ok(self.editor.child_folder(parent, name, &metadata, OnExisting::TakeMode)?)
+    }
+
+    /// Where what is in a folder goes: to the destination, or to a folder of that name in it.
+    fn folder_destination(&self, root: &SelectedRoot) -> Result<PathBuf, FileError> {
+        let tree = self.editor.tree();
+        let resolved = tree.resolve(Path::new(&self.action.destination))?;
+        let goes_inside = self.destination_is_folder() || tree.lookup(&resolved)?.is_some();
+        match self.action.contents_only || root.name.is_empty() || !goes_inside {
+            true => Ok(resolved),
+            false => Ok(resolved.join(OsStr::from_bytes(&root.name))),
+        }
+    }
+
+    /// Whether the destination is written as a folder.
+    fn destination_is_folder(&self) -> bool {
+        self.action.destination.ends_with('/') || self.action.destination.ends_with("/.")
     }
 
     /// The folder itself takes the source's metadata only where it is made now; its parents are 0755.
@@ -108,18 +142,18 @@ impl Copier<'_, '_> {
 
     /// Where a file goes: into the destination where that is a folder, else to that very name.
     fn single_destination(&self, root: &SelectedRoot, several: bool) -> Result<(PathBuf, Box<OsStr>), FileError> {
-        let written = &self.action.destination;
         let tree = self.editor.tree();
-        let resolved = tree.resolve(Path::new(written))?;
+        let resolved = tree.resolve(Path::new(&self.action.destination))?;
         let is_folder = tree.lookup(&resolved)?.is_some_and(|entry| entry.kind == TreeKind::Directory);
-        let wants_folder = several || written.ends_with('/') || written.ends_with("/.");
+        let wants_folder = several || self.destination_is_folder();
         match (resolved.parent(), resolved.file_name()) {
             (Some(parent), Some(name)) if !is_folder && !wants_folder => Ok((parent.to_owned(), name.into())),
             _ => Ok((resolved, OsStr::from_bytes(&root.name).into())),
         }
     }
 
-    fn write_entry(
+    /// Writes something that is not a folder.
+    pub(crate) fn write_entry(
         &mut self,
         parent: &mut Folder,
         name: &OsStr,
@@ -166,7 +200,7 @@ impl Copier<'_, '_> {
     }
 
     /// What a copied entry is given.
-    fn metadata(&self, entry: &SourceEntry) -> Result<EntryMetadata, FileError> {
+    pub(crate) fn metadata(&self, entry: &SourceEntry) -> Result<EntryMetadata, FileError> {
         let is_directory = entry.kind == SourceKind::Directory;
         let mode = match &self.action.mode {
             None => entry.mode,
@@ -195,8 +229,7 @@ impl Copier<'_, '_> {
         let name = root.entry.path.display().into_owned();
         let extracted = super::archive::extract(self.tree.open(&root.entry)?, self.store, &name, self.tree.stop())?;
         let tree = SourceTree::of_layers(extracted.tree().clone(), self.tree.stop().clone());
-        let nothing = PatternMatcher::new(&[]).map_err(SourceError::from)?;
-        let everything = select(&tree, &["/".to_owned()], false, &nothing)?;
+        let everything = select(&tree, &SelectedPath::new("/"))?;
         let made = self.made_on_the_way();
         let (action, owner, now, store) = (self.action, self.owner, self.now, self.store);
         self.shared = None;

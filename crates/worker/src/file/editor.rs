@@ -10,12 +10,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 /// What an entry is given besides its bytes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct EntryMetadata {
     pub mode: u32,
     pub uid: u32,
@@ -33,6 +33,9 @@ pub(crate) enum EditError {
     /// The words are BuildKit's.
     #[error("cannot replace to directory {path} with file")]
     IsADirectory { path: String },
+    /// A parent that must be there is not.
+    #[error("{path}: no such file or directory")]
+    NotFound { path: String },
     #[error("cannot write {path}")]
     Write { path: String, source: std::io::Error },
     #[error(transparent)]
@@ -66,17 +69,18 @@ pub(crate) struct Editor<'a> {
     times: BTreeMap<PathBuf, (i64, u32)>,
     /// How often something written was replaced by something else.
     replaced: u64,
+    on_conflict: OnConflict,
 }
 
 impl<'a> Editor<'a> {
-    pub(crate) fn new(active: &'a ActiveLayer) -> Result<Self, EditError> {
+    pub(crate) fn new(active: &'a ActiveLayer, on_conflict: OnConflict) -> Result<Self, EditError> {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
         let upper = fs::open(active.upper(), flags, Mode::empty()).map_err(|e| write_error(active.upper(), e))?;
         let mut times = BTreeMap::new();
         if let Some(root) = active.lower().lookup(Path::new("/"))? {
             times.insert(PathBuf::from("/"), root.mtime);
         }
-        Ok(Self { active, upper, times, replaced: 0 })
+        Ok(Self { active, upper, times, replaced: 0, on_conflict })
     }
 
     /// The merged tree as it is now, changes included.
@@ -110,15 +114,22 @@ impl<'a> Editor<'a> {
         on_existing: OnExisting,
     ) -> Result<Folder, EditError> {
         let path = parent.path.join(name);
-        let found = self.existing(parent, name)?;
+        let mut found = self.existing(parent, name)?;
         if found.as_ref().is_some_and(|entry| entry.kind != TreeKind::Directory) {
-            return Err(EditError::NotADirectory { path: path.display().to_string() });
+            if self.on_conflict == OnConflict::Refuse {
+                return Err(EditError::NotADirectory { path: path.display().to_string() });
+            }
+            self.remove(parent, name)?;
+            found = None;
         }
         let existing = if found.is_some() { Existing::Asked(0) } else { Existing::Nothing };
-        let kept = found.filter(|_| on_existing == OnExisting::Keep);
-        let is_kept = kept.is_some();
-        let effective = kept.map_or_else(|| metadata.clone(), EntryMetadata::of);
-        let made = make_directory(parent.fd(), name).map_err(|source| write_error(&path, source))?;
+        let effective = match (&found, on_existing) {
+            (Some(entry), OnExisting::Keep) => EntryMetadata::of(entry),
+            (Some(entry), OnExisting::TakeMode) => EntryMetadata { mode: metadata.mode, ..EntryMetadata::of(entry) },
+            (None, _) | (_, OnExisting::Overwrite) => metadata.clone(),
+        };
+        let is_kept = found.is_some() && on_existing == OnExisting::Keep;
+        let made = self.make_directory(parent, name).map_err(|source| write_error(&path, source))?;
         let fd = open_child(parent.fd(), name).map_err(|source| write_error(&path, source))?;
         if made || !is_kept {
             apply_to_directory(fd.as_fd(), &effective).map_err(|source| write_error(&path, source))?;
@@ -127,6 +138,65 @@ impl<'a> Editor<'a> {
             self.times.entry(path.clone()).or_insert(effective.mtime);
         }
         Ok(Folder { fd: Some(fd), path, existing })
+    }
+
+    /// Makes a folder where there is none in the upper; says whether it did. Where something was deleted before, what
+    /// the layers below have there stays hidden.
+    fn make_directory(&self, parent: &Folder, name: &OsStr) -> rustix::io::Result<bool> {
+        let make = || fs::mkdirat(parent.fd(), name, Mode::from_raw_mode(0o700));
+        match make() {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let stat = fs::statat(parent.fd(), name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            return Ok(false);
+        }
+        // A whiteout: nothing else is there and not found.
+        fs::unlinkat(parent.fd(), name, AtFlags::empty())?;
+        make()?;
+        self.active.make_opaque(parent.fd(), name).map_err(|_| rustix::io::Errno::IO)?;
+        Ok(true)
+    }
+
+    /// Removes what has a name in a folder, and everything in it.
+    pub(crate) fn remove(&mut self, parent: &mut Folder, name: &OsStr) -> Result<(), EditError> {
+        let path = parent.path.join(name);
+        let failed = |errno: rustix::io::Errno| write_error(&path, errno);
+        match fs::unlinkat(parent.fd(), name, AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            // Through the descriptor, so that no other folder can have taken the place; nobody else works in the upper.
+            Err(rustix::io::Errno::ISDIR) => {
+                let folder = Path::new("/proc/self/fd").join(parent.fd().as_raw_fd().to_string());
+                let removed = std::fs::remove_dir_all(folder.join(name));
+                removed.map_err(|source| EditError::Write { path: path.display().to_string(), source })?;
+            }
+            Err(errno) => return Err(failed(errno)),
+        }
+        self.replaced += 1;
+        self.times.retain(|other, _| !other.starts_with(&path));
+        if let Existing::Listed(entries) = &mut parent.existing {
+            entries.remove(name);
+        }
+        // Through the merged tree: a folder that hides what is below needs no whiteouts in it.
+        if self.active.merged().lookup(&path)?.is_some() {
+            self.active.put_whiteout(parent.fd(), name)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the root folder other metadata.
+    pub(crate) fn set_root(&mut self, metadata: &EntryMetadata) -> Result<(), EditError> {
+        let root = self.open_upper(Path::new("/"))?;
+        apply_to_directory(root.as_fd(), metadata).map_err(|source| write_error(Path::new("/"), source))?;
+        self.times.insert(PathBuf::from("/"), metadata.mtime);
+        Ok(())
+    }
+
+    /// Whether something has a name in a folder.
+    pub(crate) fn has(&self, folder: &mut Folder, name: &OsStr) -> Result<bool, EditError> {
+        Ok(self.existing(folder, name)?.is_some())
     }
 
     /// What has a name in a folder.
@@ -235,19 +305,27 @@ impl<'a> Editor<'a> {
         name: &OsStr,
         make: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<T>,
     ) -> Result<T, EditError> {
-        let found = self.existing(parent, name)?;
-        let is_directory = || EditError::IsADirectory { path: shown(parent, name) };
-        if found.is_some_and(|entry| entry.kind == TreeKind::Directory) {
-            return Err(is_directory());
+        let is_directory = |parent: &Folder| EditError::IsADirectory { path: shown(parent, name) };
+        if self.existing(parent, name)?.is_some_and(|entry| entry.kind == TreeKind::Directory) {
+            match self.on_conflict {
+                OnConflict::Refuse => return Err(is_directory(parent)),
+                OnConflict::Replace => self.remove(parent, name)?,
+            }
         }
-        let failed = |errno: rustix::io::Errno| EditError::Write { path: shown(parent, name), source: errno.into() };
+        let path = parent.path.join(name);
+        let failed = |errno: rustix::io::Errno| write_error(&path, errno);
         match make(parent.fd()) {
             Err(rustix::io::Errno::EXIST) => {}
             made => return made.map_err(failed),
         }
         match fs::unlinkat(parent.fd(), name, AtFlags::empty()) {
             Ok(()) => self.replaced += 1,
-            Err(rustix::io::Errno::ISDIR) => return Err(is_directory()),
+            Err(rustix::io::Errno::ISDIR) if self.on_conflict == OnConflict::Replace => {
+                self.remove(parent, name)?;
+                // What is written hides as much as the whiteout that may be there now.
+                let _ = fs::unlinkat(parent.fd(), name, AtFlags::empty());
+            }
+            Err(rustix::io::Errno::ISDIR) => return Err(is_directory(parent)),
             Err(errno) => return Err(failed(errno)),
         }
         make(parent.fd()).map_err(failed)
@@ -276,7 +354,16 @@ impl<'a> Editor<'a> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnExisting {
     Keep,
+    /// Its permission bits are replaced, and nothing else.
+    TakeMode,
     Overwrite,
+}
+
+/// What happens where a file would take the place of a folder, or a folder that of a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnConflict {
+    Refuse,
+    Replace,
 }
 
 impl Folder {
@@ -296,8 +383,9 @@ impl Folder {
 
 impl EntryMetadata {
     /// That of something that is there.
-    fn of(entry: TreeEntry) -> Self {
-        Self { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, xattrs: entry.xattrs }
+    fn of(entry: &TreeEntry) -> Self {
+        let xattrs = entry.xattrs.clone();
+        Self { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, xattrs }
     }
 }
 
@@ -307,15 +395,6 @@ fn shown(parent: &Folder, name: &OsStr) -> String {
 
 fn write_error(path: &Path, errno: rustix::io::Errno) -> EditError {
     EditError::Write { path: path.display().to_string(), source: errno.into() }
-}
-
-/// Makes a folder where there is none in the upper; says whether it did.
-fn make_directory(parent: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<bool> {
-    match fs::mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::EXIST) => Ok(false),
-        Err(errno) => Err(errno),
-    }
 }
 
 fn open_child(parent: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {

@@ -8,8 +8,10 @@ mod copy;
 mod exec;
 mod keys;
 mod made;
+mod parents;
 mod scale;
 mod site;
+mod stacks;
 mod tree_text;
 
 use libtest_mimic::{Arguments, Trial};
@@ -20,7 +22,8 @@ type Test = (&'static str, fn());
 fn main() {
     forge_executor::init_if_requested();
     let arguments = Arguments::from_args();
-    let groups = [copy::TESTS, add::TESTS, made::TESTS, keys::TESTS, attacks::TESTS, scale::TESTS, exec::TESTS];
+    let files = [copy::TESTS, parents::TESTS, add::TESTS, made::TESTS, stacks::TESTS].concat();
+    let groups = [&files, keys::TESTS, attacks::TESTS, scale::TESTS, exec::TESTS];
     let trial = |(name, test): Test| {
         Trial::test(name, move || {
             if forge_testkit::privileged(name) {

@@ -33,6 +33,7 @@ pub struct Site {
     pub base: ResultRef,
     pub stage: ResultRef,
     pub ignore: Vec<String>,
+    pub include: Vec<String>,
     pub runtime: Runtime,
     // Last: the others lie in it.
     folder: TempDir,
@@ -71,7 +72,19 @@ impl Site {
         let results = LocalResults::new(store.clone(), lease.clone());
         let worker = LocalWorker::new(store.clone(), lease.clone(), executor(), images);
         let (base, stage) = (ResultRef::scratch(), ResultRef::scratch());
-        Self { store, lease, session, worker, results, base, stage, ignore: Vec::new(), runtime, folder }
+        Self {
+            store,
+            lease,
+            session,
+            worker,
+            results,
+            base,
+            stage,
+            ignore: Vec::new(),
+            include: Vec::new(),
+            runtime,
+            folder,
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -102,6 +115,12 @@ impl Site {
         self
     }
 
+    /// Patterns of what there is in the context at all.
+    pub fn include(mut self, patterns: &[&str]) -> Self {
+        self.include = patterns.iter().map(ToString::to_string).collect();
+        self
+    }
+
     pub fn with_layer(&self, below: &ResultRef, fill: impl FnOnce(&Path)) -> ResultRef {
         let layers = self.store.layers();
         let active = layers.prepare(below.layers()).unwrap();
@@ -112,8 +131,8 @@ impl Site {
 
     /// What every step sees: base, context and stage.
     pub fn inputs(&self) -> Vec<ResultRef> {
-        let context =
-            ResultRef::Context { name: "context".to_owned(), include: Vec::new(), exclude: self.ignore.clone() };
+        let (include, exclude) = (self.include.clone(), self.ignore.clone());
+        let context = ResultRef::Context { name: "context".to_owned(), include, exclude };
         vec![self.base.clone(), context, self.stage.clone()]
     }
 
@@ -129,8 +148,13 @@ impl Site {
     }
 
     pub fn run(&self, op: Op) -> Result<ResultRef, WorkerError> {
+        self.run_on(op, self.inputs())
+    }
+
+    /// Does an op that sees other inputs.
+    pub fn run_on(&self, op: Op, inputs: Vec<ResultRef>) -> Result<ResultRef, WorkerError> {
         let vertex = vertex(op);
-        let request = ExecuteRequest { digest: vertex.digest(), vertex: Arc::new(vertex), inputs: self.inputs() };
+        let request = ExecuteRequest { digest: vertex.digest(), vertex: Arc::new(vertex), inputs };
         let session: Arc<dyn Session> = self.session.clone();
         let mut execution = self.runtime.block_on(self.worker.execute(request, &session))?;
         Ok(execution.outputs.remove(0))
@@ -181,6 +205,14 @@ impl Site {
         self.inputs().into_iter().zip(map.inputs).map(digest).collect()
     }
 
+    /// What the context contributes to the key of an operation that sees nothing else.
+    pub fn key_parts(&self, op: FileOp) -> ContentDigest {
+        let session: Arc<dyn Session> = self.session.clone();
+        let map = self.runtime.block_on(self.worker.cache_map(&vertex(Op::File(op)), &session)).unwrap();
+        let InputKey::Content(selector) = &map.inputs[CONTEXT] else { panic!("inputs are known by their content") };
+        self.digest(&self.inputs()[CONTEXT], selector).unwrap()
+    }
+
     pub fn digest(&self, result: &ResultRef, selector: &Selector) -> Result<ContentDigest, String> {
         let session: Arc<dyn Session> = self.session.clone();
         let digest = self.runtime.block_on(self.results.content_digest(result, selector, &session));
@@ -215,7 +247,7 @@ pub fn vertex(op: Op) -> Vertex {
     Vertex { op, inputs, platform: None, metadata: Metadata::default() }
 }
 
-/// `COPY [--flag…] source… destination` as an op; ADD unpacks.
+/// `COPY [--flag…] source… destination` as an op; ADD unpacks. Besides docker's flags there are those of the op.
 pub fn file_op(instruction: &str) -> FileOp {
     FileOp {
         actions: vec![FileAction { base: FileInput::Input(BASE), kind: FileKind::Copy(copy_action(instruction)) }],
@@ -246,7 +278,14 @@ pub fn copy_action(instruction: &str) -> CopyAction {
             Err(_) => ModeChange::Symbolic(text.clone()),
         }),
         unpack_archives,
+        include: values("include"),
         exclude: values("exclude"),
+        required: values("required"),
+        follow_links: !flags.contains(&"--no-follow"),
+        contents_only: !flags.contains(&"--itself"),
+        make_parents: !flags.contains(&"--no-parents"),
+        allow_empty_wildcard: !flags.contains(&"--no-empty"),
+        replace: flags.contains(&"--replace"),
         timestamp: values("timestamp").first().map(|text| text.parse().unwrap()),
         ..CopyAction::new(from, sources.iter().map(ToString::to_string).collect(), *destination)
     }

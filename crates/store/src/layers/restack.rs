@@ -1,0 +1,108 @@
+//! A layer on top of other layers than those that it was made on.
+
+use super::Layers;
+use super::apply::{self, default_root};
+use super::entry::{EntryKind, LayerEntry, Metadata, split_path};
+use super::folder::{self, NodeKind};
+use super::index::LayerIndex;
+use super::tree::MergedTree;
+use crate::{LayerId, LayerRecord, Lease, StoreError};
+use rustix::fs::{AtFlags, FileType, Mode};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+impl Layers {
+    /// Fits a layer onto a stack, lowest first: the id of a layer that says the same there.
+    ///
+    /// Mostly that is the layer itself. But the folders that are in it only as parents show the metadata of the stack
+    /// that it was made on, and a tree cannot lie in one overlay twice: then it is a copy whose files are links to the
+    /// layer's own, with the parents as they are in the new stack. A parent that is no folder there becomes a folder
+    /// of the layer, as it would be if the files were written there.
+    ///
+    /// # Errors
+    /// A layer is not in the store, or the file system or the database failed.
+    pub fn restack(&self, below: &[LayerId], layer: &LayerId, lease: &Lease) -> Result<LayerId, StoreError> {
+        let lower = self.tree(below)?;
+        let old = self.index(layer)?;
+        let entries: Vec<LayerEntry> =
+            old.entries().iter().map(|entry| fitted(entry, &lower)).collect::<Result<_, _>>()?;
+        let fits = |(old, new): (&LayerEntry, &LayerEntry)| old.kind == new.kind && same_but_time(old, new);
+        if !below.contains(layer) && old.entries().iter().zip(&entries).all(fits) {
+            return Ok(layer.clone());
+        }
+        let Some(record) = self.get(layer)? else { return self.absent(layer) };
+        let same_tar = old.entries().iter().zip(&entries).all(|(old, new)| old.kind == new.kind);
+        let index = LayerIndex::new(entries)?;
+        let scratch = self.opened.scratch("restack")?;
+        let staged = scratch.path().join("layer");
+        let tree = staged.join("tree");
+        crate::scratch::create_private(&staged)?;
+        crate::scratch::create_private(&tree)?;
+        link_tree(&self.tree_path(layer)?, &tree, &index)?;
+        let fresh = self.record_of(&index);
+        let record = match same_tar {
+            true => LayerRecord { id: fresh.id, ..record },
+            false => fresh,
+        };
+        self.publish(&staged, &index, &record, None, lease)?;
+        Ok(record.id)
+    }
+}
+
+/// An entry as it is on other layers.
+fn fitted(entry: &LayerEntry, lower: &MergedTree) -> Result<LayerEntry, StoreError> {
+    let EntryKind::Directory { opaque, implied: true } = entry.kind else { return Ok(entry.clone()) };
+    let found = lower.lookup_physical(&entry.path)?;
+    let (metadata, implied) = match found {
+        None => (default_root(), true),
+        Some(found) if matches!(found.node.kind, NodeKind::Directory { .. }) => (found.node.metadata, true),
+        Some(_) => (entry.metadata.clone(), false),
+    };
+    let kind = EntryKind::Directory { opaque, implied };
+    Ok(LayerEntry { kind, metadata, ..entry.clone() })
+}
+
+/// The time of a parent changes with whatever is written into it.
+fn same_but_time(old: &LayerEntry, new: &LayerEntry) -> bool {
+    Metadata { mtime: (0, 0), ..old.metadata.clone() } == Metadata { mtime: (0, 0), ..new.metadata.clone() }
+}
+
+/// Makes a tree from the index, with links to the files of an equal tree.
+fn link_tree(from: &Path, to: &Path, index: &LayerIndex) -> Result<(), StoreError> {
+    let open = |path: &Path| folder::open_root(path).map_err(StoreError::os("open", path));
+    let (source, target) = (open(from)?, open(to)?);
+    for entry in &index.entries()[1..] {
+        link_entry(&source, &target, entry).map_err(StoreError::os("link", to.join(entry.path())))?;
+    }
+    for entry in index.entries().iter().rev().filter(|entry| entry.is_directory()) {
+        finish_folder(&target, entry).map_err(StoreError::os("set metadata of", to.join(entry.path())))?;
+    }
+    Ok(())
+}
+
+fn link_entry(source: &OwnedFd, target: &OwnedFd, entry: &LayerEntry) -> rustix::io::Result<()> {
+    let (parent, name) = split_path(&entry.path).expect("the root is no entry of a folder");
+    let name = OsStr::from_bytes(name);
+    let into = folder::open_folder(target.as_fd(), parent)?;
+    match entry.kind {
+        EntryKind::Directory { .. } => rustix::fs::mkdirat(&into, name, Mode::RWXU),
+        // One node has only so many names, and deletions may be many.
+        EntryKind::Whiteout => rustix::fs::mknodat(&into, name, FileType::CharacterDevice, Mode::empty(), 0),
+        _ => rustix::fs::linkat(folder::open_folder(source.as_fd(), parent)?, name, &into, name, AtFlags::empty()),
+    }
+}
+
+fn finish_folder(target: &OwnedFd, entry: &LayerEntry) -> rustix::io::Result<()> {
+    let place = if entry.path.is_empty() { b"." } else { &entry.path[..] };
+    apply::set_all(target.as_fd(), place, &entry.metadata)?;
+    if let EntryKind::Directory { opaque: true, .. } = entry.kind {
+        let (folder, name) = match split_path(&entry.path) {
+            Some((parent, name)) => (folder::open_folder(target.as_fd(), parent)?, name),
+            None => return Ok(()),
+        };
+        super::xattr::set(folder.as_fd(), name, OsStr::new(super::xattr::Markers::of_this_process().opaque()), b"y")?;
+    }
+    apply::set_mtime(target, &entry.path, entry.metadata.mtime)
+}

@@ -1,0 +1,70 @@
+//! Merging stacks of layers, and what leads from one to another.
+
+use crate::error::WorkError;
+use crate::file::{self, difference};
+use crate::results::source_tree;
+use crate::source_tree::Stop;
+use forge_cache::ResultRef;
+use forge_llb::DiffOp;
+use forge_session::Session;
+use forge_store::{LayerId, Lease, Store};
+use std::sync::Arc;
+
+/// Where layers are made, and for whom.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub store: Store,
+    pub lease: Arc<Lease>,
+    pub session: Arc<dyn Session>,
+}
+
+impl Place {
+    /// Puts trees on top of each other: the layers of each, one after the other, as if each were written over what is
+    /// below it. What a layer deletes is deleted below it too.
+    pub(crate) fn merge(&self, inputs: &[ResultRef]) -> Result<ResultRef, WorkError> {
+        let mut stack: Vec<LayerId> = Vec::new();
+        for input in inputs {
+            let layers = self.layers(input)?;
+            // A tree over itself, or over what it was made on, is that tree.
+            if layers.starts_with(&stack) {
+                stack = layers;
+                continue;
+            }
+            for layer in layers {
+                let fitted = self.store.layers().restack(&stack, &layer, &self.lease)?;
+                stack.push(fitted);
+            }
+        }
+        Ok(ResultRef::Layers(stack))
+    }
+
+    /// What leads from one tree to another: the layers that one has on the other where that is so, else one new layer.
+    pub(crate) fn diff(&self, op: &DiffOp, inputs: &[ResultRef]) -> Result<ResultRef, WorkError> {
+        let side = |index: Option<usize>| index.map_or(Ok(Vec::new()), |index| self.layers(&inputs[index]));
+        let (lower, upper) = (side(op.lower)?, side(op.upper)?);
+        if let Some(above) = upper.strip_prefix(&lower[..]) {
+            return Ok(ResultRef::Layers(above.to_vec()));
+        }
+        let active = difference::between(&self.store, &lower, &upper, &self.stop())?;
+        let record = self.store.layers().commit(active, &self.lease)?;
+        // Nothing differs: a layer that says nothing would only be one more to carry.
+        let layers = if record.entries == 0 { Vec::new() } else { vec![record.id] };
+        Ok(ResultRef::Layers(layers))
+    }
+
+    /// The layers of a result; the files of a context become one.
+    pub(crate) fn layers(&self, result: &ResultRef) -> Result<Vec<LayerId>, WorkError> {
+        match result {
+            ResultRef::Layers(layers) => Ok(layers.clone()),
+            ResultRef::Context { .. } => {
+                let tree = source_tree(&self.store, result, &self.session)?;
+                let active = file::materialise(&self.store, &tree)?;
+                Ok(vec![self.store.layers().commit(active, &self.lease)?.id])
+            }
+        }
+    }
+
+    fn stop(&self) -> Stop {
+        Stop(self.session.clone())
+    }
+}
