@@ -2,9 +2,10 @@
 
 use crate::context::{MAIN_CONTEXT, MainContext, open_folder};
 use crate::dockerfile::{DockerfileText, read_dockerfile, read_from_context, read_ignore_file};
-use crate::engine::{Engine, LateExecutor, blocking, until_cancelled};
+use crate::engine::{Engine, blocking, until_cancelled};
 use crate::error::work_hint;
 use crate::excerpt::{SourceLines, excerpt};
+use crate::limits::BoundedExecutor;
 use crate::plausible;
 use crate::remote::GitDefaults;
 use crate::steps::ShownStep;
@@ -219,6 +220,9 @@ impl Build {
                 .iter()
                 .map(|(host, address)| ExtraHost { host: host.clone(), address: address.clone() })
                 .collect(),
+            ulimits: request.limits.ulimits.clone(),
+            cgroup_parent: request.limits.cgroup_parent.clone(),
+            shm_size: request.limits.shm_size,
             ..LowerOptions::new(platform.clone())
         }
     }
@@ -277,9 +281,10 @@ impl Build {
 
     async fn new_solver(&self) -> Result<Solver, EngineError> {
         let (transfer, images) = (self.transfer.clone(), self.images.clone());
+        let (each, together) = (self.request.limits.resources.clone(), self.request.total_limits.clone());
         let solver = self.engine.blocking(move |engine| {
             let (store, lease) = (transfer.store, transfer.lease);
-            let executor = Arc::new(LateExecutor(engine.clone()));
+            let executor = Arc::new(BoundedExecutor::new(engine.clone(), each, together)?);
             let worker = LocalWorker::new(store.clone(), lease.clone(), executor, images);
             Ok(Solver {
                 worker: Arc::new(worker),

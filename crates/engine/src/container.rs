@@ -1,7 +1,8 @@
 //! Foreground containers.
 
 use crate::engine::{Engine, blocking};
-use crate::{EngineError, Network, PullPolicy, RunOutcome, RunRequest, RunStreams};
+use crate::limits::bound;
+use crate::{EngineError, Limits, Network, PullPolicy, RunOutcome, RunRequest, RunStreams};
 use forge_executor::{
     Container, ContainerId, Executor, ExecutorError, MountSource, MountSpec, NetworkMode, ProcessSpec, ProcessUser,
     RootFs, SandboxSpec, Stdio, StdioTarget,
@@ -9,7 +10,7 @@ use forge_executor::{
 use forge_image::{ErrorKind, ImageConfig, Platform, Reference};
 use forge_session::EventSink;
 use forge_store::{ActiveLayer, Image, LayerId, Lease};
-use forge_worker::{environment, executor_kind, identity, network_files};
+use forge_worker::{environment, executor_kind, identity, network_files, rlimit, set_rlimit};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -160,6 +161,7 @@ fn sandbox(request: &RunRequest, config: &ImageConfig, files: &ActiveLayer) -> R
     };
     let mut spec = SandboxSpec::for_root(root, process);
     spec.readonly_root = request.readonly_root;
+    limit(&mut spec, &request.limits)?;
     spec.network = match request.network {
         Network::None => NetworkMode::None,
         Network::Host | Network::Default => NetworkMode::Host,
@@ -168,6 +170,16 @@ fn sandbox(request: &RunRequest, config: &ImageConfig, files: &ActiveLayer) -> R
     spec.mounts.extend(binds(request));
     spec.hostname = hostname;
     Ok(spec)
+}
+
+fn limit(spec: &mut SandboxSpec, limits: &Limits) -> Result<(), EngineError> {
+    bound(spec, &limits.resources);
+    for ulimit in &limits.ulimits {
+        set_rlimit(&mut spec.process.rlimits, rlimit(ulimit)?);
+    }
+    spec.shm_size = limits.shm_size.unwrap_or(spec.shm_size);
+    spec.group.parent = Some(&limits.cgroup_parent).filter(|parent| !parent.is_empty()).map(PathBuf::from);
+    Ok(())
 }
 
 /// Bind mounts of the host; a missing source is an error of the executor.

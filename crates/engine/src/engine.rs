@@ -2,7 +2,7 @@ use crate::session::LocalSession;
 use crate::steps::ShownStep;
 use crate::{EngineError, EngineInfo, EngineOptions, PullOutcome, PushOutcome};
 use forge_cache::{CacheIndex, Flights, SqliteIndex};
-use forge_executor::{Container, ContainerId, Executor, ExecutorError, NamespaceExecutor, SandboxSpec, Stdio};
+use forge_executor::{Executor, ExecutorError, NamespaceExecutor};
 use forge_exporter::{ExportError, ExportSettings, ImageSet, Pushed};
 use forge_image::{ErrorKind, Platform, Reference};
 use forge_registry::{
@@ -94,6 +94,11 @@ impl Engine {
     pub(crate) fn executor(&self) -> Result<Arc<NamespaceExecutor>, ExecutorError> {
         let directory = self.store().root().join("run");
         made(&self.0.executor, || Ok(Arc::new(NamespaceExecutor::new(&directory)?)))
+    }
+
+    /// What the sandboxes of this engine could not enforce; nothing if there were none.
+    pub(crate) fn sandbox_notices(&self) -> Vec<String> {
+        self.0.executor.get().map(|executor| executor.notices()).unwrap_or_default()
     }
 
     /// The registry client; certificates are read when it is made.
@@ -263,18 +268,5 @@ fn registry_options(options: &EngineOptions) -> RegistryOptions {
             no_proxy: options.proxy.no_proxy.clone(),
         },
         ..RegistryOptions::default()
-    }
-}
-
-/// The engine's executor, started with the first step that really runs: a cached build needs none.
-pub(crate) struct LateExecutor(pub Engine);
-
-impl Executor for LateExecutor {
-    fn create(&self, id: &ContainerId, spec: &SandboxSpec, io: Stdio) -> Result<Box<dyn Container>, ExecutorError> {
-        self.0.executor()?.create(id, spec, io)
-    }
-
-    fn notices(&self) -> Vec<String> {
-        self.0.executor().map(|executor| executor.notices()).unwrap_or_default()
     }
 }

@@ -61,7 +61,12 @@ impl Build {
             };
             self.session.events().emit(Event::Warning(notice));
         }
-        Ok(BuildOutcome { warnings, steps: count(&results), notices: notices(&results), ..told(&exported) })
+        Ok(BuildOutcome {
+            warnings,
+            steps: count(&results),
+            notices: [notices(&results), self.engine.sandbox_notices()].concat(),
+            ..told(&exported)
+        })
     }
 
     async fn write_all(&self, results: &[PlatformResult]) -> Result<Vec<Written>, EngineError> {

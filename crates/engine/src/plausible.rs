@@ -72,6 +72,8 @@ mod tests {
             source_date_epoch: None,
             proxy_env: Vec::new(),
             extra_hosts: Vec::new(),
+            limits: crate::Limits::default(),
+            total_limits: crate::Resources::default(),
             now: UNIX_EPOCH,
         };
         match check(&request) {

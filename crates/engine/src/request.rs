@@ -1,4 +1,5 @@
-use crate::RemoteContext;
+use crate::{Limits, RemoteContext};
+use forge_executor::Resources;
 use forge_image::{Platform, Reference};
 use forge_session::Redacted;
 use std::collections::BTreeMap;
@@ -96,6 +97,10 @@ pub struct BuildRequest {
     pub proxy_env: Vec<String>,
     /// `--add-host`, name and address.
     pub extra_hosts: Vec<(String, String)>,
+    /// Bounds of each step.
+    pub limits: Limits,
+    /// Bounds of all steps together.
+    pub total_limits: Resources,
     /// The time that the image says it was made.
     pub now: SystemTime,
 }
@@ -280,6 +285,8 @@ pub struct RunRequest {
     pub terminal_size: Option<(u16, u16)>,
     /// `-i`: whether standard input is handed to the process.
     pub interactive: bool,
+    /// Bounds of the container.
+    pub limits: Limits,
 }
 
 /// A folder or file of the host in a container (`-v host:container[:ro]`).

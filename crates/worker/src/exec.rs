@@ -1,5 +1,6 @@
 //! Runs a step's process in the sandbox and hands on what it writes.
 
+use crate::limits;
 use crate::users::{self, Identity, UserError};
 use forge_cache::ResultRef;
 use forge_executor::{
@@ -97,6 +98,7 @@ fn sandbox(op: &ExecOp, active: &ActiveLayer) -> Result<SandboxSpec, ExecError> 
     let hostname = if op.hostname.is_empty() { HOSTNAME } else { &op.hostname };
     let mut spec = SandboxSpec::for_root(root, process(op, &identity, hostname));
     hostname.clone_into(&mut spec.hostname);
+    limits::apply(op, &mut spec)?;
     spec.network = match op.network {
         NetworkMode::None => forge_executor::NetworkMode::None,
         NetworkMode::Host | NetworkMode::Default => forge_executor::NetworkMode::Host,

@@ -1,3 +1,4 @@
+use super::LimitArgs;
 use super::unsupported::{Flag, FlagTable, Shape, Unsupported, flag};
 use std::path::PathBuf;
 
@@ -82,6 +83,14 @@ pub struct BuildArgs {
     /// Attestation of what is in the image; only false so far
     #[arg(long, value_name = "BOOL", hide = true)]
     pub sbom: Option<String>,
+    /// Limit of each step: memory, memory-swap, cpus, cpu-shares, cpu-period, cpu-quota, cpuset-cpus, cpuset-mems, pids (repeatable)
+    #[arg(long = "resource", value_name = "KEY=VALUE")]
+    pub resources: Vec<String>,
+    /// Limit of all steps together, with the same keys (repeatable)
+    #[arg(long = "total-resource", value_name = "KEY=VALUE")]
+    pub total_resources: Vec<String>,
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// docker build removes intermediate containers; there are none
     #[arg(long, hide = true)]
     rm: bool,
@@ -104,21 +113,10 @@ impl FlagTable for Refused {
         flag("builder", None, Shape::Value),
         flag("cache-from", None, Shape::Value),
         flag("cache-to", None, Shape::Value),
-        flag("cgroup-parent", None, Shape::Value),
-        flag("cpu-period", None, Shape::Value),
-        flag("cpu-quota", None, Shape::Value),
-        flag("cpu-shares", Some('c'), Shape::Value),
-        flag("cpuset-cpus", None, Shape::Value),
-        flag("cpuset-mems", None, Shape::Value),
-        flag("memory", Some('m'), Shape::Value),
-        flag("memory-swap", None, Shape::Value),
         flag("no-cache-filter", None, Shape::Value),
         flag("policy", None, Shape::Value),
-        flag("resource", None, Shape::Value),
         flag("secret", None, Shape::Value),
-        flag("shm-size", None, Shape::Value),
         flag("ssh", None, Shape::Value),
-        flag("ulimit", None, Shape::Value),
     ];
 }
 

@@ -2,6 +2,7 @@
 
 mod build;
 mod images;
+mod limits;
 mod registry;
 mod run;
 mod store;
@@ -9,6 +10,7 @@ mod unsupported;
 
 pub use build::BuildArgs;
 pub use images::{HistoryArgs, ImagesArgs, InspectArgs, LoadArgs, RmiArgs, SaveArgs, TagArgs};
+pub use limits::LimitArgs;
 pub use registry::{LoginArgs, LogoutArgs, PullArgs, PushArgs};
 pub use run::RunArgs;
 pub use store::{DuArgs, InfoArgs, PruneArgs, VersionArgs};

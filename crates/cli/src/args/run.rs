@@ -1,3 +1,4 @@
+use super::LimitArgs;
 use super::unsupported::{Flag, FlagTable, Shape, Unsupported, flag};
 use std::path::PathBuf;
 
@@ -56,6 +57,8 @@ pub struct RunArgs {
     /// Pass signals on to the command; only true so far
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     pub sig_proxy: Option<String>,
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// Print help
     #[arg(long, action = clap::ArgAction::Help)]
     help: Option<bool>,
@@ -76,19 +79,12 @@ impl FlagTable for Refused {
         flag("blkio-weight-device", None, Shape::Value),
         flag("cap-add", None, Shape::Value),
         flag("cap-drop", None, Shape::Value),
-        flag("cgroup-parent", None, Shape::Value),
         flag("cgroupns", None, Shape::Value),
         flag("cidfile", None, Shape::Value),
         flag("cpu-count", None, Shape::Value),
         flag("cpu-percent", None, Shape::Value),
-        flag("cpu-period", None, Shape::Value),
-        flag("cpu-quota", None, Shape::Value),
         flag("cpu-rt-period", None, Shape::Value),
         flag("cpu-rt-runtime", None, Shape::Value),
-        flag("cpu-shares", Some('c'), Shape::Value),
-        flag("cpus", None, Shape::Value),
-        flag("cpuset-cpus", None, Shape::Value),
-        flag("cpuset-mems", None, Shape::Value),
         flag("detach", Some('d'), Shape::Switch),
         flag("detach-keys", None, Shape::Value),
         flag("device", None, Shape::Value),
@@ -125,9 +121,7 @@ impl FlagTable for Refused {
         flag("log-driver", None, Shape::Value),
         flag("log-opt", None, Shape::Value),
         flag("mac-address", None, Shape::Value),
-        flag("memory", Some('m'), Shape::Value),
         flag("memory-reservation", None, Shape::Value),
-        flag("memory-swap", None, Shape::Value),
         flag("memory-swappiness", None, Shape::Value),
         flag("mount", None, Shape::Value),
         flag("name", None, Shape::Value),
@@ -136,20 +130,17 @@ impl FlagTable for Refused {
         flag("oom-kill-disable", None, Shape::Switch),
         flag("oom-score-adj", None, Shape::Value),
         flag("pid", None, Shape::Value),
-        flag("pids-limit", None, Shape::Value),
         flag("privileged", None, Shape::Switch),
         flag("publish", Some('p'), Shape::Value),
         flag("publish-all", Some('P'), Shape::Switch),
         flag("restart", None, Shape::Value),
         flag("runtime", None, Shape::Value),
         flag("security-opt", None, Shape::Value),
-        flag("shm-size", None, Shape::Value),
         flag("stop-signal", None, Shape::Value),
         flag("stop-timeout", None, Shape::Value),
         flag("storage-opt", None, Shape::Value),
         flag("sysctl", None, Shape::Value),
         flag("tmpfs", None, Shape::Value),
-        flag("ulimit", None, Shape::Value),
         flag("use-api-socket", None, Shape::Switch),
         flag("userns", None, Shape::Value),
         flag("uts", None, Shape::Value),

@@ -1,10 +1,11 @@
 use super::context::{named_context, sources};
+use super::limits::{limits, resource_pairs};
 use super::output::{goes_to_stdout, output};
 use super::{network, platform, reference, refuse, unsupported};
 use crate::args::BuildArgs;
 use crate::environment::Environment;
 use anyhow::{Context, bail};
-use forge_engine::{BuildRequest, ContextStream, ImageOutput, Network, Output};
+use forge_engine::{BuildRequest, ContextStream, ImageOutput, Limits, Network, Output, Resources};
 use forge_image::Platform;
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -70,6 +71,7 @@ pub fn build_request(
     refuse_what_is_not_built(args)?;
     let mut build_args = build_args(&args.build_args, environment);
     let epoch = source_date_epoch(&mut build_args, environment)?;
+    let given = limits(&args.limits)?;
     let (context, dockerfile) = sources(args, input)?;
     Ok(BuildRequest {
         context,
@@ -87,6 +89,8 @@ pub fn build_request(
         source_date_epoch: epoch,
         proxy_env,
         extra_hosts: args.add_hosts.iter().map(|text| extra_host(text)).collect::<anyhow::Result<_>>()?,
+        limits: Limits { resources: resource_pairs(given.resources.clone(), "resource", &args.resources)?, ..given },
+        total_limits: resource_pairs(Resources::default(), "total-resource", &args.total_resources)?,
         now,
     })
 }
@@ -283,11 +287,12 @@ mod tests {
 
     #[test]
     fn every_flag_of_buildx_parses_and_the_missing_ones_are_refused_by_name() {
-        let flags = "annotation attest builder cache-from cache-to cgroup-parent cpu-period cpu-quota cpu-shares cpuset-cpus cpuset-mems memory memory-swap no-cache-filter policy resource secret shm-size ssh ulimit provenance sbom allow";
+        let flags =
+            "annotation attest builder cache-from cache-to no-cache-filter policy secret ssh provenance sbom allow";
         for flag in flags.split(' ') {
             assert!(error(&format!("--{flag} x .")).starts_with(&format!("--{flag}")), "{flag}");
         }
-        assert_eq!(error("-m 1g ."), "--memory is not supported by this version of forge");
+        assert_eq!(error("-m 1m ."), "Minimum memory limit allowed is 6MB");
         for allowed in [
             "--provenance=false .",
             "--sbom=false .",

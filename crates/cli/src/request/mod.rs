@@ -3,6 +3,7 @@
 mod build;
 mod call;
 mod context;
+mod limits;
 mod output;
 mod run;
 

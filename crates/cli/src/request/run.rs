@@ -1,3 +1,4 @@
+use super::limits::limits;
 use super::{network, platform, refuse, unsupported};
 use crate::args::RunArgs;
 use crate::environment::Environment;
@@ -32,6 +33,7 @@ pub fn run_request(args: &RunArgs, environment: &Environment, folder: &Path) -> 
         terminal: args.tty,
         terminal_size: None,
         interactive: args.interactive,
+        limits: limits(&args.limits)?,
     })
 }
 
@@ -178,17 +180,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_refused_by_name() {
-        for flag in [
-            "-d",
-            "--privileged",
-            "--name x",
-            "-p 80:80",
-            "--mount x",
-            "--cap-add x",
-            "--memory 1g",
-            "-l a=b",
-            "--init",
-        ] {
+        for flag in ["-d", "--privileged", "--name x", "-p 80:80", "--mount x", "--cap-add x", "-l a=b", "--init"] {
             assert!(error(&format!("{flag} busybox")).ends_with("is not supported by this version of forge"), "{flag}");
         }
         assert_eq!(

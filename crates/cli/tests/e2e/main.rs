@@ -18,3 +18,4 @@ mod outputs;
 mod registry;
 mod routes;
 mod run;
+mod sandbox;
