@@ -12,6 +12,7 @@ mod build;
 mod call;
 mod container;
 mod context;
+mod definition;
 mod destination;
 mod dockerfile;
 mod engine;
@@ -19,7 +20,7 @@ mod error;
 mod excerpt;
 mod export;
 mod images;
-mod limits;
+mod missing;
 mod outcome;
 mod plausible;
 mod remote;
@@ -34,12 +35,10 @@ pub use call::{
     Span, Target,
 };
 pub use container::RunningContainer;
+pub use definition::DefinitionFormat;
 pub use engine::Engine;
 
 pub use error::EngineError;
-pub use forge_executor::{CpuQuota, Resources, SwapLimit};
-pub use forge_llb::Ulimit;
-pub use limits::Limits;
 pub use outcome::{
     BuildOutcome, EngineInfo, HistoryRow, ImageDetails, ImageSummary, Loaded, PruneReport, PullOutcome, PushOutcome,
     Removal, RunOutcome, StepCounts, UsageReport, UsageRow,
