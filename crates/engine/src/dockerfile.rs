@@ -74,21 +74,45 @@ fn unreadable(path: &Path, error: std::io::Error) -> EngineError {
     EngineError::caused(kind, error).context(&format!("failed to read dockerfile {}", path.display()))
 }
 
+/// An ignore file as it was read; empty where there is none.
+pub(crate) struct IgnoreText {
+    /// Its name, for messages.
+    pub name: String,
+    /// Its bytes.
+    pub text: Vec<u8>,
+}
+
+impl IgnoreText {
+    /// A context's own.
+    pub fn of_context(context: &dyn Context) -> Result<Self, EngineError> {
+        const NAME: &str = ".dockerignore";
+        Ok(Self { name: NAME.to_owned(), text: read_from_context(context, NAME)?.unwrap_or_default() })
+    }
+}
+
 /// Reads the ignore file: the one named after the Dockerfile, else the context's own.
-pub(crate) fn read_ignore_file(source: &DockerfileSource, main: &MainContext) -> Result<Vec<u8>, EngineError> {
+pub(crate) fn read_ignore_file(source: &DockerfileSource, main: &MainContext) -> Result<IgnoreText, EngineError> {
     let context = &*main.files;
     if !main.heeds_ignore_files {
-        return Ok(Vec::new());
+        return Ok(IgnoreText { name: String::new(), text: Vec::new() });
     }
+    let beside = |name: &str| format!("{name}.dockerignore");
     let own = match source {
-        DockerfileSource::File(path) => read_beside(path)?,
-        DockerfileSource::Default => read_from_context(context, "Dockerfile.dockerignore")?,
-        DockerfileSource::InContext(name) => read_from_context(context, &format!("{name}.dockerignore"))?,
+        DockerfileSource::File(path) => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            read_beside(path)?.map(|text| (beside(&name), text))
+        }
+        DockerfileSource::Default => {
+            read_from_context(context, &beside("Dockerfile"))?.map(|text| (beside("Dockerfile"), text))
+        }
+        DockerfileSource::InContext(name) => {
+            read_from_context(context, &beside(name))?.map(|text| (beside(name), text))
+        }
         DockerfileSource::Inline(_) | DockerfileSource::Remote(_) => None,
     };
     match own {
-        Some(text) => Ok(text),
-        None => Ok(read_from_context(context, ".dockerignore")?.unwrap_or_default()),
+        Some((name, text)) => Ok(IgnoreText { name, text }),
+        None => IgnoreText::of_context(context),
     }
 }
 

@@ -53,6 +53,15 @@ impl EngineError {
         self
     }
 
+    /// Adds to the message what was probably meant, in the words of BuildKit.
+    #[must_use]
+    pub(crate) fn with_suggestion(mut self, suggestion: Option<String>) -> Self {
+        if let Some(suggestion) = suggestion.filter(|_| self.kind != ErrorKind::Cancelled) {
+            self.message += &format!(" (did you mean {suggestion}?)");
+        }
+        self
+    }
+
     /// Puts what was being done before the message.
     #[must_use]
     pub fn context(mut self, doing: &str) -> Self {

@@ -9,12 +9,31 @@ const MAX_FILE: usize = 16 << 20;
 /// # Errors
 /// A line is a lone `!`, or the file is too large. Errors never repeat what the file holds (A32).
 pub fn ignore_patterns(text: &[u8]) -> Result<Vec<String>, FrontendError> {
+    Ok(ignore_rules(text)?.into_iter().map(|rule| rule.pattern).collect())
+}
+
+/// A line of an ignore file that says something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IgnoreRule {
+    /// The pattern, cleaned, with the `!` that it may have.
+    pub pattern: String,
+    /// The line as written, without blanks at its ends.
+    pub written: String,
+    /// Its number, from 1.
+    pub line: u32,
+}
+
+/// Reads an ignore file as [`ignore_patterns`] does, and says where each pattern stands.
+///
+/// # Errors
+/// As [`ignore_patterns`].
+pub fn ignore_rules(text: &[u8]) -> Result<Vec<IgnoreRule>, FrontendError> {
     if text.len() > MAX_FILE {
         return Err(Problem::TooLarge { what: "the ignore file", limit: "16 MiB" }.into());
     }
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let text = String::from_utf8_lossy(text);
-    let mut patterns = Vec::new();
+    let mut rules = Vec::new();
     let mut start = 0;
     for (index, line) in text.split('\n').enumerate() {
         let number = index as u32 + 1;
@@ -24,11 +43,12 @@ pub fn ignore_patterns(text: &[u8]) -> Result<Vec<String>, FrontendError> {
             continue;
         }
         match pattern(line.trim()) {
-            Ok(pattern) => patterns.extend(pattern),
+            Ok(Some(pattern)) => rules.push(IgnoreRule { pattern, written: line.trim().to_owned(), line: number }),
+            Ok(None) => {}
             Err(problem) => return Err(FrontendError::from(problem).or_at(span)),
         }
     }
-    Ok(patterns)
+    Ok(rules)
 }
 
 /// `None` for a blank line.
@@ -89,6 +109,14 @@ mod tests {
     fn a_lone_exclamation_mark_is_refused_with_its_line() {
         let error = ignore_patterns(b"a\n ! \n").unwrap_err();
         assert_eq!((error.line(), error.to_string().as_str()), (Some(2), "illegal exclusion pattern: \"!\""));
+    }
+
+    #[test]
+    fn rules_know_their_lines() {
+        let rules = ignore_rules(b"# first\n\n /dist/ \n!dist/keep\n").unwrap();
+        let rules: Vec<_> =
+            rules.iter().map(|rule| (rule.line, rule.written.as_str(), rule.pattern.as_str())).collect();
+        assert_eq!(rules, [(3, "/dist/", "dist"), (4, "!dist/keep", "!dist/keep")]);
     }
 
     // The file may be a link to something that the user cannot read. Fails if the error shows the line.

@@ -39,7 +39,7 @@ mod targets;
 pub use ast::{Arguments, Directive, Dockerfile, Heredoc, Instruction, Pair};
 pub use checks::{Rule, Warning};
 pub use error::{FrontendError, Problem};
-pub use ignore_file::ignore_patterns;
+pub use ignore_file::{IgnoreRule, ignore_patterns, ignore_rules};
 pub use lower::{check, lower, outline};
 pub use outline::{CheckResults, Checked, Outline, OutlineArg, OutlineCache, OutlineRequirement, Outlined};
 pub use parse::parse;
@@ -48,4 +48,5 @@ pub use request::{
     NamedContext, ResolvedImage, ResolvedImages, SourceTime, TimeRequest, TriggerRight,
 };
 pub use span::{Span, Token};
+pub use suggest::{nearest, suggest_image};
 pub use targets::{Target, targets};

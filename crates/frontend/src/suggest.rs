@@ -1,3 +1,6 @@
+use crate::keyword::Keyword;
+use crate::{Arguments, Dockerfile};
+
 /// Names further apart than this are not taken for slips of the pen.
 const MAX_DISTANCE: usize = 2;
 
@@ -6,7 +9,7 @@ const MAX_LENGTH: usize = 64;
 
 /// The option that was probably meant: the nearest one by edit distance, in lower case. `None` where nothing is
 /// near, or where the name is one of the options.
-pub(crate) fn nearest<'a>(name: &str, options: impl IntoIterator<Item = &'a str>) -> Option<String> {
+pub fn nearest<'a>(name: &str, options: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let name = name.to_lowercase();
     let mut best: Option<(usize, &str)> = None;
     for option in options {
@@ -17,6 +20,18 @@ pub(crate) fn nearest<'a>(name: &str, options: impl IntoIterator<Item = &'a str>
         }
     }
     best.map(|(_, option)| option.to_owned())
+}
+
+/// Images that many files are built on, which a name that nobody knows may have meant.
+pub(crate) const COMMON_IMAGES: [&str; 7] = ["alpine", "busybox", "centos", "debian", "golang", "ubuntu", "fedora"];
+
+/// What was probably meant by the name of an image that cannot be had: a stage of the file, or a common image.
+pub fn suggest_image(dockerfile: &Dockerfile, name: &str) -> Option<String> {
+    let stages = dockerfile.instructions().iter().filter_map(|instruction| match &instruction.arguments {
+        Arguments::Words(words) if instruction.kind() == Some(Keyword::From) => words.get(2),
+        _ => None,
+    });
+    nearest(name, stages.map(|stage| stage.text.as_str()).chain(COMMON_IMAGES))
 }
 
 /// Levenshtein's distance where it is at most [`MAX_DISTANCE`]. Only the cells so near to the diagonal matter, so
@@ -60,6 +75,17 @@ mod tests {
         check("run", None);
         check("COPY", None);
         check(&"x".repeat(1000), None);
+    }
+
+    #[test]
+    fn images_are_looked_for_among_stages_and_common_ones() {
+        let dockerfile = crate::parse("d", b"FROM x AS Builder\nFROM y\n").unwrap();
+        let check = |name: &str, expect: Option<&str>| {
+            assert_eq!(super::suggest_image(&dockerfile, name).as_deref(), expect, "{name}");
+        };
+        check("biulder", Some("Builder"));
+        check("debain", Some("debian"));
+        check("registry.example/debain", None);
     }
 
     /// The textbook's table.

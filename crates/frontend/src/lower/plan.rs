@@ -8,7 +8,7 @@ use crate::lint::Lint;
 use crate::mount::MountFlag;
 use crate::program::{Program, Stage};
 use crate::span::At;
-use crate::suggest::nearest;
+use crate::suggest::{COMMON_IMAGES, nearest};
 use crate::{FrontendError, ImageKey, ImageKeySource, LowerOptions, NamedContext, Problem, Rule, Span, Token};
 use forge_image::{Platform, Reference};
 use forge_llb::SourceOp;
@@ -420,8 +420,7 @@ impl Froms<'_, '_> {
 
     fn outside(&self, name: &str, platform: &Platform) -> Result<Base, FrontendError> {
         self.plan.outside(name, platform).at(self.stage.base.span).map_err(|error| {
-            let known = ["alpine", "busybox", "centos", "debian", "golang", "ubuntu", "fedora"];
-            let suggestion = nearest(name, self.plan.stage_names().chain(known));
+            let suggestion = nearest(name, self.plan.stage_names().chain(COMMON_IMAGES));
             FrontendError { suggestion, ..error }
         })
     }
