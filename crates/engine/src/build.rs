@@ -2,10 +2,10 @@
 
 use crate::context::{MAIN_CONTEXT, MainContext, open_folder};
 use crate::dockerfile::{DockerfileText, read_dockerfile, read_from_context, read_ignore_file};
-use crate::engine::{Engine, LateExecutor, blocking, until_cancelled};
+use crate::engine::{Engine, blocking, until_cancelled};
 use crate::error::work_hint;
 use crate::excerpt::{SourceLines, excerpt};
-use crate::missing;
+use crate::limits::BoundedExecutor;
 use crate::plausible;
 use crate::remote::GitDefaults;
 use crate::steps::ShownStep;
@@ -166,7 +166,7 @@ impl Build {
     pub(crate) async fn load_ignore_patterns(&self) -> Result<Vec<String>, EngineError> {
         let (source, main) = (self.request.dockerfile.clone(), self.main.clone());
         let shown = ShownStep::start(self.session.events(), "[internal] load .dockerignore");
-        shown.end(blocking(move || ignore_patterns(&read_ignore_file(&source, &main)?.text)).await)
+        shown.end(blocking(move || ignore_patterns(&read_ignore_file(&source, &main)?)).await)
     }
 
     /// Lowers until nothing more must be known of images.
@@ -220,6 +220,9 @@ impl Build {
                 .iter()
                 .map(|(host, address)| ExtraHost { host: host.clone(), address: address.clone() })
                 .collect(),
+            ulimits: request.limits.ulimits.clone(),
+            cgroup_parent: request.limits.cgroup_parent.clone(),
+            shm_size: request.limits.shm_size,
             ..LowerOptions::new(platform.clone())
         }
     }
@@ -247,11 +250,7 @@ impl Build {
                 wanted.span.first_line,
                 wanted.span.last_line,
             );
-            let name = match &wanted.key.source {
-                ImageKeySource::Image(reference) => reference.familiar(),
-                ImageKeySource::OciLayout { name, .. } => name.clone(),
-            };
-            EngineError::from(error).with_detail(place).with_suggestion(suggest_image(text, &name))
+            EngineError::from(error).with_detail(place)
         })?;
         Ok(ResolvedImage { digest: found.digest, config: found.config })
     }
@@ -282,9 +281,10 @@ impl Build {
 
     async fn new_solver(&self) -> Result<Solver, EngineError> {
         let (transfer, images) = (self.transfer.clone(), self.images.clone());
+        let (each, together) = (self.request.limits.resources.clone(), self.request.total_limits.clone());
         let solver = self.engine.blocking(move |engine| {
             let (store, lease) = (transfer.store, transfer.lease);
-            let executor = Arc::new(LateExecutor(engine.clone()));
+            let executor = Arc::new(BoundedExecutor::new(engine.clone(), each, together)?);
             let worker = LocalWorker::new(store.clone(), lease.clone(), executor, images);
             Ok(Solver {
                 worker: Arc::new(worker),
@@ -298,30 +298,8 @@ impl Build {
     }
 
     async fn solve(&self, solver: &Solver, image: &LoweredImage, text: &DockerfileText) -> Result<Solved, EngineError> {
-        let error = match solver.solve(&image.graph, self.session.clone()).await {
-            Ok(solved) => return Ok(solved),
-            Err(error) => error,
-        };
-        let meant = self.explain_missing(&error, image).await;
-        let failed = step_failed(error, text);
-        Err(match meant {
-            Some(hint) => failed.with_hint(hint),
-            None => failed,
-        })
-    }
-
-    /// What a step may have meant that did not find its files.
-    async fn explain_missing(&self, error: &SolveError, image: &LoweredImage) -> Option<String> {
-        let SolveError::Step { vertex, source, .. } = error else { return None };
-        if source.kind() != ErrorKind::UserInput {
-            return None;
-        }
-        let (graph, vertex, session) = (image.graph.clone(), vertex.clone(), self.session.clone());
-        let (dockerfile, main) = (self.request.dockerfile.clone(), self.main.clone());
-        let looked =
-            blocking(move || missing::explain(&graph, &vertex, &*session, &read_ignore_file(&dockerfile, &main)?));
-        // Another failure must not hide the one that is to be explained.
-        looked.await.ok().flatten()
+        let solved = solver.solve(&image.graph, self.session.clone()).await;
+        solved.map_err(|error| step_failed(error, text))
     }
 }
 
@@ -381,12 +359,6 @@ pub(crate) fn refused(error: &FrontendError, text: &DockerfileText) -> EngineErr
         Some((_, picture)) if !picture.trim().is_empty() => failed.with_detail(picture),
         _ => failed,
     }
-}
-
-/// A stage or a common image that an image's name may have meant.
-fn suggest_image(text: &DockerfileText, name: &str) -> Option<String> {
-    let dockerfile = forge_frontend::parse(&text.name, &text.text).ok()?;
-    forge_frontend::suggest_image(&dockerfile, name.strip_suffix(":latest").unwrap_or(name))
 }
 
 /// A step that failed, with its last lines of output and the instruction that it comes from.

@@ -20,7 +20,7 @@ mod error;
 mod excerpt;
 mod export;
 mod images;
-mod missing;
+mod limits;
 mod outcome;
 mod plausible;
 mod remote;
@@ -39,6 +39,9 @@ pub use definition::DefinitionFormat;
 pub use engine::Engine;
 
 pub use error::EngineError;
+pub use forge_executor::{CpuQuota, Resources, SwapLimit};
+pub use forge_llb::Ulimit;
+pub use limits::Limits;
 pub use outcome::{
     BuildOutcome, EngineInfo, HistoryRow, ImageDetails, ImageSummary, Loaded, PruneReport, PullOutcome, PushOutcome,
     Removal, RunOutcome, StepCounts, UsageReport, UsageRow,
