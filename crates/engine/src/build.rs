@@ -6,6 +6,7 @@ use crate::engine::{Engine, blocking, until_cancelled};
 use crate::error::work_hint;
 use crate::excerpt::{SourceLines, excerpt};
 use crate::limits::BoundedExecutor;
+use crate::missing;
 use crate::plausible;
 use crate::remote::GitDefaults;
 use crate::steps::ShownStep;
@@ -166,7 +167,7 @@ impl Build {
     pub(crate) async fn load_ignore_patterns(&self) -> Result<Vec<String>, EngineError> {
         let (source, main) = (self.request.dockerfile.clone(), self.main.clone());
         let shown = ShownStep::start(self.session.events(), "[internal] load .dockerignore");
-        shown.end(blocking(move || ignore_patterns(&read_ignore_file(&source, &main)?)).await)
+        shown.end(blocking(move || ignore_patterns(&read_ignore_file(&source, &main)?.text)).await)
     }
 
     /// Lowers until nothing more must be known of images.
@@ -250,7 +251,11 @@ impl Build {
                 wanted.span.first_line,
                 wanted.span.last_line,
             );
-            EngineError::from(error).with_detail(place)
+            let name = match &wanted.key.source {
+                ImageKeySource::Image(reference) => reference.familiar(),
+                ImageKeySource::OciLayout { name, .. } => name.clone(),
+            };
+            EngineError::from(error).with_detail(place).with_suggestion(suggest_image(text, &name))
         })?;
         Ok(ResolvedImage { digest: found.digest, config: found.config })
     }
@@ -298,8 +303,30 @@ impl Build {
     }
 
     async fn solve(&self, solver: &Solver, image: &LoweredImage, text: &DockerfileText) -> Result<Solved, EngineError> {
-        let solved = solver.solve(&image.graph, self.session.clone()).await;
-        solved.map_err(|error| step_failed(error, text))
+        let error = match solver.solve(&image.graph, self.session.clone()).await {
+            Ok(solved) => return Ok(solved),
+            Err(error) => error,
+        };
+        let meant = self.explain_missing(&error, image).await;
+        let failed = step_failed(error, text);
+        Err(match meant {
+            Some(hint) => failed.with_hint(hint),
+            None => failed,
+        })
+    }
+
+    /// What a step may have meant that did not find its files.
+    async fn explain_missing(&self, error: &SolveError, image: &LoweredImage) -> Option<String> {
+        let SolveError::Step { vertex, source, .. } = error else { return None };
+        if source.kind() != ErrorKind::UserInput {
+            return None;
+        }
+        let (graph, vertex, session) = (image.graph.clone(), vertex.clone(), self.session.clone());
+        let (dockerfile, main) = (self.request.dockerfile.clone(), self.main.clone());
+        let looked =
+            blocking(move || missing::explain(&graph, &vertex, &*session, &read_ignore_file(&dockerfile, &main)?));
+        // Another failure must not hide the one that is to be explained.
+        looked.await.ok().flatten()
     }
 }
 
@@ -359,6 +386,12 @@ pub(crate) fn refused(error: &FrontendError, text: &DockerfileText) -> EngineErr
         Some((_, picture)) if !picture.trim().is_empty() => failed.with_detail(picture),
         _ => failed,
     }
+}
+
+/// A stage or a common image that an image's name may have meant.
+fn suggest_image(text: &DockerfileText, name: &str) -> Option<String> {
+    let dockerfile = forge_frontend::parse(&text.name, &text.text).ok()?;
+    forge_frontend::suggest_image(&dockerfile, name.strip_suffix(":latest").unwrap_or(name))
 }
 
 /// A step that failed, with its last lines of output and the instruction that it comes from.

@@ -21,6 +21,7 @@ mod excerpt;
 mod export;
 mod images;
 mod limits;
+mod missing;
 mod outcome;
 mod plausible;
 mod remote;
