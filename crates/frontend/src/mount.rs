@@ -121,7 +121,7 @@ impl MountFlag {
     pub fn written_target(&self) -> &str {
         let pairs = self.fields.iter().filter_map(|field| field.split_once('='));
         let is_target = |key: &str| ["target", "dst", "destination"].iter().any(|name| key.eq_ignore_ascii_case(name));
-        pairs.filter(|(key, _)| is_target(key)).last().map_or("", |(_, value)| value)
+        pairs.rev().find(|(key, _)| is_target(key)).map_or("", |(_, value)| value)
     }
 
     /// Reads the keys in order: what one allows may depend on the `type` before it.

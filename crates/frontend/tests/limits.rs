@@ -122,7 +122,12 @@ fn a115_thousands_of_stages_are_planned_in_linear_time() {
     for n in 2..5_000 {
         _ = write!(web, "FROM scratch AS s{n}\nCOPY --from=s{} / /\nCOPY --from={} / /b\n", n - 1, n - 2);
     }
-    let image = within(20, || build(&web).unwrap());
+    let image = within(5, || build(&web).unwrap());
+    assert!(image.graph.vertices().len() > 9_900);
+
+    let mut mounted = web.clone();
+    mounted = mounted.replace("COPY --from=s", "RUN --mount=target=/x,from=s").replace(" / /\nCOPY", " true\nCOPY");
+    let image = within(5, || build(&mounted).unwrap());
     assert!(image.graph.vertices().len() > 9_900);
 
     let mut diamond = "FROM base AS a0\nRUN x\n".to_owned();
@@ -139,6 +144,58 @@ fn a115_thousands_of_stages_are_planned_in_linear_time() {
     assert!(within(60, || build(&chain).unwrap()).graph.goal().is_none());
 }
 
+// Each vertex carries the text of its instruction: without a bound on all of them these take gigabytes.
+#[test]
+fn a114_one_instruction_cannot_ask_for_gigabytes() {
+    within(30, || {
+        let mounts: String = (0..20_000).map(|n| format!("--mount=type=cache,dst=/{n},uid={n} ")).collect();
+        let error = build(&format!("FROM scratch\nRUN {mounts} true\n")).unwrap_err();
+        assert!(matches!(*error.problem, Problem::TooLarge { .. }), "{error}");
+        let mounts: String = (0..20_000).map(|n| format!("--mount=type=cache,dst=/{n} ")).collect();
+        assert!(build(&format!("FROM scratch\nRUN {mounts} true\n")).is_ok());
+        let addresses: String = (0..50_000).map(|n| format!("http://a/{n} ")).collect();
+        let error = build(&format!("FROM scratch\nADD {addresses} /\n")).unwrap_err();
+        assert!(matches!(*error.problem, Problem::TooLarge { .. }), "{error}");
+        let patterns: String = (0..50_000).map(|n| format!("a{n} ")).collect();
+        assert!(build(&format!("FROM scratch\nCOPY --parents {patterns} /\n")).is_ok());
+    });
+}
+
+// Fails when `check_trigger` lets everything pass.
+#[test]
+fn a41_triggers_of_images_get_only_what_the_caller_allows() {
+    use forge_frontend::TriggerRight;
+    let asking = [
+        ("RUN --mount=type=secret,id=a true", TriggerRight::Secret),
+        ("RUN --mount=type=secret,id=a,env=A true", TriggerRight::Secret),
+        ("RUN --mount=type=ssh true", TriggerRight::Ssh),
+        ("RUN --network=host true", TriggerRight::HostNetwork),
+        ("RUN --security=insecure true", TriggerRight::Insecure),
+        ("RUN --device=a.b/c=d true", TriggerRight::Device),
+    ];
+    let rights = asking.map(|(_, right)| right);
+    let build = |trigger: &str, allowed: &[TriggerRight]| {
+        let dockerfile = parse("d", b"FROM base\n").unwrap();
+        let mut options = LowerOptions::new(platform());
+        options.allow_in_triggers = allowed.iter().copied().collect();
+        let Lowered::Need(requests) = lower(&dockerfile, &options, &ResolvedImages::new()).unwrap() else {
+            panic!("it needs an image")
+        };
+        let mut config = ImageConfig::new(&platform());
+        config.config.on_build = vec![trigger.to_owned()];
+        let digest = Digest::sha256(b"base");
+        let images = [(requests[0].key.clone(), ResolvedImage { digest, config })].into();
+        lower(&dockerfile, &options, &images)
+    };
+    for (trigger, right) in asking {
+        let others: Vec<TriggerRight> = rights.iter().copied().filter(|other| *other != right).collect();
+        let error = build(trigger, &others).unwrap_err();
+        assert!(matches!(&*error.problem, Problem::Trigger { .. }), "{trigger}: {error}");
+        assert!(matches!(build(trigger, &[right]), Ok(Lowered::Done(_))), "{trigger}");
+    }
+    assert!(matches!(build("RUN --mount=type=cache,target=/x true", &[]), Ok(Lowered::Done(_))));
+}
+
 #[test]
 fn a115_circles_are_refused() {
     let circular = |text: &str| {
@@ -147,6 +204,9 @@ fn a115_circles_are_refused() {
     };
     circular("FROM scratch AS a\nCOPY --from=a / /\n");
     circular("FROM scratch\nCOPY --from=0 / /\n");
+    circular("FROM scratch AS a\nRUN --mount=from=a,target=/x true\n");
+    circular("FROM scratch AS a\nRUN --mount=from=b,target=/x true\nFROM a AS b\nRUN x\n");
+    circular("FROM scratch AS a\nRUN --mount=from=1,target=/x true\nFROM scratch\nCOPY --from=a / /\n");
     circular("FROM scratch AS a\nCOPY --from=c / /\nFROM a AS b\nFROM scratch AS c\nCOPY --from=b / /\n");
     let mut ring = String::new();
     (0..5_000).for_each(|n| _ = write!(ring, "FROM scratch AS s{n}\nCOPY --from={} / /\n", (n + 1) % 5_000));
@@ -247,7 +307,7 @@ impl Random {
 }
 
 /// Pieces that mean something to the parser, so that random texts get beyond the first word.
-const PIECES: [&str; 48] = [
+const PIECES: [&str; 58] = [
     "FROM scratch\n",
     "FROM a AS b\n",
     "RUN ",
@@ -273,6 +333,16 @@ const PIECES: [&str; 48] = [
     " ",
     "\t",
     "--from=0 ",
+    "--mount=type=",
+    "cache,target=/x ",
+    "secret,env=A,id=",
+    "--device=\"",
+    "--link ",
+    "--parents ",
+    "/./",
+    "https://e/x.git?ref=",
+    "http://e/%2",
+    "--checksum=sha256:",
     "--chmod=",
     "--exclude=[",
     "<<A ",

@@ -302,8 +302,9 @@ impl<'a> Walker<'a> {
         if all {
             self.next();
         }
-        let Ok(pattern) = self.until(Some('/'), true) else {
-            return wrong("syntax error: missing '/' in ${}");
+        let pattern = match self.until(Some('/'), true) {
+            Err(Stop::Reason(_)) => return wrong("syntax error: missing '/' in ${}"),
+            pattern => pattern?,
         };
         let replacement = self.until(Some('}'), true)?;
         let Some(value) = self.lookup(name, true) else {

@@ -133,8 +133,8 @@ fn has_layers(image: &ImageConfig) -> bool {
 /// What users see while an image is looked up.
 pub(super) fn request_step(key: &ImageKey, context: Option<&str>, multi_platform: bool) -> String {
     let place = match context {
+        Some("") | None => "internal".to_owned(),
         Some(context) => format!("context {context}"),
-        None => "internal".to_owned(),
     };
     let platform = if multi_platform { format!("{} ", key.platform) } else { String::new() };
     let name = match &key.source {

@@ -1,6 +1,7 @@
 //! COPY and ADD.
 
 use super::chmod::mode;
+use super::inputs::Inputs;
 use super::metadata::{join, owner};
 use super::plan::SourceName;
 use super::remote::{Remote, check_checksum};
@@ -28,7 +29,7 @@ enum Source<'a> {
     /// A path, or a pattern of paths, in the tree that is copied from.
     Path(&'a str),
     /// A file or a repository from elsewhere.
-    Remote(Remote),
+    Remote(Box<Remote>),
 }
 
 impl StageBuilder<'_, '_> {
@@ -211,7 +212,7 @@ impl<'a> Source<'a> {
 fn read_sources<'a>(copy: &CopyCommand, words: &'a Expansion) -> Result<Vec<Source<'a>>, FrontendError> {
     let read = |(source, token): (&'a String, &Token)| -> Result<Source<'a>, FrontendError> {
         Ok(match Remote::read(copy, source, &words.checksum).at(token.span)? {
-            Some(remote) => Source::Remote(remote),
+            Some(remote) => Source::Remote(Box::new(remote)),
             None => Source::Path(source),
         })
     };
@@ -265,7 +266,7 @@ fn check_linked_owner(words: &Expansion) -> Result<(), Problem> {
 
 /// Puts together the actions of one vertex.
 struct FileBuilder {
-    inputs: Vec<Edge>,
+    inputs: Inputs,
     actions: Vec<FileAction>,
     /// The tree that the next copy changes.
     tip: FileInput,
@@ -273,17 +274,13 @@ struct FileBuilder {
 
 impl FileBuilder {
     fn new(base: Option<Edge>) -> Self {
-        let inputs: Vec<Edge> = base.into_iter().collect();
-        let tip = if inputs.is_empty() { FileInput::Scratch } else { FileInput::Input(0) };
+        let mut inputs = Inputs::default();
+        let tip = base.map_or(FileInput::Scratch, |edge| FileInput::Input(inputs.index(edge)));
         Self { inputs, actions: Vec::new(), tip }
     }
 
     fn input(&mut self, edge: Edge) -> FileInput {
-        let known = self.inputs.iter().position(|input| *input == edge);
-        FileInput::Input(known.unwrap_or_else(|| {
-            self.inputs.push(edge);
-            self.inputs.len() - 1
-        }))
+        FileInput::Input(self.inputs.index(edge))
     }
 
     fn make_file(&mut self, mkfile: MkfileAction) -> FileInput {
@@ -297,7 +294,7 @@ impl FileBuilder {
     }
 
     fn finish(self) -> (Op, Vec<Edge>) {
-        (Op::File(FileOp { actions: self.actions }), self.inputs)
+        (Op::File(FileOp { actions: self.actions }), self.inputs.into_edges())
     }
 }
 

@@ -11,6 +11,7 @@ mod copy;
 mod environment;
 mod epoch;
 mod globals;
+mod inputs;
 mod metadata;
 mod mounts;
 mod outline;
@@ -40,6 +41,7 @@ use epoch::Epoch;
 use forge_image::{ImageConfig, Platform};
 use forge_llb::{Edge, Graph, InstructionSpan, Metadata, Op, Vertex};
 use forge_session::PatternMatcher;
+use mounts::UsedMount;
 use plan::{Base, Plan, SourceName, reads_main_context};
 use stage::StageBuilder;
 use state::{History, StageState};
@@ -143,6 +145,7 @@ fn take_turn<T>(
         ignored: ignored(options.ignore_patterns())?,
         triggers: Vec::new(),
         entitlements: Vec::new(),
+        mounts: HashMap::new(),
         lowered_bytes: 0,
     };
     if scope == Scope::All {
@@ -181,6 +184,8 @@ struct Lowering<'a> {
     ignored: Option<PatternMatcher>,
     triggers: Vec<String>,
     entitlements: Vec<EntitlementUse>,
+    /// The mounts that each stage uses.
+    mounts: HashMap<usize, Vec<UsedMount>>,
     lowered_bytes: usize,
 }
 
@@ -324,6 +329,8 @@ impl Lowering<'_> {
         platform: Option<Platform>,
         metadata: Metadata,
     ) -> Result<Edge, FrontendError> {
+        // One long instruction may come to thousands of vertices, and each carries its text.
+        self.book(metadata.name.len() + metadata.span.as_ref().map_or(0, |span| span.text.len()))?;
         Ok(self.graph.add(Vertex { op, inputs, platform, metadata }).map_err(Problem::Graph)?)
     }
 

@@ -1,12 +1,13 @@
 //! `RUN --mount`.
 
+use super::inputs::Inputs;
 use super::metadata::join;
 use super::plan::SourceName;
 use super::stage::StageBuilder;
 use crate::command::{Command, Origin, RunCommand};
 use crate::mount::{Mount, MountFlag, MountType};
 use crate::span::At;
-use crate::{FrontendError, Problem, Token, TriggerRight};
+use crate::{FrontendError, Problem, Span, Token, TriggerRight};
 use forge_llb::{
     Edge, ExecMount, FileAction, FileInput, FileKind, FileOp, Metadata, MkdirAction, MountKind, Op, Owner, SecretEnv,
     SecretMount,
@@ -24,7 +25,7 @@ const OWNED_FOLDER: &str = "/cache";
 
 /// Everything that a step sees, and the inputs that it takes it from.
 pub(super) struct StepMounts {
-    pub inputs: Vec<Edge>,
+    inputs: Inputs,
     /// Of trees and memory; the root first.
     trees: Vec<ExecMount>,
     secrets: Vec<ExecMount>,
@@ -33,21 +34,28 @@ pub(super) struct StepMounts {
     targets: HashSet<String>,
 }
 
+/// A mount that a stage uses.
+pub(super) struct UsedMount {
+    pub kind: MountType,
+    /// The id of what is mounted; empty where it has none.
+    pub id: String,
+    pub required: bool,
+    /// The instruction.
+    pub span: Span,
+}
+
 impl StepMounts {
     /// The root file system; `None` for an empty one.
     pub fn new(root: Option<Edge>) -> Self {
-        let inputs: Vec<Edge> = root.into_iter().collect();
-        let root = ExecMount { input: (!inputs.is_empty()).then_some(0), ..ExecMount::root() };
+        let mut inputs = Inputs::default();
+        let root = ExecMount { input: root.map(|edge| inputs.index(edge)), ..ExecMount::root() };
         let (secrets, agents, secret_env) = (Vec::new(), Vec::new(), Vec::new());
         Self { inputs, trees: vec![root], secrets, agents, secret_env, targets: HashSet::new() }
     }
 
     /// The input that an edge is.
     pub fn input(&mut self, edge: Edge) -> usize {
-        self.inputs.iter().position(|input| *input == edge).unwrap_or_else(|| {
-            self.inputs.push(edge);
-            self.inputs.len() - 1
-        })
+        self.inputs.index(edge)
     }
 
     /// Adds a tree, or memory.
@@ -82,7 +90,7 @@ impl StepMounts {
     /// in it; then secrets and agents as they are written.
     pub fn finish(mut self) -> (Vec<Edge>, Vec<ExecMount>) {
         self.trees.sort_by(|a, b| a.target.cmp(&b.target));
-        (self.inputs, self.trees.into_iter().chain(self.secrets).chain(self.agents).collect())
+        (self.inputs.into_edges(), self.trees.into_iter().chain(self.secrets).chain(self.agents).collect())
     }
 }
 
@@ -109,6 +117,8 @@ impl StageBuilder<'_, '_> {
         mount: &Mount,
         step: &mut StepMounts,
     ) -> Result<(), FrontendError> {
+        let used = UsedMount { kind: mount.kind, id: own_id(mount), required: mount.required, span: command.span };
+        self.lowering.mounts.entry(self.index).or_default().push(used);
         match mount.kind {
             MountType::Secret => {
                 self.check_trigger(command, TriggerRight::Secret)?;
@@ -194,8 +204,7 @@ impl StageBuilder<'_, '_> {
         let options = self.lowering.options;
         let given = options.build_args.get("BUILDKIT_CACHE_MOUNT_NS");
         let namespace = given.unwrap_or(&options.cache_mount_namespace);
-        let id = if mount.id.is_empty() { cleaned(&mount.target) } else { mount.id.clone() };
-        format!("{namespace}/{id}")
+        format!("{namespace}/{}", own_id(mount))
     }
 
     /// A folder with the owner and the permission bits that a mount asks for.
@@ -221,8 +230,7 @@ impl StageBuilder<'_, '_> {
 
     /// A secret as a file, unless it is asked for in the environment alone.
     fn secret(&self, mount: &Mount, step: &mut StepMounts) -> Result<(), FrontendError> {
-        let named = [&mount.source, &mount.id].into_iter().find(|name| !name.is_empty());
-        let id = named.cloned().unwrap_or_else(|| base_name(&mount.target));
+        let id = own_id(mount);
         let optional = !mount.required;
         if let Some(name) = &mount.env {
             if name.is_empty() || name.contains(['=', '\0']) {
@@ -242,7 +250,7 @@ impl StageBuilder<'_, '_> {
     }
 
     fn agent(&self, mount: &Mount, step: &mut StepMounts) -> Result<(), FrontendError> {
-        let id = if mount.id.is_empty() { "default".to_owned() } else { mount.id.clone() };
+        let id = own_id(mount);
         let target = match mount.target.as_str() {
             "" => format!("{AGENT}.{}", step.agents.len()),
             target => self.mount_target(target),
@@ -251,6 +259,18 @@ impl StageBuilder<'_, '_> {
         let agent = session_file(mount, id, 0o600);
         step.agents.push(session_mount(target, MountKind::Ssh(agent)));
         Ok(())
+    }
+}
+
+/// The name of a cache, a secret or an agent, which follows from other keys where it is not written.
+fn own_id(mount: &Mount) -> String {
+    match mount.kind {
+        MountType::Secret if !mount.source.is_empty() => mount.source.clone(),
+        _ if !mount.id.is_empty() => mount.id.clone(),
+        MountType::Secret => base_name(&mount.target),
+        MountType::Ssh => "default".to_owned(),
+        MountType::Cache => cleaned(&mount.target),
+        MountType::Bind | MountType::Tmpfs => String::new(),
     }
 }
 

@@ -1,9 +1,11 @@
 use super::check::timeless;
+use super::mounts::UsedMount;
 use super::{Inputs, Lowering, Progress, Scope, Turn, take_turn};
 use crate::command::{Action, Command};
 use crate::doc_comment::doc_comment;
 use crate::expand::{Expander, Quotes, Unset, Variables};
 use crate::lint::Lint;
+use crate::mount::MountType;
 use crate::{
     Dockerfile, FrontendError, LowerOptions, Outline, OutlineArg, OutlineCache, OutlineRequirement, Outlined,
     ResolvedImages, Token,
@@ -72,6 +74,19 @@ impl Sketch {
             if let Action::Arg(definitions) = &command.action {
                 definitions.iter().for_each(|definition| self.argument(lowering, index, command, definition));
             }
+        }
+        lowering.mounts.get(&index).into_iter().flatten().for_each(|mount| self.mount(mount));
+    }
+
+    /// Each counts once, where it is used first.
+    fn mount(&mut self, mount: &UsedMount) {
+        let (id, span) = (mount.id.clone(), mount.span);
+        let requirement = OutlineRequirement { name: id.clone(), required: mount.required, span };
+        match mount.kind {
+            MountType::Secret => _ = self.secrets.entry(id).or_insert(requirement),
+            MountType::Ssh => _ = self.ssh.entry(id).or_insert(requirement),
+            MountType::Cache => _ = self.cache.entry(id.clone()).or_insert(OutlineCache { id, span }),
+            MountType::Bind | MountType::Tmpfs => {}
         }
     }
 

@@ -24,7 +24,7 @@ pub enum GitUrlError {
         subdir: String,
     },
     /// The checksum is not the beginning of a commit.
-    #[error("invalid checksum {checksum:?} for a Git repository: expected 7 to 64 hexadecimal digits of a commit")]
+    #[error("invalid checksum {checksum:?} for Git URL, expected hex commit hash of 7 to 64 digits")]
     Checksum {
         /// The checksum.
         checksum: String,

@@ -101,7 +101,7 @@ fn options_that_contradict_are_refused() {
         "query \"tag\" has no value",
         "query \"tag\" has no value",
         "unexpected query \"invalid\"",
-        "invalid checksum \"xyz\" for a Git repository: expected 7 to 64 hexadecimal digits of a commit",
+        "invalid checksum \"xyz\" for Git URL, expected hex commit hash of 7 to 64 digits",
         "fetch-by-commit needs the whole commit as checksum",
         "the options of a Git address are not UTF-8",
     ];
