@@ -151,7 +151,10 @@ impl<'a> Search<'a> {
             };
             names.iter().filter(begins).min_by_key(|other| other.len().abs_diff(name.len())).cloned()
         };
-        let near = other_case().or_else(|| nearest(name, names.iter().map(String::as_str))).or_else(longer);
+        // Any two short names are few letters away from each other.
+        let alike = |other: &&str| name.len() > 4 || other.chars().next() == name.chars().next();
+        let few_letters = || nearest(name, names.iter().map(String::as_str).filter(alike));
+        let near = other_case().or_else(few_letters).or_else(longer);
         Ok(near.map(|near| folder.join(near.as_bytes())))
     }
 }
