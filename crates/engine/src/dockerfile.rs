@@ -37,7 +37,7 @@ pub(crate) fn read_dockerfile(source: &DockerfileSource, main: &MainContext) -> 
         }
         (DockerfileSource::InContext(name), None) => match read_from_context(context, name)? {
             Some(text) => Ok(DockerfileText { name: name.clone(), text }),
-            None => Err(missing(name)),
+            None => Err(with_near_name(missing(name), name, files_of(context, name))),
         },
         (DockerfileSource::File(path), None) => {
             let failed = |error| unreadable(path, error);
@@ -55,7 +55,8 @@ pub(crate) fn read_dockerfile(source: &DockerfileSource, main: &MainContext) -> 
                 true => context.identity(),
                 false => "the build context".to_owned(),
             };
-            Err(missing("Dockerfile").with_hint(format!("there is no Dockerfile in {place}: name one with -f")))
+            let error = missing("Dockerfile").with_hint(format!("there is no Dockerfile in {place}: name one with -f"));
+            Err(with_near_name(error, "Dockerfile", files_of(context, "Dockerfile")))
         }
     }
 }
@@ -71,7 +72,38 @@ fn unreadable(path: &Path, error: std::io::Error) -> EngineError {
         std::io::ErrorKind::NotFound => ErrorKind::UserInput,
         _ => ErrorKind::Environment,
     };
-    EngineError::caused(kind, error).context(&format!("failed to read dockerfile {}", path.display()))
+    let error = EngineError::caused(kind, error).context(&format!("failed to read dockerfile {}", path.display()));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok).take(MOST_NAMES);
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some(name) if kind == ErrorKind::UserInput => with_near_name(error, name, names),
+        _ => error,
+    }
+}
+
+/// Names that are looked through for one that is near.
+const MOST_NAMES: usize = 10_000;
+
+/// The names beside a path of a context.
+fn files_of(context: &dyn Context, path: &str) -> Vec<String> {
+    let folder = ContextPath::clean(path.rsplit_once('/').map_or("", |(folder, _)| folder));
+    let children = context.children(&folder).unwrap_or_default().into_iter().take(MOST_NAMES);
+    children.map(|entry| entry.path.display().rsplit('/').next().unwrap_or_default().to_owned()).collect()
+}
+
+/// Says which file there is instead: one that differs in case, or by a letter or two.
+fn with_near_name(error: EngineError, path: &str, mut names: Vec<String>) -> EngineError {
+    names.sort();
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let other_case = names.iter().find(|other| other.to_lowercase() == name.to_lowercase());
+    let near = other_case.cloned().or_else(|| forge_frontend::nearest(name, names.iter().map(String::as_str)));
+    match near {
+        Some(near) => {
+            error.with_hint(format!("did you mean {}{near}? name it with -f", &path[..path.len() - name.len()]))
+        }
+        None => error,
+    }
 }
 
 /// An ignore file as it was read; empty where there is none.
@@ -149,4 +181,28 @@ fn read_limited(file: File) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(LIMIT).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_dockerfile_tells_of_one_that_is_nearly_called_so() {
+        let hint = |path: &str, names: &[&str]| {
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            with_near_name(missing(path), path, names).hint().map(str::to_owned)
+        };
+        assert_eq!(hint("Dockerfile", &["DOCKERFILE", "x"]).unwrap(), "did you mean DOCKERFILE? name it with -f");
+        assert_eq!(
+            hint("a/dev.Dockerfile", &["Dev.Dockerfile"]).unwrap(),
+            "did you mean a/Dev.Dockerfile? name it with -f"
+        );
+        assert_eq!(hint("Dockerfile", &["Dokerfile"]).unwrap(), "did you mean Dokerfile? name it with -f");
+        assert_eq!(hint("Dockerfile", &["Makefile"]), None);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("dockerfile.dev"), "").unwrap();
+        let error = unreadable(&folder.path().join("Dockerfile.dev"), std::io::ErrorKind::NotFound.into());
+        assert_eq!(error.hint().unwrap(), "did you mean dockerfile.dev? name it with -f");
+    }
 }
