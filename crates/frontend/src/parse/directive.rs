@@ -56,23 +56,54 @@ pub(super) fn escape(directives: &[Directive]) -> Result<char, FrontendError> {
 
 /// Refuses a syntax that is not this one. What `docker/dockerfile` images do, forge does itself.
 pub(super) fn check_syntax(source: &[u8], directives: &[Directive]) -> Result<(), FrontendError> {
-    match directives.iter().find(|directive| directive.key.text == "syntax") {
-        Some(directive) => check_frontend(&directive.value.text).map_err(|error| error.or_at(directive.value.span)),
-        None => match slash_directive(source)? {
-            Some(value) => check_frontend(&value.text).map_err(|error| error.or_at(value.span)),
-            None => Ok(()),
+    let own = directives.iter().find(|directive| directive.key.text == "syntax").map(|own| own.value.clone());
+    let asked = match own {
+        Some(value) => Some(value),
+        None => match slash_syntax(source)? {
+            Some(value) => Some(value),
+            None => json_syntax(source)?,
         },
-    }
+    };
+    asked.map_or(Ok(()), |value| check_frontend(&value.text).map_err(|error| error.or_at(value.span)))
 }
 
-/// Files in other languages name their front end with `// syntax=image`.
-fn slash_directive(source: &[u8]) -> Result<Option<Token>, FrontendError> {
-    let Some(line) = Lines::new(source, text_start(source)).next_line()? else { return Ok(None) };
-    let value = std::str::from_utf8(line.content()).ok().and_then(|text| {
-        let (key, value) = text.strip_prefix("//")?.split_once('=')?;
-        key.trim().eq_ignore_ascii_case("syntax").then(|| value.trim().to_owned())
-    });
-    Ok(value.map(|text| Token { text, span: line.span() }))
+/// Files in other languages name their front end with `// syntax=image`, among directives of that form.
+fn slash_syntax(source: &[u8]) -> Result<Option<Token>, FrontendError> {
+    let mut lines = Lines::new(source, text_start(source));
+    while let Some(line) = lines.next_line()? {
+        let content = line.content();
+        if line.number == 1 && content.starts_with(b"#!") {
+            continue;
+        }
+        let comment = std::str::from_utf8(content).ok().and_then(|text| text.strip_prefix("//"));
+        let Some((key, value)) = comment.and_then(|comment| comment.split_once('=')) else { return Ok(None) };
+        match key.trim().to_ascii_lowercase().as_str() {
+            "syntax" => return Ok(Some(Token { text: value.trim().to_owned(), span: line.span() })),
+            "escape" | "check" => {}
+            _ => return Ok(None),
+        }
+    }
+    Ok(None)
+}
+
+/// Or they are JSON, with the front end in a field.
+fn json_syntax(source: &[u8]) -> Result<Option<Token>, FrontendError> {
+    #[derive(serde::Deserialize)]
+    struct Document {
+        syntax: String,
+    }
+    let mut lines = Lines::new(source, text_start(source));
+    let Some(mut first) = lines.next_line()? else { return Ok(None) };
+    if first.content().starts_with(b"#!") {
+        let Some(second) = lines.next_line()? else { return Ok(None) };
+        first = second;
+    }
+    let text = &source[first.start..];
+    if text.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        return Ok(None);
+    }
+    let document = serde_json::from_slice::<Document>(text).ok();
+    Ok(document.map(|document| Token { text: document.syntax, span: first.span() }))
 }
 
 /// Refuses a front end image that forge does not stand in for.
@@ -81,10 +112,12 @@ fn slash_directive(source: &[u8]) -> Result<Option<Token>, FrontendError> {
 /// It is not `docker/dockerfile` of whatever version.
 pub(crate) fn check_frontend(value: &str) -> Result<(), FrontendError> {
     let image = value.split_whitespace().next().unwrap_or_default();
-    let name = image.strip_prefix("docker.io/").unwrap_or(image);
+    let hosts = ["docker.io/", "index.docker.io/"];
+    let name = hosts.iter().find_map(|host| image.strip_prefix(host)).unwrap_or(image);
     let name = name.split('@').next().unwrap_or_default();
-    match name.split(':').next() {
-        Some("docker/dockerfile" | "docker/dockerfile-upstream" | "dockerfile.v0") => Ok(()),
+    match name.split_once(':').unwrap_or((name, "latest")) {
+        ("docker/dockerfile" | "docker/dockerfile-upstream", tag) if !tag.is_empty() => Ok(()),
+        ("dockerfile.v0", _) => Ok(()),
         _ => Err(Problem::NotBuilt { what: format!("the front end image {image:?} (syntax directive)") }.into()),
     }
 }
