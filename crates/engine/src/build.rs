@@ -3,6 +3,7 @@
 use crate::context::{MAIN_CONTEXT, MainContext, open_folder};
 use crate::dockerfile::{DockerfileText, read_dockerfile, read_from_context, read_ignore_file};
 use crate::engine::{Engine, blocking, until_cancelled};
+use crate::entitlements;
 use crate::error::work_hint;
 use crate::excerpt::{SourceLines, excerpt};
 use crate::limits::BoundedExecutor;
@@ -145,6 +146,7 @@ impl Build {
         };
         let lowered = platforms.iter().map(|platform| self.lower(&dockerfile, &text, &ignore, platform));
         let lowered = try_join_all(lowered).await?;
+        lowered.iter().try_for_each(|image| entitlements::check(image, &self.request, &text))?;
         let warnings = self.report(&lowered[0], &text);
         let solver = self.solver().await?;
         let solved = lowered.iter().map(|image| self.solve(solver, image, &text));
@@ -205,6 +207,8 @@ impl Build {
             platform_requested: !request.platforms.is_empty(),
             build_platform: Platform::host(),
             no_cache: request.no_cache,
+            no_cache_stages: request.no_cache_stages.clone(),
+            allow_in_triggers: request.allowed.in_triggers.clone(),
             pull: request.pull,
             network: match request.network {
                 Network::Default => NetworkMode::Default,

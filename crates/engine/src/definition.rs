@@ -4,6 +4,7 @@
 use crate::build::{Build, PlatformResult, refused, step_failed, unsolved};
 use crate::dockerfile::DockerfileText;
 use crate::engine::blocking;
+use crate::entitlements;
 use crate::steps::ShownStep;
 use crate::{BuildOutcome, BuildRequest, Engine, EngineError, plausible};
 use forge_buildkit_proto::{DecodeError, Decoded, SourceFile};
@@ -87,6 +88,8 @@ impl Build {
         let decoded = blocking(move || forge_buildkit_proto::decode(&definition).map_err(unreadable)).await;
         let Decoded { graph, sources } = shown.end(decoded)?;
         let lowered = self.image_of(graph, &platform)?;
+        let nowhere = DockerfileText { name: String::new(), text: Vec::new() };
+        entitlements::check(&lowered, &self.request, &nowhere)?;
         let solved = self.solver().await?.solve(&lowered.graph, self.session.clone()).await;
         let solved = solved.map_err(|error| {
             let text = text_of(&error, sources);
@@ -104,7 +107,7 @@ impl Build {
         config.config.labels.extend(labels.map(|(name, value)| (name.clone(), value.clone().into())));
         let graph = if self.request.no_cache { without_cache(&graph)? } else { graph };
         Ok(LoweredImage {
-            entitlements: graph.vertices().iter().flat_map(entitlements).collect(),
+            entitlements: graph.vertices().iter().flat_map(needed_entitlements).collect(),
             graph,
             config,
             base_history: 0,
@@ -171,7 +174,7 @@ fn without_cache(graph: &Graph) -> Result<Graph, EngineError> {
 }
 
 /// What a step needs that must be allowed.
-fn entitlements(vertex: &Vertex) -> Vec<EntitlementUse> {
+fn needed_entitlements(vertex: &Vertex) -> Vec<EntitlementUse> {
     let Op::Exec(exec) = &vertex.op else { return Vec::new() };
     let network = (exec.network == NetworkMode::Host).then_some(Entitlement::NetworkHost);
     let security = (exec.security == SecurityMode::Insecure).then_some(Entitlement::SecurityInsecure);

@@ -16,6 +16,7 @@ mod definition;
 mod destination;
 mod dockerfile;
 mod engine;
+mod entitlements;
 mod error;
 mod excerpt;
 mod export;
@@ -38,9 +39,11 @@ pub use call::{
 pub use container::RunningContainer;
 pub use definition::DefinitionFormat;
 pub use engine::Engine;
+pub use entitlements::Allowed;
 
 pub use error::EngineError;
 pub use forge_executor::{CpuQuota, Resources, SwapLimit};
+pub use forge_frontend::TriggerRight;
 pub use forge_llb::Ulimit;
 pub use limits::Limits;
 pub use outcome::{

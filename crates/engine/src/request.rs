@@ -1,4 +1,4 @@
-use crate::{Limits, RemoteContext};
+use crate::{Allowed, Limits, RemoteContext};
 use forge_executor::Resources;
 use forge_image::{Platform, Reference};
 use forge_session::Redacted;
@@ -79,6 +79,8 @@ pub struct BuildRequest {
     pub target: Option<String>,
     /// Ask no cache.
     pub no_cache: bool,
+    /// The stages, by name, that ask no cache (`--no-cache-filter`).
+    pub no_cache_stages: Vec<String>,
     /// Ask registries for newer base images.
     pub pull: bool,
     /// The platforms; the host's where empty.
@@ -91,6 +93,8 @@ pub struct BuildRequest {
     pub labels: Vec<(String, String)>,
     /// The network of RUN steps.
     pub network: Network,
+    /// What steps may have beyond what every step has.
+    pub allowed: Allowed,
     /// `SOURCE_DATE_EPOCH` of the command line's environment, or the build argument.
     pub source_date_epoch: Option<i64>,
     /// Proxy settings handed to RUN steps, `KEY=value`; not recorded.

@@ -25,6 +25,9 @@ pub struct BuildArgs {
     /// Run every step again
     #[arg(long)]
     pub no_cache: bool,
+    /// Run every step of these stages again
+    #[arg(long, value_name = "STAGES", value_delimiter = ',')]
+    pub no_cache_filter: Vec<String>,
     /// Ask registries for newer base images
     #[arg(long)]
     pub pull: bool,
@@ -68,9 +71,13 @@ pub struct BuildArgs {
     /// Show warnings in full
     #[arg(short = 'D', long)]
     pub debug: bool,
-    /// Permission that a step may ask for: network.host
-    #[arg(long = "allow", value_name = "ENTITLEMENT")]
+    /// Permission that a step may ask for: network.host, security.insecure, device[=NAME]; what ONBUILD triggers of
+    /// base images may use: onbuild.secret, onbuild.ssh, onbuild.network.host, onbuild.security.insecure, onbuild.device
+    #[arg(long = "allow", value_name = "ENTITLEMENT", value_delimiter = ',')]
     pub allow: Vec<String>,
+    /// Build a definition of BuildKit's format, as buildctl takes it, instead of a Dockerfile; - for standard input
+    #[arg(long, value_name = "FILE|-", allow_hyphen_values = true)]
+    pub llb: Option<String>,
     /// What to do with the Dockerfile: build, check, outline or targets; also METHOD,format=json and check,ignorestatus=true
     #[arg(long, value_name = "METHOD", alias = "print")]
     pub call: Option<String>,
@@ -93,9 +100,9 @@ pub struct BuildArgs {
     pub limits: LimitArgs,
     /// docker build removes intermediate containers; there are none
     #[arg(long, hide = true)]
-    rm: bool,
+    pub(super) rm: bool,
     #[arg(long, hide = true)]
-    force_rm: bool,
+    pub(super) force_rm: bool,
     #[command(flatten)]
     pub refused: Unsupported<Refused>,
     #[command(flatten)]
@@ -113,7 +120,6 @@ impl FlagTable for Refused {
         flag("builder", None, Shape::Value),
         flag("cache-from", None, Shape::Value),
         flag("cache-to", None, Shape::Value),
-        flag("no-cache-filter", None, Shape::Value),
         flag("policy", None, Shape::Value),
         flag("secret", None, Shape::Value),
         flag("ssh", None, Shape::Value),

@@ -5,7 +5,9 @@ use super::{network, platform, reference, refuse, unsupported};
 use crate::args::BuildArgs;
 use crate::environment::Environment;
 use anyhow::{Context, bail};
-use forge_engine::{BuildRequest, ContextStream, ImageOutput, Limits, Network, Output, Resources};
+use forge_engine::{
+    Allowed, BuildRequest, ContextStream, ImageOutput, Limits, Network, Output, Resources, TriggerRight,
+};
 use forge_image::Platform;
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -80,12 +82,14 @@ pub fn build_request(
         build_args,
         target: args.target.clone().filter(|target| !target.is_empty()),
         no_cache: args.no_cache,
+        no_cache_stages: args.no_cache_filter.clone(),
         pull: args.pull,
         platforms: platforms(&args.platforms, environment)?,
         named_contexts: args.build_contexts.iter().map(|text| named_context(text)).collect::<anyhow::Result<_>>()?,
         outputs: outputs(args)?,
         labels: args.labels.iter().map(|label| key_value(label)).collect(),
         network: build_network(args)?,
+        allowed: allowed(&args.allow)?,
         source_date_epoch: epoch,
         proxy_env,
         extra_hosts: args.add_hosts.iter().map(|text| extra_host(text)).collect::<anyhow::Result<_>>()?,
@@ -102,10 +106,29 @@ fn refuse_what_is_not_built(args: &BuildArgs) -> anyhow::Result<()> {
             return Err(unsupported(&format!("--{flag}={value}")));
         }
     }
-    match args.allow.iter().find(|allowed| *allowed != "network.host") {
-        Some(allowed) => Err(unsupported(&format!("--allow {allowed}"))),
-        None => Ok(()),
+    Ok(())
+}
+
+/// `--allow`: BuildKit's entitlements, and of what a build has what triggers of base images may use.
+fn allowed(texts: &[String]) -> anyhow::Result<Allowed> {
+    let mut allowed = Allowed::default();
+    for text in texts {
+        match text.as_str() {
+            "network.host" => allowed.host_network = true,
+            "security.insecure" => allowed.insecure = true,
+            "device" => allowed.all_devices = true,
+            "onbuild.secret" => _ = allowed.in_triggers.insert(TriggerRight::Secret),
+            "onbuild.ssh" => _ = allowed.in_triggers.insert(TriggerRight::Ssh),
+            "onbuild.network.host" => _ = allowed.in_triggers.insert(TriggerRight::HostNetwork),
+            "onbuild.security.insecure" => _ = allowed.in_triggers.insert(TriggerRight::Insecure),
+            "onbuild.device" => _ = allowed.in_triggers.insert(TriggerRight::Device),
+            text => match text.strip_prefix("device=").filter(|name| !name.is_empty()) {
+                Some(name) => _ = allowed.devices.insert(name.to_owned()),
+                None => bail!("--allow: invalid entitlement: {text}"),
+            },
+        }
     }
+    Ok(allowed)
 }
 
 /// A name without a value takes that of the environment, and is dropped where there is none.
@@ -287,8 +310,7 @@ mod tests {
 
     #[test]
     fn every_flag_of_buildx_parses_and_the_missing_ones_are_refused_by_name() {
-        let flags =
-            "annotation attest builder cache-from cache-to no-cache-filter policy secret ssh provenance sbom allow";
+        let flags = "annotation attest builder cache-from cache-to policy secret ssh provenance sbom allow";
         for flag in flags.split(' ') {
             assert!(error(&format!("--{flag} x .")).starts_with(&format!("--{flag}")), "{flag}");
         }
@@ -300,7 +322,8 @@ mod tests {
             "--call=build .",
             "--check .",
             "--print=outline .",
-            "--allow network.host .",
+            "--allow network.host --allow security.insecure,device,device=a.b/c=d --allow onbuild.secret .",
+            "--no-cache-filter one,two --no-cache-filter three .",
             "--rm --force-rm .",
         ] {
             assert!(request(allowed, Environment::default()).is_ok(), "{allowed}");
