@@ -117,12 +117,32 @@ impl ImageResolver {
     pub(crate) async fn pin(&self, source: &ImageSource, platform: &Platform) -> Result<Digest, WorkError> {
         match &source.pinned {
             Some(digest) if self.is_known(digest) => Ok(digest.clone()),
+            Some(digest) if self.is_stored(&source.reference, digest, platform).await? => Ok(digest.clone()),
             Some(digest) => {
                 let pinned = source.reference.with_digest(digest.clone());
                 Ok(self.image(&pinned, platform, ResolveMode::PreferLocal).await?.digest)
             }
             None => Ok(self.image(&source.reference, platform, source.resolve).await?.digest),
         }
+    }
+
+    /// Whether the store has the image that a graph was made for elsewhere: under its name, or by its id.
+    async fn is_stored(&self, name: &Reference, digest: &Digest, platform: &Platform) -> Result<bool, WorkError> {
+        if self.stored(name, platform).await?.is_some_and(|found| found.digest == *digest) {
+            return Ok(true);
+        }
+        let (store, id) = (self.context.store.clone(), ImageId::new(digest.clone()));
+        let find = move || -> Result<Option<(Image, ImageConfig)>, StoreError> {
+            let Some(image) = store.images().get(&id)? else { return Ok(None) };
+            Ok(Some((image, store.images().config(&id)?)))
+        };
+        let found = tokio::task::spawn_blocking(find).await??;
+        let found = found.filter(|(image, _)| platform.accepts(&image.platform));
+        let is_found = found.is_some();
+        if let Some((image, config)) = found {
+            self.remember(digest.clone(), config, Known::Stored(image.id));
+        }
+        Ok(is_found)
     }
 
     /// What the manifest of a layout source is.

@@ -1,6 +1,7 @@
 //! The command line, as docker's users know it: flags in, plain values out. Nothing here acts.
 
 mod build;
+mod debug;
 mod images;
 mod limits;
 mod registry;
@@ -9,6 +10,7 @@ mod store;
 mod unsupported;
 
 pub use build::BuildArgs;
+pub use debug::{DebugArgs, DebugCommand, LlbArgs};
 pub use images::{HistoryArgs, ImagesArgs, InspectArgs, LoadArgs, RmiArgs, SaveArgs, TagArgs};
 pub use limits::LimitArgs;
 pub use registry::{LoginArgs, LogoutArgs, PullArgs, PushArgs};
@@ -87,6 +89,8 @@ pub enum Command {
     Du(DuArgs),
     /// Remove build cache and dangling images
     Prune(PruneArgs),
+    /// Show what forge makes of things
+    Debug(DebugArgs),
     /// Show the version
     Version(VersionArgs),
     /// Show where forge keeps things and what this machine offers
@@ -107,11 +111,13 @@ impl Cli {
 
 /// The whole grammar, with docker's way of writing switches (`--rm`, `--rm=false`).
 fn command() -> clap::Command {
-    let command = Cli::command().mut_args(docker_switch);
+    with_docker_switches(Cli::command())
+}
+
+fn with_docker_switches(command: clap::Command) -> clap::Command {
+    let command = command.args_override_self(true).mut_args(docker_switch);
     let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
-    names.into_iter().fold(command, |command, name| {
-        command.mut_subcommand(name, |sub| sub.args_override_self(true).mut_args(docker_switch))
-    })
+    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, with_docker_switches))
 }
 
 /// Lets a switch take an optional value after `=`, as Go's flag library does.

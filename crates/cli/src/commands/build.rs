@@ -3,7 +3,10 @@ use crate::args::BuildArgs;
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
 use crate::progress::{Display, Mode, warnings_text};
-use crate::request::{Input, InputNeeds, build_request, call_request, input_needs, notes};
+use crate::request::{
+    DefinitionFile, Input, InputNeeds, build_request, call_request, definition_file, input_needs, notes,
+    with_dockerfile_context,
+};
 use crate::{config, output};
 use anyhow::Context;
 use forge_engine::{BuildOutcome, BuildRequest, ContextStream};
@@ -16,8 +19,21 @@ use std::time::SystemTime;
 /// instead of reading a part of it.
 const MOST_INPUT: u64 = (16 << 20) + 1;
 
+/// What is taken of a definition: one byte more than its reader takes.
+const MOST_DEFINITION: u64 = (32 << 20) + 1;
+
+/// What is built.
+enum Origin {
+    Dockerfile,
+    Definition(Vec<u8>),
+}
+
 pub fn build(start: &Start, args: &BuildArgs) -> Result<u8, Failure> {
     let mode = mode(start, args)?;
+    let origin = match definition_file(args)? {
+        Some(file) => Origin::Definition(read_definition(&file)?),
+        None => Origin::Dockerfile,
+    };
     let input = match input_needs(args)? {
         InputNeeds::Nothing => Input::Nothing,
         InputNeeds::Dockerfile => Input::Dockerfile(read_input()?),
@@ -32,7 +48,7 @@ pub fn build(start: &Start, args: &BuildArgs) -> Result<u8, Failure> {
     notes(args).iter().for_each(|note| output::note(note));
     // A stale file from an earlier build must not pass for this one's, as in docker.
     args.iidfile.iter().chain(&args.metadata_file).try_for_each(remove)?;
-    let outcome = block_on_many(run(start, request, mode, args.debug))?;
+    let outcome = block_on_many(run(start, request, origin, mode, args.debug))?;
     write_files(args, &outcome)?;
     if mode == Mode::Quiet
         && let Some(image) = &outcome.image
@@ -42,12 +58,23 @@ pub fn build(start: &Start, args: &BuildArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
-async fn run(start: &Start, request: BuildRequest, mode: Mode, debug: bool) -> Result<BuildOutcome, Failure> {
+async fn run(
+    start: &Start,
+    request: BuildRequest,
+    origin: Origin,
+    mode: Mode,
+    debug: bool,
+) -> Result<BuildOutcome, Failure> {
     let interrupts = Interrupts::watch()?;
     let display = Display::start(mode, start.style());
-    let outcome = match start.engine() {
-        Ok(engine) => engine.build(request, display.events(), interrupts.token()).await.map_err(Failure::from),
-        Err(failure) => Err(failure),
+    let (events, token) = (display.events(), interrupts.token());
+    let outcome = match (start.engine(), origin) {
+        (Ok(engine), Origin::Dockerfile) => engine.build(request, events, token).await.map_err(Failure::from),
+        (Ok(engine), Origin::Definition(definition)) => {
+            let request = with_dockerfile_context(request);
+            engine.build_definition(definition, request, events, token).await.map_err(Failure::from)
+        }
+        (Err(failure), _) => Err(failure),
     };
     display.finish();
     let outcome = outcome.map_err(|failure| match interrupts.exit_code() {
@@ -73,7 +100,24 @@ fn mode(start: &Start, args: &BuildArgs) -> anyhow::Result<Mode> {
     }
 }
 
-fn read_input() -> anyhow::Result<Vec<u8>> {
+fn read_definition(file: &DefinitionFile) -> anyhow::Result<Vec<u8>> {
+    let mut definition = Vec::new();
+    let read = match file {
+        DefinitionFile::Stdin => std::io::stdin().lock().take(MOST_DEFINITION).read_to_end(&mut definition),
+        DefinitionFile::Path(path) => {
+            std::fs::File::open(path).and_then(|file| file.take(MOST_DEFINITION).read_to_end(&mut definition))
+        }
+    };
+    match (read, file) {
+        (Ok(_), _) => Ok(definition),
+        (Err(error), DefinitionFile::Stdin) => Err(error).context("cannot read standard input"),
+        (Err(error), DefinitionFile::Path(path)) => {
+            Err(error).with_context(|| format!("cannot read the definition {}", path.display()))
+        }
+    }
+}
+
+pub fn read_input() -> anyhow::Result<Vec<u8>> {
     let mut input = Vec::new();
     std::io::stdin().lock().take(MOST_INPUT).read_to_end(&mut input).context("cannot read standard input")?;
     Ok(input)

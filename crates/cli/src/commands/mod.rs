@@ -3,6 +3,7 @@
 mod archive;
 mod build;
 mod call;
+mod debug;
 mod images;
 mod inspect;
 mod registry;
@@ -71,6 +72,7 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Logout(args) => registry::logout(&start, &args),
         Command::Du(args) => store::du(&start, &args),
         Command::Prune(args) => store::prune(&start, &args),
+        Command::Debug(args) => debug::debug(&start, &args),
         Command::Version(args) => store::version(&args),
         Command::Info(args) => store::info(&start, &args),
     }?;

@@ -4,11 +4,13 @@ mod build;
 mod call;
 mod context;
 mod limits;
+mod llb;
 mod output;
 mod run;
 
 pub use build::{Input, InputNeeds, build_request, input_needs, notes};
 pub use call::{CallFormat, CallRequest, call_request};
+pub use llb::{DefinitionFile, definition_file, with_dockerfile_context};
 pub use run::{check_terminal, run_request};
 
 use crate::sanitise;
