@@ -2,27 +2,39 @@ use forge_image::Digest;
 use sha2::Digest as _;
 
 /// A hash of the algorithm that a digest names.
-pub(crate) enum ContentHash {
+pub enum ContentHash {
+    /// `sha256:`
     Sha256(sha2::Sha256),
+    /// `sha512:`
     Sha512(sha2::Sha512),
 }
 
+impl Default for ContentHash {
+    /// SHA-256, the usual one.
+    fn default() -> Self {
+        Self::Sha256(sha2::Sha256::new())
+    }
+}
+
 impl ContentHash {
-    pub(crate) fn like(digest: &Digest) -> Self {
+    /// Of the algorithm of a digest.
+    pub fn like(digest: &Digest) -> Self {
         match digest.algorithm() {
             "sha512" => Self::Sha512(sha2::Sha512::new()),
             _ => Self::Sha256(sha2::Sha256::new()),
         }
     }
 
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
+    /// Adds bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hash) => hash.update(bytes),
             Self::Sha512(hash) => hash.update(bytes),
         }
     }
 
-    pub(crate) fn finish(self) -> Digest {
+    /// The digest of all bytes so far.
+    pub fn finish(self) -> Digest {
         let text = match self {
             Self::Sha256(hash) => format!("sha256:{}", hex(&hash.finalize())),
             Self::Sha512(hash) => format!("sha512:{}", hex(&hash.finalize())),

@@ -49,6 +49,7 @@ mod upload;
 mod upload_body;
 mod web;
 
+pub use content_hash::ContentHash;
 pub use docker_config::DockerConfig;
 pub use document::Document;
 pub use error::RegistryError;

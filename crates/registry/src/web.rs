@@ -143,6 +143,16 @@ impl Registry {
         until_cancelled(session, work).await
     }
 
+    /// Whether a host lies in a private network, or its name leads there. A host that is asked through a proxy is judged by
+    /// its text alone.
+    pub async fn is_private_host(&self, host: &str) -> bool {
+        let Ok(url) = Url::parse(&format!("https://{host}/")) else { return false };
+        match self.transport.proxy().proxy_for(&url) {
+            Some(_) => judged_by_text(&url) == Some(true),
+            None => self.transport.public_names().is_private(&url).await,
+        }
+    }
+
     /// The proxy for an address, with its password: for programs that make connections of their own.
     pub fn proxy_for(&self, url: &str) -> Option<Redacted> {
         let proxy = self.transport.proxy().proxy_for(&Url::parse(url).ok()?)?;

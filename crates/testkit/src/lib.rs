@@ -4,7 +4,7 @@
 //! The crate knows the image specification and nothing of forge's store, solver or exporters, so that it does not repeat
 //! their mistakes: it writes and reads tar, compression and digests by itself.
 //!
-//! Reading order: [`TestRegistry`], [`Script`], [`Received`]; [`RawServer`]; [`TestCa`]; [`DockerRegistry`];
+//! Reading order: [`TestRegistry`], [`Script`], [`Received`]; [`RawServer`]; [`GitServer`]; [`TestCa`]; [`DockerRegistry`];
 //! [`TarBuilder`], [`ImageBuilder`], [`TestImage`]; [`validate_layout`]; [`TestSession`]; [`privileged`].
 //!
 //! Everything in here panics when something does not work: that is a failed test.
@@ -14,6 +14,7 @@
 mod certificate;
 mod docker_registry;
 mod gate;
+mod git_server;
 mod image;
 mod raw_server;
 mod registry;
@@ -24,6 +25,7 @@ mod validate;
 pub use certificate::{ServerCertificate, TestCa};
 pub use docker_registry::DockerRegistry;
 pub use gate::{installed, privileged};
+pub use git_server::{GitRepository, GitServer};
 pub use image::{ImageBuilder, LayerCompression, TestBlob, TestImage, write_layout};
 pub use raw_server::RawServer;
 pub use registry::{Received, Reply, Script, TestRegistry, TestRegistryBuilder};

@@ -1,5 +1,6 @@
 use crate::exec::ExecError;
 use crate::file::FileError;
+use crate::sources::error::RemoteError;
 use forge_cache::CacheError;
 use forge_executor::ExecutorError;
 use forge_image::{Digest, ErrorKind, ImageId, chain};
@@ -16,6 +17,9 @@ pub enum WorkError {
     /// A process could not be run.
     #[error(transparent)]
     Exec(#[from] ExecFailure),
+    /// A file of a web server or a repository could not be had.
+    #[error(transparent)]
+    Remote(#[from] RemoteFailure),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -67,6 +71,20 @@ pub struct FileFailure(pub(crate) FileError);
 #[error(transparent)]
 pub struct ExecFailure(pub(crate) ExecError);
 
+/// A web server or repository from which nothing could be had.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct RemoteFailure(Box<RemoteError>);
+
+impl From<RemoteError> for WorkError {
+    fn from(error: RemoteError) -> Self {
+        match error.kind() {
+            ErrorKind::Cancelled => Self::Cancelled,
+            _ => Self::Remote(RemoteFailure(Box::new(error))),
+        }
+    }
+}
+
 impl From<FileError> for WorkError {
     fn from(error: FileError) -> Self {
         if error.kind() == ErrorKind::Cancelled {
@@ -83,6 +101,14 @@ impl From<ExecError> for WorkError {
 }
 
 impl WorkError {
+    /// What the user can do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Remote(RemoteFailure(error)) => error.hint(),
+            _ => None,
+        }
+    }
+
     /// Who is to blame.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -92,6 +118,7 @@ impl WorkError {
             Self::Exec(ExecFailure(ExecError::Store(error))) => error.kind(),
             Self::Exec(ExecFailure(ExecError::Pipe(_))) => ErrorKind::Environment,
             Self::Exec(ExecFailure(ExecError::NotBuilt { .. })) | Self::NotBuilt { .. } => ErrorKind::Unsupported,
+            Self::Remote(RemoteFailure(error)) => error.kind(),
             Self::Store(error) => error.kind(),
             Self::Fetch(error) => error.kind(),
             Self::Input(error) => error.kind(),
@@ -119,7 +146,7 @@ impl From<WorkError> for WorkerError {
         if matches!(error, WorkError::Cancelled) {
             return Self::Cancelled;
         }
-        let message = chain(&error);
-        Self::Other { kind: error.kind(), message, source: Some(Box::new(error)), hint: None }
+        let (message, hint) = (chain(&error), error.hint());
+        Self::Other { kind: error.kind(), message, source: Some(Box::new(error)), hint }
     }
 }

@@ -45,7 +45,7 @@ pub(crate) enum ExecError {
 }
 
 /// Makes container ids that no other build of this process has.
-fn container_id(purpose: &str) -> Result<ContainerId, ExecutorError> {
+pub(crate) fn container_id(purpose: &str) -> Result<ContainerId, ExecutorError> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     ContainerId::new(format!("{purpose}-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)))
 }

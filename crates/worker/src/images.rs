@@ -45,6 +45,16 @@ impl ImageResolver {
         Self { context, registry, layouts, known: Mutex::new(HashMap::new()) }
     }
 
+    /// What transfers of this build work with.
+    pub(crate) fn context(&self) -> &TransferContext {
+        &self.context
+    }
+
+    /// The client, which also speaks to ordinary web servers.
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// Finds the image that a name stands for, in the store first unless `mode` says otherwise.
     ///
     /// # Errors

@@ -19,10 +19,11 @@ mod local;
 mod results;
 mod selection;
 mod source_tree;
+mod sources;
 mod stack;
 mod users;
 
-pub use error::{ExecFailure, FileFailure, WorkError, executor_kind};
+pub use error::{ExecFailure, FileFailure, RemoteFailure, WorkError, executor_kind};
 pub use exec::{environment, network_files};
 pub use file::archive::{decompress, looks_like_archive};
 pub use images::{FoundImage, ImageResolver};

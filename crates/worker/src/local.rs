@@ -7,12 +7,13 @@ use crate::images::ImageResolver;
 use crate::keys;
 use crate::results::source_tree;
 use crate::source_tree::Stop;
+use crate::sources::{Asked, Sources};
 use crate::stack::Place;
 use async_trait::async_trait;
-use forge_cache::{ResultRef, StepUsage};
+use forge_cache::{ResultRef, SqliteIndex, StepUsage};
 use forge_executor::{Container, Executor, ExecutorError, ExitStatus, Usage};
-use forge_image::{Platform, chain};
-use forge_llb::{ExecOp, FileOp, LocalSource, Op, SourceOp, Vertex};
+use forge_image::chain;
+use forge_llb::{ExecOp, FileOp, Op, SourceOp, Vertex};
 use forge_session::Session;
 use forge_solver::{CacheMap, ExecuteRequest, Execution, Worker, WorkerError};
 use forge_store::{ActiveLayer, LayerId, Lease, Store};
@@ -24,27 +25,35 @@ pub struct LocalWorker {
     store: Store,
     lease: Arc<Lease>,
     executor: Arc<dyn Executor>,
-    images: Arc<ImageResolver>,
+    sources: Sources,
 }
 
 impl LocalWorker {
     /// Works for the build that holds `lease`.
     pub fn new(store: Store, lease: Arc<Lease>, executor: Arc<dyn Executor>, images: Arc<ImageResolver>) -> Self {
-        Self { store, lease, executor, images }
+        let sources = Sources::new(store.clone(), lease.clone(), executor.clone(), images);
+        Self { store, lease, executor, sources }
     }
 
-    async fn source(&self, source: &SourceOp, request: &ExecuteRequest) -> Result<ResultRef, WorkError> {
-        let digest = match source {
-            SourceOp::Local(local) => {
-                let LocalSource { name, include, exclude } = local.clone();
-                return Ok(ResultRef::Context { name, include, exclude });
-            }
-            SourceOp::Image(image) => self.images.pin(image, &platform(&request.vertex)).await?,
-            SourceOp::OciLayout(layout) => self.images.pin_layout(layout, &platform(&request.vertex)).await?,
-            SourceOp::Git(_) => return Err(WorkError::NotBuilt { what: "a Git source" }),
-            SourceOp::Http(_) => return Err(WorkError::NotBuilt { what: "an HTTP source" }),
-        };
-        Ok(ResultRef::Layers(self.images.layers(&digest, request.digest.digest()).await?))
+    /// Remembers downloads from build to build in an index.
+    #[must_use]
+    pub fn with_index(self, index: Arc<SqliteIndex>) -> Self {
+        _ = self.sources.index.set(index);
+        self
+    }
+
+    /// When the files of a source were made: the time of the commit; what the web server says, else the newest file of the
+    /// archive that it is. `None` where nothing says so.
+    ///
+    /// # Errors
+    /// The source cannot be reached, or has no such files.
+    pub async fn source_time(
+        &self,
+        source: &SourceOp,
+        session: &Arc<dyn Session>,
+    ) -> Result<Option<SystemTime>, WorkError> {
+        let asked = Asked { vertex: self.sources.images.context().vertex.clone(), session };
+        self.sources.get(source, None).time(&asked).await
     }
 
     async fn file(
@@ -127,22 +136,14 @@ impl LocalWorker {
 
 #[async_trait]
 impl Worker for LocalWorker {
-    async fn cache_map(&self, vertex: &Vertex, _session: &Arc<dyn Session>) -> Result<CacheMap, WorkerError> {
-        let wanted = vertex.platform.as_ref();
+    async fn cache_map(&self, vertex: &Vertex, session: &Arc<dyn Session>) -> Result<CacheMap, WorkerError> {
         Ok(match &vertex.op {
             Op::Exec(op) => keys::of_exec(vertex, op),
             Op::File(op) => keys::of_file(vertex, op),
             Op::Merge | Op::Diff(_) => keys::of_stack(vertex),
-            Op::Source(SourceOp::Git(_)) => return Err(WorkError::NotBuilt { what: "a Git source" }.into()),
-            Op::Source(SourceOp::Http(_)) => return Err(WorkError::NotBuilt { what: "an HTTP source" }.into()),
-            Op::Source(SourceOp::Local(local)) => keys::of_context(&local.name),
-            Op::Source(SourceOp::Image(image)) => {
-                let digest = self.images.pin(image, &platform(vertex)).await?;
-                keys::of_image(&digest, wanted, &image.reference.to_string())
-            }
-            Op::Source(SourceOp::OciLayout(layout)) => {
-                let digest = self.images.pin_layout(layout, &platform(vertex)).await?;
-                keys::of_image(&digest, wanted, &layout.name)
+            Op::Source(source) => {
+                let asked = Asked { vertex: vertex.digest().digest().clone(), session };
+                self.sources.get(source, vertex.platform.as_ref()).cache_map(&asked).await?
             }
         })
     }
@@ -151,7 +152,10 @@ impl Worker for LocalWorker {
         let vertex = request.vertex.clone();
         let output = match &vertex.op {
             Op::Exec(op) => return self.exec(op, &request, session).await,
-            Op::Source(source) => self.source(source, &request).await?,
+            Op::Source(source) => {
+                let asked = Asked { vertex: request.digest.digest().clone(), session };
+                self.sources.get(source, vertex.platform.as_ref()).snapshot(&asked).await?
+            }
             Op::File(op) => self.file(op, &request.inputs, session).await?,
             Op::Merge => self.stack(&request.inputs, session, Place::merge).await?,
             Op::Diff(op) => {
@@ -161,10 +165,6 @@ impl Worker for LocalWorker {
         };
         Ok(Execution::new(vec![output]))
     }
-}
-
-fn platform(vertex: &Vertex) -> Platform {
-    vertex.platform.clone().unwrap_or_else(Platform::host)
 }
 
 fn base_layers(result: &ResultRef) -> Result<Vec<LayerId>, WorkError> {

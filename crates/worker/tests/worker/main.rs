@@ -11,6 +11,7 @@ mod made;
 mod parents;
 mod scale;
 mod site;
+mod sources;
 mod stacks;
 mod tree_text;
 
@@ -23,7 +24,7 @@ fn main() {
     forge_executor::init_if_requested();
     let arguments = Arguments::from_args();
     let files = [copy::TESTS, parents::TESTS, add::TESTS, made::TESTS, stacks::TESTS].concat();
-    let groups = [&files, keys::TESTS, attacks::TESTS, scale::TESTS, exec::TESTS];
+    let groups = [&files, keys::TESTS, attacks::TESTS, scale::TESTS, exec::TESTS, &sources::tests()];
     let trial = |(name, test): Test| {
         Trial::test(name, move || {
             if forge_testkit::privileged(name) {

@@ -40,7 +40,7 @@ pub struct Site {
 }
 
 /// The executor that all tests share. It lives as long as the process.
-fn executor() -> Arc<dyn Executor> {
+pub fn executor() -> Arc<dyn Executor> {
     static EXECUTOR: OnceLock<(TempDir, Arc<NamespaceExecutor>)> = OnceLock::new();
     let make = || {
         let folder = tempfile::tempdir().unwrap();

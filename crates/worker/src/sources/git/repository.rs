@@ -1,0 +1,212 @@
+//! The bare repositories that outlive builds, one for each address.
+
+use super::super::error::RemoteError;
+use super::super::{Asked, Sources};
+use super::Pinned;
+use super::access::Access;
+use super::program::{Network, Program, Run};
+use super::tree::{self, TreeLine};
+use crate::error::WorkError;
+use forge_registry::TransferContext;
+use forge_store::{CacheMountFound, CacheMountGuard, CacheMountKey, CacheMountUse};
+use std::path::Path;
+use std::time::Duration;
+
+/// Where runs see the repository, and where they see the checkout.
+pub(super) const REPOSITORY: &str = "/repository";
+pub(super) const CHECKOUT: &str = "/checkout";
+
+/// How often forge looks whether another build is done with the repository.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// One repository, ours alone until it is dropped.
+pub(super) struct Repository<'a> {
+    access: Access<'a>,
+    sources: &'a Sources,
+    guard: CacheMountGuard,
+}
+
+impl<'a> Repository<'a> {
+    /// Waits for the repository, and makes it where there is none, for commits like the one at hand.
+    ///
+    /// # Errors
+    /// The store or git fails; the session is cancelled.
+    pub(super) async fn open(
+        sources: &'a Sources,
+        access: Access<'a>,
+        commit: &str,
+        asked: &Asked<'_>,
+    ) -> Result<Self, WorkError> {
+        let guard = take(sources, &access, asked).await?;
+        let repository = Self { access, sources, guard };
+        if !repository.guard.tree().join("HEAD").is_file() {
+            let program = repository.local()?;
+            let format = if commit.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
+            let run = Run::new("make a repository for", ["init", "--quiet", "--bare", "--template=", format]);
+            program.run(repository.shown(run), asked).await?;
+        }
+        Ok(repository)
+    }
+
+    /// A program without network.
+    pub(super) fn local(&self) -> Result<Program<'_>, RemoteError> {
+        self.access.program(Network::None)
+    }
+
+    /// Shows a run the repository.
+    pub(super) fn shown(&self, run: Run) -> Run {
+        self.shown_as(run, REPOSITORY)
+    }
+
+    /// Shows a run the repository, while it works in another.
+    pub(super) fn shown_as(&self, run: Run, folder: &str) -> Run {
+        run.folder(self.guard.tree(), REPOSITORY).env(&format!("GIT_DIR={folder}"))
+    }
+
+    /// The address without user information.
+    pub(super) fn remote(&self) -> String {
+        self.access.remote.to_string()
+    }
+
+    /// Sees that the pinned commit is there: asked for by itself, which most servers allow, else by its reference, else
+    /// among all branches and tags. Nothing else is accepted than what was pinned (A111).
+    ///
+    /// # Errors
+    /// The server does not hand the commit out.
+    pub(super) async fn fetch(&self, pinned: &Pinned, asked: &Asked<'_>) -> Result<(), RemoteError> {
+        if self.has(pinned, asked).await? {
+            return Ok(());
+        }
+        let context = TransferContext { vertex: asked.vertex.clone(), ..self.sources.images.context().clone() };
+        let progress = context.begin(format!("fetch {}", pinned.commit), "fetching", 0);
+        let branches = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
+        let name = pinned.name.as_deref().unwrap_or("HEAD");
+        let tries: [&[&str]; 3] = [&["--depth=1", pinned.object()], &["--depth=1", name], &branches];
+        let mut failure = None;
+        for what in tries {
+            match self.fetch_once(what, asked).await {
+                Err(RemoteError::Git { action, remote, message }) => {
+                    failure.get_or_insert(RemoteError::Git { action, remote, message });
+                }
+                Err(error) => return Err(error),
+                Ok(()) if self.has(pinned, asked).await? => {
+                    progress.complete();
+                    return Ok(());
+                }
+                Ok(()) => {}
+            }
+        }
+        let (remote, reference) = (self.remote(), pinned.commit.clone());
+        Err(failure.unwrap_or(RemoteError::NoReference { remote, reference }))
+    }
+
+    async fn fetch_once(&self, what: &[&str], asked: &Asked<'_>) -> Result<(), RemoteError> {
+        let (depth, references): (Vec<&str>, Vec<&str>) = what.iter().partition(|word| word.starts_with("--"));
+        let options = ["fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head", "--force"];
+        let args = [&options[..], &depth, &["--", self.access.address()], &references].concat();
+        let program = self.access.program(Network::Reached)?;
+        program.run(self.shown(Run::new("fetch", args)), asked).await.map(drop)
+    }
+
+    async fn has(&self, pinned: &Pinned, asked: &Asked<'_>) -> Result<bool, RemoteError> {
+        let commit = format!("{}^{{commit}}", pinned.object());
+        let run = Run::new("look into", ["cat-file", "-e", &commit]);
+        match self.local()?.run(self.shown(run), asked).await {
+            Ok(_) => Ok(true),
+            Err(RemoteError::Git { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The commit that an object leads to: itself, or what a tag names.
+    pub(super) async fn commit(&self, object: &str, asked: &Asked<'_>) -> Result<String, RemoteError> {
+        let run = Run::new("look into", ["rev-parse", "--verify", "--end-of-options", &format!("{object}^{{commit}}")]);
+        let printed = self.local()?.run(self.shown(run), asked).await?;
+        Ok(String::from_utf8_lossy(&printed).trim().to_owned())
+    }
+
+    /// When a commit was made, in seconds since the epoch.
+    pub(super) async fn commit_time(&self, commit: &str, asked: &Asked<'_>) -> Result<i64, RemoteError> {
+        let run = Run::new("read", ["cat-file", "commit", &format!("{commit}^{{commit}}")]);
+        let printed = self.local()?.run(self.shown(run), asked).await?;
+        let bad = || self.bad_tree(commit, "has no time");
+        committed(&printed).ok_or_else(bad)
+    }
+
+    /// The entries of a commit's tree, all of which may be checked out (A110).
+    pub(super) async fn entries(&self, commit: &str, asked: &Asked<'_>) -> Result<Vec<TreeLine>, RemoteError> {
+        let run = Run::new("list the files of", ["ls-tree", "-r", "-t", "-z", "--full-tree", commit]);
+        let printed = self.local()?.run(self.shown(run), asked).await?;
+        tree::read(&printed).map_err(|(path, reason)| self.bad_tree(&path, reason))
+    }
+
+    /// Writes the files of a commit into a folder below a root.
+    pub(super) async fn check_out(
+        &self,
+        commit: &str,
+        root: &Path,
+        path: &str,
+        asked: &Asked<'_>,
+    ) -> Result<(), RemoteError> {
+        let run = Run::new("check out", ["read-tree", "--reset", "-u", "--no-sparse-checkout", commit]);
+        let run = run.folder_beneath(root, path, CHECKOUT).env(&format!("GIT_WORK_TREE={CHECKOUT}"));
+        let run = run.env("GIT_INDEX_FILE=/tmp/index");
+        self.local()?.run(self.shown(run), asked).await.map(drop)
+    }
+
+    pub(super) fn bad_tree(&self, path: &str, reason: &'static str) -> RemoteError {
+        RemoteError::Tree { remote: self.remote(), path: path.to_owned(), reason }
+    }
+}
+
+/// The committer's time: the number behind the last `>` of its line.
+fn committed(commit: &[u8]) -> Option<i64> {
+    let text = String::from_utf8_lossy(commit);
+    let head = text.split("\n\n").next()?;
+    let line = head.lines().find_map(|line| line.strip_prefix("committer "))?;
+    line.rsplit_once('>')?.1.split_whitespace().next()?.parse().ok()
+}
+
+/// Waits for the folder. Steps cannot reach it: the content that it is said to have begun with is a digest that no
+/// content has.
+async fn take(sources: &Sources, access: &Access<'_>, asked: &Asked<'_>) -> Result<CacheMountGuard, WorkError> {
+    let never = blake3::derive_key("forge repositories of git sources v1", access.remote.as_str().as_bytes());
+    let key = CacheMountKey { id: "git".to_owned(), first_content: Some(blake3::Hash::from_bytes(never).into()) };
+    let origin = access.remote.to_string();
+    loop {
+        let (store, key, origin) = (sources.store.clone(), key.clone(), origin.clone());
+        let attempt = move || -> Result<Option<CacheMountGuard>, WorkError> {
+            let mounts = store.cache_mounts();
+            match mounts.find(&key, CacheMountUse::Locked)? {
+                CacheMountFound::Folder(guard) => Ok(Some(guard)),
+                CacheMountFound::InUse => Ok(None),
+                CacheMountFound::Absent => {
+                    let staged = store.scratch("git")?;
+                    let tree = staged.path().join("repository");
+                    let failed = |source| RemoteError::Write { what: "a repository".to_owned(), source };
+                    std::fs::create_dir(&tree).map_err(failed)?;
+                    Ok(mounts.create(&key, CacheMountUse::Locked, &tree, &origin)?)
+                }
+            }
+        };
+        if let Some(guard) = tokio::task::spawn_blocking(attempt).await?? {
+            return Ok(guard);
+        }
+        let stopped = asked.session.cancellation().cancelled();
+        if tokio::time::timeout(PATIENCE, stopped).await.is_ok() {
+            return Err(WorkError::Cancelled);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_committers_time_is_read() {
+        let commit = "tree x\nauthor A <a> 1 +0000\ncommitter > B <b> 784111777 -0100\n\ncommitter C <c> 5 +0000\n";
+        assert_eq!(committed(commit.as_bytes()), Some(784_111_777));
+        assert_eq!(committed(b"tree x\n\ncommitter C <c> 5 +0000\n"), None);
+    }
+}

@@ -1,0 +1,347 @@
+//! Files of web servers, each as the only entry of a tree.
+
+use super::error::RemoteError;
+use super::{Asked, Source, Sources, auth, file_name, remote_key, time};
+use crate::error::WorkError;
+use async_trait::async_trait;
+use forge_cache::{Download, DownloadKey, ResultRef};
+use forge_image::Digest;
+use forge_llb::HttpSource;
+use forge_registry::{ContentHash, TransferContext, WebAnswer, WebError, WebFile, WebRequest, http_date};
+use forge_session::Redacted;
+use forge_solver::CacheMap;
+use forge_store::ScratchDir;
+use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What ADD gives a download.
+const DEFAULT_MODE: u32 = 0o600;
+
+/// As large as a layer may be.
+const MOST_BYTES: u64 = 256 << 30;
+
+/// What was found in this build, by what was asked for.
+pub(super) type Downloads = Mutex<HashMap<DownloadKey, Arc<Found>>>;
+
+/// A file as it is now.
+pub(super) struct Found {
+    what: Download,
+    /// The bytes, where the server sent them in this build and no snapshot took them yet.
+    body: Mutex<Option<Body>>,
+}
+
+/// Bytes that came in.
+struct Body {
+    path: PathBuf,
+    _folder: ScratchDir,
+}
+
+pub(super) struct Http<'a> {
+    pub sources: &'a Sources,
+    pub op: &'a HttpSource,
+}
+
+#[async_trait]
+impl Source for Http<'_> {
+    /// A file with a checksum is known without asking anybody; any other is asked for in every build.
+    async fn cache_map(&self, asked: &Asked<'_>) -> Result<CacheMap, WorkError> {
+        let (digest, name, mtime) = match &self.op.checksum {
+            Some(checksum) => (checksum.clone(), self.name(None, &self.op.url)?, None),
+            None => {
+                let found = self.pin(asked).await?;
+                (found.what.digest.clone(), found.what.filename.clone(), found.what.mtime)
+            }
+        };
+        let (uid, gid) = self.op.owner.unwrap_or_default();
+        let mtime = mtime.map_or_else(String::new, |time| seconds(time).to_string());
+        let key = format!("http {digest} {:o} {uid}:{gid} {mtime} {name}", self.mode());
+        let shown = self.shown();
+        Ok(remote_key(&key, [("http", shown), ("digest", digest.to_string()), ("name", name)]))
+    }
+
+    async fn snapshot(&self, asked: &Asked<'_>) -> Result<ResultRef, WorkError> {
+        let found = self.with_body(asked).await?;
+        let body = found.body.lock().expect("no holder panics").take();
+        match body {
+            Some(body) => self.commit(&found.what, body).await,
+            // Another vertex took it.
+            None => {
+                let found = self.fetch(&found.what.digest, asked).await?;
+                let body = found.body.into_inner().expect("no holder panics");
+                self.commit(&found.what, body.expect("it was fetched just now")).await
+            }
+        }
+    }
+
+    /// What the server says, else the newest file of the archive that it is.
+    async fn time(&self, asked: &Asked<'_>) -> Result<Option<SystemTime>, WorkError> {
+        if self.op.checksum.is_none() {
+            let found = self.pin(asked).await?;
+            if found.what.mtime.is_some() {
+                return Ok(found.what.mtime);
+            }
+        }
+        let found = self.with_body(asked).await?;
+        if found.what.mtime.is_some() {
+            return Ok(found.what.mtime);
+        }
+        let path = found.body.lock().expect("no holder panics").as_ref().map(|body| body.path.clone());
+        let newest = move || path.and_then(|path| time::newest_in_archive(&path));
+        Ok(tokio::task::spawn_blocking(newest).await?)
+    }
+}
+
+impl Http<'_> {
+    fn mode(&self) -> u32 {
+        self.op.mode.unwrap_or(DEFAULT_MODE) & 0o7777
+    }
+
+    /// The address without its query, which may hold tokens.
+    fn shown(&self) -> String {
+        self.op.url.split(['?', '#']).next().unwrap_or_default().to_owned()
+    }
+
+    fn name(&self, disposition: Option<&[u8]>, url: &str) -> Result<String, RemoteError> {
+        file_name::choose(self.op.filename.as_deref(), disposition, url)
+            .map_err(|(name, reason)| RemoteError::FileName { url: self.shown(), name, reason })
+    }
+
+    /// Finds out what the file is now, once for a build. What is sent is kept for the snapshot.
+    async fn pin(&self, asked: &Asked<'_>) -> Result<Arc<Found>, WorkError> {
+        let authorization = self.authorization(asked).await?;
+        let key = self.key(authorization.as_ref(), None);
+        if let Some(found) = self.found(&key) {
+            return Ok(found);
+        }
+        let known = self.known(&key).await?;
+        let request = WebRequest {
+            etag: known.as_ref().and_then(|known| known.etag.clone()),
+            last_modified: known.as_ref().and_then(|known| known.last_modified.clone()),
+            ..self.request(authorization)
+        };
+        let found = match (self.ask(&request, asked).await?, known) {
+            (WebAnswer::Unchanged, Some(what)) => Found { what, body: Mutex::default() },
+            (WebAnswer::Unchanged, None) => return Err(self.unasked().into()),
+            (WebAnswer::File(file), _) => self.receive(*file, None, asked).await?,
+        };
+        self.remember(&key, &found.what).await?;
+        Ok(self.keep(key, found))
+    }
+
+    /// The file with its bytes: those that came when it was pinned, or the ones that it was pinned to.
+    async fn with_body(&self, asked: &Asked<'_>) -> Result<Arc<Found>, WorkError> {
+        let expected = match &self.op.checksum {
+            Some(checksum) => checksum.clone(),
+            None => {
+                let found = self.pin(asked).await?;
+                if found.body.lock().expect("no holder panics").is_some() {
+                    return Ok(found);
+                }
+                // The server said that nothing changed, and the layer of that time is gone.
+                found.what.digest.clone()
+            }
+        };
+        let key = self.key(self.authorization(asked).await?.as_ref(), Some(&expected));
+        match self.found(&key) {
+            Some(found) => Ok(found),
+            None => Ok(self.keep(key, self.fetch(&expected, asked).await?)),
+        }
+    }
+
+    fn found(&self, key: &DownloadKey) -> Option<Arc<Found>> {
+        self.sources.downloads.lock().expect("no holder panics").get(key).cloned()
+    }
+
+    fn keep(&self, key: DownloadKey, found: Found) -> Arc<Found> {
+        let found = Arc::new(found);
+        self.sources.downloads.lock().expect("no holder panics").insert(key, found.clone());
+        found
+    }
+
+    async fn fetch(&self, expected: &Digest, asked: &Asked<'_>) -> Result<Found, WorkError> {
+        let request = self.request(self.authorization(asked).await?);
+        match self.ask(&request, asked).await? {
+            WebAnswer::File(file) => self.receive(*file, Some(expected), asked).await,
+            WebAnswer::Unchanged => Err(self.unasked().into()),
+        }
+    }
+
+    /// A server that says "not modified" to whoever has nothing.
+    fn unasked(&self) -> RemoteError {
+        WebError::Status { url: self.shown(), status: 304 }.into()
+    }
+
+    async fn ask(&self, request: &WebRequest, asked: &Asked<'_>) -> Result<WebAnswer, RemoteError> {
+        Ok(self.sources.images.registry().file(request, &**asked.session).await?)
+    }
+
+    fn request(&self, authorization: Option<Redacted>) -> WebRequest {
+        WebRequest { url: self.op.url.clone(), authorization, ..WebRequest::default() }
+    }
+
+    /// Takes the bytes to the disk.
+    async fn receive(
+        &self,
+        mut file: WebFile,
+        expected: Option<&Digest>,
+        asked: &Asked<'_>,
+    ) -> Result<Found, WorkError> {
+        // The name of a redirect's target says nothing: BuildKit takes that of the address that was asked for.
+        let filename = self.name(file.content_disposition(), &self.op.url)?;
+        let (etag, last_modified) = (file.etag().map(str::to_owned), file.last_modified().map(str::to_owned));
+        let store = self.sources.store.clone();
+        let folder = tokio::task::spawn_blocking(move || store.scratch("download")).await??;
+        let path = folder.path().join("file");
+        let (digest, size) = self.write(&mut file, &path, expected, asked).await?;
+        if let Some(expected) = expected.filter(|expected| **expected != digest) {
+            let (url, expected) = (self.shown(), expected.clone());
+            return Err(RemoteError::Mismatch { url, expected, found: digest }.into());
+        }
+        let mtime = last_modified.as_deref().and_then(http_date);
+        let what = Download { etag, last_modified, digest, size, filename, mtime };
+        Ok(Found { what, body: Mutex::new(Some(Body { path, _folder: folder })) })
+    }
+
+    async fn write(
+        &self,
+        file: &mut WebFile,
+        path: &Path,
+        expected: Option<&Digest>,
+        asked: &Asked<'_>,
+    ) -> Result<(Digest, u64), RemoteError> {
+        let context = TransferContext { vertex: asked.vertex.clone(), ..self.sources.images.context().clone() };
+        let announced = file.length();
+        let progress = context.begin(self.shown(), "downloading", announced.unwrap_or_default());
+        let failed = |source| RemoteError::Write { what: self.shown(), source };
+        let mut out = File::create_new(path).map_err(failed)?;
+        let mut hasher = match expected {
+            Some(digest) => ContentHash::like(digest),
+            None => ContentHash::default(),
+        };
+        let mut size = 0;
+        while let Some(chunk) = file.chunk(&**asked.session).await? {
+            size += chunk.len() as u64;
+            if size > MOST_BYTES {
+                return Err(RemoteError::TooLarge { url: self.shown(), limit: MOST_BYTES });
+            }
+            hasher.update(&chunk);
+            // The page cache takes it: what is written is no more than what the network brings.
+            out.write_all(&chunk).map_err(failed)?;
+            progress.set(size);
+        }
+        match announced {
+            Some(expected) if expected != size => Err(RemoteError::Length { url: self.shown(), expected, found: size }),
+            _ => {
+                progress.complete();
+                Ok((hasher.finish(), size))
+            }
+        }
+    }
+
+    /// Makes a layer of the file.
+    async fn commit(&self, what: &Download, body: Body) -> Result<ResultRef, WorkError> {
+        let (store, lease) = (self.sources.store.clone(), self.sources.lease.clone());
+        let (mode, owner) = (self.mode(), self.op.owner.unwrap_or_default());
+        let (name, mtime) = (what.filename.clone(), what.mtime.unwrap_or(UNIX_EPOCH));
+        let work = move || -> Result<ResultRef, WorkError> {
+            let active = store.layers().prepare(&[])?;
+            let place = active.upper().join(&name);
+            settle(&body.path, &place, active.upper(), mode, owner, mtime)
+                .map_err(|source| RemoteError::Write { what: name, source })?;
+            drop(body);
+            Ok(ResultRef::Layers(vec![store.layers().commit(active, &lease)?.id]))
+        };
+        tokio::task::spawn_blocking(work).await?
+    }
+
+    /// What this download is known by from build to build: everything that decides what is sent and what it becomes.
+    fn key(&self, authorization: Option<&Redacted>, digest: Option<&Digest>) -> DownloadKey {
+        let authorization = authorization.map(Redacted::reveal).unwrap_or_default();
+        let filename = self.op.filename.as_deref().unwrap_or_default();
+        let owner = format!("{:?} {:o}", self.op.owner, self.mode());
+        let digest = digest.map(Digest::as_str).unwrap_or_default();
+        let parts = [&self.op.url, authorization, filename, &owner, digest];
+        DownloadKey::new(&parts.map(str::as_bytes))
+    }
+
+    async fn known(&self, key: &DownloadKey) -> Result<Option<Download>, WorkError> {
+        let Some(index) = self.sources.index.get().cloned() else { return Ok(None) };
+        let key = *key;
+        Ok(tokio::task::spawn_blocking(move || index.download(&key)).await?.map_err(RemoteError::from)?)
+    }
+
+    async fn remember(&self, key: &DownloadKey, what: &Download) -> Result<(), WorkError> {
+        let Some(index) = self.sources.index.get().cloned() else { return Ok(()) };
+        if what.etag.is_none() && what.last_modified.is_none() {
+            return Ok(());
+        }
+        let (key, what) = (*key, what.clone());
+        let save = move || index.save_download(&key, &what, SystemTime::now());
+        Ok(tokio::task::spawn_blocking(save).await?.map_err(RemoteError::from)?)
+    }
+
+    /// The user and password of the address, or a secret of the session: the one that the source names, else those for
+    /// the host.
+    async fn authorization(&self, asked: &Asked<'_>) -> Result<Option<Redacted>, RemoteError> {
+        if let Some(id) = &self.op.auth_header_secret
+            && let Some(secret) = asked.session.secret(id).await?
+        {
+            return Ok(Some(Redacted::new(auth::text(id, &secret)?)));
+        }
+        if let Some(credentials) = &self.op.credentials {
+            return Ok(Some(auth::basic(&credentials.user(), &credentials.reveal_password())));
+        }
+        for host in hosts(&self.op.url) {
+            for (name, before) in [("HTTP_AUTH_HEADER", ""), ("HTTP_AUTH_TOKEN", "Bearer ")] {
+                let id = format!("{name}_{host}");
+                if let Some(secret) = asked.session.secret(&id).await? {
+                    return Ok(Some(Redacted::new(format!("{before}{}", auth::text(&id, &secret)?))));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The address's host as it stands there, and without its port.
+fn hosts(url: &str) -> Vec<String> {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let bare = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    match bare == authority {
+        true => vec![authority.to_owned()],
+        false => vec![authority.to_owned(), bare.to_owned()],
+    }
+}
+
+fn settle(
+    from: &Path,
+    to: &Path,
+    folder: &Path,
+    mode: u32,
+    (uid, gid): (u32, u32),
+    mtime: SystemTime,
+) -> std::io::Result<()> {
+    std::fs::rename(from, to)?;
+    let file = File::open(to)?;
+    // The owner first: changing it clears set-id bits.
+    rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+    let time = Timespec { tv_sec: seconds(mtime), tv_nsec: 0 };
+    let times = Timestamps { last_access: time, last_modification: time };
+    rustix::fs::futimens(&file, &times)?;
+    Ok(rustix::fs::utimensat(rustix::fs::CWD, folder, &times, AtFlags::empty())?)
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
