@@ -222,8 +222,9 @@ impl Reader<'_> {
     }
 
     fn volume(&self) -> Result<Action, FrontendError> {
-        let words = self.words("VOLUME")?;
-        match words.iter().any(|word| word.text.trim().is_empty()) {
+        let mut words = self.words("VOLUME")?;
+        words.iter_mut().for_each(|word| word.text = word.text.trim().to_owned());
+        match words.iter().any(|word| word.text.is_empty()) {
             true => wrong("VOLUME specified can not be an empty string"),
             false => Ok(Action::Volume(words)),
         }
@@ -317,7 +318,9 @@ impl Reader<'_> {
             return wrong("HEALTHCHECK requires at least one argument");
         };
         let test = match (kind.text.to_uppercase().as_str(), command.as_ref()) {
-            ("NONE", Arguments::None) => vec!["NONE".to_owned()],
+            ("NONE", Arguments::None) => {
+                return Ok(Action::Healthcheck(Healthcheck { test: vec!["NONE".to_owned()], ..Healthcheck::default() }));
+            }
             ("NONE", _) => return wrong("HEALTHCHECK NONE takes no arguments"),
             ("CMD", Arguments::Json(words)) if !words.is_empty() => with_first("CMD", texts(words)),
             ("CMD", Arguments::Text(text)) => with_first("CMD-SHELL", vec![text.text.clone()]),

@@ -62,7 +62,7 @@ impl Program {
                 self.preamble.push(command);
             }
             (None, _) => {
-                let problem = Problem::syntax("no build stage in current context");
+                let problem = Problem::value("no build stage in current context");
                 return Err(FrontendError::from(problem).or_at(instruction.span));
             }
         }

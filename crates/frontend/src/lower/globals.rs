@@ -3,6 +3,7 @@
 use super::environment::Environment;
 use crate::command::ArgDefinition;
 use crate::expand::{Budget, Expander, Quotes, Unset};
+use crate::program::Program;
 use crate::span::At;
 use crate::{FrontendError, LowerOptions};
 use forge_image::Platform;
@@ -22,13 +23,14 @@ pub(super) const PROXY_ARGS: [[&str; 2]; 5] = [
 pub(super) const NOT_EXPORTED: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
 
 /// The platform variables and `TARGETSTAGE`, unless build arguments say otherwise.
-pub(super) fn automatic(options: &LowerOptions) -> Environment {
+pub(super) fn automatic(options: &LowerOptions, program: &Program) -> Environment {
     let mut variables = Environment::default();
     let target = [("TARGET", &options.platform), ("BUILD", &options.build_platform)];
     for (name, value) in target.into_iter().flat_map(|(prefix, platform)| platform_variables(prefix, platform)) {
         variables.set(&name, options.build_args.get(&name).cloned().unwrap_or(value));
     }
-    let stage = options.build_args.get("TARGETSTAGE").or(options.target.as_ref());
+    let last = program.stages.last().and_then(|stage| stage.name.as_ref());
+    let stage = options.build_args.get("TARGETSTAGE").or(options.target.as_ref()).or(last);
     variables.set("TARGETSTAGE", stage.cloned().unwrap_or_else(|| "default".to_owned()));
     variables
 }

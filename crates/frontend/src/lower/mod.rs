@@ -445,7 +445,7 @@ fn unused_build_args(program: &Program, options: &LowerOptions) -> Vec<String> {
         _ => None,
     });
     let declared = in_stages.flatten().chain(&program.globals).map(|definition| definition.key.text.as_str());
-    let automatic = globals::automatic(options);
+    let automatic = globals::automatic(options, program);
     let known: BTreeSet<&str> =
         declared.chain(globals::PROXY_ARGS.into_iter().flatten()).chain(automatic.names()).collect();
     let steers = |name: &str| name.starts_with("BUILDKIT_") || name == epoch::NAME;

@@ -123,7 +123,7 @@ impl<'a> Plan<'a> {
         lint: &Lint,
         budget: &Budget,
     ) -> Result<Self, FrontendError> {
-        let automatic = globals::automatic(options);
+        let automatic = globals::automatic(options, program);
         let given = globals::declared(automatic.clone(), &program.globals, &options.build_args, escape, budget)?;
         let defaults = globals::declared(automatic, &program.globals, &Default::default(), escape, budget).ok();
         let mut plan =
