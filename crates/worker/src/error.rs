@@ -113,11 +113,8 @@ impl WorkError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::File(FileFailure(error)) => error.kind(),
-            Self::Exec(ExecFailure(ExecError::Executor(error))) => executor_kind(error),
-            Self::Exec(ExecFailure(ExecError::User(_))) => ErrorKind::UserInput,
-            Self::Exec(ExecFailure(ExecError::Store(error))) => error.kind(),
-            Self::Exec(ExecFailure(ExecError::Pipe(_))) => ErrorKind::Environment,
-            Self::Exec(ExecFailure(ExecError::NotBuilt { .. })) | Self::NotBuilt { .. } => ErrorKind::Unsupported,
+            Self::Exec(ExecFailure(error)) => error.kind(),
+            Self::NotBuilt { .. } => ErrorKind::Unsupported,
             Self::Remote(RemoteFailure(error)) => error.kind(),
             Self::Store(error) => error.kind(),
             Self::Fetch(error) => error.kind(),

@@ -1,22 +1,32 @@
 //! Runs a step's process in the sandbox and hands on what it writes.
 
+mod caches;
+mod copies;
+mod mounts;
+mod secrets;
+mod ssh;
+mod step;
+
+pub(crate) use step::run;
+
 use crate::limits;
 use crate::users::{self, Identity, UserError};
 use forge_cache::ResultRef;
 use forge_executor::{
-    Container, ContainerId, Executor, ExecutorError, ExitStatus, MountSource, MountSpec, ProcessSpec, ProcessUser,
-    RootFs, SandboxSpec, Stdio, StdioTarget,
+    Container, ContainerId, Executor, ExecutorError, ExitStatus, Hidden, MountSource, MountSpec, ProcessSpec,
+    ProcessUser, RootFs, SandboxSpec, Stdio, StdioTarget, StubRemoval,
 };
-use forge_image::Digest;
-use forge_llb::{ExecMount, ExecOp, ExtraHost, MountKind, NetworkMode, SecurityMode};
-use forge_session::{Event, EventSink, LogStream};
-use forge_store::{ActiveLayer, Store, StoreError};
+use forge_image::{Digest, ErrorKind};
+use forge_llb::{CdiDevice, ExecOp, ExtraHost, NetworkMode, SecurityMode};
+use forge_session::{Event, EventSink, LogStream, SecretError, Session};
+use forge_store::{ActiveLayer, Lease, Store, StoreError};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
@@ -40,8 +50,60 @@ pub(crate) enum ExecError {
     Store(#[from] StoreError),
     #[error("cannot make a pipe for the step's output")]
     Pipe(#[source] rustix::io::Errno),
-    #[error("{what} is not supported by this version of forge")]
-    NotBuilt { what: &'static str },
+    /// The words are BuildKit's.
+    #[error("secret {id}: not found")]
+    NoSecret { id: String },
+    /// The words are BuildKit's.
+    #[error("no SSH key {id:?} forwarded from the client")]
+    NoAgent { id: String },
+    #[error(transparent)]
+    Session(#[from] SecretError),
+    #[error("cannot serve the agent's socket")]
+    Socket(#[source] std::io::Error),
+    /// The words are BuildKit's.
+    #[error("required device {name:?} is not registered")]
+    NoDevice { name: String },
+    #[error("cannot make the first content of a mount")]
+    Seed { source: std::io::Error },
+    #[error("cache mount {id} was not taken into use")]
+    NoCache { id: String },
+}
+
+impl ExecError {
+    /// Who is to blame.
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Executor(error) => crate::executor_kind(error),
+            Self::Store(error) => error.kind(),
+            Self::Session(error) => error.kind(),
+            Self::User(_) | Self::NoSecret { .. } | Self::NoAgent { .. } | Self::NoDevice { .. } => {
+                ErrorKind::UserInput
+            }
+            Self::Pipe(_) | Self::Socket(_) | Self::Seed { .. } => ErrorKind::Environment,
+            Self::NoCache { .. } => ErrorKind::Internal,
+        }
+    }
+}
+
+/// What a step works with.
+#[derive(Clone)]
+pub(crate) struct StepContext {
+    pub(crate) store: Store,
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) session: Arc<dyn Session>,
+    /// What events call the step.
+    pub(crate) vertex: Digest,
+    /// The results of the vertex's inputs.
+    pub(crate) inputs: Vec<ResultRef>,
+}
+
+/// What a process gets beyond what its op says.
+#[derive(Default)]
+struct Extras {
+    mounts: Vec<MountSpec>,
+    secret_env: Vec<Hidden>,
+    /// The path of an agent's socket.
+    agent: Option<String>,
 }
 
 /// Makes container ids that no other build of this process has.
@@ -64,14 +126,13 @@ pub(crate) struct StepEnd {
 }
 
 /// Sets up the sandbox of a step. Blocks.
-pub(crate) fn prepare(
-    executor: &dyn Executor,
-    op: &ExecOp,
-    active: &ActiveLayer,
-    mounts: Vec<MountSpec>,
-) -> Result<Step, ExecError> {
+fn prepare(executor: &dyn Executor, op: &ExecOp, active: &ActiveLayer, extras: Extras) -> Result<Step, ExecError> {
     let mut spec = sandbox(op, active)?;
-    spec.mounts.extend(mounts);
+    spec.mounts.extend(extras.mounts);
+    spec.process.secret_env = extras.secret_env;
+    let named = op.env.iter().any(|pair| pair.starts_with("SSH_AUTH_SOCK="));
+    let agent = extras.agent.filter(|_| !named).map(|socket| format!("SSH_AUTH_SOCK={socket}").into());
+    spec.process.env.extend(agent);
     let (stdout, stdout_end) = pipe()?;
     let (stderr, stderr_end) = pipe()?;
     let io =
@@ -85,9 +146,7 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), ExecError> {
 }
 
 fn sandbox(op: &ExecOp, active: &ActiveLayer) -> Result<SandboxSpec, ExecError> {
-    if op.security == SecurityMode::Insecure {
-        return Err(ExecError::NotBuilt { what: "a step with all privileges" });
-    }
+    refuse_devices(&op.devices)?;
     let identity = users::identity(active.lower(), &op.user)?;
     let root = RootFs::Overlay {
         lower: active.lower_dirs().to_vec(),
@@ -104,32 +163,22 @@ fn sandbox(op: &ExecOp, active: &ActiveLayer) -> Result<SandboxSpec, ExecError> 
         NetworkMode::Host | NetworkMode::Default => forge_executor::NetworkMode::Host,
     };
     spec.mounts.extend(network_files(hostname, &op.extra_hosts, op.network == NetworkMode::None));
-    Ok(spec)
-}
-
-/// What a step sees besides its root: memory, and trees of one layer, read-only.
-pub(crate) fn input_mounts(store: &Store, op: &ExecOp, inputs: &[ResultRef]) -> Result<Vec<MountSpec>, ExecError> {
-    op.mounts.iter().filter(|mount| mount.target != "/").map(|mount| step_mount(store, mount, inputs)).collect()
-}
-
-fn step_mount(store: &Store, mount: &ExecMount, inputs: &[ResultRef]) -> Result<MountSpec, ExecError> {
-    match mount.kind {
-        MountKind::Bind => {}
-        MountKind::Tmpfs { size } => {
-            return Ok(MountSpec::new(&mount.target, MountSource::Tmpfs { size, mode: 0o1777 }, false));
-        }
-        MountKind::Cache { .. } | MountKind::Secret(_) | MountKind::Ssh(_) => {
-            return Err(ExecError::NotBuilt { what: "a mount of that type" });
-        }
+    spec.readonly_root = op.mounts.iter().any(|mount| mount.target == "/" && mount.readonly);
+    spec.stubs = match op.remove_mount_stubs {
+        true => StubRemoval::WithParents,
+        false => StubRemoval::PointsOnly,
+    };
+    match op.security {
+        SecurityMode::Sandbox => Ok(spec),
+        SecurityMode::Insecure => Ok(spec.privileged()),
     }
-    let layers = mount.input.map(|index| inputs[index].layers()).unwrap_or_default();
-    let folders = store.layers().lower_dirs(layers)?;
-    match folders.as_slice() {
-        [folder] if mount.readonly => {
-            let source = MountSource::BindBeneath { root: folder.clone(), path: PathBuf::from(&mount.selector) };
-            Ok(MountSpec::new(&mount.target, source, true))
-        }
-        _ => Err(ExecError::NotBuilt { what: "mounting a writable tree, or one of several layers, into a step" }),
+}
+
+/// Refuses devices that must be there: no specification of the Container Device Interface is read.
+fn refuse_devices(wanted: &[CdiDevice]) -> Result<(), ExecError> {
+    match wanted.iter().find(|device| !device.optional) {
+        Some(device) => Err(ExecError::NoDevice { name: device.name.clone() }),
+        None => Ok(()),
     }
 }
 

@@ -2,10 +2,11 @@
 
 use forge_cache::{OpKey, SelectedPath, Selector};
 use forge_image::{Digest, Platform};
-use forge_llb::{CopyAction, ExecOp, FileInput, FileKind, FileOp, ModeChange, Op, Vertex};
+use forge_llb::{CopyAction, ExecMount, ExecOp, FileInput, FileKind, FileOp, ModeChange, Op, Vertex};
+use forge_session::ContextPath;
 use forge_solver::{CacheMap, InputKey};
 
-/// A process sees the whole of every input.
+/// A process sees the whole of its root, and of other inputs what its mounts show.
 pub(crate) fn of_exec(vertex: &Vertex, op: &ExecOp) -> CacheMap {
     let readable = vec![
         ("args".to_owned(), op.args.join(" ")),
@@ -15,10 +16,23 @@ pub(crate) fn of_exec(vertex: &Vertex, op: &ExecOp) -> CacheMap {
     let env = op.env.iter().map(|pair| ("env".to_owned(), pair.clone()));
     CacheMap {
         op: Some(op_key(&vertex.op, vertex.platform.as_ref())),
-        inputs: vertex.inputs.iter().map(|_| InputKey::Content(Selector::all())).collect(),
+        inputs: (0..vertex.inputs.len()).map(|index| InputKey::Content(mounted(op, index))).collect(),
         readable: readable.into_iter().chain(env).collect(),
         cacheable: true,
     }
+}
+
+/// What of an input the process can see, and what of it can become part of a result.
+fn mounted(op: &ExecOp, index: usize) -> Selector {
+    let whole = |mount: &ExecMount| {
+        let is_all = ContextPath::clean(&mount.selector).is_root();
+        mount.target == "/" || is_all || mount.output.is_some()
+    };
+    let mounts: Vec<&ExecMount> = op.mounts.iter().filter(|mount| mount.input == Some(index)).collect();
+    if mounts.is_empty() || mounts.iter().any(|mount| whole(mount)) {
+        return Selector::all();
+    }
+    Selector { paths: mounts.iter().map(|mount| SelectedPath::new(&mount.selector)).collect(), ..Selector::all() }
 }
 
 /// A file operation sees the whole of the tree that it changes, and of others what it copies.

@@ -270,8 +270,10 @@ impl<'a> Stage<'a> {
         owner: (u32, u32),
         attributes: MountAttrFlags,
     ) -> std::result::Result<OwnedFd, Failure> {
-        let memory = new_filesystem("tmpfs", &[FsOption::Flag("noswap")], LOCKED)
-            .or_else(|_| new_filesystem("tmpfs", &[], LOCKED))?;
+        // Whether it may be executed is the mount's own affair: a clone only takes more away.
+        let given = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let memory = new_filesystem("tmpfs", &[FsOption::Flag("noswap")], given)
+            .or_else(|_| new_filesystem("tmpfs", &[], given))?;
         let (folder, name) = self.place()?;
         mkdirat(folder, &name, Mode::from_raw_mode(0o700))
             .and_then(|()| openat(folder, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))

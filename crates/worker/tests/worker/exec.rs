@@ -4,7 +4,7 @@ use crate::Test;
 use crate::site::{Site, vertex};
 use crate::tree_text;
 use forge_cache::ResultRef;
-use forge_llb::{ExecMount, ExecOp, ExtraHost, MountKind, NetworkMode, Op, SecurityMode};
+use forge_llb::{ExecOp, ExtraHost, NetworkMode, Op};
 use forge_session::{Event, LogStream, Session};
 use forge_solver::{ExecuteRequest, Worker, WorkerError};
 use std::sync::Arc;
@@ -22,14 +22,13 @@ pub const TESTS: &[Test] = &[
     ("privileged_network_none", network_none),
     ("privileged_hosts", hosts),
     ("privileged_what_a_step_changes_is_a_layer", changes),
-    ("privileged_mounts_of_other_trees", mounts),
 ];
 
 const APPLETS: &str =
     "cat echo env false hostname id ip kill ln ls mkdir mv pwd rm rmdir seq setsid sh sleep stat touch true wc yes";
 
 /// A file system with a shell, two users and a file that a group owns.
-fn with_busybox() -> Site {
+pub fn with_busybox() -> Site {
     let mut site = Site::new();
     let passwd =
         "root:x:0:0::/root:/bin/sh\\napp:x:1000:1001::/home/app:/bin/sh\\nneg:x:4294967295:4294967295::/:/bin/sh\\n";
@@ -55,7 +54,7 @@ pub fn shell(script: &str) -> ExecOp {
     }
 }
 
-fn logged(site: &Site, stream: LogStream) -> String {
+pub fn logged(site: &Site, stream: LogStream) -> String {
     let bytes: Vec<u8> = site
         .session
         .events_so_far()
@@ -70,7 +69,7 @@ fn logged(site: &Site, stream: LogStream) -> String {
 }
 
 /// What a step wrote to its standard output.
-fn output(site: &Site, op: ExecOp) -> String {
+pub fn output(site: &Site, op: ExecOp) -> String {
     let before = logged(site, LogStream::Stdout).len();
     if let Err(error) = site.run(Op::Exec(op)) {
         panic!("{error}: {}", logged(site, LogStream::Stderr));
@@ -244,7 +243,7 @@ fn hosts() {
     assert_eq!(site.print(last(&site.run(Op::Exec(shell("true"))).unwrap())), "");
 }
 
-fn last(result: &ResultRef) -> &forge_store::LayerId {
+pub fn last(result: &ResultRef) -> &forge_store::LayerId {
     result.layers().last().unwrap()
 }
 
@@ -255,26 +254,4 @@ fn changes() {
     let expected = "a/ @now\na/b/ @now\na/b/c =x\\n @now\na/b/l -> c @now\na/d == a/b/c\n\
         home/ @now\nhome/app/ opaque @now\nhome/app/n = @now\nstaff deleted\n";
     assert_eq!(shown, expected);
-}
-
-fn mounts() {
-    let site = with_busybox().stage("d/\n d/f =F");
-    let mount = |kind, input, readonly| ExecMount {
-        target: "/mnt".to_owned(),
-        input,
-        selector: "/d".to_owned(),
-        output: None,
-        readonly,
-        kind,
-    };
-    let with = |extra, script| ExecOp { mounts: vec![ExecMount::root(), extra], ..shell(script) };
-    let bind = with(mount(MountKind::Bind, Some(2), true), "cat /mnt/f; touch /mnt/g 2>/dev/null || echo refused");
-    assert_eq!(output(&site, bind), "Frefused\n");
-    let memory = with(mount(MountKind::Tmpfs { size: Some(1 << 20) }, None, false), "touch /mnt/g; ls /mnt");
-    let result = site.run(Op::Exec(memory)).unwrap();
-    assert_eq!(site.print(last(&result)), "");
-    let writable = site.run(Op::Exec(with(mount(MountKind::Bind, Some(2), false), "true")));
-    assert!(writable.unwrap_err().to_string().contains("not supported"));
-    let insecure = site.run(Op::Exec(ExecOp { security: SecurityMode::Insecure, ..shell("true") }));
-    assert!(insecure.unwrap_err().to_string().contains("not supported"));
 }

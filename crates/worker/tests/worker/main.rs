@@ -8,6 +8,7 @@ mod copy;
 mod exec;
 mod keys;
 mod made;
+mod mounts;
 mod parents;
 mod scale;
 mod site;
@@ -24,7 +25,7 @@ fn main() {
     forge_executor::init_if_requested();
     let arguments = Arguments::from_args();
     let files = [copy::TESTS, parents::TESTS, add::TESTS, made::TESTS, stacks::TESTS].concat();
-    let groups = [&files, keys::TESTS, attacks::TESTS, scale::TESTS, exec::TESTS, &sources::tests()];
+    let groups = [&files, keys::TESTS, attacks::TESTS, scale::TESTS, exec::TESTS, mounts::TESTS, &sources::tests()];
     let trial = |(name, test): Test| {
         Trial::test(name, move || {
             if forge_testkit::privileged(name) {
