@@ -56,6 +56,8 @@ impl Capabilities {
     pub const MINIMAL: Self = Self(0x8004_05fb);
     /// None at all.
     pub const NONE: Self = Self(0);
+    /// Interfaces, addresses, routes and firewalls of its network namespace.
+    pub const NET_ADMIN: Self = Self(1 << 12);
     /// Mounts, namespaces and much else of the machine.
     pub const SYS_ADMIN: Self = Self(1 << 21);
     /// All that are known; those the kernel or the caller lacks are left out when the process starts.

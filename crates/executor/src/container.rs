@@ -1,4 +1,5 @@
 use crate::{ContainerId, ExecutorError, SandboxSpec, Usage};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 /// Makes containers.
@@ -8,6 +9,14 @@ pub trait Executor: Send + Sync {
     /// Blocks until the root is mounted and everything but the program itself has been checked. Nothing of it is
     /// visible outside: no entry in the host's mount table. Dropping the container kills and cleans it.
     fn create(&self, id: &ContainerId, spec: &SandboxSpec, io: Stdio) -> Result<Box<dyn Container>, ExecutorError>;
+
+    /// Prepares private networks; gives the host's address in them, by which containers reach it.
+    ///
+    /// The answer never changes. Where there are none, [`Executor::notices`] tells the reason from then on.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Unsupported`] with the reason.
+    fn private_network(&self) -> Result<Ipv4Addr, ExecutorError>;
 
     /// Names, one line each, what was asked of this executor but cannot be enforced on this machine.
     fn notices(&self) -> Vec<String>;
@@ -29,6 +38,9 @@ pub trait Container: Send + Sync {
 
     /// What the container used, once [`Container::wait`] has returned; `None` before.
     fn usage(&self) -> Option<Usage>;
+
+    /// Its address in a private network.
+    fn address(&self) -> Option<Ipv4Addr>;
 
     /// Sends a signal to the first process. It is no error when that has already ended.
     ///

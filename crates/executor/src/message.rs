@@ -15,6 +15,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -30,6 +31,8 @@ pub(crate) enum Message {
     Spawn {
         /// The network to see.
         network: NetworkMode,
+        /// Whether it may change its network, which nobody else can use then.
+        owns_network: bool,
         /// The devices to reach.
         devices: DevicePolicy,
         /// A cgroup that no other container is in, since this one could freeze or kill it.
@@ -41,8 +44,14 @@ pub(crate) enum Message {
         /// Its place.
         group: Box<GroupPlacement>,
     },
+    /// Caller to server: prepare private networks. Answered by `Network`.
+    PrepareNetwork,
+    /// Server to caller: the host's address in them, or why there are none.
+    Network(Result<Ipv4Addr, String>),
     /// Server to caller, on the container's channel. Descriptor: pidfd of the init.
     Spawned {
+        /// Its address in a private network.
+        address: Option<Ipv4Addr>,
         /// Limits that could not be set.
         notices: Vec<String>,
     },

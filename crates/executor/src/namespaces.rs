@@ -10,6 +10,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use std::collections::BTreeSet;
 use std::fs::DirBuilder;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
@@ -80,6 +81,11 @@ impl Executor for NamespaceExecutor {
         };
         let container = self.server.spawn(configuration, &streams)?;
         Ok(Box::new(container))
+    }
+
+    fn private_network(&self) -> Result<Ipv4Addr, ExecutorError> {
+        let answer = self.server.private_network()?;
+        answer.map_err(|reason| ExecutorError::Unsupported { what: format!("a private network ({reason})") })
     }
 
     fn notices(&self) -> Vec<String> {
@@ -153,6 +159,8 @@ struct Connection {
     channel: Channel,
     /// What it said when it was ready, once that has been read.
     notices: Option<Vec<String>>,
+    /// What it said of private networks, once it was asked.
+    network: Option<Result<Ipv4Addr, String>>,
 }
 
 impl Server {
@@ -172,7 +180,7 @@ impl Server {
             .stderr(CommandStdio::null())
             .spawn()?;
         Ok(Self {
-            connection: Mutex::new(Connection { channel: Channel::new(ours), notices: None }),
+            connection: Mutex::new(Connection { channel: Channel::new(ours), notices: None, network: None }),
             process: Mutex::new(process),
             limit_notices: Mutex::default(),
         })
@@ -194,6 +202,26 @@ impl Server {
         Ok(connection)
     }
 
+    /// Asks once.
+    fn private_network(&self) -> Result<Result<Ipv4Addr, String>, ExecutorError> {
+        let failed = |source| ExecutorError::system("talk to the sandbox set-up process", source);
+        let mut connection = self.greeted()?;
+        if let Some(known) = &connection.network {
+            return Ok(known.clone());
+        }
+        connection.channel.send(&Message::PrepareNetwork, &[]).map_err(failed)?;
+        let answer = match connection.channel.receive().map_err(failed)? {
+            Some((Message::Network(answer), _)) => answer,
+            Some((message, _)) => return Err(unexpected(&message)),
+            None => return Err(died("prepare the network")),
+        };
+        if let Err(reason) = &answer {
+            lock(&self.limit_notices).insert(format!("the host's network is used, there is no private one: {reason}"));
+        }
+        connection.network = Some(answer.clone());
+        Ok(answer)
+    }
+
     fn spawn(
         self: &Arc<Self>,
         configuration: Configuration,
@@ -205,6 +233,7 @@ impl Server {
         let spec = &configuration.spec;
         let request = Message::Spawn {
             network: spec.network,
+            owns_network: spec.process.capabilities.contains(Capabilities::NET_ADMIN),
             devices: spec.devices,
             own_group: spec.writable_sys || spec.process.capabilities.contains(Capabilities::SYS_ADMIN),
             id: configuration.id.clone(),
@@ -219,6 +248,7 @@ impl Server {
             server: Arc::clone(self),
             channel: Mutex::new(Channel::new(ours)),
             pidfd: OnceLock::new(),
+            address: OnceLock::new(),
             exit: Mutex::new(Exit::Pending(exit_read)),
             terminal: Mutex::new(None),
             listeners: Mutex::default(),
@@ -278,6 +308,7 @@ struct NamespaceContainer {
     channel: Mutex<Channel>,
     /// Set before `create` returns.
     pidfd: OnceLock<OwnedFd>,
+    address: OnceLock<Option<Ipv4Addr>>,
     exit: Mutex<Exit>,
     terminal: Mutex<Option<OwnedFd>>,
     listeners: Mutex<Vec<OwnedFd>>,
@@ -316,7 +347,8 @@ impl NamespaceContainer {
     /// Keeps what one message of the set-up brings; the last one is its outcome.
     fn take(&self, message: Message, mut descriptors: Vec<OwnedFd>) -> Option<Result<(), ExecutorError>> {
         match (message, descriptors.pop()) {
-            (Message::Spawned { notices }, Some(pidfd)) => {
+            (Message::Spawned { notices, address }, Some(pidfd)) => {
+                let _ = self.address.set(address); // it comes once
                 lock(&self.server.limit_notices).extend(notices);
                 drop(self.pidfd.set(pidfd));
             }
@@ -463,6 +495,10 @@ impl Container for NamespaceContainer {
         let status = self.await_exit()?;
         self.clean()?;
         Ok(status)
+    }
+
+    fn address(&self) -> Option<Ipv4Addr> {
+        self.address.get().copied().flatten()
     }
 
     fn usage(&self) -> Option<Usage> {

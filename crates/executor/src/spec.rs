@@ -185,6 +185,9 @@ pub enum NetworkMode {
     Host,
     /// A new one with nothing but a loopback interface.
     None,
+    /// A new one from which the world can be reached and which nobody but the host reaches. What
+    /// [`crate::Executor::private_network`] refuses is an error here.
+    Private,
 }
 
 /// Numeric identity of the process.

@@ -10,6 +10,7 @@ mod identity;
 mod launch;
 mod limits;
 mod mounts;
+mod network;
 mod paths;
 mod root;
 mod server;

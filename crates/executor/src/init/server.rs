@@ -1,4 +1,5 @@
 use super::cgroups::{Cgroups, GROUP_PREFIX, Group, Wish};
+use super::network::{Networks, PrivateNetwork};
 use super::{setup, sys};
 use crate::message::{Channel, Doing, ExitReport, Failure, Message};
 use crate::{DevicePolicy, NetworkMode};
@@ -18,6 +19,15 @@ struct Child {
     /// The caller reads the status from the other end; closing it unwritten says that the server died.
     exit: OwnedFd,
     group: Option<Group>,
+    /// Its private network, and whether the next container may have it.
+    network: Option<(PrivateNetwork, bool)>,
+}
+
+/// What the server works with.
+struct Machine {
+    namespaces: u64,
+    cgroups: Cgroups,
+    networks: Networks,
 }
 
 /// Serves the caller on standard input until it goes away, then kills every container and exits.
@@ -34,6 +44,7 @@ fn serve() -> io::Result<()> {
     let namespaces = NAMESPACES | time_namespace();
     let cgroups = Cgroups::establish();
     let notices = cgroups.notices();
+    let mut machine = Machine { namespaces, cgroups, networks: Networks::new() };
     control.send(&Message::Serving { notices }, &[])?;
     crate::seccomp::compile_common();
     let mut children = Vec::new();
@@ -42,13 +53,13 @@ fn serve() -> io::Result<()> {
         let (request, child_ended) = wait_for_work(&control, &signals)?;
         if child_ended {
             drain(&signals);
-            reap(&mut children);
+            reap(&mut children, &mut machine.networks);
         }
-        if request && !answer(&control, namespaces, &cgroups, &mut children)? {
+        if request && !answer(&control, &mut machine, &mut children)? {
             break;
         }
     }
-    end_all(children);
+    end_all(children, &mut machine.networks);
     Ok(())
 }
 
@@ -110,17 +121,28 @@ fn wait_for_work(control: &Channel, signals: &OwnedFd) -> io::Result<(bool, bool
 }
 
 /// Answers one request; `false` when the caller has gone.
-fn answer(control: &Channel, namespaces: u64, cgroups: &Cgroups, children: &mut Vec<Child>) -> io::Result<bool> {
+fn answer(control: &Channel, machine: &mut Machine, children: &mut Vec<Child>) -> io::Result<bool> {
     let Some((message, descriptors)) = control.receive()? else {
         return Ok(false);
     };
-    let Message::Spawn { network, devices, own_group, id, resources, group } = message else {
-        return Err(io::ErrorKind::InvalidData.into());
+    let (namespaces, cgroups) = (machine.namespaces, &machine.cgroups);
+    let Message::Spawn { network, owns_network, devices, own_group, id, resources, group } = message else {
+        return match message {
+            Message::PrepareNetwork => control.send(&Message::Network(machine.networks.prepare()), &[]).map(|()| true),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        };
     };
     let [channel, exit] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| io::ErrorKind::InvalidData)?;
-    let network = match network {
-        NetworkMode::Host => 0,
-        NetworkMode::None => libc::CLONE_NEWNET as u64,
+    let (new_network, private) = match network {
+        NetworkMode::Host => (0, None),
+        NetworkMode::None => (libc::CLONE_NEWNET as u64, None),
+        NetworkMode::Private => match machine.networks.take() {
+            Ok(network) => (0, Some(network)),
+            Err(reason) => {
+                refuse(channel, Failure::Unsupported { what: format!("a private network ({reason})") });
+                return Ok(true);
+            }
+        },
     };
     let number = channel_number(&channel);
     let wish = Wish {
@@ -137,12 +159,17 @@ fn answer(control: &Channel, namespaces: u64, cgroups: &Cgroups, children: &mut 
         }
     };
     // SAFETY: this process never starts a thread.
-    match unsafe { sys::clone3(namespaces | network, group.as_ref().map(Group::directory)) } {
-        Ok(sys::Cloned::Child) => setup::run(channel, cgroups),
+    match unsafe { sys::clone3(namespaces | new_network, group.as_ref().map(Group::directory)) } {
+        Ok(sys::Cloned::Child) => {
+            let entered = private.map_or(Ok(()), |network| sys::enter_network(network.namespace()));
+            setup::run(channel, cgroups, entered)
+        }
         Ok(sys::Cloned::Parent { pid, pidfd }) => {
+            let address = private.as_ref().map(|network| network.address);
             // A caller that has given this container up is no reason to end the others.
-            let _ = Channel::new(channel).send(&Message::Spawned { notices }, &[pidfd.as_fd()]);
-            children.push(Child { pid, pidfd, exit, group });
+            let _ = Channel::new(channel).send(&Message::Spawned { address, notices }, &[pidfd.as_fd()]);
+            let network = private.map(|network| (network, !owns_network));
+            children.push(Child { pid, pidfd, exit, group, network });
         }
         Err(errno) => {
             let action = "create namespaces".into();
@@ -182,13 +209,13 @@ fn drain(signals: &OwnedFd) {
 }
 
 /// Reports every child that has ended.
-fn reap(children: &mut Vec<Child>) {
+fn reap(children: &mut Vec<Child>, networks: &mut Networks) {
     while let Ok(Some(ended)) = sys::wait_any(false) {
-        report(children, &ended);
+        report(children, &ended, networks);
     }
 }
 
-fn report(children: &mut Vec<Child>, ended: &sys::Ended) {
+fn report(children: &mut Vec<Child>, ended: &sys::Ended, networks: &mut Networks) {
     let Some(index) = children.iter().position(|child| child.pid == ended.pid) else {
         return;
     };
@@ -196,6 +223,9 @@ fn report(children: &mut Vec<Child>, ended: &sys::Ended) {
     let (group_peak_bytes, memory_kills) = child.group.as_ref().and_then(Group::memory).unwrap_or_default();
     // Before the caller hears of the end, after which nothing may be left.
     drop(child.group);
+    if let Some((network, true)) = child.network {
+        networks.give_back(network);
+    }
     let report = ExitReport {
         status: ended.status,
         user_us: ended.user_us,
@@ -209,14 +239,14 @@ fn report(children: &mut Vec<Child>, ended: &sys::Ended) {
 }
 
 /// The parent-death signal is cleared by set-user-ID programs, so each init is killed by hand.
-fn end_all(mut children: Vec<Child>) {
+fn end_all(mut children: Vec<Child>, networks: &mut Networks) {
     for child in &children {
         // It fails only for a child that has ended.
         let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
     }
     while !children.is_empty() {
         match retry_on_intr(|| sys::wait_any(true)) {
-            Ok(Some(ended)) => report(&mut children, &ended),
+            Ok(Some(ended)) => report(&mut children, &ended, networks),
             _ => return,
         }
     }

@@ -16,11 +16,13 @@ use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 /// The life of a container's init, from the clone to the execution of the payload.
-pub(super) fn run(channel: OwnedFd, cgroups: &Cgroups) -> ! {
+///
+/// `entered` is what became of the way into its network.
+pub(super) fn run(channel: OwnedFd, cgroups: &Cgroups, entered: rustix::io::Result<()>) -> ! {
     let channel = isolate(channel.as_fd());
     // Unwinding would end in the server's loop, of which this process is a copy.
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        channel.as_ref().map(|channel| (channel, live(channel, cgroups)))
+        channel.as_ref().map(|channel| (channel, live(channel, cgroups, entered)))
     }));
     if let Ok(Ok((channel, Err(failure)))) = outcome {
         // Without a listener there is nobody to tell.
@@ -30,7 +32,8 @@ pub(super) fn run(channel: OwnedFd, cgroups: &Cgroups) -> ! {
 }
 
 /// Returns only if something fails, or when the caller goes away before it says `Start`.
-fn live(channel: &Channel, cgroups: &Cgroups) -> Result<(), Failure> {
+fn live(channel: &Channel, cgroups: &Cgroups, entered: rustix::io::Result<()>) -> Result<(), Failure> {
+    entered.doing(|| "enter the network".into())?;
     detach()?;
     let Ok(Some((Message::Configure(configuration), descriptors))) = channel.receive() else {
         return Ok(());
@@ -165,7 +168,8 @@ fn name_host(spec: &SandboxSpec) -> Result<(), Failure> {
         rustix::system::sethostname(spec.hostname.as_bytes()).doing(|| "set the host name".into())?;
     }
     match spec.network {
-        NetworkMode::Host => Ok(()),
+        // A private one was made ready before.
+        NetworkMode::Host | NetworkMode::Private => Ok(()),
         NetworkMode::None => sys::loopback_up().doing(|| "switch loopback on".into()),
     }
 }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::Capabilities;
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -417,6 +417,16 @@ pub(super) fn pid_outside() -> Result<u32> {
     let link = rustix::fs::readlink("/proc/self", Vec::new())?;
     let number = link.to_str().ok().and_then(|text| text.parse().ok());
     number.ok_or(Errno::NOENT)
+}
+
+/// Moves this process into a network namespace.
+pub(super) fn enter_network(namespace: BorrowedFd<'_>) -> Result<()> {
+    setns(namespace, CloneFlags::CLONE_NEWNET).map_err(from_nix)
+}
+
+/// Moves this process into a new network namespace.
+pub(super) fn new_network_namespace() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(from_nix)
 }
 
 /// Makes the cgroups this process is in the roots of what it and its children see.

@@ -119,18 +119,18 @@ fn dies_with_server() {
 }
 
 /// Processes whose parent is this one.
-fn children() -> Vec<i32> {
+pub fn children() -> Vec<i32> {
     children_of(std::process::id() as i32)
 }
 
-fn children_of(parent: i32) -> Vec<i32> {
+pub fn children_of(parent: i32) -> Vec<i32> {
     let tasks = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
     let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
     lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()).collect()
 }
 
 /// True when the only child of a process has its root in this fixture.
-fn holds(server: i32, fixture: &Fixture) -> bool {
+pub fn holds(server: i32, fixture: &Fixture) -> bool {
     let upper = fixture.path("upper").display().to_string();
     children_of(server)
         .iter()

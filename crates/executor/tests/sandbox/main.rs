@@ -7,6 +7,7 @@ mod attacks;
 mod fixture;
 mod lifecycle;
 mod limits;
+mod network;
 mod payload;
 mod probe;
 mod process;
@@ -18,7 +19,8 @@ fn main() {
     forge_executor::init_if_requested();
     payload::run_if_requested();
     let arguments = Arguments::from_args();
-    let groups = [process::TESTS, lifecycle::TESTS, limits::TESTS, attacks::TESTS, surface::TESTS, probe::TESTS];
+    let groups =
+        [process::TESTS, lifecycle::TESTS, limits::TESTS, network::TESTS, attacks::TESTS, surface::TESTS, probe::TESTS];
     let trials = groups.concat().into_iter().map(|(name, test)| Trial::test(name, move || guarded(name, test)));
     libtest_mimic::run(&arguments, trials.collect()).exit();
 }

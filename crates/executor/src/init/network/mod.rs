@@ -1,0 +1,265 @@
+//! Private networks of containers: a namespace, a pair of interfaces, translated addresses.
+//!
+//! ```text
+//! container                    host
+//! eth0 10.209.x.y/16  <veth>   forgeXXYY, 10.209.0.1/32, route 10.209.x.y/32
+//! ```
+//! There is no bridge: each container has a wire of its own, on which nobody but the host answers. Everything belongs
+//! to the set-up process, so that nothing survives it: interfaces go with their namespaces, the firewall table with its
+//! socket. Namespaces are used again by the next container once every process in them is dead.
+
+mod firewall;
+mod forwarding;
+mod link;
+mod netlink;
+
+use super::sys;
+use firewall::{Plan, Table};
+use forwarding::Forwarding;
+use link::{Links, Route, index_of};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::{Errno, Result};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// First halves of networks that are tried, until one is in nobody's way.
+const NETWORKS: [[u8; 2]; 6] = [[10, 209], [10, 217], [10, 241], [172, 29], [172, 30], [10, 83]];
+/// How many namespaces wait for the next container.
+const MOST_FREE: usize = 8;
+/// How many addresses are tried before giving up.
+const ATTEMPTS: u32 = 4096;
+const INTERFACE: &str = "eth0";
+/// What the host's ends are called, followed by the second half of the address.
+const PREFIX: &str = "forge";
+
+/// The private networks of one set-up process.
+pub(super) struct Networks {
+    router: Option<Router>,
+    free: Vec<PrivateNetwork>,
+}
+
+/// A network namespace with a way out.
+pub(super) struct PrivateNetwork {
+    namespace: OwnedFd,
+    /// Of the container.
+    pub(super) address: Ipv4Addr,
+}
+
+impl PrivateNetwork {
+    pub(super) fn namespace(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
+    }
+}
+
+/// Why there is no private network, as words to follow a colon.
+pub(super) type Reason = String;
+
+impl Networks {
+    pub(super) fn new() -> Self {
+        Self { router: None, free: Vec::new() }
+    }
+
+    /// Makes the first namespace, and tells the host's address in all of them.
+    pub(super) fn prepare(&mut self) -> std::result::Result<Ipv4Addr, Reason> {
+        let network = self.take()?;
+        self.free.push(network);
+        let router = self.router.as_ref().ok_or("there is no router")?;
+        Ok(router.gateway())
+    }
+
+    /// A namespace that no process is in.
+    pub(super) fn take(&mut self) -> std::result::Result<PrivateNetwork, Reason> {
+        if let Some(network) = self.free.pop() {
+            return Ok(network);
+        }
+        if self.router.is_none() {
+            self.router = Some(Router::set_up()?);
+        }
+        let router = self.router.as_mut().ok_or("there is no router")?;
+        router.connect().map_err(|errno| format!("a network namespace cannot be connected ({errno})"))
+    }
+
+    /// Takes back a namespace that nobody could change.
+    pub(super) fn give_back(&mut self, network: PrivateNetwork) {
+        if self.free.len() < MOST_FREE {
+            self.free.push(network);
+        }
+    }
+}
+
+/// What all namespaces share.
+struct Router {
+    links: Links,
+    network: [u8; 2],
+    next: u16,
+    own_namespace: OwnedFd,
+    // In the order in which they end: the table protects as long as packets are forwarded.
+    _forwarding: Forwarding,
+    _table: Table,
+}
+
+impl Router {
+    fn set_up() -> std::result::Result<Self, Reason> {
+        let told = |what: &'static str| move |errno: Errno| format!("{what} ({errno})");
+        let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+        let network = free_network(&routes).ok_or("all networks that forge may use are taken")?;
+        if let Some(chain) = foreign_firewall() {
+            return Err(chain);
+        }
+        let highest = highest_interface().map_err(told("interfaces cannot be counted"))?;
+        let forwarding = Forwarding::ensure(Path::new("/run")).map_err(told("packets cannot be forwarded"))?;
+        let plan = Plan { network, unrouted: forwarding.is_forge_s().then_some(highest) };
+        let table = Table::make(&plan).map_err(told("nftables refuses the rules"))?;
+        let own_namespace = current_namespace().map_err(told("the network namespace cannot be opened"))?;
+        let links = Links::open().map_err(told("netlink cannot be used"))?;
+        // Processes that start at once should not try the same addresses.
+        let next = (std::process::id() as u16).wrapping_mul(251);
+        Ok(Self { links, network, next, own_namespace, _forwarding: forwarding, _table: table })
+    }
+
+    fn gateway(&self) -> Ipv4Addr {
+        let [a, b] = self.network;
+        Ipv4Addr::new(a, b, 0, 1)
+    }
+
+    /// The next address that is neither the gateway's nor the network's own.
+    fn next_address(&mut self) -> Ipv4Addr {
+        loop {
+            self.next = self.next.wrapping_add(1);
+            let [a, b] = self.network;
+            let [c, d] = self.next.to_be_bytes();
+            if c != 0 && !matches!(d, 0 | 255) {
+                return Ipv4Addr::new(a, b, c, d);
+            }
+        }
+    }
+
+    /// Makes a namespace and a wire to it.
+    fn connect(&mut self) -> Result<PrivateNetwork> {
+        let made = self.connect_from_within();
+        // Also after a failure: the next container's parent must be in the host's namespace.
+        sys::enter_network(self.own_namespace.as_fd())?;
+        let (namespace, mut inner) = made?;
+        let (address, name) = self.wire(namespace.as_fd())?;
+        disable_version_6(&name);
+        let gateway = self.gateway();
+        self.links.configure(index_of(&name)?, Some((gateway, 32)), &[Route::Host(address)])?;
+        sys::enter_network(namespace.as_fd())?;
+        let configured = index_of(INTERFACE)
+            .and_then(|index| inner.configure(index, Some((address, 16)), &[Route::Default(gateway)]));
+        sys::enter_network(self.own_namespace.as_fd())?;
+        configured?;
+        Ok(PrivateNetwork { namespace, address })
+    }
+
+    /// Leaves this process in the new namespace.
+    fn connect_from_within(&mut self) -> Result<(OwnedFd, Links)> {
+        sys::new_network_namespace()?;
+        let namespace = current_namespace()?;
+        // Before there is an interface: it would give itself an address.
+        disable_version_6("default");
+        allow_unprivileged();
+        let mut links = Links::open()?;
+        links.configure(index_of("lo")?, None, &[])?;
+        Ok((namespace, links))
+    }
+
+    /// The host's end has the address in its name, which nobody else can have then.
+    fn wire(&mut self, namespace: BorrowedFd<'_>) -> Result<(Ipv4Addr, String)> {
+        for _ in 0..ATTEMPTS {
+            let address = self.next_address();
+            let [_, _, c, d] = address.octets();
+            let name = format!("{PREFIX}{c:02x}{d:02x}");
+            match self.links.make_pair(&name, INTERFACE, namespace) {
+                Ok(()) => return Ok((address, name)),
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Err(Errno::ADDRNOTAVAIL)
+    }
+}
+
+fn current_namespace() -> Result<OwnedFd> {
+    open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Containers have version 4 only. A kernel without version 6 has nothing to switch off.
+fn disable_version_6(interface: &str) {
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1");
+}
+
+/// As docker has it: the namespace is the container's own, so anybody may ping and take low ports.
+fn allow_unprivileged() {
+    let set = |file: &str, text: &str| std::fs::write(Path::new("/proc/sys/net/ipv4").join(file), text);
+    // Conveniences; a kernel that lacks them has neither.
+    let _ = set("ping_group_range", "0 2147483647").and(set("ip_unprivileged_port_start", "0"));
+}
+
+fn highest_interface() -> Result<u32> {
+    let failed = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    let entries = std::fs::read_dir("/sys/class/net").map_err(failed)?;
+    let number =
+        |entry: std::fs::DirEntry| std::fs::read_to_string(entry.path().join("ifindex")).ok()?.trim().parse().ok();
+    Ok(entries.flatten().filter_map(number).max().unwrap_or(1))
+}
+
+/// The first network that no route of the host, as `/proc/net/route` lists them, leads into. Routes of other forge
+/// processes are in nobody's way.
+fn free_network(routes: &str) -> Option<[u8; 2]> {
+    // Bytes in network order, printed as a number of the machine.
+    let number = |text: &str| u32::from_str_radix(text, 16).ok().map(u32::from_be);
+    let foreign: Vec<(u32, u32)> = routes
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            let (destination, mask) = (number(fields.get(1)?)?, number(fields.get(7)?)?);
+            (!fields[0].starts_with(PREFIX) && mask != 0).then_some((destination, mask))
+        })
+        .collect();
+    let crosses = |network: u32, (destination, mask): &(u32, u32)| {
+        let common = mask & 0xffff_0000;
+        network & common == destination & common
+    };
+    NETWORKS.into_iter().find(|[a, b]| {
+        let network = u32::from_be_bytes([*a, *b, 0, 0]);
+        !foreign.iter().any(|route| crosses(network, route))
+    })
+}
+
+/// Another firewall that may drop what is forwarded: forge does not change other programs' rules.
+fn foreign_firewall() -> Option<Reason> {
+    let tables = std::fs::read_to_string("/proc/net/ip_tables_names").unwrap_or_default();
+    if tables.lines().any(|line| line == "filter") {
+        return Some("a firewall of iptables-legacy is in force, which may drop forwarded packets".to_owned());
+    }
+    // A kernel without nftables says so when the rules are made.
+    let chain = firewall::dropping_chain().ok()??;
+    Some(format!("the firewall drops forwarded packets ({chain})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: &str = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
+
+    fn chosen(routes: &[(&str, &str, &str)]) -> Option<[u8; 2]> {
+        let lines = routes
+            .iter()
+            .map(|(interface, to, mask)| format!("{interface}\t{to}\t0\t0001\t0\t0\t0\t{mask}\t0\t0\t0\n"));
+        free_network(&(HEADER.to_owned() + &lines.collect::<String>()))
+    }
+
+    #[test]
+    fn a_network_is_chosen_that_no_route_leads_into() {
+        // The kernel prints addresses as numbers of the machine: 10.209.4.0 is 0004D10A.
+        assert_eq!(chosen(&[("eth0", "00000000", "00000000")]), Some([10, 209]));
+        assert_eq!(chosen(&[("eth0", "0004D10A", "00FFFFFF")]), Some([10, 217]));
+        assert_eq!(chosen(&[("vpn", "0000000A", "000000FF")]), Some([172, 29]));
+        assert_eq!(chosen(&[("forge0102", "0201D10A", "FFFFFFFF")]), Some([10, 209]));
+        assert_eq!(chosen(&[("a", "0000000A", "000000FF"), ("b", "000010AC", "0000F0FF")]), None);
+    }
+}
