@@ -70,8 +70,8 @@ fn a113_files_within_the_caps_are_read_in_time() {
         assert_eq!(parse("d", comments.as_bytes()).unwrap().instructions().len(), 1);
         let continued = format!("FROM x\nRUN a{}", "\\\n".repeat(1_000_000));
         assert_eq!(parse("d", continued.as_bytes()).unwrap().instructions().len(), 2);
-        let labels = format!("FROM scratch\n{}", "LABEL a=b\n".repeat(100_000));
-        assert_eq!(build(&labels).unwrap().config.history.len(), 100_000);
+        let labels = format!("FROM scratch\n{}", "LABEL a=b\n".repeat(79_999));
+        assert_eq!(build(&labels).unwrap().config.history.len(), 79_999);
         let words = format!("FROM scratch\nLABEL {}", "a=b ".repeat(200_000));
         assert_eq!(build(&words).unwrap().config.config.labels.len(), 1);
         let ports = "EXPOSE 0-65535\n".repeat(1_000);
@@ -140,7 +140,7 @@ fn a115_thousands_of_stages_are_planned_in_linear_time() {
     assert_eq!(image.graph.vertices().len(), 2 + 40 * 4);
 
     let mut chain = "FROM scratch AS s0\n".to_owned();
-    (1..100_000).for_each(|n| _ = writeln!(chain, "FROM s{} AS s{n}", n - 1));
+    (1..80_000).for_each(|n| _ = writeln!(chain, "FROM s{} AS s{n}", n - 1));
     assert!(within(60, || build(&chain).unwrap()).graph.goal().is_none());
 }
 

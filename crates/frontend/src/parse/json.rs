@@ -4,6 +4,9 @@ use super::line::Fragment;
 use crate::{FrontendError, Problem, Token};
 use serde_json::Value;
 
+/// Strings of an array need no blank between them, and cost more than they take to write (A113).
+const MAX_QUOTES: usize = 200_000;
+
 /// Reads a JSON array of strings; `None` where the text is no JSON array, which makes it the shell form.
 ///
 /// # Errors
@@ -12,6 +15,10 @@ pub(super) fn string_array(text: Fragment<'_>) -> Result<Option<Vec<Token>>, Fro
     let text = text.trimmed();
     if !text.text().starts_with('[') {
         return Ok(None);
+    }
+    if text.text().bytes().filter(|byte| *byte == b'"').count() > MAX_QUOTES {
+        let problem = Problem::TooLarge { what: "the number of strings in an array", limit: "100,000" };
+        return Err(FrontendError::from(problem).or_at(text.span()));
     }
     let Ok(values) = serde_json::from_str::<Vec<Value>>(text.text()) else { return Ok(None) };
     let mut ranges = string_ranges(text.text()).into_iter();

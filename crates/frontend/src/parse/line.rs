@@ -67,8 +67,8 @@ impl<'a> Lines<'a> {
 
 /// Bytes of a logical line that stand together in the file.
 struct Segment {
-    logical: usize,
-    source: usize,
+    logical: u32,
+    source: u32,
     line: u32,
 }
 
@@ -82,7 +82,11 @@ pub(super) struct LogicalLine {
 impl LogicalLine {
     /// Adds bytes that stand at an offset in a line of the file.
     pub fn push(&mut self, text: &str, source: usize, line: u32) {
-        self.segments.push(Segment { logical: self.text.len(), source, line });
+        // A line that adds nothing but the first needs no place.
+        if text.is_empty() && !self.segments.is_empty() {
+            return;
+        }
+        self.segments.push(Segment { logical: self.text.len() as u32, source: source as u32, line });
         self.text.push_str(text);
     }
 
@@ -99,9 +103,9 @@ impl LogicalLine {
     }
 
     fn locate(&self, at: usize) -> (u32, u32) {
-        let index = self.segments.partition_point(|segment| segment.logical <= at);
+        let index = self.segments.partition_point(|segment| segment.logical as usize <= at);
         match self.segments.get(index.saturating_sub(1)) {
-            Some(segment) => ((segment.source + (at - segment.logical)) as u32, segment.line),
+            Some(segment) => (segment.source + (at as u32 - segment.logical), segment.line),
             None => (0, 0),
         }
     }

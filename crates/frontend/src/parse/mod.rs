@@ -21,6 +21,15 @@ use line::{Fragment, Lines, LogicalLine, PhysicalLine};
 /// Far beyond what people write; what is larger is a mistake or an attack (A113).
 const MAX_FILE: usize = 16 << 20;
 
+/// Instructions of a file: each costs some hundred bytes until it is lowered, and a line of it seven.
+const MAX_INSTRUCTIONS: usize = 80_000;
+
+/// Words of all instructions, heredocs aside: each costs some fifty bytes, and may be one letter long.
+const MAX_WORDS: usize = 500_000;
+
+/// Comments that are kept for the instruction below them. Only the nearest say something of it.
+const MAX_COMMENTS: usize = 1_000;
+
 /// Reads a Dockerfile. `name` is what diagnostics call it.
 ///
 /// The result says what is written, not whether it makes sense: flags, argument counts and names of
@@ -49,6 +58,7 @@ fn read_file(name: &str, source: &[u8]) -> Result<Dockerfile, FrontendError> {
         directive_lines: directives.last().map_or(0, |last| last.key.span.last_line),
         comments: Vec::new(),
         warnings: Vec::new(),
+        words: 0,
     };
     let instructions = reader.read_instructions()?;
     let Reader { escape, warnings, .. } = reader;
@@ -72,6 +82,8 @@ struct Reader<'a> {
     directive_lines: u32,
     comments: Vec<Token>,
     warnings: Vec<Warning>,
+    /// The words so far.
+    words: usize,
 }
 
 impl Reader<'_> {
@@ -81,10 +93,23 @@ impl Reader<'_> {
             if is_comment(line.content()) {
                 self.remember_comment(&line);
             } else if let Some((logical, last_line)) = self.read_logical_line(line)? {
+                self.book(&logical, instructions.len()).at(line.span())?;
                 instructions.push(self.read_instruction(&logical, line.number, last_line)?);
             }
         }
         Ok(instructions)
+    }
+
+    /// Refuses what costs far more to keep than it took to write (A113).
+    fn book(&mut self, logical: &LogicalLine, instructions: usize) -> Result<(), Problem> {
+        self.words += logical.text.split_ascii_whitespace().count();
+        if instructions >= MAX_INSTRUCTIONS {
+            return Err(Problem::TooLarge { what: "the number of instructions", limit: "80,000" });
+        }
+        if self.words > MAX_WORDS {
+            return Err(Problem::TooLarge { what: "the number of words", limit: "500,000" });
+        }
+        Ok(())
     }
 
     fn remember_comment(&mut self, line: &PhysicalLine<'_>) {
@@ -93,6 +118,9 @@ impl Reader<'_> {
         if text.is_empty() || line.number <= self.directive_lines {
             self.comments.clear();
         } else {
+            if self.comments.len() == 2 * MAX_COMMENTS {
+                self.comments.drain(..MAX_COMMENTS);
+            }
             self.comments.push(Token { text: text.to_owned(), span: line.span() });
         }
     }
