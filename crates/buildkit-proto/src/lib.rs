@@ -8,6 +8,7 @@
 //!
 //! What the two formats see differently:
 //! - a copy in a definition has one source: [`encode`] writes a copy of several as a chain of copies;
+//! - a path that a copy requires is below the root there, below the copy's source here;
 //! - times are nanoseconds there and seconds here: fractions are cut off;
 //! - an owner's name is looked up in an input there, in the changed tree here: another input is refused;
 //! - user information of addresses is not written;

@@ -245,3 +245,13 @@ fn a27_what_makes_no_sense_is_refused() {
     let platform = Some(pb::Platform { os: "../x".into(), architecture: "y".into(), ..pb::Platform::default() });
     assert!(refused(&definition(vec![pb::Op { platform, ..merge(vec![]) }])).contains("invalid platform"));
 }
+
+/// BuildKit refuses a capability that it has but does not list.
+#[test]
+fn symbolic_modes_are_not_marked() {
+    for seed in 0..200 {
+        let definition = encode(&support::graph(seed), &[]).unwrap();
+        let mut marked = definition.metadata.values().flat_map(|metadata| metadata.caps.keys());
+        assert!(marked.all(|name| name != "file.copy.modestring"));
+    }
+}

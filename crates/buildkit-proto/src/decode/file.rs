@@ -74,6 +74,7 @@ impl Reader {
     }
 
     fn copy(&self, copy: pb::FileActionCopy, from: i64, owners: &[i64]) -> Result<CopyAction, Refusal> {
+        let required = copy.required_paths.iter().map(|path| below(&copy.src, path)).collect::<Result<_, _>>()?;
         Ok(CopyAction {
             from: self.input(from)?,
             sources: vec![copy.src],
@@ -84,7 +85,7 @@ impl Reader {
             unpack_archives: copy.attempt_unpack_docker_compatibility,
             include: copy.include_patterns,
             exclude: copy.exclude_patterns,
-            required: copy.required_paths,
+            required,
             timestamp: seconds(copy.timestamp),
             follow_links: copy.follow_symlink,
             contents_only: copy.dir_copy_contents,
@@ -104,6 +105,15 @@ impl Reader {
                 Refusal::malformed(format!("a file action refers to {index}, which is neither an input nor before it"))
             }
         }
+    }
+}
+
+/// The part of a required path below the source: other paths are never found.
+fn below(source: &str, path: &str) -> Result<String, Refusal> {
+    let rest = path.strip_prefix(source.trim_end_matches('/')).and_then(|rest| rest.strip_prefix('/'));
+    match rest {
+        Some(rest) if !rest.is_empty() => Ok(rest.to_owned()),
+        _ => Refusal::malformed(format!("the required path {path:?} is not below {source:?}")),
     }
 }
 

@@ -82,29 +82,15 @@ fn layout(place: &str, attributes: &Attributes) -> Result<OciLayoutSource, Refus
             _ => return unknown(name),
         }
     }
-    let (own, rest) = split_layout(place, store);
-    let (tag, digest) = match rest.split_once('@') {
-        Some((tag, digest)) => (tag, Some(read::<Digest>(digest)?)),
-        None => (rest, None),
+    let (name, digest) = match place.split_once('@') {
+        Some((name, digest)) => (name, Some(read::<Digest>(digest)?)),
+        None => (place, None),
     };
-    let tag = tag.strip_prefix(':').filter(|tag| !tag.is_empty()).map(str::to_owned);
-    Ok(OciLayoutSource { name: store.unwrap_or(own).to_owned(), tag, digest })
-}
-
-/// The name of a layout, and its tag and digest with their signs.
-fn split_layout<'a>(place: &'a str, store: Option<&str>) -> (&'a str, &'a str) {
-    if let Some(store) = store
-        && let Some(rest) = place.strip_prefix(store)
-        && (rest.is_empty() || rest.starts_with([':', '@']))
-    {
-        return place.split_at(store.len());
-    }
-    let name = place.find('@').unwrap_or(place.len());
-    let end = match place[..name].rfind(':') {
-        Some(colon) if !place[colon..name].contains('/') => colon,
-        _ => name,
+    let (name, tag) = match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.is_empty() && !tag.contains('/') => (name, Some(tag.to_owned())),
+        _ => (name, None),
     };
-    place.split_at(end)
+    Ok(OciLayoutSource { name: store.unwrap_or(name).to_owned(), tag, digest })
 }
 
 fn git(place: &str, attributes: &Attributes) -> Result<GitSource, Refusal> {

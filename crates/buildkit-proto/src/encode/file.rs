@@ -81,7 +81,7 @@ impl Writer<'_> {
         self.need(cap::FILE_COPY_PATTERNS, !copy.include.is_empty() || !copy.exclude.is_empty());
         self.need(cap::FILE_COPY_REQUIRED, !copy.required.is_empty());
         self.need(cap::FILE_COPY_REPLACE, copy.replace);
-        self.need(cap::FILE_COPY_MODE_TEXT, matches!(copy.mode, Some(ModeChange::Symbolic(_))));
+        // Not FILE_COPY_MODE_TEXT: BuildKit has modes as text but forgot to list the capability, and would refuse it.
         let from = self.index(copy.from);
         let timestamp = self.nanoseconds(copy.timestamp)?;
         if copy.sources.is_empty() {
@@ -149,8 +149,13 @@ fn encode_copy(copy: &CopyAction, source: &str, owner: Option<pb::ChownOpt>, tim
         exclude_patterns: copy.exclude.clone(),
         always_replace_existing_dest_paths: copy.replace,
         mode_str,
-        required_paths: copy.required.clone(),
+        // Below the source here, below the root there.
+        required_paths: copy.required.iter().map(|path| below(source, path)).collect(),
     }
+}
+
+fn below(source: &str, path: &str) -> String {
+    format!("{}/{}", source.trim_end_matches('/'), path.trim_start_matches('/'))
 }
 
 fn encode_owner(owner: Option<&Owner>, input: i64) -> Option<pb::ChownOpt> {

@@ -1,5 +1,6 @@
 use super::Encoded;
 use crate::{attributes as attr, capabilities as cap, pb};
+use forge_image::Reference;
 use forge_llb::{GitMtime, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource, ResolveMode, SourceOp};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -71,8 +72,10 @@ fn json(patterns: &[String]) -> String {
     serde_json::Value::from(patterns).to_string()
 }
 
+/// BuildKit's identifiers are image names, of which only tag and digest say something; the layout is the store.
 fn encode_layout(layout: &OciLayoutSource) -> Encoded {
-    let mut name = layout.name.clone();
+    let named = layout.name.parse::<Reference>().map(|reference| reference.name());
+    let mut name = named.unwrap_or_else(|_| "docker.io/library/layout".to_owned());
     if let Some(tag) = &layout.tag {
         name = format!("{name}:{tag}");
     }

@@ -230,7 +230,7 @@ fn action(random: &mut Random, inputs: usize, position: usize) -> FileKind {
             unpack_archives: random.yes(),
             include: random.some(Random::word),
             exclude: random.some(Random::word),
-            required: random.some(Random::word),
+            required: random.some(|random| random.word().trim_start_matches('/').to_owned()),
             follow_links: random.yes(),
             contents_only: random.yes(),
             make_parents: random.yes(),
