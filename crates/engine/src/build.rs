@@ -17,7 +17,7 @@ use crate::{
 use forge_exporter::BuiltImage;
 use forge_frontend::{
     Dockerfile, FrontendError, ImageKeySource, ImageRequest, LowerOptions, Lowered, LoweredImage, ResolvedImage,
-    ResolvedImages, Warning,
+    ResolvedImages, SourceTime, TimeRequest, Warning,
 };
 use forge_image::{ErrorKind, Platform, chain};
 use forge_llb::{ExtraHost, NetworkMode, ResolveMode};
@@ -27,7 +27,8 @@ use forge_solver::{SolveError, Solved, Solver, WorkerError};
 use forge_worker::{ImageResolver, LocalResults, LocalWorker, WorkError};
 use futures_util::future::try_join_all;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
@@ -73,6 +74,8 @@ pub(crate) struct Build {
     main: Arc<MainContext>,
     named: BTreeMap<String, forge_frontend::NamedContext>,
     solver: OnceCell<Solver>,
+    /// The solver's own, for what is asked beside the graph.
+    worker: OnceLock<Arc<LocalWorker>>,
 }
 
 /// What was built for one platform.
@@ -133,7 +136,17 @@ impl Build {
         let session = engine.session(contexts, events, cancel);
         let transfer = engine.transfer_now(session.clone(), "[internal] fetching images")?;
         let images = Arc::new(ImageResolver::new(transfer.clone(), engine.registry()?, layouts));
-        Ok(Self { engine, request, session, transfer, images, main: Arc::new(main), named, solver: OnceCell::new() })
+        Ok(Self {
+            engine,
+            request,
+            session,
+            transfer,
+            images,
+            main: Arc::new(main),
+            named,
+            solver: OnceCell::new(),
+            worker: OnceLock::new(),
+        })
     }
 
     async fn run(self) -> Result<BuildOutcome, EngineError> {
@@ -180,15 +193,12 @@ impl Build {
         ignore: &[String],
         platform: &Platform,
     ) -> Result<LoweredImage, EngineError> {
-        let options = self.lower_options(ignore, platform);
+        let mut options = self.lower_options(ignore, platform);
         let mut known = ResolvedImages::new();
         loop {
             match forge_frontend::lower(dockerfile, &options, &known).map_err(|error| refused(&error, text))? {
                 Lowered::Done(image) => return Ok(*image),
-                Lowered::NeedTime(request) => {
-                    let what = format!("{} for SOURCE_DATE_EPOCH", request.step);
-                    return Err(EngineError::new(ErrorKind::Unsupported, format!("{what} is not supported yet")));
-                }
+                Lowered::NeedTime(request) => options.source_time = self.source_time(&request).await?,
                 Lowered::Need(requests) => {
                     let found = requests.iter().map(|request| self.resolve(request, text));
                     let found = try_join_all(found).await?;
@@ -196,6 +206,22 @@ impl Build {
                 }
             }
         }
+    }
+
+    /// Finds out when the source was made that `SOURCE_DATE_EPOCH` names.
+    async fn source_time(&self, request: &TimeRequest) -> Result<SourceTime, EngineError> {
+        self.solver().await?;
+        let worker = self.worker.get().expect("it was made with the solver");
+        let shown = ShownStep::start(self.session.events(), &request.step);
+        let time = worker.source_time(&request.source, &self.session).await.map_err(|error| {
+            let hint = work_hint(&error);
+            let error = EngineError::caused(error.kind(), error);
+            hint.into_iter().fold(error, EngineError::with_hint)
+        });
+        Ok(match shown.end(time)? {
+            Some(time) => SourceTime::Seconds(seconds(time)),
+            None => SourceTime::None,
+        })
     }
 
     pub(crate) fn lower_options(&self, ignore: &[String], platform: &Platform) -> LowerOptions {
@@ -295,15 +321,20 @@ impl Build {
             let (store, lease) = (transfer.store, transfer.lease);
             let executor = Arc::new(BoundedExecutor::new(engine.clone(), each, together)?);
             let worker = LocalWorker::new(store.clone(), lease.clone(), executor, images);
-            Ok(Solver {
-                worker: Arc::new(worker),
+            let worker = Arc::new(worker.with_index(engine.index()?));
+            let solver = Solver {
+                worker: worker.clone(),
                 results: Arc::new(LocalResults::new(store, lease)),
                 index: engine.cache_index()?,
                 flights: engine.flights()?,
                 max_parallelism: engine.options().max_parallelism,
-            })
+            };
+            Ok((worker, solver))
         });
-        solver.await
+        let (worker, solver) = solver.await?;
+        // Nobody else sets it: the solver is made once.
+        _ = self.worker.set(worker);
+        Ok(solver)
     }
 
     async fn solve(&self, solver: &Solver, image: &LoweredImage, text: &DockerfileText) -> Result<Solved, EngineError> {
@@ -443,6 +474,11 @@ fn notice(warning: &Warning, file: &str, lines: &SourceLines<'_>) -> WarningNoti
         span: Some(SourceSpan { file: file.to_owned(), first_line, last_line }),
         excerpt: Some(lines.excerpt(first_line, last_line)),
     }
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -160,7 +160,7 @@ pub(crate) fn work_hint(error: &WorkError) -> Option<String> {
         WorkError::Fetch(source) => fetch_hint(source),
         WorkError::Store(source) => source.hint().map(str::to_owned),
         WorkError::Input(source) => source.hint(),
-        _ => None,
+        _ => error.hint(),
     }
 }
 

@@ -1,8 +1,8 @@
 //! What each op does on this machine.
 //!
 //! One file for each op and source: [`exec`](self) runs processes in the sandbox, `file` changes trees without one,
-//! `images` brings images in, `results` answers what is in a result. The crate knows neither Dockerfiles nor how
-//! images are put together from results; it decides nothing about order or caching.
+//! `images` brings images in, `sources` files of every origin, `results` answers what is in a result. The crate knows
+//! neither Dockerfiles nor how images are put together from results; it decides nothing about order or caching.
 //!
 //! Reading order: [`LocalWorker`]; [`ImageResolver`]; [`LocalResults`]; [`WorkError`].
 #![forbid(unsafe_code)]

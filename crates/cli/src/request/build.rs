@@ -72,7 +72,7 @@ pub fn build_request(
 ) -> anyhow::Result<BuildRequest> {
     refuse_what_is_not_built(args)?;
     let mut build_args = build_args(&args.build_args, environment);
-    let epoch = source_date_epoch(&mut build_args, environment)?;
+    let epoch = source_date_epoch(&mut build_args, environment);
     let given = limits(&args.limits)?;
     let (context, dockerfile) = sources(args, input)?;
     Ok(BuildRequest {
@@ -140,18 +140,14 @@ fn build_args(texts: &[String], environment: &Environment) -> BTreeMap<String, S
     texts.iter().filter_map(pair).collect()
 }
 
-/// `SOURCE_DATE_EPOCH` of the environment is handed on as a build argument, as buildx does.
-fn source_date_epoch(
-    arguments: &mut BTreeMap<String, String>,
-    environment: &Environment,
-) -> anyhow::Result<Option<i64>> {
+/// `SOURCE_DATE_EPOCH` of the environment is handed on as a build argument, as buildx does. What is no number is the name
+/// of a source, which the front end knows.
+fn source_date_epoch(arguments: &mut BTreeMap<String, String>, environment: &Environment) -> Option<i64> {
     const NAME: &str = "SOURCE_DATE_EPOCH";
     if let Some(value) = environment.filled(NAME) {
         arguments.entry(NAME.to_owned()).or_insert_with(|| value.to_owned());
     }
-    let Some(text) = arguments.get(NAME).filter(|text| !text.is_empty()) else { return Ok(None) };
-    let seconds = text.parse::<i64>().with_context(|| format!("{NAME}={text}: expected seconds since 1970"))?;
-    Ok(Some(seconds))
+    arguments.get(NAME)?.parse().ok()
 }
 
 fn platforms(flags: &[String], environment: &Environment) -> anyhow::Result<Vec<Platform>> {
@@ -293,7 +289,9 @@ mod tests {
         assert_eq!(epoch(".").source_date_epoch, Some(7));
         assert_eq!(epoch(".").build_args["SOURCE_DATE_EPOCH"], "7");
         assert_eq!(epoch("--build-arg SOURCE_DATE_EPOCH=9 .").source_date_epoch, Some(9));
-        assert!(request(".", [("SOURCE_DATE_EPOCH", "soon")].into()).is_err());
+        let named = request("--build-arg SOURCE_DATE_EPOCH=context .", Environment::default()).unwrap();
+        assert_eq!(named.source_date_epoch, None);
+        assert_eq!(named.build_args["SOURCE_DATE_EPOCH"], "context");
     }
 
     #[test]

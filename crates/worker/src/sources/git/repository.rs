@@ -78,7 +78,7 @@ impl<'a> Repository<'a> {
             return Ok(());
         }
         let context = TransferContext { vertex: asked.vertex.clone(), ..self.sources.images.context().clone() };
-        let progress = context.begin(format!("fetch {}", pinned.commit), "fetching", 0);
+        let progress = context.begin(pinned.commit.clone(), "fetching", 0);
         let branches = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
         let name = pinned.name.as_deref().unwrap_or("HEAD");
         let tries: [&[&str]; 3] = [&["--depth=1", pinned.object()], &["--depth=1", name], &branches];
