@@ -14,6 +14,7 @@ mod fixture;
 mod foreign;
 mod hostile;
 mod interrupt;
+mod language;
 mod llb;
 mod outputs;
 mod registry;
