@@ -6,8 +6,11 @@ mod bench;
 mod busybox;
 mod check;
 mod command;
+mod corpus;
+mod corpus_case;
 mod crates;
 mod demo;
+mod differential;
 mod licences;
 mod packages;
 mod test_run;
@@ -23,6 +26,10 @@ const USAGE: &str = "cargo xtask COMMAND
   test             run all tests and count them
   check [--fast]   what CI runs: format, lints, crate table, tidiness, licences, tests
                    (--fast: no tests that build images)
+  corpus [--offline | NAME…]
+                   build the realistic Dockerfiles of testdata/corpus and run their images
+  differential [NAME…]
+                   build the examples with forge and with Debian's buildah, and compare the images
   bench [--quick]  forge beside the bare cost of each job, as ratios
   busybox FILE     write a busybox base image, as an archive for `forge load`";
 
@@ -47,6 +54,10 @@ fn run() -> Result<()> {
         ["check", "--fast"] => check::run(test_run::Scope::Fast),
         ["bench"] => bench::run(bench::Size::Full),
         ["bench", "--quick"] => bench::run(bench::Size::Quick),
+        ["corpus"] => corpus::check(&[], false),
+        ["corpus", "--offline"] => corpus::check(&[], true),
+        ["corpus", ref names @ ..] => corpus::check(names, false),
+        ["differential", ref names @ ..] => differential::check(names),
         ["busybox", file] => busybox::write_archive(file.as_ref()),
         [] | ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

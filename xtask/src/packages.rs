@@ -29,6 +29,12 @@ pub const TESTS: &[Need] = &[
     need("strace", "strace"),
 ];
 
+/// What forge's images are compared with.
+pub const DIFFERENTIAL: &[Need] = &[need("busybox", "busybox-static"), need("buildah", "buildah")];
+
+/// What the Debian base of the corpus is made with.
+pub const CORPUS: &[Need] = &[need("debootstrap", "debootstrap")];
+
 /// What the benchmark compares with.
 pub const BENCH: &[Need] =
     &[need("busybox", "busybox-static"), need("zstd", "zstd"), need("pigz", "pigz"), need("unshare", "util-linux")];

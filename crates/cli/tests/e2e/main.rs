@@ -9,6 +9,9 @@ mod busybox;
 mod cache;
 mod call;
 mod contexts;
+mod corpus;
+#[path = "../../../../xtask/src/corpus_case.rs"]
+mod corpus_case;
 mod credentials;
 mod fixture;
 mod foreign;

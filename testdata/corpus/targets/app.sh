@@ -1,0 +1,1 @@
+echo "app says $1${DEBUG:+ in detail}"
