@@ -321,10 +321,11 @@ impl Build {
             let (store, lease) = (transfer.store, transfer.lease);
             let executor = Arc::new(BoundedExecutor::new(engine.clone(), each, together)?);
             let worker = LocalWorker::new(store.clone(), lease.clone(), executor, images);
+            let results = Arc::new(LocalResults::new(store, lease, worker.contexts()));
             let worker = Arc::new(worker.with_index(engine.index()?));
             let solver = Solver {
                 worker: worker.clone(),
-                results: Arc::new(LocalResults::new(store, lease)),
+                results,
                 index: engine.cache_index()?,
                 flights: engine.flights()?,
                 max_parallelism: engine.options().max_parallelism,

@@ -158,6 +158,17 @@ fn stamp(stat: &Stat) -> FileStamp {
     }
 }
 
+impl FileStamp {
+    /// The stamp that an open file has now, and its size in bytes.
+    ///
+    /// # Errors
+    /// The file cannot be looked at.
+    pub fn of(file: &File) -> io::Result<(Self, u64)> {
+        let stat = rustix::fs::fstat(file)?;
+        Ok((stamp(&stat), u64::try_from(stat.st_size).unwrap_or_default()))
+    }
+}
+
 fn read_error(path: &ContextPath, errno: Errno) -> ContextError {
     let path = path.display().into_owned();
     match errno {

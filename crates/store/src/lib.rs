@@ -60,8 +60,8 @@ pub use error::StoreError;
 pub use ids::{Compression, ContentDigest, IdError, LayerBlob, LayerId, LayerRecord, TarOptions};
 pub use images::{Found, Image, Images, Target};
 pub use layers::{
-    ActiveLayer, EntryKind, Extracted, LayerEntry, LayerError, LayerIndex, Layers, MergedTree, Metadata, TreeEntry,
-    TreeFolder, TreeKind, UnpackLimits, path_order,
+    ActiveLayer, EntryKind, Extracted, KnownFile, KnownFiles, LayerEntry, LayerError, LayerIndex, Layers, MergedTree,
+    Metadata, TreeEntry, TreeFolder, TreeKind, UnpackLimits, path_order,
 };
 pub use lease::Lease;
 pub use lock::LockGuard;

@@ -1,81 +1,112 @@
 //! Digests of what an op can see of a result: the second level of cache keys.
 
 use crate::file::FileError;
-use crate::selection::{SelectedRoot, select};
+use crate::selection::{SelectedRoot, Selection};
 use crate::source_tree::{SourceEntry, SourceError, SourceKind, SourceTree};
-use blake3::Hasher;
+use crate::stat_index::StatIndex;
+use blake3::{Hash, Hasher};
 use forge_cache::{SelectedPath, Selector};
 use forge_store::ContentDigest;
 use rayon::prelude::*;
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::Read;
 
-/// Digests what a selector shows of a tree: names, types, modes, owners (of layers), link targets and groups,
-/// attributes and bytes. No times: those of a context never matter.
-pub(crate) fn digest(tree: &SourceTree, selector: &Selector) -> Result<ContentDigest, FileError> {
-    let mut hasher = Hasher::new_derive_key("forge content of selected paths v1");
-    let mut links = Links::default();
-    for path in paths(selector) {
-        let selection = select(tree, &path)?;
-        hasher.update(&(selection.roots.len() as u64).to_le_bytes());
-        for root in &selection.roots {
-            add_root(&mut hasher, tree, root, selector, &mut links)?;
-        }
-    }
-    Ok(hasher.finalize().into())
-}
-
-fn paths(selector: &Selector) -> Vec<SelectedPath> {
+/// What is read of a tree.
+pub(crate) fn paths(selector: &Selector) -> Vec<SelectedPath> {
     match selector.paths.is_empty() {
         true => vec![SelectedPath::new("/")],
         false => selector.paths.clone(),
     }
 }
 
+/// Digests what a selector shows, one selection for each of its paths, the files hashed: names, types, modes, owners (of
+/// layers), link targets and groups, attributes and bytes. No times: those of a context never matter.
+pub(crate) fn digest<'a>(
+    selections: impl Iterator<Item = &'a Selection> + Clone,
+    selector: &Selector,
+    owners: bool,
+) -> ContentDigest {
+    let mut hasher = Hasher::new_derive_key("forge content of selected paths v1");
+    let mut links = Links::of(selections.clone());
+    for selection in selections {
+        hasher.update(&(selection.roots.len() as u64).to_le_bytes());
+        for root in &selection.roots {
+            add_root(&mut hasher, root, selector, owners, &mut links);
+        }
+    }
+    hasher.finalize().into()
+}
+
 /// Files with several names, numbered in the order of their first ones.
-#[derive(Default)]
-struct Links(HashMap<(u64, u64), u64>);
+struct Links {
+    names: HashMap<(u64, u64), usize>,
+    numbers: HashMap<(u64, u64), u64>,
+}
 
 impl Links {
+    /// Counts names: those that are not selected are no business of a key's.
+    fn of<'a>(selections: impl Iterator<Item = &'a Selection>) -> Self {
+        let mut names = HashMap::new();
+        for group in selections.flat_map(Selection::entries).filter_map(|entry| entry.link_group) {
+            *names.entry(group).or_default() += 1;
+        }
+        Self { names, numbers: HashMap::new() }
+    }
+
     /// Zero for a file of one name.
     fn number(&mut self, group: Option<(u64, u64)>) -> u64 {
-        let next = self.0.len() as u64 + 1;
-        group.map_or(0, |group| *self.0.entry(group).or_insert(next))
+        let Some(group) = group.filter(|group| self.names.get(group).is_some_and(|names| *names > 1)) else { return 0 };
+        let next = self.numbers.len() as u64 + 1;
+        *self.numbers.entry(group).or_insert(next)
     }
 }
 
-fn add_root(
-    hasher: &mut Hasher,
-    tree: &SourceTree,
-    root: &SelectedRoot,
-    selector: &Selector,
-    links: &mut Links,
-) -> Result<(), FileError> {
-    let entries: Vec<(&[u8], &SourceEntry)> = std::iter::once((root.name.as_slice(), &root.entry))
-        .chain(root.below.iter().map(|selected| (selected.relative.as_bytes(), &selected.entry)))
-        .collect();
-    // Reading is what takes the time; the order of the sum is that of the names, whoever is ready first.
-    let bytes: Vec<Option<blake3::Hash>> =
-        entries.par_iter().map(|(_, entry)| file_hash(tree, entry)).collect::<Result<_, FileError>>()?;
-    for ((name, entry), bytes) in entries.iter().zip(bytes) {
+fn add_root(hasher: &mut Hasher, root: &SelectedRoot, selector: &Selector, owners: bool, links: &mut Links) {
+    let below = root.below.iter().map(|selected| (selected.relative.as_bytes(), &selected.entry));
+    for (name, entry) in std::iter::once((root.name.as_slice(), &root.entry)).chain(below) {
         text(hasher, name);
-        add_entry(hasher, entry, selector, tree.keeps_owners());
-        if let Some(hash) = bytes {
+        add_entry(hasher, entry, selector, owners);
+        if let Some(hash) = entry.bytes {
             hasher.update(hash.as_bytes()).update(&links.number(entry.link_group).to_le_bytes());
         }
     }
-    Ok(())
 }
 
-fn file_hash(tree: &SourceTree, entry: &SourceEntry) -> Result<Option<blake3::Hash>, FileError> {
-    let SourceKind::File { .. } = entry.kind else { return Ok(None) };
+/// Hashes the bytes of every selected file, those that the index does not know; whoever is ready first.
+pub(crate) fn hash_files(
+    tree: &SourceTree,
+    selection: &mut Selection,
+    index: Option<&StatIndex>,
+) -> Result<(), FileError> {
+    let mut entries: Vec<&mut SourceEntry> = selection.entries_mut().collect();
+    entries.par_iter_mut().try_for_each(|entry| {
+        if let SourceKind::File { size } = entry.kind {
+            let known = index.and_then(|index| index.find(entry, size));
+            entry.bytes = Some(known.map_or_else(|| hash_file(tree, entry, size, index), Ok)?);
+        }
+        Ok(())
+    })
+}
+
+fn hash_file(tree: &SourceTree, entry: &SourceEntry, size: u64, index: Option<&StatIndex>) -> Result<Hash, FileError> {
     let mut file = tree.open(entry)?;
+    let Some(index) = index else { return hash(tree, entry, &mut file) };
+    let was_seen = entry.is_as_seen(&file);
+    let hash = hash(tree, entry, &mut file)?;
+    if was_seen && entry.is_as_seen(&file) {
+        index.add(entry, size, &hash);
+    }
+    Ok(hash)
+}
+
+fn hash(tree: &SourceTree, entry: &SourceEntry, file: &mut File) -> Result<Hash, FileError> {
     let mut hasher = Hasher::new();
     let mut buffer = [0; 64 << 10];
     loop {
         tree.stop().check()?;
         match file.read(&mut buffer) {
-            Ok(0) => return Ok(Some(hasher.finalize())),
+            Ok(0) => return Ok(hasher.finalize()),
             Ok(read) => hasher.update(&buffer[..read]),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(source) => return Err(SourceError::Read { path: entry.path.display().into_owned(), source }.into()),

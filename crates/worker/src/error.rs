@@ -47,12 +47,6 @@ pub enum WorkError {
         /// The manifest.
         digest: Digest,
     },
-    /// The op is not supported.
-    #[error("{what} is not supported by this version of forge")]
-    NotBuilt {
-        /// What was asked for.
-        what: &'static str,
-    },
     /// The build was cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -114,7 +108,6 @@ impl WorkError {
         match self {
             Self::File(FileFailure(error)) => error.kind(),
             Self::Exec(ExecFailure(error)) => error.kind(),
-            Self::NotBuilt { .. } => ErrorKind::Unsupported,
             Self::Remote(RemoteFailure(error)) => error.kind(),
             Self::Store(error) => error.kind(),
             Self::Fetch(error) => error.kind(),

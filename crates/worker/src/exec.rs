@@ -9,6 +9,7 @@ mod step;
 
 pub(crate) use step::run;
 
+use crate::context_files::ContextFiles;
 use crate::limits;
 use crate::users::{self, Identity, UserError};
 use forge_cache::ResultRef;
@@ -91,6 +92,8 @@ pub(crate) struct StepContext {
     pub(crate) store: Store,
     pub(crate) lease: Arc<Lease>,
     pub(crate) session: Arc<dyn Session>,
+    /// What the build sees of its contexts.
+    pub(crate) contexts: Arc<ContextFiles>,
     /// What events call the step.
     pub(crate) vertex: Digest,
     /// The results of the vertex's inputs.

@@ -4,11 +4,12 @@
 //! `images` brings images in, `sources` files of every origin, `results` answers what is in a result. The crate knows
 //! neither Dockerfiles nor how images are put together from results; it decides nothing about order or caching.
 //!
-//! Reading order: [`LocalWorker`]; [`ImageResolver`]; [`LocalResults`]; [`WorkError`].
+//! Reading order: [`LocalWorker`]; [`ContextFiles`]; [`ImageResolver`]; [`LocalResults`]; [`WorkError`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 mod content;
+mod context_files;
 mod error;
 mod exec;
 mod file;
@@ -21,8 +22,10 @@ mod selection;
 mod source_tree;
 mod sources;
 mod stack;
+mod stat_index;
 mod users;
 
+pub use context_files::ContextFiles;
 pub use error::{ExecFailure, FileFailure, RemoteFailure, WorkError, executor_kind};
 pub use exec::{environment, network_files};
 pub use file::archive::{decompress, looks_like_archive};

@@ -1,5 +1,6 @@
 //! The worker of this machine: one function for each op.
 
+use crate::context_files::ContextFiles;
 use crate::error::WorkError;
 use crate::exec::{self, StepContext};
 use crate::file;
@@ -15,7 +16,7 @@ use forge_executor::Executor;
 use forge_llb::{ExecOp, FileOp, Op, SourceOp, Vertex};
 use forge_session::Session;
 use forge_solver::{CacheMap, ExecuteRequest, Execution, Worker, WorkerError};
-use forge_store::{ActiveLayer, LayerId, Lease, Store};
+use forge_store::{Lease, Store};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -24,14 +25,21 @@ pub struct LocalWorker {
     store: Store,
     lease: Arc<Lease>,
     executor: Arc<dyn Executor>,
+    contexts: Arc<ContextFiles>,
     sources: Sources,
 }
 
 impl LocalWorker {
     /// Works for the build that holds `lease`.
     pub fn new(store: Store, lease: Arc<Lease>, executor: Arc<dyn Executor>, images: Arc<ImageResolver>) -> Self {
+        let contexts = Arc::new(ContextFiles::new(&store));
         let sources = Sources::new(store.clone(), lease.clone(), executor.clone(), images);
-        Self { store, lease, executor, sources }
+        Self { store, lease, executor, contexts, sources }
+    }
+
+    /// What the build sees of its contexts; its [`LocalResults`](crate::LocalResults) must see the same.
+    pub fn contexts(&self) -> Arc<ContextFiles> {
+        self.contexts.clone()
     }
 
     /// Remembers downloads from build to build in an index.
@@ -62,15 +70,15 @@ impl LocalWorker {
         session: &Arc<dyn Session>,
     ) -> Result<ResultRef, WorkError> {
         let (store, lease, op) = (self.store.clone(), self.lease.clone(), op.clone());
-        let (inputs, session) = (inputs.to_vec(), session.clone());
+        let (inputs, session, contexts) = (inputs.to_vec(), session.clone(), self.contexts.clone());
         let work = move || -> Result<ResultRef, WorkError> {
             let trees = inputs.iter().map(|input| source_tree(&store, input, &session));
             let trees = trees.collect::<Result<Vec<_>, _>>()?;
-            let layers = inputs.iter().map(|input| base_layers(input).ok()).collect();
-            let inputs = file::Inputs { layers, trees, stop: Stop(session) };
-            let active = file::execute(&op, &store, &lease, &inputs, SystemTime::now())?;
-            let parents = active.parents().to_vec();
-            commit(&store, &lease, active, parents)
+            let inputs = file::Inputs { results: inputs, trees, contexts: &contexts, stop: Stop(session) };
+            let made = file::execute(&op, &store, &lease, &inputs, SystemTime::now())?;
+            let parents = made.active.parents().to_vec();
+            let record = made.commit(&store, &lease)?;
+            Ok(ResultRef::Layers([parents, vec![record.id]].concat()))
         };
         tokio::task::spawn_blocking(work).await?
     }
@@ -82,7 +90,8 @@ impl LocalWorker {
         session: &Arc<dyn Session>,
         work: impl FnOnce(&Place, &[ResultRef]) -> Result<ResultRef, WorkError> + Send + 'static,
     ) -> Result<ResultRef, WorkError> {
-        let place = Place { store: self.store.clone(), lease: self.lease.clone(), session: session.clone() };
+        let (store, lease, contexts) = (self.store.clone(), self.lease.clone(), self.contexts.clone());
+        let place = Place { store, lease, session: session.clone(), contexts };
         let inputs = inputs.to_vec();
         tokio::task::spawn_blocking(move || work(&place, &inputs)).await?
     }
@@ -97,6 +106,7 @@ impl LocalWorker {
             store: self.store.clone(),
             lease: self.lease.clone(),
             session: session.clone(),
+            contexts: self.contexts.clone(),
             vertex: request.digest.digest().clone(),
             inputs: request.inputs.clone(),
         };
@@ -135,17 +145,4 @@ impl Worker for LocalWorker {
         };
         Ok(Execution::new(vec![output]))
     }
-}
-
-fn base_layers(result: &ResultRef) -> Result<Vec<LayerId>, WorkError> {
-    match result {
-        ResultRef::Layers(layers) => Ok(layers.clone()),
-        ResultRef::Context { .. } => Err(WorkError::NotBuilt { what: "changing the files of a build context" }),
-    }
-}
-
-/// Keeps what changed as a layer, on top of its parents. A layer without entries is kept too: the history counts it.
-fn commit(store: &Store, lease: &Lease, active: ActiveLayer, parents: Vec<LayerId>) -> Result<ResultRef, WorkError> {
-    let record = store.layers().commit(active, lease)?;
-    Ok(ResultRef::Layers([parents, vec![record.id]].concat()))
 }

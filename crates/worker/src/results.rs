@@ -1,6 +1,7 @@
 //! Answers for results in this machine's store and in the session's contexts.
 
 use crate::content;
+use crate::context_files::ContextFiles;
 use crate::source_tree::{SourceTree, Stop, Visible};
 use async_trait::async_trait;
 use blake3::Hasher;
@@ -14,12 +15,13 @@ use std::sync::Arc;
 pub struct LocalResults {
     store: Store,
     lease: Arc<Lease>,
+    contexts: Arc<ContextFiles>,
 }
 
 impl LocalResults {
-    /// Answers for a build that holds `lease`.
-    pub fn new(store: Store, lease: Arc<Lease>) -> Self {
-        Self { store, lease }
+    /// Answers for a build that holds `lease`; `contexts` are those of the build's worker.
+    pub fn new(store: Store, lease: Arc<Lease>, contexts: Arc<ContextFiles>) -> Self {
+        Self { store, lease, contexts }
     }
 }
 
@@ -68,13 +70,17 @@ impl ResultStore for LocalResults {
         selector: &Selector,
         session: &Arc<dyn Session>,
     ) -> Result<ContentDigest, CacheError> {
-        let (store, result, selector, session) =
-            (self.store.clone(), result.clone(), selector.clone(), session.clone());
+        let (store, contexts) = (self.store.clone(), self.contexts.clone());
+        let (result, selector, session) = (result.clone(), selector.clone(), session.clone());
         blocking(move || match &result {
             ResultRef::Layers(layers) if selector == Selector::all() => fold(&store, layers),
             _ => {
                 let tree = source_tree(&store, &result, &session)?;
-                content::digest(&tree, &selector).map_err(|error| failed(error.kind(), error))
+                let paths = content::paths(&selector);
+                let select = |path| contexts.select(&result, &tree, path);
+                let selections = paths.iter().map(select).collect::<Result<Vec<_>, _>>();
+                let selections = selections.map_err(|error| failed(error.kind(), error))?;
+                Ok(content::digest(selections.iter().map(AsRef::as_ref), &selector, tree.keeps_owners()))
             }
         })
         .await

@@ -66,6 +66,22 @@ pub(crate) struct Selection {
     pub roots: Vec<SelectedRoot>,
 }
 
+impl Selection {
+    /// All entries, in order.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &SourceEntry> {
+        self.roots
+            .iter()
+            .flat_map(|root| std::iter::once(&root.entry).chain(root.below.iter().map(|selected| &selected.entry)))
+    }
+
+    /// All entries, in order.
+    pub(crate) fn entries_mut(&mut self) -> impl Iterator<Item = &mut SourceEntry> {
+        self.roots.iter_mut().flat_map(|root| {
+            std::iter::once(&mut root.entry).chain(root.below.iter_mut().map(|selected| &mut selected.entry))
+        })
+    }
+}
+
 /// One match of a source.
 #[derive(Debug)]
 pub(crate) struct SelectedRoot {

@@ -1,7 +1,7 @@
 //! What COPY, ADD and mounts read from: a context of the session or a stack of layers, behind one face.
 
 use forge_image::ErrorKind;
-use forge_session::{Context, ContextError, ContextPath, EntryKind, PatternError, PatternMatcher, Session};
+use forge_session::{Context, ContextError, ContextPath, EntryKind, FileStamp, PatternError, PatternMatcher, Session};
 use forge_store::{MergedTree, StoreError, TreeEntry, TreeFolder, TreeKind};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -91,6 +91,10 @@ pub(crate) struct SourceEntry {
     pub xattrs: BTreeMap<OsString, Vec<u8>>,
     /// Equal for the names of one file, where the tree knows.
     pub link_group: Option<(u64, u64)>,
+    /// What tells whether a file of a context changed, where that can be told.
+    pub stamp: Option<FileStamp>,
+    /// What a file's bytes hashed to, once they were read.
+    pub bytes: Option<blake3::Hash>,
     place: Place,
 }
 
@@ -160,6 +164,14 @@ impl SourceTree {
     /// What layers show.
     pub(crate) fn of_layers(tree: MergedTree, stop: Stop) -> Self {
         Self { files: Files::Layers(tree), stop }
+    }
+
+    /// What stays the same when the same context is handed over again; nothing for layers.
+    pub(crate) fn identity(&self) -> Option<String> {
+        match &self.files {
+            Files::Context { context, .. } => Some(context.identity()),
+            Files::Layers(_) => None,
+        }
     }
 
     /// Says when to stop.
@@ -240,6 +252,20 @@ impl SourceTree {
 }
 
 impl SourceEntry {
+    /// Whether an open file is the one that was looked at, as it was then.
+    pub(crate) fn is_as_seen(&self, file: &File) -> bool {
+        let Ok((stamp, size)) = FileStamp::of(file) else { return false };
+        self.stamp == Some(stamp) && self.kind == SourceKind::File { size }
+    }
+
+    /// The bytes of a file when it was looked at.
+    pub(crate) fn size(&self) -> u64 {
+        match self.kind {
+            SourceKind::File { size } => size,
+            _ => 0,
+        }
+    }
+
     /// Something of a layer.
     pub(crate) fn of_layer(entry: TreeEntry, tree: &MergedTree) -> Self {
         from_layers(ContextPath::clean(entry.path.as_os_str().as_bytes()), entry, tree)
@@ -281,6 +307,8 @@ fn from_context(entry: forge_session::ContextEntry) -> SourceEntry {
         mtime: (i64::try_from(seconds).unwrap_or_default(), u32::try_from(rest).unwrap_or_default()),
         xattrs: BTreeMap::new(),
         link_group: None,
+        stamp: Some(entry.stamp).filter(|stamp| *stamp != FileStamp::default()),
+        bytes: None,
         place: Place::Unknown,
     }
 }
@@ -296,6 +324,8 @@ fn empty_root() -> SourceEntry {
         mtime: (0, 0),
         xattrs: BTreeMap::new(),
         link_group: None,
+        stamp: None,
+        bytes: None,
         place: Place::Unknown,
     }
 }
@@ -327,6 +357,8 @@ fn from_layers(path: ContextPath, entry: TreeEntry, tree: &MergedTree) -> Source
         mtime: entry.mtime,
         xattrs: entry.xattrs,
         link_group: (entry.links > 1).then_some(entry.inode),
+        stamp: None,
+        bytes: None,
         place,
     }
 }

@@ -1,5 +1,6 @@
 //! Merging stacks of layers, and what leads from one to another.
 
+use crate::context_files::ContextFiles;
 use crate::error::WorkError;
 use crate::file::{self, difference};
 use crate::results::source_tree;
@@ -16,6 +17,7 @@ pub(crate) struct Place {
     pub store: Store,
     pub lease: Arc<Lease>,
     pub session: Arc<dyn Session>,
+    pub contexts: Arc<ContextFiles>,
 }
 
 impl Place {
@@ -45,8 +47,8 @@ impl Place {
         if let Some(above) = upper.strip_prefix(&lower[..]) {
             return Ok(ResultRef::Layers(above.to_vec()));
         }
-        let active = difference::between(&self.store, &lower, &upper, &self.stop())?;
-        let record = self.store.layers().commit(active, &self.lease)?;
+        let made = difference::between(&self.store, &lower, &upper, &self.stop())?;
+        let record = made.commit(&self.store, &self.lease)?;
         // Nothing differs: a layer that says nothing would only be one more to carry.
         let layers = if record.entries == 0 { Vec::new() } else { vec![record.id] };
         Ok(ResultRef::Layers(layers))
@@ -58,8 +60,9 @@ impl Place {
             ResultRef::Layers(layers) => Ok(layers.clone()),
             ResultRef::Context { .. } => {
                 let tree = source_tree(&self.store, result, &self.session)?;
-                let active = file::materialise(&self.store, &tree)?;
-                Ok(vec![self.store.layers().commit(active, &self.lease)?.id])
+                let source = file::Source::Context { files: &self.contexts, context: result, tree: &tree };
+                let made = file::materialise(&self.store, source)?;
+                Ok(vec![made.commit(&self.store, &self.lease)?.id])
             }
         }
     }

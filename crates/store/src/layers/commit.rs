@@ -5,6 +5,7 @@ use super::entry::{EntryKind, LayerEntry, MAX_PATH, Metadata, join_path, path_or
 use super::error::{LayerError, shown};
 use super::folder::{self, Node, NodeKind};
 use super::index::LayerIndex;
+use super::known::KnownFiles;
 use super::tree::{Found, Level, MergedTree};
 use super::xattr::{self, Markers};
 use crate::StoreError;
@@ -52,9 +53,9 @@ enum Fate {
 ///
 /// An entry is dropped only where metadata *and* bytes are equal: equal size and time prove nothing, since `mv y x` of two
 /// files that were written in the same moment has both.
-pub(super) fn diff(upper: &Path, lower: &MergedTree) -> Result<LayerIndex, StoreError> {
+pub(super) fn diff(upper: &Path, lower: &MergedTree, known: &KnownFiles) -> Result<LayerIndex, StoreError> {
     let root = folder::open_root(upper).map_err(StoreError::os("open", upper))?;
-    let mut walk = Walk { upper, root, lower, markers: Markers::of_this_process(), found: Vec::new() };
+    let mut walk = Walk { upper, root, lower, known, markers: Markers::of_this_process(), found: Vec::new() };
     let root_entry = walk.run()?;
     walk.found.par_sort_unstable_by(|a, b| path_order(&a.path, &b.path));
     walk.settle_files()?;
@@ -67,6 +68,7 @@ struct Walk<'a> {
     upper: &'a Path,
     root: OwnedFd,
     lower: &'a MergedTree,
+    known: &'a KnownFiles,
     markers: Markers,
     found: Vec<Candidate>,
 }
@@ -165,7 +167,11 @@ impl Walk<'_> {
         {
             return Ok(Settled::Equal);
         }
-        let (length, blake3) = hash_file(self.open(&first.path)?).map_err(self.io_error("read", &first.path))?;
+        let known = group.iter().find_map(|member| self.known.get(&self.found[*member].path));
+        if let Some(known) = known.filter(|known| known.size == size) {
+            return Ok(Settled::Changed(known.blake3));
+        }
+        let (length, blake3) = hash_file(self.open(&first.path)?, size).map_err(self.io_error("read", &first.path))?;
         if length != size {
             return Err(LayerError::TreeChanged { path: shown(&first.path), reason: "its size changed" }.into());
         }
@@ -355,9 +361,10 @@ fn entry_of(candidate: Candidate, link: Option<u32>) -> LayerEntry {
     LayerEntry { path: candidate.path, kind, metadata: candidate.node.metadata, link }
 }
 
-fn hash_file(mut file: File) -> io::Result<(u64, [u8; 32])> {
+fn hash_file(mut file: File, size: u64) -> io::Result<(u64, [u8; 32])> {
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; BUFFER];
+    // Most files are small, and a large buffer for each would take longer to make than they to hash.
+    let mut buffer = vec![0; BUFFER.min(usize::try_from(size).unwrap_or(BUFFER)).max(512)];
     loop {
         match file.read(&mut buffer)? {
             0 => return Ok((hasher.count(), *hasher.finalize().as_bytes())),

@@ -21,6 +21,7 @@ mod folder;
 mod foreign;
 mod index;
 mod index_format;
+mod known;
 mod limits;
 mod pax;
 mod placement;
@@ -36,6 +37,7 @@ pub use entry::{EntryKind, LayerEntry, Metadata, path_order};
 pub use error::LayerError;
 pub use extract::Extracted;
 pub use index::LayerIndex;
+pub use known::{KnownFile, KnownFiles};
 pub use limits::UnpackLimits;
 pub use tree::{MergedTree, TreeEntry, TreeFolder, TreeKind};
 
@@ -155,7 +157,20 @@ impl Layers {
     /// A name that layers cannot hold ([`LayerError::ReservedName`], [`LayerError::PathTooLong`]), or the file system or
     /// the database failed.
     pub fn commit(&self, active: ActiveLayer, lease: &Lease) -> Result<LayerRecord, StoreError> {
-        let index = commit::diff(&active.upper, &active.lower)?;
+        self.commit_known(active, &KnownFiles::default(), lease)
+    }
+
+    /// The same, where what is in the files is known already.
+    ///
+    /// # Errors
+    /// As with [`Layers::commit`].
+    pub fn commit_known(
+        &self,
+        active: ActiveLayer,
+        known: &KnownFiles,
+        lease: &Lease,
+    ) -> Result<LayerRecord, StoreError> {
+        let index = commit::diff(&active.upper, &active.lower, known)?;
         let record = self.record_of(&index);
         self.publish(&active.staged, &index, &record, None, lease)?;
         Ok(record)

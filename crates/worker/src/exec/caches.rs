@@ -92,8 +92,8 @@ async fn key(mount: &ExecMount, id: &str, context: &StepContext) -> Result<Cache
 }
 
 fn source<'a>(context: &'a StepContext, input: &'a ResultRef, path: &'a str) -> Source<'a> {
-    let StepContext { store, lease, session, .. } = context;
-    Source { store, lease, session, input, path }
+    let StepContext { store, lease, session, contexts, .. } = context;
+    Source { store, lease, session, contexts, input, path }
 }
 
 impl Wanted<'_> {

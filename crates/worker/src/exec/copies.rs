@@ -2,7 +2,8 @@
 
 use crate::WorkError;
 use crate::content;
-use crate::file::{self, FileError};
+use crate::context_files::ContextFiles;
+use crate::file::{self, FileError, Made};
 use crate::results::source_tree;
 use crate::source_tree::{SourceKind, SourceTree, Stop};
 use forge_cache::{ResultRef, SelectedPath, Selector};
@@ -22,6 +23,7 @@ pub(super) struct Source<'a> {
     pub store: &'a Store,
     pub lease: &'a Lease,
     pub session: &'a Arc<dyn Session>,
+    pub contexts: &'a ContextFiles,
     pub input: &'a ResultRef,
     pub path: &'a str,
 }
@@ -31,11 +33,16 @@ impl Source<'_> {
     pub(super) fn digest(&self) -> Result<ContentDigest, WorkError> {
         let tree = source_tree(self.store, self.input, self.session)?;
         let selector = Selector { paths: vec![SelectedPath::new(self.path)], ..Selector::all() };
-        Ok(content::digest(&tree, &selector)?)
+        let selection = self.contexts.select(self.input, &tree, &selector.paths[0])?;
+        Ok(content::digest(std::iter::once(&*selection), &selector, tree.keeps_owners()))
     }
 
     /// A layer in which [`ROOT`] is a copy of the path.
     pub(super) fn copy(&self) -> Result<ActiveLayer, WorkError> {
+        Ok(self.make()?.active)
+    }
+
+    fn make(&self) -> Result<Made, WorkError> {
         let tree = source_tree(self.store, self.input, self.session)?;
         let root = RootMetadata::of(&tree, self.path)?;
         let copy = CopyAction {
@@ -43,10 +50,11 @@ impl Source<'_> {
             ..CopyAction::new(FileInput::Input(0), vec![self.path.to_owned()], format!("/{ROOT}"))
         };
         let op = FileOp { actions: vec![FileAction { base: FileInput::Scratch, kind: FileKind::Copy(copy) }] };
-        let inputs = file::Inputs { layers: vec![None], trees: vec![tree], stop: Stop(self.session.clone()) };
-        let active = file::execute(&op, self.store, self.lease, &inputs, SystemTime::now())?;
-        root.apply(&active)?;
-        Ok(active)
+        let (results, stop) = (vec![self.input.clone()], Stop(self.session.clone()));
+        let inputs = file::Inputs { results, trees: vec![tree], contexts: self.contexts, stop };
+        let made = file::execute(&op, self.store, self.lease, &inputs, SystemTime::now())?;
+        root.apply(&made.active)?;
+        Ok(made)
     }
 
     /// The layer that [`Source::copy`] makes, kept, and made only once for the same content.
@@ -55,7 +63,7 @@ impl Source<'_> {
         if let Some(layer) = self.store.selection(&digest, self.lease)? {
             return Ok(layer);
         }
-        let layer = self.store.layers().commit(self.copy()?, self.lease)?.id;
+        let layer = self.make()?.commit(self.store, self.lease)?.id;
         self.store.keep_selection(&digest, &layer)?;
         Ok(layer)
     }

@@ -73,11 +73,11 @@ impl StepMounts {
 fn tree_of(mount: &ExecMount, context: &StepContext) -> Result<(Vec<LayerId>, PathBuf), WorkError> {
     let Some(index) = mount.input else { return Ok((Vec::new(), PathBuf::from(&mount.selector))) };
     let input = &context.inputs[index];
-    let StepContext { store, lease, session, .. } = context;
+    let StepContext { store, lease, session, contexts, .. } = context;
     match input {
         ResultRef::Layers(layers) => Ok((layers.clone(), PathBuf::from(&mount.selector))),
         ResultRef::Context { .. } => {
-            let layer = Source { store, lease, session, input, path: &mount.selector }.layer()?;
+            let layer = Source { store, lease, session, contexts, input, path: &mount.selector }.layer()?;
             Ok((vec![layer], Path::new("/").join(copies::ROOT)))
         }
     }

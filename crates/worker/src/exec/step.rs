@@ -75,8 +75,8 @@ impl Prepared {
 fn root_layers(op: &ExecOp, context: &StepContext) -> Result<Vec<LayerId>, WorkError> {
     let root = op.mounts.iter().find(|mount| mount.target == "/");
     let Some(input) = root.and_then(|root| root.input) else { return Ok(Vec::new()) };
-    let StepContext { store, lease, session, .. } = context.clone();
-    Place { store, lease, session }.layers(&context.inputs[input])
+    let StepContext { store, lease, session, contexts, .. } = context.clone();
+    Place { store, lease, session, contexts }.layers(&context.inputs[input])
 }
 
 /// The first socket that there is.

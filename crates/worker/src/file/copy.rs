@@ -2,32 +2,35 @@
 
 use super::FileError;
 use super::editor::{EditError, Editor, EntryMetadata, Folder, OnExisting};
+use super::fill::Filling;
 use super::mode::apply_symbolic;
-use crate::selection::{SelectedEntry, SelectedRoot, Selection, select};
+use crate::selection::{SelectedEntry, SelectedRoot, select};
 use crate::source_tree::{SourceEntry, SourceKind, SourceTree};
 use forge_cache::SelectedPath;
 use forge_llb::{CopyAction, ModeChange};
 use forge_store::{Store, TreeKind};
+use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
-use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// One COPY at work.
 pub(crate) struct Copier<'a, 'e> {
-    pub action: &'a CopyAction,
+    action: &'a CopyAction,
     pub tree: &'a SourceTree,
     pub editor: &'a mut Editor<'e>,
-    pub store: &'a Store,
+    store: &'a Store,
     /// What `--chown` came to.
-    pub owner: Option<(u32, u32)>,
+    owner: Option<(u32, u32)>,
     /// The time of folders that are made on the way.
-    pub now: (i64, u32),
+    now: (i64, u32),
     /// The first copy of each file with several names.
-    pub links: Links,
+    links: Links,
     /// The folder that all files go to, when there are several.
-    pub shared: Option<Folder>,
+    shared: Option<Folder>,
+    /// Files that were made and have no bytes yet.
+    unfilled: Vec<Filling>,
 }
 
 /// Where the first names of linked files went.
@@ -38,21 +41,47 @@ pub(crate) struct Links {
     replaced: u64,
 }
 
-/// How much is copied before the next look whether the build is to stop.
-const COPY_CHUNK: u64 = 64 << 20;
+/// So many files are made before they are filled, all at the same time. Each has a descriptor, of which there may be
+/// a thousand for all steps of a build.
+const FILLED_AT_ONCE: usize = 64;
 
 /// So many of the folders between the destination and where the copy is are kept open.
 const OPEN_FOLDERS: usize = 64;
 
-impl Copier<'_, '_> {
+impl<'a, 'e> Copier<'a, 'e> {
+    /// Copies from a tree; `owner` is what the action's came to.
+    pub(crate) fn new(
+        action: &'a CopyAction,
+        tree: &'a SourceTree,
+        editor: &'a mut Editor<'e>,
+        store: &'a Store,
+        owner: Option<(u32, u32)>,
+        now: (i64, u32),
+    ) -> Self {
+        let links = Links::default();
+        Self { action, tree, editor, store, owner, now, links, shared: None, unfilled: Vec::new() }
+    }
+
     /// Writes everything that was selected.
-    pub(crate) fn copy(mut self, selection: &Selection) -> Result<(), FileError> {
-        for root in &selection.roots {
+    pub(crate) fn copy(mut self, roots: &[&SelectedRoot]) -> Result<(), FileError> {
+        for root in roots {
             match root.entry.kind {
                 SourceKind::Directory => self.copy_folder(root, &self.metadata(&root.entry)?)?,
                 _ if self.unpacks(root)? => self.unpack(root)?,
-                _ => self.copy_single(root, selection.roots.len() > 1)?,
+                _ => self.copy_single(root, roots.len() > 1)?,
             }
+        }
+        self.flush()
+    }
+
+    /// Fills the files that were made. Until then nothing may take their names.
+    pub(crate) fn flush(&mut self) -> Result<(), FileError> {
+        let tree = self.tree;
+        let fill = |filling: &mut Filling| filling.fill(tree);
+        let filled = self.unfilled.par_iter_mut().map(fill).collect::<Result<Vec<_>, _>>();
+        let unfilled = std::mem::take(&mut self.unfilled);
+        for (filling, file) in unfilled.iter().zip(filled?) {
+            self.editor.written(&filling.path, file);
         }
         Ok(())
     }
@@ -61,6 +90,7 @@ impl Copier<'_, '_> {
     fn copy_folder(&mut self, root: &SelectedRoot, made: &EntryMetadata) -> Result<(), FileError> {
         // What it knows of itself may be outdated afterwards.
         self.shared = None;
+        self.flush()?;
         let destination = self.folder_destination(root)?;
         let top = self.destination_folder(&destination, made)?;
         let mut trail: Vec<Folder> = vec![top];
@@ -80,7 +110,8 @@ impl Copier<'_, '_> {
                 self.write_entry(parent, name, &selected.entry, &metadata)?;
             }
         }
-        Ok(())
+        // What comes next may have the same names.
+        self.flush()
     }
 
     /// A folder that is here for the sake of what is in it gives an existing one its permission bits, as it was
@@ -128,6 +159,10 @@ impl Copier<'_, '_> {
 
     fn copy_single(&mut self, root: &SelectedRoot, several: bool) -> Result<(), FileError> {
         let metadata = self.metadata(&root.entry)?;
+        // Files from different folders may have the same name, and the last one stays.
+        if self.unfilled.iter().any(|filling| filling.path.file_name() == Some(OsStr::from_bytes(&root.name))) {
+            self.flush()?;
+        }
         if let Some(mut folder) = self.shared.take() {
             self.write_entry(&mut folder, OsStr::from_bytes(&root.name), &root.entry, &metadata)?;
             self.shared = Some(folder);
@@ -182,21 +217,19 @@ impl Copier<'_, '_> {
         if let Some(first) = self.links.first(entry.link_group, self.editor) {
             return Ok(self.editor.hard_link(parent, name, first)?);
         }
-        let mut from = self.tree.open(entry)?;
-        let mut to = self.editor.create_file(parent, name)?;
-        // In the kernel, where the file systems can; by and by, so that the build can be stopped.
-        while std::io::copy(&mut from.by_ref().take(COPY_CHUNK), &mut to).map_err(|source| {
-            let path = parent.path().join(name).display().to_string();
-            EditError::Write { path, source }
-        })? == COPY_CHUNK
-        {
-            self.tree.stop().check()?;
+        let to = self.editor.create_file(parent, name)?;
+        let path = parent.path().join(name);
+        self.unfilled.push(Filling { entry: entry.clone(), to, path, metadata: metadata.clone() });
+        match entry.link_group {
+            Some(group) => {
+                // Further names may come at any moment.
+                self.flush()?;
+                self.links.first.insert(group, parent.path().join(name));
+                Ok(())
+            }
+            None if self.unfilled.len() < FILLED_AT_ONCE => Ok(()),
+            None => self.flush(),
         }
-        self.editor.finish_file(&to, parent, name, metadata)?;
-        if let Some(group) = entry.link_group {
-            self.links.first.insert(group, parent.path().join(name));
-        }
-        Ok(())
     }
 
     /// What a copied entry is given.
@@ -231,18 +264,9 @@ impl Copier<'_, '_> {
         let tree = SourceTree::of_layers(extracted.tree().clone(), self.tree.stop().clone());
         let everything = select(&tree, &SelectedPath::new("/"))?;
         let made = self.made_on_the_way();
-        let (action, owner, now, store) = (self.action, self.owner, self.now, self.store);
         self.shared = None;
-        let mut inner = Copier {
-            action,
-            tree: &tree,
-            editor: self.editor,
-            store,
-            owner,
-            now,
-            links: Links::default(),
-            shared: None,
-        };
+        self.flush()?;
+        let mut inner = Copier::new(self.action, &tree, self.editor, self.store, self.owner, self.now);
         everything.roots.iter().try_for_each(|root| inner.copy_folder(root, &made))
     }
 }

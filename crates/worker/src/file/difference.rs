@@ -1,40 +1,26 @@
 //! What turns one stack of layers into another, as the changes of one layer.
 
-use super::FileError;
-use super::copy::{Copier, Links};
-use super::editor::{Editor, Folder, OnConflict, OnExisting};
+use super::copy::Copier;
+use super::editor::{Folder, OnConflict, OnExisting};
+use super::{FileError, Made};
 use crate::source_tree::{SourceEntry, SourceTree, Stop};
 use forge_llb::{CopyAction, FileInput};
-use forge_store::{ActiveLayer, LayerId, MergedTree, Store, TreeEntry, TreeFolder, TreeKind};
+use forge_store::{LayerId, MergedTree, Store, TreeEntry, TreeFolder, TreeKind};
 use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
 /// Fills a layer on `lower` so that together they show what `upper` shows. What is the same node in the same layer is
 /// passed over; what has equal metadata is copied, and dropped by the commit where the bytes are equal too.
-pub(crate) fn between(
-    store: &Store,
-    lower: &[LayerId],
-    upper: &[LayerId],
-    stop: &Stop,
-) -> Result<ActiveLayer, FileError> {
-    let active = store.layers().prepare(lower)?;
+pub(crate) fn between(store: &Store, lower: &[LayerId], upper: &[LayerId], stop: &Stop) -> Result<Made, FileError> {
+    let mut made = Made::new(store.layers().prepare(lower)?);
     let trees = (store.layers().tree(lower)?, store.layers().tree(upper)?);
     let from = SourceTree::of_layers(trees.1.clone(), stop.clone());
-    let mut editor = Editor::new(&active, OnConflict::Replace)?;
     let action = CopyAction::new(FileInput::Scratch, Vec::new(), "/");
-    let copier = Copier {
-        action: &action,
-        tree: &from,
-        editor: &mut editor,
-        store,
-        owner: None,
-        now: (0, 0),
-        links: Links::default(),
-        shared: None,
-    };
-    Comparison { copier, lower: &trees.0, upper: &trees.1 }.run()?;
-    editor.finish()?;
-    Ok(active)
+    made.edit(OnConflict::Replace, |editor| {
+        let copier = Copier::new(&action, &from, editor, store, None, (0, 0));
+        Comparison { copier, lower: &trees.0, upper: &trees.1 }.run()
+    })?;
+    Ok(made)
 }
 
 struct Comparison<'a, 'e> {
@@ -65,7 +51,7 @@ impl Comparison<'_, '_> {
             self.copier.tree.stop().check()?;
             self.compare(&pending, &mut todo)?;
         }
-        Ok(())
+        self.copier.flush()
     }
 
     fn compare(&mut self, pending: &Pending, todo: &mut Vec<Pending>) -> Result<(), FileError> {

@@ -4,7 +4,7 @@
 //! commit recognises them as implied. Nothing is ever written through a link: paths are resolved in the merged
 //! tree first, and the upper is then walked with `RESOLVE_NO_SYMLINKS`.
 
-use forge_store::{ActiveLayer, MergedTree, StoreError, TreeEntry, TreeKind};
+use forge_store::{ActiveLayer, KnownFile, KnownFiles, MergedTree, StoreError, TreeEntry, TreeKind};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -70,17 +70,20 @@ pub(crate) struct Editor<'a> {
     /// How often something written was replaced by something else.
     replaced: u64,
     on_conflict: OnConflict,
+    /// What was written.
+    known: KnownFiles,
 }
 
 impl<'a> Editor<'a> {
-    pub(crate) fn new(active: &'a ActiveLayer, on_conflict: OnConflict) -> Result<Self, EditError> {
+    /// Begins to change a layer; `known` is what was written into it before.
+    pub(crate) fn new(active: &'a ActiveLayer, on_conflict: OnConflict, known: KnownFiles) -> Result<Self, EditError> {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
         let upper = fs::open(active.upper(), flags, Mode::empty()).map_err(|e| write_error(active.upper(), e))?;
         let mut times = BTreeMap::new();
         if let Some(root) = active.lower().lookup(Path::new("/"))? {
             times.insert(PathBuf::from("/"), root.mtime);
         }
-        Ok(Self { active, upper, times, replaced: 0, on_conflict })
+        Ok(Self { active, upper, times, replaced: 0, on_conflict, known })
     }
 
     /// The merged tree as it is now, changes included.
@@ -175,6 +178,7 @@ impl<'a> Editor<'a> {
             Err(errno) => return Err(failed(errno)),
         }
         self.replaced += 1;
+        self.known.remove_all(&path);
         self.times.retain(|other, _| !other.starts_with(&path));
         if let Existing::Listed(entries) = &mut parent.existing {
             entries.remove(name);
@@ -237,31 +241,29 @@ impl<'a> Editor<'a> {
         let mut file = self.create_file(parent, name)?;
         let written = file.write_all(bytes);
         written.map_err(|source| EditError::Write { path: shown(parent, name), source })?;
-        self.finish_file(&file, parent, name, metadata)
+        let path = parent.path.join(name);
+        self.written(&path, KnownFile { size: bytes.len() as u64, blake3: *blake3::hash(bytes).as_bytes() });
+        finish_file(&file, &path, metadata)
     }
 
-    /// Makes an empty file; [`finish_file`](Self::finish_file) follows when its bytes are written.
+    /// Makes an empty file; [`finish_file`] and [`written`](Self::written) follow when its bytes are written.
     pub(crate) fn create_file(&mut self, parent: &mut Folder, name: &OsStr) -> Result<File, EditError> {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         self.put(parent, name, |folder| fs::openat(folder, name, flags, Mode::from_raw_mode(0o600))).map(File::from)
     }
 
-    /// Gives a file that is written its metadata.
-    pub(crate) fn finish_file(
-        &self,
-        file: &File,
-        parent: &Folder,
-        name: &OsStr,
-        metadata: &EntryMetadata,
-    ) -> Result<(), EditError> {
-        apply_to_file(file, metadata).map_err(|e| EditError::Write { path: shown(parent, name), source: e.into() })
+    /// Notes what a file's bytes are.
+    pub(crate) fn written(&mut self, path: &Path, file: KnownFile) {
+        self.known.insert(path, file);
     }
 
     /// Makes another name for a file that this editor wrote.
     pub(crate) fn hard_link(&mut self, parent: &mut Folder, name: &OsStr, first: &Path) -> Result<(), EditError> {
         let upper = self.upper.try_clone().map_err(|source| EditError::Write { path: shown(parent, name), source })?;
-        let first = first.strip_prefix("/").unwrap_or(first);
-        self.put(parent, name, |folder| fs::linkat(&upper, first, folder, name, AtFlags::empty()))
+        let relative = first.strip_prefix("/").unwrap_or(first);
+        self.put(parent, name, |folder| fs::linkat(&upper, relative, folder, name, AtFlags::empty()))?;
+        self.known.link(first, &parent.path.join(name));
+        Ok(())
     }
 
     pub(crate) fn symlink(
@@ -319,7 +321,10 @@ impl<'a> Editor<'a> {
             made => return made.map_err(failed),
         }
         match fs::unlinkat(parent.fd(), name, AtFlags::empty()) {
-            Ok(()) => self.replaced += 1,
+            Ok(()) => {
+                self.replaced += 1;
+                self.known.remove(&path);
+            }
             Err(rustix::io::Errno::ISDIR) if self.on_conflict == OnConflict::Replace => {
                 self.remove(parent, name)?;
                 // What is written hides as much as the whiteout that may be there now.
@@ -331,14 +336,14 @@ impl<'a> Editor<'a> {
         make(parent.fd()).map_err(failed)
     }
 
-    /// Sets the folders' times, children before parents.
-    pub(crate) fn finish(self) -> Result<(), EditError> {
+    /// Sets the folders' times, children before parents, and says what was written.
+    pub(crate) fn finish(self) -> Result<KnownFiles, EditError> {
         for (path, mtime) in self.times.iter().rev() {
             let fd = self.open_upper(path)?;
             let set = fs::futimens(&fd, &timestamps(*mtime));
             set.map_err(|source| write_error(path, source))?;
         }
-        Ok(())
+        Ok(self.known)
     }
 
     fn open_upper(&self, path: &Path) -> Result<OwnedFd, EditError> {
@@ -387,6 +392,11 @@ impl EntryMetadata {
         let xattrs = entry.xattrs.clone();
         Self { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, xattrs }
     }
+}
+
+/// Gives a file that is written its metadata.
+pub(crate) fn finish_file(file: &File, path: &Path, metadata: &EntryMetadata) -> Result<(), EditError> {
+    apply_to_file(file, metadata).map_err(|errno| write_error(path, errno))
 }
 
 fn shown(parent: &Folder, name: &OsStr) -> String {

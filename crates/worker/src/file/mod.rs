@@ -5,22 +5,26 @@ pub(crate) mod archive;
 mod copy;
 pub(crate) mod difference;
 mod editor;
+mod fill;
 pub(crate) mod glob;
 mod mode;
 mod plan;
 
+use crate::context_files::ContextFiles;
 use crate::keys;
-use crate::selection::{self, SelectError, Selection};
+use crate::selection::{self, SelectError, SelectedRoot, Selection};
 use crate::source_tree::{SourceError, SourceTree, Stop};
 use crate::users::UserError;
 use actions::Moment;
-use copy::{Copier, Links};
+use copy::Copier;
 use editor::{EditError, Editor, OnConflict};
+use forge_cache::{ResultRef, SelectedPath};
 use forge_image::ErrorKind;
 use forge_llb::{CopyAction, FileInput, FileKind, FileOp};
-use forge_store::{ActiveLayer, LayerId, Lease, Store};
+use forge_store::{ActiveLayer, KnownFiles, LayerId, LayerRecord, Lease, Store, StoreError};
 use plan::{Begin, Step};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Why a file operation failed.
@@ -38,6 +42,9 @@ pub(crate) enum FileError {
     Mode(#[from] mode::BadMode),
     #[error(transparent)]
     Store(#[from] forge_store::StoreError),
+    /// What a step copies must be what its key was made of (A40).
+    #[error("{path:?} in the build context changed while the build read it")]
+    Changed { path: String },
     #[error("cannot unpack {path}")]
     Archive { path: String, source: Box<dyn std::error::Error + Send + Sync> },
     /// The words are BuildKit's.
@@ -53,21 +60,86 @@ impl FileError {
         match self {
             Self::Select(SelectError::Source(error)) | Self::Source(error) => error.kind(),
             Self::Edit(EditError::Store(error)) | Self::Store(error) => error.kind(),
-            Self::Edit(EditError::Write { .. }) => ErrorKind::Environment,
+            Self::Edit(EditError::Write { .. }) | Self::Changed { .. } => ErrorKind::Environment,
             Self::Select(_) | Self::Edit(_) | Self::User(_) | Self::Mode(_) => ErrorKind::UserInput,
             Self::Archive { .. } | Self::NothingMatched { .. } | Self::RootRemoved => ErrorKind::UserInput,
         }
     }
 }
 
-/// What an operation reads from, by the index of the vertex's input.
-pub(crate) struct Inputs {
-    /// The layers of each; `None` for a context.
-    pub layers: Vec<Option<Vec<LayerId>>>,
+/// What an operation reads from.
+pub(crate) struct Inputs<'a> {
+    /// By the index of the vertex's input.
+    pub results: Vec<ResultRef>,
     /// The files of each.
     pub trees: Vec<SourceTree>,
+    /// What the build saw of contexts.
+    pub contexts: &'a ContextFiles,
     /// Says when to stop.
     pub stop: Stop,
+}
+
+impl Inputs<'_> {
+    fn source(&self, index: usize) -> Source<'_> {
+        let tree = &self.trees[index];
+        match &self.results[index] {
+            context @ ResultRef::Context { .. } => Source::Context { files: self.contexts, context, tree },
+            ResultRef::Layers(_) => Source::Tree(tree),
+        }
+    }
+}
+
+/// What a copy reads.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    /// Files that may change at any time: they are looked at once in a build.
+    Context { files: &'a ContextFiles, context: &'a ResultRef, tree: &'a SourceTree },
+    /// Files that nobody changes.
+    Tree(&'a SourceTree),
+}
+
+impl<'a> Source<'a> {
+    fn tree(self) -> &'a SourceTree {
+        match self {
+            Self::Context { tree, .. } | Self::Tree(tree) => tree,
+        }
+    }
+
+    fn select(self, path: &SelectedPath) -> Result<Arc<Selection>, FileError> {
+        match self {
+            Self::Context { files, context, tree } => files.select(context, tree, path),
+            Self::Tree(tree) => Ok(Arc::new(selection::select(tree, path)?)),
+        }
+    }
+}
+
+/// A layer in the making, and what was written into it.
+pub(crate) struct Made {
+    pub active: ActiveLayer,
+    pub known: KnownFiles,
+}
+
+impl Made {
+    fn new(active: ActiveLayer) -> Self {
+        Self { active, known: KnownFiles::default() }
+    }
+
+    /// Changes it, and goes on with what is known then.
+    fn edit(
+        &mut self,
+        on_conflict: OnConflict,
+        change: impl FnOnce(&mut Editor<'_>) -> Result<(), FileError>,
+    ) -> Result<(), FileError> {
+        let mut editor = Editor::new(&self.active, on_conflict, std::mem::take(&mut self.known))?;
+        change(&mut editor)?;
+        self.known = editor.finish()?;
+        Ok(())
+    }
+
+    /// Makes it a layer of the store.
+    pub(crate) fn commit(self, store: &Store, lease: &Lease) -> Result<LayerRecord, StoreError> {
+        store.layers().commit_known(self.active, &self.known, lease)
+    }
 }
 
 /// Carries out an operation; what it comes to is a layer in the making.
@@ -75,9 +147,9 @@ pub(crate) fn execute(
     op: &FileOp,
     store: &Store,
     lease: &Lease,
-    inputs: &Inputs,
+    inputs: &Inputs<'_>,
     now: SystemTime,
-) -> Result<ActiveLayer, FileError> {
+) -> Result<Made, FileError> {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let now = (i64::try_from(now.as_secs()).unwrap_or_default(), now.subsec_nanos());
     let mut work = Work { store, lease, inputs, now, trees: Vec::new(), of_action: Vec::new() };
@@ -91,7 +163,7 @@ pub(crate) fn execute(
 struct Work<'a> {
     store: &'a Store,
     lease: &'a Lease,
-    inputs: &'a Inputs,
+    inputs: &'a Inputs<'a>,
     now: Moment,
     trees: Vec<Tree>,
     /// The tree that each action so far changed.
@@ -107,7 +179,7 @@ struct Tree {
 
 enum TreeState {
     /// It is being changed.
-    Active(ActiveLayer),
+    Active(Box<Made>),
     /// It stays as it is: the layers on its origin.
     Frozen(Vec<LayerId>),
 }
@@ -125,7 +197,7 @@ impl Work<'_> {
 
     fn begin(&mut self, begin: Begin) -> Result<usize, FileError> {
         let origin = match begin {
-            Begin::Input(index) => self.inputs.layers[index].clone().unwrap_or_default(),
+            Begin::Input(index) => self.inputs.results[index].layers().to_vec(),
             Begin::Continue(before) | Begin::Frozen(before) => self.trees[self.of_action[before]].origin.clone(),
             Begin::Scratch => Vec::new(),
         };
@@ -133,13 +205,13 @@ impl Work<'_> {
             Begin::Frozen(before) => self.frozen_layers(self.of_action[before]),
             _ => Vec::new(),
         };
-        let active = self.store.layers().prepare(&[&origin[..], &frozen].concat())?;
+        let mut made = Made::new(self.store.layers().prepare(&[&origin[..], &frozen].concat())?);
         if let Begin::Input(index) = begin
-            && self.inputs.layers[index].is_none()
+            && let ResultRef::Context { .. } = self.inputs.results[index]
         {
-            copy_everything(&active, self.store, &self.inputs.trees[index], self.now)?;
+            copy_everything(&mut made, self.store, self.inputs.source(index), self.now)?;
         }
-        self.trees.push(Tree { origin, state: TreeState::Active(active) });
+        self.trees.push(Tree { origin, state: TreeState::Active(Box::new(made)) });
         Ok(self.trees.len() - 1)
     }
 
@@ -151,45 +223,41 @@ impl Work<'_> {
     }
 
     fn change(&mut self, tree: usize, kind: &FileKind) -> Result<(), FileError> {
-        let TreeState::Active(active) = &self.trees[tree].state else {
+        let state = std::mem::replace(&mut self.trees[tree].state, TreeState::Frozen(Vec::new()));
+        let TreeState::Active(mut made) = state else {
             unreachable!("the plan lets nothing continue what is frozen");
         };
         let on_conflict = match kind {
             FileKind::Copy(copy) if copy.replace => OnConflict::Replace,
             _ => OnConflict::Refuse,
         };
-        let mut editor = Editor::new(active, on_conflict)?;
-        match kind {
-            FileKind::Copy(copy) => self.copy(&mut editor, copy)?,
-            FileKind::Mkdir(mkdir) => actions::mkdir(&mut editor, mkdir, self.now)?,
-            FileKind::Mkfile(mkfile) => actions::mkfile(&mut editor, mkfile, self.now)?,
-            FileKind::Symlink(link) => actions::symlink(&mut editor, link, self.now)?,
-            FileKind::Rm(rm) => actions::rm(&mut editor, rm, &self.inputs.stop)?,
-        }
-        Ok(editor.finish()?)
+        made.edit(on_conflict, |editor| match kind {
+            FileKind::Copy(copy) => self.copy(editor, copy),
+            FileKind::Mkdir(mkdir) => actions::mkdir(editor, mkdir, self.now),
+            FileKind::Mkfile(mkfile) => actions::mkfile(editor, mkfile, self.now),
+            FileKind::Symlink(link) => actions::symlink(editor, link, self.now),
+            FileKind::Rm(rm) => actions::rm(editor, rm, &self.inputs.stop),
+        })?;
+        self.trees[tree].state = TreeState::Active(made);
+        Ok(())
     }
 
     fn copy(&self, editor: &mut Editor<'_>, action: &CopyAction) -> Result<(), FileError> {
-        let made;
-        let tree = match action.from {
-            FileInput::Input(index) => &self.inputs.trees[index],
-            FileInput::Action(index) => {
-                made = self.tree_of(index)?;
-                &made
+        let made = match action.from {
+            FileInput::Input(index) => {
+                return copy_action(editor, self.store, action, self.inputs.source(index), self.now);
             }
-            FileInput::Scratch => {
-                made = SourceTree::of_layers(self.store.layers().tree(&[])?, self.inputs.stop.clone());
-                &made
-            }
+            FileInput::Action(index) => self.tree_of(index)?,
+            FileInput::Scratch => SourceTree::of_layers(self.store.layers().tree(&[])?, self.inputs.stop.clone()),
         };
-        copy_action(editor, self.store, action, tree, self.now)
+        copy_action(editor, self.store, action, Source::Tree(&made), self.now)
     }
 
     /// What an action left, for reading.
     fn tree_of(&self, action: usize) -> Result<SourceTree, FileError> {
         let tree = &self.trees[self.of_action[action]];
         let merged = match &tree.state {
-            TreeState::Active(active) => active.merged(),
+            TreeState::Active(made) => made.active.merged(),
             TreeState::Frozen(layers) => self.store.layers().tree(&[&tree.origin[..], layers].concat())?,
         };
         Ok(SourceTree::of_layers(merged, self.inputs.stop.clone()))
@@ -197,22 +265,24 @@ impl Work<'_> {
 
     fn freeze(&mut self, tree: usize) -> Result<(), FileError> {
         let state = std::mem::replace(&mut self.trees[tree].state, TreeState::Frozen(Vec::new()));
-        let TreeState::Active(active) = state else { return Ok(()) };
-        let below = active.parents()[self.trees[tree].origin.len()..].to_vec();
-        let layer = self.store.layers().commit(active, self.lease)?.id;
+        let TreeState::Active(made) = state else { return Ok(()) };
+        let below = made.active.parents()[self.trees[tree].origin.len()..].to_vec();
+        let layer = made.commit(self.store, self.lease)?.id;
         self.trees[tree].state = TreeState::Frozen([below, vec![layer]].concat());
         Ok(())
     }
 
     /// The last action's tree. An operation makes one layer: what came of several is put together.
-    fn finish(mut self) -> Result<ActiveLayer, FileError> {
-        let Some(last) = self.of_action.last().copied() else { return Ok(self.store.layers().prepare(&[])?) };
+    fn finish(mut self) -> Result<Made, FileError> {
+        let Some(last) = self.of_action.last().copied() else {
+            return Ok(Made::new(self.store.layers().prepare(&[])?));
+        };
         let Tree { origin, state } = self.trees.swap_remove(last);
         let upper = match state {
-            TreeState::Active(active) if active.parents().len() == origin.len() => return Ok(active),
-            TreeState::Active(active) => {
-                let parents = active.parents().to_vec();
-                [parents, vec![self.store.layers().commit(active, self.lease)?.id]].concat()
+            TreeState::Active(made) if made.active.parents().len() == origin.len() => return Ok(*made),
+            TreeState::Active(made) => {
+                let parents = made.active.parents().to_vec();
+                [parents, vec![made.commit(self.store, self.lease)?.id]].concat()
             }
             TreeState::Frozen(layers) => [&origin[..], &layers].concat(),
         };
@@ -221,44 +291,43 @@ impl Work<'_> {
 }
 
 /// Makes a layer of a whole tree, as it is.
-pub(crate) fn materialise(store: &Store, tree: &SourceTree) -> Result<ActiveLayer, FileError> {
-    let active = store.layers().prepare(&[])?;
-    copy_everything(&active, store, tree, (0, 0))?;
-    Ok(active)
+pub(crate) fn materialise(store: &Store, source: Source<'_>) -> Result<Made, FileError> {
+    let mut made = Made::new(store.layers().prepare(&[])?);
+    copy_everything(&mut made, store, source, (0, 0))?;
+    Ok(made)
 }
 
-fn copy_everything(active: &ActiveLayer, store: &Store, tree: &SourceTree, now: Moment) -> Result<(), FileError> {
+fn copy_everything(made: &mut Made, store: &Store, source: Source<'_>, now: Moment) -> Result<(), FileError> {
     let everything = CopyAction::new(FileInput::Scratch, vec!["/".to_owned()], "/");
-    let mut editor = Editor::new(active, OnConflict::Refuse)?;
-    copy_action(&mut editor, store, &everything, tree, now)?;
-    Ok(editor.finish()?)
+    made.edit(OnConflict::Refuse, |editor| copy_action(editor, store, &everything, source, now))
 }
 
 fn copy_action(
     editor: &mut Editor<'_>,
     store: &Store,
     action: &CopyAction,
-    tree: &SourceTree,
+    source: Source<'_>,
     now: Moment,
 ) -> Result<(), FileError> {
-    let selection = select(tree, action)?;
+    let selections = select(source, action)?;
     if !action.make_parents {
         let destination = editor.tree().resolve(Path::new(&action.destination))?;
         actions::require(editor, destination.parent().unwrap_or(Path::new("/")))?;
     }
     let owner = actions::find_owner(editor, action.owner.as_ref())?;
-    Copier { action, tree, editor, store, owner, now, links: Links::default(), shared: None }.copy(&selection)
+    let roots: Vec<&SelectedRoot> = selections.iter().flat_map(|selection| &selection.roots).collect();
+    let tree = source.tree();
+    Copier::new(action, tree, editor, store, owner, now).copy(&roots)
 }
 
-/// What all the sources of a copy select.
-fn select(tree: &SourceTree, action: &CopyAction) -> Result<Selection, FileError> {
-    let mut all = Selection::default();
-    for source in keys::selected_paths(action) {
-        let selected = selection::select(tree, &source)?;
-        if selected.roots.is_empty() && selection::is_pattern(&source) && !action.allow_empty_wildcard {
-            return Err(FileError::NothingMatched { path: source.path });
+/// What the sources of a copy select, one after the other.
+fn select(source: Source<'_>, action: &CopyAction) -> Result<Vec<Arc<Selection>>, FileError> {
+    let select = |path: SelectedPath| {
+        let selected = source.select(&path)?;
+        if selected.roots.is_empty() && selection::is_pattern(&path) && !action.allow_empty_wildcard {
+            return Err(FileError::NothingMatched { path: path.path });
         }
-        all.roots.extend(selected.roots);
-    }
-    Ok(all)
+        Ok(selected)
+    };
+    keys::selected_paths(action).into_iter().map(select).collect()
 }

@@ -14,6 +14,7 @@ mod scale;
 mod site;
 mod sources;
 mod stacks;
+mod stat_index;
 mod tree_text;
 
 use libtest_mimic::{Arguments, Trial};
@@ -25,7 +26,16 @@ fn main() {
     forge_executor::init_if_requested();
     let arguments = Arguments::from_args();
     let files = [copy::TESTS, parents::TESTS, add::TESTS, made::TESTS, stacks::TESTS].concat();
-    let groups = [&files, keys::TESTS, attacks::TESTS, scale::TESTS, exec::TESTS, mounts::TESTS, &sources::tests()];
+    let groups = [
+        &files,
+        keys::TESTS,
+        stat_index::TESTS,
+        attacks::TESTS,
+        scale::TESTS,
+        exec::TESTS,
+        mounts::TESTS,
+        &sources::tests(),
+    ];
     let trial = |(name, test): Test| {
         Trial::test(name, move || {
             if forge_testkit::privileged(name) {

@@ -29,7 +29,7 @@ pub struct Site {
     pub lease: Arc<Lease>,
     pub session: Arc<TestSession>,
     pub worker: LocalWorker,
-    pub results: LocalResults,
+    images: Arc<ImageResolver>,
     pub base: ResultRef,
     pub stage: ResultRef,
     pub ignore: Vec<String>,
@@ -69,22 +69,18 @@ impl Site {
         };
         let registry = Arc::new(Registry::new(RegistryOptions::default()).unwrap());
         let images = Arc::new(ImageResolver::new(transfer, registry, BTreeMap::new()));
-        let results = LocalResults::new(store.clone(), lease.clone());
-        let worker = LocalWorker::new(store.clone(), lease.clone(), executor(), images);
+        let worker = LocalWorker::new(store.clone(), lease.clone(), executor(), images.clone());
         let (base, stage) = (ResultRef::scratch(), ResultRef::scratch());
-        Self {
-            store,
-            lease,
-            session,
-            worker,
-            results,
-            base,
-            stage,
-            ignore: Vec::new(),
-            include: Vec::new(),
-            runtime,
-            folder,
-        }
+        let (ignore, include) = (Vec::new(), Vec::new());
+        Self { store, lease, session, worker, images, base, stage, ignore, include, runtime, folder }
+    }
+
+    /// What a build has for itself.
+    pub fn build(&self) -> (LocalWorker, LocalResults) {
+        let (store, lease, images) = (self.store.clone(), self.lease.clone(), self.images.clone());
+        let worker = LocalWorker::new(store.clone(), lease.clone(), executor(), images);
+        let results = LocalResults::new(store, lease, worker.contexts());
+        (worker, results)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -153,10 +149,14 @@ impl Site {
 
     /// Does an op that sees other inputs.
     pub fn run_on(&self, op: Op, inputs: Vec<ResultRef>) -> Result<ResultRef, WorkerError> {
+        self.run_by(&self.build().0, op, inputs)
+    }
+
+    pub fn run_by(&self, worker: &LocalWorker, op: Op, inputs: Vec<ResultRef>) -> Result<ResultRef, WorkerError> {
         let vertex = vertex(op);
         let request = ExecuteRequest { digest: vertex.digest(), vertex: Arc::new(vertex), inputs };
         let session: Arc<dyn Session> = self.session.clone();
-        let mut execution = self.runtime.block_on(self.worker.execute(request, &session))?;
+        let mut execution = self.runtime.block_on(worker.execute(request, &session))?;
         Ok(execution.outputs.remove(0))
     }
 
@@ -195,12 +195,16 @@ impl Site {
 
     /// The content keys that an instruction's inputs have now.
     pub fn keys(&self, instruction: &str) -> Result<Vec<ContentDigest>, String> {
+        self.keys_by(&self.build().1, instruction)
+    }
+
+    pub fn keys_by(&self, results: &LocalResults, instruction: &str) -> Result<Vec<ContentDigest>, String> {
         let session: Arc<dyn Session> = self.session.clone();
         let map =
             self.runtime.block_on(self.worker.cache_map(&vertex(Op::File(file_op(instruction))), &session)).unwrap();
         let digest = |(input, key): (ResultRef, InputKey)| {
             let InputKey::Content(selector) = key else { panic!("inputs are known by their content") };
-            self.digest(&input, &selector)
+            self.digest_by(results, &input, &selector)
         };
         self.inputs().into_iter().zip(map.inputs).map(digest).collect()
     }
@@ -214,8 +218,17 @@ impl Site {
     }
 
     pub fn digest(&self, result: &ResultRef, selector: &Selector) -> Result<ContentDigest, String> {
+        self.digest_by(&self.build().1, result, selector)
+    }
+
+    fn digest_by(
+        &self,
+        results: &LocalResults,
+        result: &ResultRef,
+        selector: &Selector,
+    ) -> Result<ContentDigest, String> {
         let session: Arc<dyn Session> = self.session.clone();
-        let digest = self.runtime.block_on(self.results.content_digest(result, selector, &session));
+        let digest = self.runtime.block_on(results.content_digest(result, selector, &session));
         digest.map_err(|error| error.to_string())
     }
 

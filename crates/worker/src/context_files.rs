@@ -1,0 +1,69 @@
+//! What a build sees of its contexts: looked at once, for the key and for the copy.
+
+use crate::content::hash_files;
+use crate::file::FileError;
+use crate::selection::{Selection, select};
+use crate::source_tree::SourceTree;
+use crate::stat_index::StatIndex;
+use forge_cache::{ResultRef, SelectedPath};
+use forge_store::Store;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The files of contexts that one build selected, with what their bytes hashed to.
+///
+/// Whoever asks again gets the same answer, whatever happened to the files: what a step copies is what its key was made
+/// of, and a file whose bytes are others by then is an error of the copy (A40).
+pub struct ContextFiles {
+    folder: PathBuf,
+    selections: Mutex<HashMap<(ResultRef, SelectedPath), Arc<Selection>>>,
+    indexes: Mutex<HashMap<String, Arc<StatIndex>>>,
+}
+
+impl ContextFiles {
+    /// For one build; what files hashed to is remembered in the store.
+    pub fn new(store: &Store) -> Self {
+        let folder = store.root().join("contexts");
+        Self { folder, selections: Mutex::default(), indexes: Mutex::default() }
+    }
+
+    /// What a path of a result selects, every file hashed. `tree` is that of `result`.
+    ///
+    /// Layers do not change, and those below them are shared: what they show is not remembered.
+    pub(crate) fn select(
+        &self,
+        result: &ResultRef,
+        tree: &SourceTree,
+        path: &SelectedPath,
+    ) -> Result<Arc<Selection>, FileError> {
+        let ResultRef::Context { .. } = result else {
+            let mut selection = select(tree, path)?;
+            hash_files(tree, &mut selection, None)?;
+            return Ok(Arc::new(selection));
+        };
+        let key = (result.clone(), path.clone());
+        if let Some(known) = lock(&self.selections).get(&key) {
+            return Ok(known.clone());
+        }
+        let index = tree.identity().map(|identity| self.index(identity));
+        let mut selection = select(tree, path)?;
+        hash_files(tree, &mut selection, index.as_deref())?;
+        // Nothing is lost but time: the files are hashed again by the next build.
+        let _ = index.map(|index| index.save());
+        // Two steps may have looked at the same time: one of them is right for both.
+        Ok(lock(&self.selections).entry(key).or_insert(Arc::new(selection)).clone())
+    }
+
+    /// The index is opened before the files are looked at, see [`StatIndex`].
+    fn index(&self, identity: String) -> Arc<StatIndex> {
+        let mut indexes = lock(&self.indexes);
+        let open = |identity: &String| Arc::new(StatIndex::open(&self.folder, identity));
+        indexes.entry(identity).or_insert_with_key(open).clone()
+    }
+}
+
+/// What is behind the locks is whole at every moment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,188 @@
+//! What files of a context hashed to when they were last read, by what tells cheaply whether they changed.
+
+use crate::source_tree::SourceEntry;
+use blake3::Hash;
+use forge_session::{ContextPath, FileStamp};
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The index of one context, read once and written when something new was hashed.
+///
+/// # File format, version 1
+///
+/// ```text
+/// "forge-stats" 0x01, 4 zero bytes
+/// record …                       ascending by path
+///   16 bytes                     the first of the BLAKE3 of the path
+///   u64 device, inode, size
+///   i64 mtime, ctime             nanoseconds since the epoch
+///   32 bytes                     BLAKE3 of the file's bytes
+/// 32 bytes                       BLAKE3 of everything before
+/// ```
+///
+/// Integers are little endian. An index that is missing, damaged or of another version is an empty one: everything is
+/// read again then.
+///
+/// A record is believed where everything but the hash is as it was. That a file could have been written to without a
+/// change of its times is ruled out as git does it (`racy-git.txt`), only when the record is made instead of when it is
+/// used: a file whose times lie so close to the moment it was looked at that a later write could have the same ones gets
+/// no record.
+pub(crate) struct StatIndex {
+    path: PathBuf,
+    /// The records of the file, one after the other.
+    known: Vec<u8>,
+    /// Which of them were asked for.
+    used: Box<[AtomicBool]>,
+    fresh: Mutex<HashMap<[u8; 16], [u8; RECORD]>>,
+    /// When the files that are asked about were looked at, at the earliest.
+    opened_ns: i128,
+}
+
+const MAGIC: &[u8; 16] = b"forge-stats\x01\0\0\0\0";
+const NAME: usize = 16;
+const STAMP: usize = 40;
+const RECORD: usize = NAME + STAMP + 32;
+const CHECKSUM: usize = 32;
+
+/// The kernel takes the times of files from a clock that ticks at least every 10 ms (`CONFIG_HZ=100`).
+const TICK_NS: i128 = 100_000_000;
+
+/// File systems that keep whole seconds keep every second one at worst (FAT).
+const COARSE_TICK_NS: i128 = 2_000_000_000;
+
+/// So many records that nobody asked for may be carried along.
+const SPARE: usize = 4096;
+
+impl StatIndex {
+    /// Reads the index of a context from the folder where all of them are.
+    pub(crate) fn open(folder: &Path, identity: &str) -> Self {
+        let path = folder.join(blake3::hash(identity.as_bytes()).to_hex().as_str());
+        let known = std::fs::read(&path).ok().and_then(checked).unwrap_or_default();
+        let used = (0..known.len() / RECORD).map(|_| AtomicBool::new(false)).collect();
+        Self { path, known, used, fresh: Mutex::default(), opened_ns: nanoseconds(SystemTime::now()) }
+    }
+
+    /// What a file hashed to, if it is as it was then.
+    pub(crate) fn find(&self, entry: &SourceEntry, size: u64) -> Option<Hash> {
+        let name = name(&entry.path);
+        let stamp = stamp_bytes(&entry.stamp?, size)?;
+        let same = |record: &[u8]| {
+            let hash: [u8; 32] = record[NAME + STAMP..].try_into().expect("a record ends with a hash");
+            (record[NAME..NAME + STAMP] == stamp).then_some(Hash::from_bytes(hash))
+        };
+        if let Ok(position) = self.position(&name)
+            && let Some(hash) = same(self.record(position))
+        {
+            self.used[position].store(true, Ordering::Relaxed);
+            return Some(hash);
+        }
+        let fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        fresh.get(&name).and_then(|record| same(record))
+    }
+
+    /// Notes what a file hashed to that had this stamp before and after it was read.
+    pub(crate) fn add(&self, entry: &SourceEntry, size: u64, hash: &Hash) {
+        let Some(stamp) = entry.stamp.filter(|stamp| self.is_settled(stamp)) else { return };
+        let Some(stamp) = stamp_bytes(&stamp, size) else { return };
+        let name = name(&entry.path);
+        let mut record = [0; RECORD];
+        record[..NAME].copy_from_slice(&name);
+        record[NAME..NAME + STAMP].copy_from_slice(&stamp);
+        record[NAME + STAMP..].copy_from_slice(hash.as_bytes());
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner).insert(name, record);
+    }
+
+    /// Whether a write after the file was looked at would have changed its times.
+    fn is_settled(&self, stamp: &FileStamp) -> bool {
+        let tick = if stamp.ctime_ns % 1_000_000_000 == 0 { COARSE_TICK_NS } else { TICK_NS };
+        stamp.mtime_ns.max(stamp.ctime_ns) + tick < self.opened_ns
+    }
+
+    /// Writes what is new, atomically. Whoever writes at the same time wins or loses: both indexes are true.
+    ///
+    /// # Errors
+    /// The file system failed; nothing but time is lost then.
+    pub(crate) fn save(&self) -> std::io::Result<()> {
+        let fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let used = self.used.iter().filter(|used| used.load(Ordering::Relaxed)).count();
+        let forgets = self.used.len() > 2 * (used + fresh.len()) + SPARE;
+        let kept = (0..self.used.len()).filter(|position| {
+            let name: &[u8; NAME] = self.record(*position)[..NAME].try_into().expect("a record begins with a name");
+            !fresh.contains_key(name) && (!forgets || self.used[*position].load(Ordering::Relaxed))
+        });
+        let mut records: Vec<&[u8]> = kept.map(|position| self.record(position)).collect();
+        records.extend(fresh.values().map(|record| &record[..]));
+        records.sort_unstable();
+        write(&self.path, &records)
+    }
+
+    fn record(&self, position: usize) -> &[u8] {
+        &self.known[position * RECORD..(position + 1) * RECORD]
+    }
+
+    fn position(&self, name: &[u8; NAME]) -> Result<usize, usize> {
+        let (mut low, mut high) = (0, self.used.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            match self.record(middle)[..NAME].cmp(name) {
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+                std::cmp::Ordering::Equal => return Ok(middle),
+            }
+        }
+        Err(low)
+    }
+}
+
+fn checked(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
+    let end = bytes.len().checked_sub(CHECKSUM)?;
+    let is_whole = bytes.starts_with(MAGIC) && blake3::hash(&bytes[..end]).as_bytes()[..] == bytes[end..];
+    if !is_whole || !(end - MAGIC.len()).is_multiple_of(RECORD) {
+        return None;
+    }
+    bytes.truncate(end);
+    bytes.drain(..MAGIC.len());
+    Some(bytes)
+}
+
+fn write(path: &Path, records: &[&[u8]]) -> std::io::Result<()> {
+    let folder = path.parent().expect("an index lies in a folder");
+    std::fs::create_dir_all(folder)?;
+    let mut bytes = Vec::with_capacity(MAGIC.len() + records.len() * RECORD + CHECKSUM);
+    bytes.extend_from_slice(MAGIC);
+    records.iter().for_each(|record| bytes.extend_from_slice(record));
+    let checksum = blake3::hash(&bytes);
+    bytes.extend_from_slice(checksum.as_bytes());
+    let new = path.with_extension(format!("new-{}", std::process::id()));
+    let mut file = std::fs::File::create(&new)?;
+    file.write_all(&bytes)?;
+    std::fs::rename(&new, path)
+}
+
+fn name(path: &ContextPath) -> [u8; NAME] {
+    let hash = blake3::hash(path.as_bytes());
+    hash.as_bytes()[..NAME].try_into().expect("a hash is longer")
+}
+
+/// `None` for times that no file of today has.
+fn stamp_bytes(stamp: &FileStamp, size: u64) -> Option<[u8; STAMP]> {
+    let (mtime, ctime) = (i64::try_from(stamp.mtime_ns).ok()?, i64::try_from(stamp.ctime_ns).ok()?);
+    let numbers = [stamp.device, stamp.inode, size, mtime.cast_unsigned(), ctime.cast_unsigned()];
+    let mut bytes = [0; STAMP];
+    for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
+        place.copy_from_slice(&number.to_le_bytes());
+    }
+    Some(bytes)
+}
+
+fn nanoseconds(time: SystemTime) -> i128 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i128::try_from(since.as_nanos()).unwrap_or(i128::MAX)
+}
