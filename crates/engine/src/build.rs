@@ -32,10 +32,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-/// What stands for the network that docker would make, until there is one.
-pub const HOST_NETWORK_NOTICE: &str =
-    "use the host's network: a private one is not supported yet (--network=none isolates)";
-
 /// What users see while the Dockerfile is read. What the checks find belongs to this step.
 const LOAD_DOCKERFILE: &str = "[internal] load build definition from Dockerfile";
 
@@ -394,18 +390,6 @@ pub(crate) fn count(results: &[PlatformResult]) -> StepCounts {
         }
     }
     counts
-}
-
-/// Says it when a step ran on the host's network without having asked for it.
-pub(crate) fn notices(results: &[PlatformResult]) -> Vec<String> {
-    let unasked = |result: &PlatformResult| {
-        result.solved.steps.iter().filter(|step| !step.cached).any(|step| {
-            let op = result.lowered.graph.get(&step.digest).map(|vertex| &vertex.op);
-            matches!(op, Some(forge_llb::Op::Exec(exec)) if exec.network == NetworkMode::Default)
-        })
-    };
-    let said = results.iter().any(unasked).then(|| format!("RUN steps {HOST_NETWORK_NOTICE}"));
-    said.into_iter().collect()
 }
 
 fn ignore_patterns(text: &[u8]) -> Result<Vec<String>, EngineError> {

@@ -4,13 +4,13 @@ use crate::engine::{Engine, blocking};
 use crate::limits::bound;
 use crate::{EngineError, Limits, Network, PullPolicy, RunOutcome, RunRequest, RunStreams};
 use forge_executor::{
-    Container, ContainerId, Executor, ExecutorError, MountSource, MountSpec, NetworkMode, ProcessSpec, ProcessUser,
-    RootFs, SandboxSpec, Stdio, StdioTarget,
+    Container, ContainerId, Executor, ExecutorError, MountSource, MountSpec, ProcessSpec, ProcessUser, RootFs,
+    SandboxSpec, Stdio, StdioTarget,
 };
 use forge_image::{ErrorKind, ImageConfig, Platform, Reference};
 use forge_session::EventSink;
 use forge_store::{ActiveLayer, Image, LayerId, Lease};
-use forge_worker::{environment, executor_kind, identity, network_files, rlimit, set_rlimit};
+use forge_worker::{ProcessNetwork, environment, executor_kind, identity, network_files, rlimit, set_rlimit};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,6 +25,7 @@ const EXIT_NOT_FOUND: i32 = 127;
 pub struct RunningContainer {
     container: Arc<dyn Container>,
     cancel: CancellationToken,
+    notices: Vec<String>,
     /// `None` once the container has ended.
     files: Mutex<Option<ContainerFiles>>,
 }
@@ -72,7 +73,8 @@ impl Engine {
             }
             container.start().map_err(start_error)?;
             let files = Mutex::new(Some(ContainerFiles { _own: files, _lease: lease }));
-            Ok(RunningContainer { container, cancel, files })
+            let notices = engine.sandbox_notices();
+            Ok(RunningContainer { container, cancel, notices, files })
         })
         .await
     }
@@ -115,11 +117,13 @@ impl Engine {
         self.hold(&image.layers, lease)?;
         let config = self.store().images().config(&image.id)?;
         let files = self.store().layers().prepare(&image.layers)?;
-        let spec = sandbox(request, &config, &files)?;
+        let executor = self.executor()?;
+        let network = ProcessNetwork::of(wanted_network(request.network), &*executor);
+        let spec = sandbox(request, &config, &files, network)?;
         let target = |fd: Option<OwnedFd>| fd.map_or(StdioTarget::Null, StdioTarget::Fd);
         let io = Stdio { stdin: target(streams.stdin), stdout: target(streams.stdout), stderr: target(streams.stderr) };
         let id = ContainerId::new(format!("run-{}", LayerId::random()))?;
-        let container = self.executor()?.create(&id, &spec, io).map_err(start_error)?;
+        let container = executor.create(&id, &spec, io).map_err(start_error)?;
         Ok((container.into(), files))
     }
 
@@ -134,7 +138,20 @@ impl Engine {
     }
 }
 
-fn sandbox(request: &RunRequest, config: &ImageConfig, files: &ActiveLayer) -> Result<SandboxSpec, EngineError> {
+fn wanted_network(network: Network) -> forge_llb::NetworkMode {
+    match network {
+        Network::Default => forge_llb::NetworkMode::Default,
+        Network::Host => forge_llb::NetworkMode::Host,
+        Network::None => forge_llb::NetworkMode::None,
+    }
+}
+
+fn sandbox(
+    request: &RunRequest,
+    config: &ImageConfig,
+    files: &ActiveLayer,
+    network: ProcessNetwork,
+) -> Result<SandboxSpec, EngineError> {
     let user = request.user.as_deref().unwrap_or(&config.config.user);
     let identity = identity(files.lower(), user)
         .map_err(|error| EngineError::caused(ErrorKind::UserInput, error).with_exit_code(EXIT_NOT_EXECUTABLE))?;
@@ -162,11 +179,8 @@ fn sandbox(request: &RunRequest, config: &ImageConfig, files: &ActiveLayer) -> R
     let mut spec = SandboxSpec::for_root(root, process);
     spec.readonly_root = request.readonly_root;
     limit(&mut spec, &request.limits)?;
-    spec.network = match request.network {
-        Network::None => NetworkMode::None,
-        Network::Host | Network::Default => NetworkMode::Host,
-    };
-    spec.mounts.extend(network_files(&hostname, &[], request.network == Network::None));
+    spec.network = network.mode();
+    spec.mounts.extend(network_files(network, &hostname, &request.extra_hosts, &request.resolver));
     spec.mounts.extend(binds(request));
     spec.hostname = hostname;
     Ok(spec)
@@ -229,6 +243,11 @@ fn start_error(error: ExecutorError) -> EngineError {
 }
 
 impl RunningContainer {
+    /// What could not be enforced or set up for containers of this engine, one line each.
+    pub fn notices(&self) -> Vec<String> {
+        self.notices.clone()
+    }
+
     /// The controlling side of the container's terminal, if it has one. A new descriptor each time.
     pub fn pty(&self) -> Option<OwnedFd> {
         self.container.pty()

@@ -1,6 +1,6 @@
 //! Puts the result of a build where the request wants it.
 
-use crate::build::{Build, PlatformResult, count, notices};
+use crate::build::{Build, PlatformResult, count};
 use crate::destination::{OpenedDestination, open};
 use crate::engine::{Engine, blocking, until_cancelled};
 use crate::steps::ShownStep;
@@ -61,12 +61,7 @@ impl Build {
             };
             self.session.events().emit(Event::Warning(notice));
         }
-        Ok(BuildOutcome {
-            warnings,
-            steps: count(&results),
-            notices: [notices(&results), self.engine.sandbox_notices()].concat(),
-            ..told(&exported)
-        })
+        Ok(BuildOutcome { warnings, steps: count(&results), notices: self.engine.sandbox_notices(), ..told(&exported) })
     }
 
     async fn write_all(&self, results: &[PlatformResult]) -> Result<Vec<Written>, EngineError> {

@@ -31,7 +31,6 @@ mod session;
 mod steps;
 mod usage;
 
-pub use build::HOST_NETWORK_NOTICE;
 pub use call::{
     Answer, Call, CallOutcome, CheckError, CheckReport, Finding, Outline, OutlineArg, OutlineCache, OutlineRequirement,
     Span, Target,
@@ -44,7 +43,8 @@ pub use entitlements::Allowed;
 pub use error::EngineError;
 pub use forge_executor::{CpuQuota, Resources, SwapLimit};
 pub use forge_frontend::TriggerRight;
-pub use forge_llb::Ulimit;
+pub use forge_llb::{ExtraHost, Ulimit};
+pub use forge_worker::Resolver;
 pub use limits::Limits;
 pub use outcome::{
     BuildOutcome, EngineInfo, HistoryRow, ImageDetails, ImageSummary, Loaded, PruneReport, PullOutcome, PushOutcome,

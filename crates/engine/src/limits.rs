@@ -4,6 +4,7 @@ use crate::engine::Engine;
 use forge_executor::{Container, ContainerId, Executor, ExecutorError, Resources, SandboxSpec, SharedGroup, Stdio};
 use forge_llb::Ulimit;
 use forge_store::LayerId;
+use std::net::Ipv4Addr;
 
 /// Bounds of one process and its children.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,6 +44,10 @@ impl Executor for BoundedExecutor {
         bound(&mut spec, &self.each);
         spec.group.shared.clone_from(&self.together);
         self.engine.executor()?.create(id, &spec, io)
+    }
+
+    fn private_network(&self) -> Result<Ipv4Addr, ExecutorError> {
+        self.engine.executor()?.private_network()
     }
 
     fn notices(&self) -> Vec<String> {

@@ -1,7 +1,9 @@
 use crate::{Allowed, Limits, RemoteContext};
 use forge_executor::Resources;
 use forge_image::{Platform, Reference};
+use forge_llb::ExtraHost;
 use forge_session::Redacted;
+use forge_worker::Resolver;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{Read, Write};
@@ -195,7 +197,7 @@ pub enum NamedContext {
 /// The network of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Network {
-    /// What the executor sets up: the host's until a private network exists.
+    /// A private one with a way out; the host's where that cannot be set up.
     #[default]
     Default,
     /// The host's.
@@ -275,6 +277,10 @@ pub struct RunRequest {
     pub binds: Vec<Bind>,
     /// `--network`.
     pub network: Network,
+    /// `--add-host`.
+    pub extra_hosts: Vec<ExtraHost>,
+    /// `--dns` and its like.
+    pub resolver: Resolver,
     /// `--hostname`.
     pub hostname: Option<String>,
     /// `--platform`.

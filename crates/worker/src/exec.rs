@@ -11,14 +11,15 @@ pub(crate) use step::run;
 
 use crate::context_files::ContextFiles;
 use crate::limits;
+use crate::network::{ProcessNetwork, Resolver, network_files};
 use crate::users::{self, Identity, UserError};
 use forge_cache::ResultRef;
 use forge_executor::{
-    Container, ContainerId, Executor, ExecutorError, ExitStatus, Hidden, MountSource, MountSpec, ProcessSpec,
-    ProcessUser, RootFs, SandboxSpec, Stdio, StdioTarget, StubRemoval,
+    Container, ContainerId, Executor, ExecutorError, ExitStatus, Hidden, MountSpec, ProcessSpec, ProcessUser, RootFs,
+    SandboxSpec, Stdio, StdioTarget, StubRemoval,
 };
 use forge_image::{Digest, ErrorKind};
-use forge_llb::{CdiDevice, ExecOp, ExtraHost, NetworkMode, SecurityMode};
+use forge_llb::{CdiDevice, ExecOp, SecurityMode};
 use forge_session::{Event, EventSink, LogStream, SecretError, Session};
 use forge_store::{ActiveLayer, Lease, Store, StoreError};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -130,7 +131,7 @@ pub(crate) struct StepEnd {
 
 /// Sets up the sandbox of a step. Blocks.
 fn prepare(executor: &dyn Executor, op: &ExecOp, active: &ActiveLayer, extras: Extras) -> Result<Step, ExecError> {
-    let mut spec = sandbox(op, active)?;
+    let mut spec = sandbox(op, active, ProcessNetwork::of(op.network, executor))?;
     spec.mounts.extend(extras.mounts);
     spec.process.secret_env = extras.secret_env;
     let named = op.env.iter().any(|pair| pair.starts_with("SSH_AUTH_SOCK="));
@@ -148,7 +149,7 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), ExecError> {
     rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(ExecError::Pipe)
 }
 
-fn sandbox(op: &ExecOp, active: &ActiveLayer) -> Result<SandboxSpec, ExecError> {
+fn sandbox(op: &ExecOp, active: &ActiveLayer, network: ProcessNetwork) -> Result<SandboxSpec, ExecError> {
     refuse_devices(&op.devices)?;
     let identity = users::identity(active.lower(), &op.user)?;
     let root = RootFs::Overlay {
@@ -161,11 +162,8 @@ fn sandbox(op: &ExecOp, active: &ActiveLayer) -> Result<SandboxSpec, ExecError> 
     let mut spec = SandboxSpec::for_root(root, process(op, &identity, hostname));
     hostname.clone_into(&mut spec.hostname);
     limits::apply(op, &mut spec)?;
-    spec.network = match op.network {
-        NetworkMode::None => forge_executor::NetworkMode::None,
-        NetworkMode::Host | NetworkMode::Default => forge_executor::NetworkMode::Host,
-    };
-    spec.mounts.extend(network_files(hostname, &op.extra_hosts, op.network == NetworkMode::None));
+    spec.network = network.mode();
+    spec.mounts.extend(network_files(network, hostname, &op.extra_hosts, &Resolver::default()));
     spec.readonly_root = op.mounts.iter().any(|mount| mount.target == "/" && mount.readonly);
     spec.stubs = match op.remove_mount_stubs {
         true => StubRemoval::WithParents,
@@ -201,21 +199,6 @@ pub fn environment(given: &[&[String]], hostname: &str, home: &str) -> Vec<Strin
     let defaults = [DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}"), format!("HOME={home}")];
     let missing = defaults.into_iter().filter(|pair| !has(pair.split('=').next().unwrap_or_default()));
     missing.collect::<Vec<_>>().into_iter().chain(given.iter().cloned()).collect()
-}
-
-/// `/etc/hosts` and `/etc/resolv.conf`, made for the sandbox and read-only in it.
-pub fn network_files(hostname: &str, extra: &[ExtraHost], isolated: bool) -> Vec<MountSpec> {
-    let mut hosts = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    hosts += &format!("127.0.0.1\t{hostname}\n");
-    hosts.extend(extra.iter().map(|line| format!("{}\t{}\n", line.address, line.host)));
-    let resolv = match isolated {
-        true => String::new(),
-        false => std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
-    };
-    let file = |path: &str, content: String| {
-        MountSpec::new(path, MountSource::File { content: content.into_bytes(), mode: 0o644 }, true)
-    };
-    vec![file("/etc/hosts", hosts), file("/etc/resolv.conf", resolv)]
 }
 
 impl Step {

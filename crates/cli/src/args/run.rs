@@ -36,6 +36,18 @@ pub struct RunArgs {
     /// Network of the container: default, none or host
     #[arg(long, alias = "net", value_name = "MODE", default_value = "default")]
     pub network: String,
+    /// Line of /etc/hosts; the address host-gateway is the host's own (repeatable)
+    #[arg(long = "add-host", value_name = "HOST:IP")]
+    pub add_hosts: Vec<String>,
+    /// Nameserver of the container (repeatable)
+    #[arg(long, value_name = "IP")]
+    pub dns: Vec<std::net::IpAddr>,
+    /// Domain in which short names are looked up; . for none (repeatable)
+    #[arg(long, value_name = "DOMAIN")]
+    pub dns_search: Vec<String>,
+    /// Option of resolv.conf (repeatable)
+    #[arg(long = "dns-option", alias = "dns-opt", value_name = "OPTION")]
+    pub dns_options: Vec<String>,
     /// Run this instead of the image's entry point; an empty text removes it
     #[arg(long, value_name = "COMMAND")]
     pub entrypoint: Option<String>,
@@ -72,7 +84,6 @@ pub struct Refused;
 
 impl FlagTable for Refused {
     const FLAGS: &'static [Flag] = &[
-        flag("add-host", None, Shape::Value),
         flag("annotation", None, Shape::Value),
         flag("attach", Some('a'), Shape::Value),
         flag("blkio-weight", None, Shape::Value),
@@ -94,9 +105,6 @@ impl FlagTable for Refused {
         flag("device-write-bps", None, Shape::Value),
         flag("device-write-iops", None, Shape::Value),
         flag("disable-content-trust", None, Shape::Switch),
-        flag("dns", None, Shape::Value),
-        flag("dns-option", None, Shape::Value),
-        flag("dns-search", None, Shape::Value),
         flag("domainname", None, Shape::Value),
         flag("expose", None, Shape::Value),
         flag("gpus", None, Shape::Value),

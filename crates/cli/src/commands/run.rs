@@ -6,7 +6,7 @@ use crate::progress::{Display, Mode};
 use crate::request::{check_terminal, run_request};
 use crate::terminal::{self, Changed};
 use anyhow::Context;
-use forge_engine::{HOST_NETWORK_NOTICE, Network, RunRequest, RunStreams, RunningContainer};
+use forge_engine::{RunRequest, RunStreams, RunningContainer};
 use rustix::process::Signal as ProcessSignal;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
@@ -47,9 +47,6 @@ fn run_inner(start: &Start, args: &RunArgs) -> Result<u8, Failure> {
     if !args.rm {
         output::note("forge: containers are not kept yet: this one is removed when it ends, as with --rm");
     }
-    if request.network == Network::Default && !args.quiet {
-        output::note(&format!("forge: containers {HOST_NETWORK_NOTICE}"));
-    }
     make_bind_sources(&request)?;
     let mode = if args.quiet { Mode::None } else { Mode::read(None, std::io::stderr().is_terminal())? };
     block_on_many(attached(start, request, mode))
@@ -68,7 +65,11 @@ fn make_bind_sources(request: &RunRequest) -> anyhow::Result<()> {
 async fn attached(start: &Start, request: RunRequest, mode: Mode) -> Result<u8, Failure> {
     let (terminal, interactive) = (request.terminal, request.interactive);
     let signals = Signals::watch()?;
+    let quiet = matches!(mode, Mode::None);
     let container = create(start, request, mode, &signals).await?;
+    if !quiet {
+        container.notices().iter().for_each(|notice| output::note(&format!("forge: {notice}")));
+    }
     let code = match container.pty() {
         Some(pty) if terminal => with_terminal(&container, pty, interactive).await?,
         _ => container.wait().await?.code,

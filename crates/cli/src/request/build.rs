@@ -199,19 +199,23 @@ fn key_value(text: &str) -> (String, String) {
 }
 
 /// `HOST:IP` or `HOST=IP`, the address bare or in brackets.
-fn extra_host(text: &str) -> anyhow::Result<(String, String)> {
+pub(super) fn extra_host(text: &str) -> anyhow::Result<(String, String)> {
     let (host, address) = text
         .split_once('=')
         .or_else(|| text.split_once(':'))
         .with_context(|| format!("--add-host {text:?}: expected HOST:IP"))?;
     let address = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
-    if address == "host-gateway" {
-        return Err(unsupported(&format!("--add-host {text}")));
-    }
-    let valid = address.parse::<std::net::IpAddr>().with_context(|| format!("--add-host {text:?}: invalid address"))?;
+    let valid = match address {
+        // Stands for the host's address, which is known when the network is.
+        "host-gateway" => address.to_owned(),
+        address => match address.parse::<std::net::IpAddr>() {
+            Ok(address) => address.to_string(),
+            Err(_) => bail!("--add-host {text:?}: invalid address"),
+        },
+    };
     let plain = !host.is_empty() && host.chars().all(|c| c.is_ascii_graphic() && c != '#');
     match plain {
-        true => Ok((host.to_owned(), valid.to_string())),
+        true => Ok((host.to_owned(), valid)),
         false => bail!("--add-host {text:?}: invalid host name"),
     }
 }

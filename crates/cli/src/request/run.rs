@@ -3,7 +3,7 @@ use super::{network, platform, refuse, unsupported};
 use crate::args::RunArgs;
 use crate::environment::Environment;
 use anyhow::{Context, bail};
-use forge_engine::{Bind, PullPolicy, RunRequest};
+use forge_engine::{Bind, ExtraHost, PullPolicy, Resolver, RunRequest};
 use std::path::{Path, PathBuf};
 
 /// Turns flags into a request; `folder` is where relative paths start.
@@ -26,6 +26,12 @@ pub fn run_request(args: &RunArgs, environment: &Environment, folder: &Path) -> 
         user: args.user.clone(),
         binds: args.volumes.iter().map(|text| bind(text, folder)).collect::<anyhow::Result<_>>()?,
         network: network(&args.network)?,
+        extra_hosts: args.add_hosts.iter().map(|text| extra_host(text)).collect::<anyhow::Result<_>>()?,
+        resolver: Resolver {
+            servers: args.dns.clone(),
+            search: args.dns_search.clone(),
+            options: args.dns_options.clone(),
+        },
         hostname: args.hostname.clone(),
         platform: args.platform.as_deref().or(default_platform).map(platform).transpose()?,
         pull: pull_policy(&args.pull)?,
@@ -46,6 +52,11 @@ pub fn check_terminal(args: &RunArgs, stdin_is_terminal: bool) -> anyhow::Result
         true => bail!("the input device is not a TTY"),
         false => Ok(()),
     }
+}
+
+fn extra_host(text: &str) -> anyhow::Result<ExtraHost> {
+    let (host, address) = super::build::extra_host(text)?;
+    Ok(ExtraHost { host, address })
 }
 
 fn pull_policy(text: &str) -> anyhow::Result<PullPolicy> {

@@ -36,9 +36,10 @@ fn privileged_streams_are_passed_on() {
     assert_eq!((ran.code, ran.stdout.as_str()), (0, ""));
     let kept = forge.ok(&["run", "--network", "none", "busybox", "true"]);
     assert_eq!(kept.stderr, "forge: containers are not kept yet: this one is removed when it ends, as with --rm\n");
-    let shared = forge.ok(&["run", "--rm", "busybox", "true"]);
-    assert!(shared.stderr.starts_with("forge: containers use the host's network"), "{}", shared.stderr);
-    assert_eq!(shared.stderr.lines().count(), 1);
+    // One line at most, where there is no private network.
+    let private = forge.ok(&["run", "--rm", "busybox", "true"]);
+    let said = private.stderr.lines().collect::<Vec<_>>();
+    assert!(said.is_empty() || said.len() == 1 && said[0].starts_with("forge: the host's network is used"), "{said:?}");
 }
 
 #[test]

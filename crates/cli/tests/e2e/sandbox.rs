@@ -30,3 +30,49 @@ fn privileged_limits_reach_steps_and_containers() {
     let ran = forge.ok(&[&["run", "--rm", "-q"], &flags[..], &command].concat());
     assert_eq!(ran.stdout, "77\n99\n");
 }
+
+/// The host listens on its loopback and on all addresses: a step on the default network reaches the second by the
+/// host's address alone, one on the host's network both.
+#[test]
+fn privileged_a93_steps_do_not_reach_the_host_s_loopback() {
+    let Some(forge) = Forge::privileged("a93_loopback") else { return };
+    let open = |address: &str| {
+        let listener = std::net::TcpListener::bind(address).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // Ends with the test process.
+        std::thread::spawn(move || {
+            listener.incoming().flatten().for_each(|mut s| drop(std::io::Write::write(&mut s, b"open\n")))
+        });
+        port
+    };
+    let (inner, outer) = (open("127.0.0.1:0"), open("0.0.0.0:0"));
+    let script = format!(
+        "nc -w 2 127.0.0.1 {inner} </dev/null || echo closed; nc -w 2 host {outer} </dev/null || echo unreachable"
+    );
+    let ran = |network: &str| {
+        forge.ok(&[
+            "run",
+            "--rm",
+            "--network",
+            network,
+            "--add-host",
+            "host:host-gateway",
+            "busybox",
+            "sh",
+            "-c",
+            &script,
+        ])
+    };
+    assert_eq!(ran("host").stdout, "open\nopen\n");
+    let private = ran("default");
+    if private.stderr.contains("the host's network is used") {
+        println!("SKIPPED (no private network): {}", private.stderr);
+        return;
+    }
+    assert_eq!(private.stdout, "closed\nopen\n");
+    let dockerfile = format!("FROM busybox\nRUN {script}\n");
+    let context = forge.context("reach", &[("Dockerfile", &dockerfile)]);
+    let built = forge.ok(&["build", "--progress", "plain", "--add-host", "host:host-gateway", &context]);
+    let seen: Vec<_> = built.stderr.lines().filter_map(|line| line.rsplit(' ').next()).collect();
+    assert!(seen.contains(&"closed") && seen.contains(&"open"), "{}", built.stderr);
+}
