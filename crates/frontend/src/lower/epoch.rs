@@ -32,7 +32,11 @@ pub(super) fn request(
     options: &LowerOptions,
 ) -> Result<Option<Box<TimeRequest>>, FrontendError> {
     let declared = || dockerfile.instructions().iter().any(|instruction| instruction.text.contains(NAME));
-    if options.source_time != SourceTime::Unasked || !(options.build_args.contains_key(NAME) || declared()) {
+    let may_be_named = match options.build_args.get(NAME) {
+        Some(text) => !text.is_empty() && text.parse::<i64>().is_err(),
+        None => declared(),
+    };
+    if options.source_time != SourceTime::Unasked || !may_be_named {
         return Ok(None);
     }
     let program = Program::read(dockerfile)?;
