@@ -365,7 +365,6 @@ fn compile(pattern: &str) -> Result<Vec<Step>, &'static str> {
     while let Some(c) = chars.next() {
         match c {
             '*' if chars.next_if_eq(&'*').is_some() => {
-                while chars.next_if_eq(&'*').is_some() {}
                 chars.next_if_eq(&'/');
                 push_deep(&mut steps, chars.peek().is_none());
             }
@@ -455,6 +454,7 @@ mod tests {
         check(&["**/**/**/x"], &["x", "a/b/c/d/x"], &["y"]);
         check(&["**.txt"], &["a.txt", "b/c.txt"], &["a.txtx"]);
         check(&["a**b"], &["ab", "ax/b"], &["axb", "b"]);
+        check(&["***x"], &["x", "ax", "b/ax"], &["xa"]);
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! their mistakes: it writes and reads tar, compression and digests by itself.
 //!
 //! Reading order: [`TestRegistry`], [`Script`], [`Received`]; [`RawServer`]; [`GitServer`]; [`TestCa`]; [`DockerRegistry`];
-//! [`TarBuilder`], [`ImageBuilder`], [`TestImage`]; [`validate_layout`]; [`TestSession`]; [`privileged`].
+//! [`TarBuilder`], [`ImageBuilder`], [`TestImage`]; [`validate_layout`]; [`TestSession`]; [`privileged`];
+//! [`fuzz`].
 //!
 //! Everything in here panics when something does not work: that is a failed test.
 #![forbid(unsafe_code)]
@@ -13,6 +14,7 @@
 
 mod certificate;
 mod docker_registry;
+pub mod fuzz;
 mod gate;
 mod git_server;
 mod image;
