@@ -95,8 +95,7 @@ fn lowered(text: &[u8]) -> Option<Graph> {
                 let image = image(&name, &request.key.platform);
                 (request.key, image)
             })),
-            #[allow(unreachable_patterns)]
-            _ => options.source_time = SourceTime::Seconds(1),
+            Lowered::NeedTime(_) => options.source_time = SourceTime::Seconds(1),
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::dockerfile::DockerfileText;
 use crate::engine::blocking;
 use crate::entitlements;
 use crate::steps::ShownStep;
-use crate::{BuildOutcome, BuildRequest, Engine, EngineError, plausible};
+use crate::{BuildContext, BuildOutcome, BuildRequest, Engine, EngineError, NamedContext, plausible};
 use forge_buildkit_proto::{DecodeError, Decoded, SourceFile};
 use forge_frontend::{Entitlement, EntitlementUse, LoweredImage, Span};
 use forge_image::{ErrorKind, ImageConfig, Platform};
@@ -66,7 +66,7 @@ impl Engine {
     /// path and the root as the working directory.
     ///
     /// # Errors
-    /// The definition is refused, several platforms are asked for, a step fails, or an output cannot be written. No
+    /// The definition is refused, several platforms or contexts from elsewhere are asked for, a step fails, or an output cannot be written. No
     /// name of the store is given or moved then.
     pub async fn build_definition(
         &self,
@@ -76,6 +76,7 @@ impl Engine {
         cancel: CancellationToken,
     ) -> Result<BuildOutcome, EngineError> {
         plausible::check(&request)?;
+        only_local_contexts(&request)?;
         let platform = one_platform(&request)?;
         let build = Build::start(self, request, events, cancel).await?;
         build.run_definition(definition, platform).await.map_err(unsolved)
@@ -126,6 +127,22 @@ fn one_platform(request: &BuildRequest) -> Result<Platform, EngineError> {
         [] => Ok(Platform::host()),
         [platform] => Ok(platform.clone()),
         _ => Err(EngineError::new(ErrorKind::UserInput, "a definition is for one platform: name one with --platform")),
+    }
+}
+
+/// A definition reads the files and layouts of its caller; everything else it names itself.
+fn only_local_contexts(request: &BuildRequest) -> Result<(), EngineError> {
+    let refuse = |what: &str| {
+        let message = format!("{what} cannot be used with a definition: it names its sources itself");
+        Err(EngineError::new(ErrorKind::UserInput, message).with_hint("name a folder, or an OCI layout"))
+    };
+    if matches!(request.context, BuildContext::Remote(_)) {
+        return refuse("a context from elsewhere");
+    }
+    let local = |context: &NamedContext| matches!(context, NamedContext::Directory(_) | NamedContext::OciLayout { .. });
+    match request.named_contexts.iter().find(|(_, context)| !local(context)) {
+        Some((name, _)) => refuse(&format!("the context {name}")),
+        None => Ok(()),
     }
 }
 

@@ -90,4 +90,7 @@ fn p16_what_is_no_definition_is_refused() {
     assert!(refused.stderr.contains(message), "{}", refused.stderr);
     let refused = forge.fails(1, &["build", "--llb", noise.to_str().unwrap(), "--target", "x", &context]);
     assert!(refused.stderr.contains("--target is about Dockerfiles and cannot be used with --llb"));
+    let elsewhere = ["--build-context", "x=docker-image://busybox"];
+    let refused = forge.fails(1, &[&["build", "--llb", noise.to_str().unwrap()][..], &elsewhere, &[&context]].concat());
+    assert!(refused.stderr.contains("the context x cannot be used with a definition"), "{}", refused.stderr);
 }
