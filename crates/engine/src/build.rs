@@ -6,6 +6,7 @@ use crate::engine::{Engine, blocking, until_cancelled};
 use crate::entitlements;
 use crate::error::work_hint;
 use crate::excerpt::{SourceLines, excerpt};
+use crate::handed::Handed;
 use crate::limits::BoundedExecutor;
 use crate::missing;
 use crate::plausible;
@@ -129,7 +130,8 @@ impl Build {
             };
             named.insert(name.clone(), lowered);
         }
-        let session = engine.session(contexts, events, cancel);
+        let session =
+            engine.session(contexts, Handed::new(request.secrets.clone(), request.ssh.clone()), events, cancel);
         let transfer = engine.transfer_now(session.clone(), "[internal] fetching images")?;
         let images = Arc::new(ImageResolver::new(transfer.clone(), engine.registry()?, layouts));
         Ok(Self {

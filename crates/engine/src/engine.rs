@@ -1,3 +1,4 @@
+use crate::handed::Handed;
 use crate::session::LocalSession;
 use crate::steps::ShownStep;
 use crate::{EngineError, EngineInfo, EngineOptions, PullOutcome, PushOutcome};
@@ -114,15 +115,16 @@ impl Engine {
         made(&self.0.flights, || Ok(Arc::new(Flights::new(&self.store().root().join("flights")))))
     }
 
-    /// A session without contexts, or with those of a build.
+    /// A session without contexts, or with those of a build, and what it hands to steps.
     pub(crate) fn session(
         &self,
         contexts: BTreeMap<String, Arc<dyn Context>>,
+        handed: Handed,
         events: Arc<dyn EventSink>,
         cancel: CancellationToken,
     ) -> Arc<dyn Session> {
         let docker_config = self.options().docker_config.clone();
-        Arc::new(LocalSession { contexts, docker_config, events, cancel })
+        Arc::new(LocalSession { contexts, docker_config, events, cancel, handed })
     }
 
     /// What a transfer works with. `step` is what it is shown as, and the purpose of its lease.
@@ -151,7 +153,7 @@ impl Engine {
         let step = format!("pulling {}", reference.familiar());
         let platform = platform.cloned().unwrap_or_else(Platform::host);
         let before = self.target_of(reference).await?;
-        let session = self.session(BTreeMap::new(), events.clone(), cancel);
+        let session = self.session(BTreeMap::new(), Handed::default(), events.clone(), cancel);
         let context = self.transfer(session, &step).await?;
         let registry = self.blocking(Self::registry).await?;
         let shown = ShownStep::start(&*events, &step);
@@ -178,7 +180,7 @@ impl Engine {
             let hint = "`forge images` lists the names there are; `forge tag` gives an image another one";
             return Err(EngineError::new(ErrorKind::UserInput, message).with_hint(hint));
         };
-        let session = self.session(BTreeMap::new(), events.clone(), cancel.clone());
+        let session = self.session(BTreeMap::new(), Handed::default(), events.clone(), cancel.clone());
         let context = self.transfer(session, &step).await?;
         let registry = self.blocking(Self::registry).await?;
         let shown = ShownStep::start(&*events, &step);

@@ -2,6 +2,7 @@
 
 use crate::destination::{OpenedDestination, open};
 use crate::engine::{Engine, blocking, until_cancelled};
+use crate::handed::Handed;
 use crate::{
     ArchiveFormat, ArchiveReader, Destination, EngineError, HistoryRow, ImageDetails, ImageSummary, Loaded, Removal,
 };
@@ -298,7 +299,7 @@ impl Engine {
 
     /// What moves images with nobody watching.
     async fn quiet_transfer(&self, purpose: &str, cancel: CancellationToken) -> Result<TransferContext, EngineError> {
-        let session = self.session(BTreeMap::new(), Arc::new(Unwatched), cancel);
+        let session = self.session(BTreeMap::new(), Handed::default(), Arc::new(Unwatched), cancel);
         self.transfer(session, purpose).await
     }
 }

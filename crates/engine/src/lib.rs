@@ -20,6 +20,7 @@ mod entitlements;
 mod error;
 mod excerpt;
 mod export;
+mod handed;
 mod images;
 mod limits;
 mod missing;
@@ -39,6 +40,7 @@ pub use container::RunningContainer;
 pub use definition::DefinitionFormat;
 pub use engine::Engine;
 pub use entitlements::Allowed;
+pub use handed::SecretSource;
 
 pub use error::EngineError;
 pub use forge_executor::{CpuQuota, Resources, SwapLimit};

@@ -71,6 +71,8 @@ mod tests {
             labels: Vec::new(),
             network: Network::Default,
             allowed: crate::Allowed::default(),
+            secrets: BTreeMap::new(),
+            ssh: BTreeMap::new(),
             source_date_epoch: None,
             proxy_env: Vec::new(),
             extra_hosts: Vec::new(),

@@ -1,4 +1,4 @@
-use crate::{Allowed, Limits, RemoteContext};
+use crate::{Allowed, Limits, RemoteContext, SecretSource};
 use forge_executor::Resources;
 use forge_image::{Platform, Reference};
 use forge_llb::ExtraHost;
@@ -97,6 +97,10 @@ pub struct BuildRequest {
     pub network: Network,
     /// What steps may have beyond what every step has.
     pub allowed: Allowed,
+    /// Secrets that steps may ask for, by id.
+    pub secrets: BTreeMap<String, SecretSource>,
+    /// The sockets of SSH agents that steps may ask for, by id.
+    pub ssh: BTreeMap<String, PathBuf>,
     /// `SOURCE_DATE_EPOCH` of the command line's environment, or the build argument.
     pub source_date_epoch: Option<i64>,
     /// Proxy settings handed to RUN steps, `KEY=value`; not recorded.

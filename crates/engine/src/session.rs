@@ -1,5 +1,6 @@
 //! The session of a build in this process: folders of this machine, docker's credentials, the caller's sink.
 
+use crate::handed::Handed;
 use async_trait::async_trait;
 use forge_registry::DockerConfig;
 use forge_session::{Context, CredentialError, Credentials, EventSink, Secret, SecretError, Session};
@@ -15,6 +16,7 @@ pub(crate) struct LocalSession {
     pub docker_config: PathBuf,
     pub events: Arc<dyn EventSink>,
     pub cancel: CancellationToken,
+    pub handed: Handed,
 }
 
 #[async_trait]
@@ -27,12 +29,12 @@ impl Session for LocalSession {
         DockerConfig::open(&self.docker_config).credentials(registry).await
     }
 
-    async fn secret(&self, _id: &str) -> Result<Option<Secret>, SecretError> {
-        Ok(None)
+    async fn secret(&self, id: &str) -> Result<Option<Secret>, SecretError> {
+        self.handed.secret(id).await
     }
 
-    async fn ssh_agent(&self, _id: &str) -> Result<Option<OwnedFd>, SecretError> {
-        Ok(None)
+    async fn ssh_agent(&self, id: &str) -> Result<Option<OwnedFd>, SecretError> {
+        self.handed.agent(id).await
     }
 
     fn events(&self) -> &dyn EventSink {

@@ -4,7 +4,7 @@ use crate::engine::{Engine, blocking};
 use crate::{EngineError, PruneReport, UsageReport, UsageRow};
 use forge_cache::{CacheIndex, CacheKey, StepRecord};
 use forge_image::ImageId;
-use forge_store::LayerId;
+use forge_store::{CacheMountRecord, LayerId};
 use std::collections::HashSet;
 
 impl Engine {
@@ -24,9 +24,12 @@ impl Engine {
         for (key, record) in self.index()?.list()? {
             rows.push(self.row(&key, &record, &shared, &leased, &mut counted)?);
         }
+        let mounts: Vec<UsageRow> = self.cache_mounts()?;
+        let mount_bytes: u64 = mounts.iter().map(|row| row.bytes).sum();
+        rows.extend(mounts);
         rows.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.id.cmp(&b.id)));
         let usage = self.store().usage()?;
-        let total = usage.layers.bytes + usage.blobs.bytes;
+        let total = usage.layers.bytes + usage.blobs.bytes + mount_bytes;
         let reclaimable = rows.iter().filter(|row| !row.shared && !row.in_use).map(|row| row.bytes).sum();
         Ok(UsageReport { rows, total, reclaimable })
     }
@@ -59,6 +62,32 @@ impl Engine {
         })
     }
 
+    /// The folders that steps keep between builds.
+    fn cache_mounts(&self) -> Result<Vec<UsageRow>, EngineError> {
+        let row = |(record, in_use): (CacheMountRecord, bool)| UsageRow {
+            id: record.name,
+            kind: "exec.cachemount".to_owned(),
+            description: format!("cache mount {}, began as {}", record.key.id, record.origin),
+            bytes: record.bytes,
+            in_use,
+            shared: false,
+            last_used: Some(record.last_used),
+        };
+        Ok(self.store().cache_mounts().list()?.into_iter().map(row).collect())
+    }
+
+    /// Removes the cache mounts that nobody uses, or only names them.
+    fn prune_cache_mounts(&self, dry_run: bool) -> Result<Vec<UsageRow>, EngineError> {
+        let mut removed = Vec::new();
+        for row in self.cache_mounts()?.into_iter().filter(|row| !row.in_use) {
+            // One that was taken into use in the meantime stays.
+            if dry_run || self.store().cache_mounts().remove(&row.id)? {
+                removed.push(row);
+            }
+        }
+        Ok(removed)
+    }
+
     /// The layers that images need.
     fn image_layers(&self) -> Result<HashSet<LayerId>, EngineError> {
         let images = self.store().images();
@@ -72,7 +101,7 @@ impl Engine {
     }
 
     /// Removes cache records, and the layers and blobs that nothing needs any more. Without `all`, records whose
-    /// layers an image needs stay. What a running forge uses always stays.
+    /// layers an image needs stay, and so do cache mounts, which are no results. What a running forge uses always stays.
     ///
     /// # Errors
     /// The store or the cache index cannot be changed.
@@ -106,7 +135,10 @@ impl Engine {
             images.iter().try_for_each(|id| self.store().images().delete(id))?;
         }
         let collected = self.store().collect(&roots, dry_run)?;
-        Ok(PruneReport { removed, images, bytes: collected.bytes })
+        let mounts = if all { self.prune_cache_mounts(dry_run)? } else { Vec::new() };
+        let bytes = collected.bytes + mounts.iter().map(|row| row.bytes).sum::<u64>();
+        removed.extend(mounts);
+        Ok(PruneReport { removed, images, bytes })
     }
 
     /// Images that no name stands for.

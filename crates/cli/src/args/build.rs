@@ -71,6 +71,12 @@ pub struct BuildArgs {
     /// Show warnings in full
     #[arg(short = 'D', long)]
     pub debug: bool,
+    /// Secret that steps may ask for: id=ID[,src=FILE|,env=NAME] (repeatable)
+    #[arg(long = "secret", value_name = "SECRET")]
+    pub secrets: Vec<String>,
+    /// SSH agent that steps may ask for: default, or ID[=SOCKET] (repeatable)
+    #[arg(long, value_name = "AGENT")]
+    pub ssh: Vec<String>,
     /// Permission that a step may ask for: network.host, security.insecure, device[=NAME]; what ONBUILD triggers of
     /// base images may use: onbuild.secret, onbuild.ssh, onbuild.network.host, onbuild.security.insecure, onbuild.device
     #[arg(long = "allow", value_name = "ENTITLEMENT", value_delimiter = ',')]
@@ -121,8 +127,6 @@ impl FlagTable for Refused {
         flag("cache-from", None, Shape::Value),
         flag("cache-to", None, Shape::Value),
         flag("policy", None, Shape::Value),
-        flag("secret", None, Shape::Value),
-        flag("ssh", None, Shape::Value),
     ];
 }
 

@@ -12,7 +12,7 @@ pub struct DuArgs {
 /// `forge prune`
 #[derive(clap::Args, Debug)]
 pub struct PruneArgs {
-    /// Also what could still be of use: the whole build cache, and images without a name
+    /// Also what could still be of use: the whole build cache with its cache mounts, and images without a name
     #[arg(short = 'a', long)]
     pub all: bool,
     /// Do not ask

@@ -1,4 +1,5 @@
 use super::context::{named_context, sources};
+use super::handed;
 use super::limits::{limits, resource_pairs};
 use super::output::{goes_to_stdout, output};
 use super::{network, platform, reference, refuse, unsupported};
@@ -90,6 +91,8 @@ pub fn build_request(
         labels: args.labels.iter().map(|label| key_value(label)).collect(),
         network: build_network(args)?,
         allowed: allowed(&args.allow)?,
+        secrets: handed::secrets(&args.secrets, environment)?,
+        ssh: handed::agents(&args.ssh, environment)?,
         source_date_epoch: epoch,
         proxy_env,
         extra_hosts: args.add_hosts.iter().map(|text| extra_host(text)).collect::<anyhow::Result<_>>()?,
@@ -312,7 +315,7 @@ mod tests {
 
     #[test]
     fn every_flag_of_buildx_parses_and_the_missing_ones_are_refused_by_name() {
-        let flags = "annotation attest builder cache-from cache-to policy secret ssh provenance sbom allow";
+        let flags = "annotation attest builder cache-from cache-to policy provenance sbom allow";
         for flag in flags.split(' ') {
             assert!(error(&format!("--{flag} x .")).starts_with(&format!("--{flag}")), "{flag}");
         }

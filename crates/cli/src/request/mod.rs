@@ -3,6 +3,7 @@
 mod build;
 mod call;
 mod context;
+mod handed;
 mod limits;
 mod llb;
 mod output;

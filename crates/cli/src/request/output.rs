@@ -142,7 +142,7 @@ impl Fields {
 }
 
 /// Splits a line of CSV: commas separate, double quotes around a field protect them and are doubled inside.
-fn csv(text: &str) -> anyhow::Result<Vec<String>> {
+pub(super) fn csv(text: &str) -> anyhow::Result<Vec<String>> {
     let (mut fields, mut field, mut quoted) = (Vec::new(), String::new(), false);
     let mut characters = text.chars().peekable();
     while let Some(c) = characters.next() {

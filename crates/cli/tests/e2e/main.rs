@@ -19,6 +19,7 @@ mod hostile;
 mod interrupt;
 mod language;
 mod llb;
+mod mounts;
 mod outputs;
 mod registry;
 mod routes;
