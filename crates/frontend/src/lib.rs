@@ -30,6 +30,7 @@ mod program;
 mod quote;
 mod render;
 mod request;
+mod run_flags;
 mod sexpr;
 mod signal;
 mod span;
