@@ -6,10 +6,13 @@ mod add;
 mod attacks;
 mod copy;
 mod exec;
+mod hostile;
 mod keys;
 mod made;
 mod mounts;
 mod parents;
+#[path = "../../../store/tests/raw_tar/mod.rs"]
+mod raw_tar;
 mod scale;
 mod site;
 mod sources;
@@ -31,6 +34,7 @@ fn main() {
         keys::TESTS,
         stat_index::TESTS,
         attacks::TESTS,
+        hostile::TESTS,
         scale::TESTS,
         exec::TESTS,
         mounts::TESTS,

@@ -40,8 +40,8 @@ fn diff(site: &Site, lower: Option<&ResultRef>, upper: Option<&ResultRef>) -> Re
     site.run_on(Op::Diff(op), inputs).unwrap()
 }
 
-/// What a tree shows, one line a path; times of folders are left out.
-fn shown(site: &Site, result: &ResultRef) -> String {
+/// What a tree shows, one line a path; times are left out.
+pub fn shown(site: &Site, result: &ResultRef) -> String {
     let tree = site.store.layers().tree(result.layers()).unwrap();
     let mut text = String::new();
     let mut todo = match result.layers() {
