@@ -107,4 +107,6 @@ impl From<Problem> for Stop {
 }
 
 #[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
 mod tests;

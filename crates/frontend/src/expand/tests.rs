@@ -2,7 +2,7 @@ use super::budget::MAX_VALUE;
 use super::*;
 use std::collections::BTreeMap;
 
-struct Map(BTreeMap<String, String>);
+pub(super) struct Map(pub BTreeMap<String, String>);
 
 impl Variables for Map {
     fn get(&self, name: &str) -> Option<&str> {

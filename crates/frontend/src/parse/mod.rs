@@ -207,9 +207,9 @@ fn utf8<'a>(line: &PhysicalLine<'a>) -> Result<&'a str, FrontendError> {
         .map_err(|_| FrontendError::from(Problem::NotUtf8 { what: "the line" }).or_at(line.span()))
 }
 
+/// Blanks of any kind may stand before the `#`.
 fn is_comment(line: &[u8]) -> bool {
-    let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | 0x0b | 0x0c);
-    line.iter().find(|byte| !blank(byte)) == Some(&b'#')
+    String::from_utf8_lossy(line).trim_start().starts_with('#')
 }
 
 /// Takes the escape character off the end of a line that goes on. Two of them are not one.
