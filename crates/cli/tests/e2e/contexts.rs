@@ -1,8 +1,9 @@
 //! What a build reads from: standard input, folders with links, named contexts.
 
-use crate::fixture::{Forge, Outcome, system, wait};
+use crate::fixture::{Forge, Outcome, Step, have, state, system, wait};
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::process::Stdio;
 use std::time::Duration;
 use tar::{Builder, EntryType, Header};
@@ -240,4 +241,166 @@ fn privileged_an_unfinished_stream_can_be_interrupted() {
     drop(stdin);
     forge.ok(&["images"]);
     assert_eq!(forge.scratch(), [""; 0], "the next process clears away what is left");
+}
+
+/// A server of fixed files, by path.
+fn serve(files: &[(&str, Vec<u8>)]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let files: Vec<(String, Vec<u8>)> = files.iter().map(|(path, bytes)| ((*path).to_owned(), bytes.clone())).collect();
+    // Ends with the test process: nothing tells it to stop.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let request = lines.next().unwrap_or_default();
+            lines.take_while(|line| !line.is_empty()).for_each(drop);
+            let path = request.split(' ').nth(1).unwrap_or_default();
+            let found = files.iter().find(|(of, _)| of == path.split('?').next().unwrap_or_default());
+            let (status, body) = found.map_or(("404 Not Found", &[][..]), |(_, bytes)| ("200 OK", &bytes[..]));
+            let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            let body = if request.starts_with("HEAD") { &[][..] } else { body };
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+        }
+    });
+    format!("http://{host}")
+}
+
+#[test]
+fn privileged_a_download_is_the_context_or_the_dockerfile() {
+    let Some(forge) = Forge::privileged("a_download_is_the_context_or_the_dockerfile") else { return };
+    let tar = archive(&[
+        file("Dockerfile", "FROM busybox\nCOPY . /srv/\n"),
+        file("sub/Dockerfile", "FROM busybox\nCOPY data /other\n"),
+        file("data", "from afar"),
+        file(".dockerignore", "data\n"),
+    ]);
+    let plain = b"FROM busybox\nRUN echo alone > /said\n".to_vec();
+    let host = serve(&[("/context.tar.gz", packed("gzip", &tar)), ("/plain", plain)]);
+    let archive = format!("{host}/context.tar.gz");
+    forge.build(&["-t", "remote", &archive]);
+    assert_eq!(forge.shell("remote", "cat /srv/data; ls -A /srv | wc -l"), "from afar4\n");
+    let again = forge.build(&["-t", "remote", &archive]);
+    assert_eq!(state(&again, "COPY . /srv/"), Step::Cached);
+    forge.build(&["-t", "remote", "-f", "sub/Dockerfile", &archive]);
+    assert_eq!(forge.shell("remote", "cat /other"), "from afar");
+    forge.build(&["-t", "alone", &format!("{host}/plain")]);
+    assert_eq!(forge.shell("alone", "cat /said"), "alone\n");
+    // The address of a Dockerfile, for a folder of this machine.
+    let context = forge.context("context", &[("Dockerfile", "FROM scratch\n")]);
+    forge.build(&["-t", "fetched", "-f", &format!("{host}/plain"), &context]);
+    assert_eq!(forge.shell("fetched", "cat /said"), "alone\n");
+    let missing = forge.fails(1, &["build", "-f", "none", &archive]);
+    assert!(missing.stderr.contains("failed to read dockerfile: open none: no such file"), "{}", missing.stderr);
+    let secret = archive.replace("http://", "http://user:geheim@").replace("context", "absent");
+    let refused = forge.fails(1, &["build", "--progress", "plain", &secret]);
+    assert!(refused.stderr.contains("404") && !refused.stderr.contains("geheim"), "{}", refused.stderr);
+}
+
+// The same archives as on standard input. Seen to fail there.
+#[test]
+fn privileged_a33_a34_a_hostile_download_writes_nothing_outside() {
+    let Some(forge) = Forge::privileged("a33_a34_a_hostile_download_writes_nothing_outside") else { return };
+    let canary = forge.path("canary");
+    fs::write(&canary, "untouched").unwrap();
+    let up = format!("{}{}", "../".repeat(20), canary.to_str().unwrap().trim_start_matches('/'));
+    let dockerfile = || file("Dockerfile", "FROM busybox\nCOPY . /srv/\n");
+    let climbs = archive(&[dockerfile(), file(&up, "written")]);
+    let hard = archive(&[dockerfile(), link(EntryType::Link, "hard", &up)]);
+    let long = "x".repeat(5000);
+    let linked = archive(&[link(EntryType::Symlink, "Dockerfile", canary.to_str().unwrap()), file("big", &long)]);
+    let files = [("/climbs", climbs), ("/hard", hard), ("/cut", linked[..2000].to_vec())];
+    let host = serve(&files);
+    for (path, _) in &files {
+        let outcome = forge.fails(1, &["build", "--progress", "plain", "-t", "hostile", &format!("{host}{path}")]);
+        assert!(!outcome.stderr.contains("untouched"), "{}", outcome.stderr);
+    }
+    assert_eq!(fs::read_to_string(&canary).unwrap(), "untouched");
+    assert_eq!(forge.scratch(), [""; 0]);
+}
+
+#[test]
+fn privileged_a_repository_is_the_context() {
+    let test = "a_repository_is_the_context";
+    let Some(forge) = Forge::privileged(test) else { return };
+    if !have(test, &["git"]) {
+        return;
+    }
+    let server = forge_testkit::GitServer::start();
+    let repository = server.repository("app.git");
+    repository
+        .write("Dockerfile", "FROM busybox\nCOPY . /srv/\n")
+        .write("app/Dockerfile", "FROM busybox\nCOPY . /app/\n");
+    repository.write("app/data", "one").write(".dockerignore", "app\n");
+    let first = repository.commit();
+    repository.write("app/data", "two");
+    repository.commit();
+    let url = server.url("app.git");
+    forge.build(&["-t", "repo", &url]);
+    assert_eq!(forge.shell("repo", "cd /srv; cat app/data; ls -A"), "two.dockerignore\nDockerfile\napp\n");
+    forge.build(&["-t", "repo", &format!("{url}#{first}:app")]);
+    assert_eq!(forge.shell("repo", "cd /app; cat data; ls -A"), "oneDockerfile\ndata\n");
+    forge.build(&["-t", "repo", "-f", "app/Dockerfile", &format!("{url}#main")]);
+    assert_eq!(forge.shell("repo", "cat /app/app/data"), "two");
+    forge.build(&["-t", "repo", &format!("{url}?branch=main&subdir=app")]);
+    assert_eq!(forge.shell("repo", "cat /app/data"), "two");
+    forge.build(&["-t", "kept", "--build-arg", "BUILDKIT_CONTEXT_KEEP_GIT_DIR=1", &url]);
+    assert!(forge.shell("kept", "ls -A /srv").contains(".git\n"));
+    let cached = forge.build(&["-t", "repo", &url]);
+    assert_eq!(state(&cached, "COPY . /srv/"), Step::Cached);
+    // As a named context, with a name for one platform only.
+    let context = forge.context("context", &[("Dockerfile", "FROM busybox\nCOPY --from=source data /\n")]);
+    let named = format!("source={url}#main:app");
+    forge.build(&["-t", "named", "--build-context", &named, &context]);
+    assert_eq!(forge.shell("named", "cat /data"), "two");
+}
+
+#[test]
+fn privileged_the_time_of_a_context_is_the_images() {
+    let test = "the_time_of_a_context_is_the_images";
+    let Some(forge) = Forge::privileged(test) else { return };
+    if !have(test, &["git"]) {
+        return;
+    }
+    let server = forge_testkit::GitServer::start();
+    let repository = server.repository("app.git");
+    repository.write("Dockerfile", "FROM busybox\nCOPY . /srv/\n").commit();
+    let time = repository.git(&["log", "-1", "--format=%ct"]);
+    forge.build(&["-t", "dated", "--build-arg", "SOURCE_DATE_EPOCH=context", &server.url("app.git")]);
+    assert_eq!(forge.shell("dated", "stat -c %Y /srv/Dockerfile"), format!("{time}\n"));
+}
+
+#[test]
+fn privileged_named_contexts_of_every_kind() {
+    let Some(forge) = Forge::privileged("named_contexts_of_every_kind") else { return };
+    let dockerfile = "FROM busybox AS made\nRUN echo made > /file\nFROM base\nCOPY --from=files . /files/\nCOPY --from=other /file /other\n";
+    let context = forge.context("context", &[("Dockerfile", dockerfile)]);
+    let files = forge.context("files", &[("a", "a"), ("b.log", "b"), (".dockerignore", "*.log\n")]);
+    let layout = forge.path("layout");
+    let output = format!("type=oci,dest={},tar=false", layout.display());
+    let seed = forge.context("seed", &[("Dockerfile", "FROM busybox\nRUN echo layout > /base\n")]);
+    forge.build(&["-t", "seed:v1", "-o", &output, &seed]);
+    let base = format!("base=oci-layout://{}:v1", layout.display());
+    let files = format!("files={files}");
+    let words =
+        ["-t", "named", "--build-context", &base, "--build-context", &files, "--build-context", "other=target:made"];
+    forge.build(&[&words[..], &[&context]].concat());
+    assert_eq!(forge.shell("named", "cat /base /other; ls -A /files"), "layout\nmade\n.dockerignore\na\n");
+    // The name for the platform comes first; docker-image://scratch is an image without files.
+    let words = [
+        "--build-context",
+        "files=docker-image://busybox",
+        "--build-context",
+        "files::linux/amd64=docker-image://scratch",
+        "--build-context",
+        "base=docker-image://busybox",
+        "--build-context",
+        "other=target:made",
+    ];
+    forge.build(&[&["-t", "named"], &words[..], &[&context]].concat());
+    let listed = if cfg!(target_arch = "x86_64") { "0\n" } else { "12\n" };
+    assert_eq!(forge.shell("named", "ls -A /files | wc -l"), listed);
+    let reserved = forge.fails(1, &["build", "--build-context", "scratch=/x", &context]);
+    assert!(reserved.stderr.contains("the name scratch is reserved"), "{}", reserved.stderr);
+    let gone = forge.fails(1, &["build", "--build-context", "files=/no/such", &context]);
+    assert!(gone.stderr.contains("/no/such"), "{}", gone.stderr);
 }
