@@ -33,6 +33,40 @@ fn privileged_caches_are_kept_between_builds() {
 }
 
 #[test]
+fn privileged_caches_are_shared_by_processes() {
+    let Some(forge) = Forge::privileged("caches_are_shared_by_processes") else { return };
+    // Fails if another step was in at the same time.
+    let alone = "ls /c/inside 2>/dev/null && exit 7; touch /c/inside; sleep 0.3; rm /c/inside; echo $N >>/c/runs";
+    let mount = "--mount=type=cache,target=/c,id=e2e,sharing=locked";
+    let context = dockerfile(&forge, &format!("FROM busybox\nARG N\nRUN {mount} {alone}\n"));
+    let build = |number: u32| {
+        let argument = format!("N={number}");
+        let mut command = forge.command(&["build", "--progress", "plain", "--build-arg", &argument, &context]);
+        command.stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let ended: Vec<_> = [1, 2, 3].map(build).into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+    let logs = ended.iter().map(|output| String::from_utf8_lossy(&output.stderr)).collect::<Vec<_>>().join("\n");
+    assert!(ended.iter().all(|output| output.status.success()) && logs.contains("waiting for cache mount"), "{logs}");
+    // Whoever is killed holds nothing, and what it wrote is there.
+    let stuck = dockerfile(&forge, &format!("FROM busybox\nRUN {mount} echo killed >>/c/runs; sleep 60\n"));
+    let mut killed = forge.command(&["build", "--progress", "plain", &stuck]).stderr(Stdio::null()).spawn().unwrap();
+    let runs = || {
+        let mounts = std::fs::read_dir(forge.path("store/cache-mounts")).unwrap().next().unwrap().unwrap().path();
+        std::fs::read_to_string(mounts.join("tree/runs")).unwrap_or_default()
+    };
+    let begin = Instant::now();
+    while !runs().contains("killed") {
+        assert!(begin.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let read = dockerfile(&forge, &format!("FROM busybox\nRUN {mount} wc -l </c/runs >/count\n"));
+    forge.build(&["-t", "app", &read]);
+    assert_eq!(forge.shell("app", "cat /count"), "4\n");
+}
+
+#[test]
 fn privileged_caches_belong_to_whom_the_step_says() {
     let Some(forge) = Forge::privileged("caches_belong_to_whom_the_step_says") else { return };
     let lines = "RUN --mount=type=cache,target=/c,uid=7,gid=8,mode=0750 stat -c %a:%u:%g /c >/owner\n\
@@ -97,7 +131,7 @@ fn files_with_secret(folder: &Path) -> Vec<String> {
     found
 }
 
-/// Seen to fail with a step that writes the secret to a file of its layer.
+/// The last lines show that the search finds what is there.
 #[test]
 fn privileged_a98_secrets_reach_steps_and_nothing_else() {
     let Some(forge) = Forge::privileged("a98_secrets_reach_steps_and_nothing_else") else { return };

@@ -55,6 +55,11 @@ impl Caches {
         Ok(caches)
     }
 
+    /// Whether the step asked for none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.guards.is_empty()
+    }
+
     /// The folder of a target.
     pub(super) fn tree(&self, target: &str) -> Option<PathBuf> {
         let guard = self.guards.get(*self.of_target.get(target)?)?;

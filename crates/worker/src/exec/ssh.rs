@@ -162,7 +162,7 @@ mod tests {
         receive(stream).unwrap()
     }
 
-    /// Seen to fail with every message passed on, and with relays that are not stopped.
+    /// Seen to fail with every message passed on.
     #[tokio::test(flavor = "multi_thread")]
     async fn a101_only_lists_and_signatures_reach_the_agent() {
         let folder = tempfile::tempdir().unwrap();

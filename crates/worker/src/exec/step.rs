@@ -30,7 +30,9 @@ pub(crate) async fn run(
     let agents: Vec<String> = agents.into_iter().flatten().collect();
     let (ended, usage) = run_process(op, step, &agents, context).await?;
     // Nothing of the step lives any more: whoever waits for a cache may have it.
-    tokio::task::spawn_blocking(move || caches.release()).await.map_err(WorkError::from)??;
+    if !caches.is_empty() {
+        tokio::task::spawn_blocking(move || caches.release()).await.map_err(WorkError::from)??;
+    }
     if !succeeded(op, ended.status) {
         return Err(failure(op, ended.status, ended.last_lines));
     }

@@ -149,7 +149,7 @@ fn changes_of_binds() {
     assert_eq!(site.print(last(&outputs[1])), "d/ @now\nd/f =Fmore\\n @now\nd/n =n\\n @now\n");
 }
 
-/// Seen to fail with the selected path joined to the layer's folder and bound by name.
+/// Seen to fail with the selected path joined to the layer's folder and bound by name: the host followed the links.
 fn a31_selected_paths_stay_inside() {
     let canary = Site::new().path("canary/flag").display().to_string();
     let links = format!("out -> {canary}\n up -> ../../../../../../../../etc/hostname\n abs -> /d/f\n d/\n d/f =F");
@@ -386,7 +386,7 @@ fn process_texts() -> Vec<u8> {
     processes.flat_map(|entry| std::fs::read(entry.path().join("cmdline")).unwrap_or_default()).collect()
 }
 
-/// Seen to fail with the secret's bytes written to a file of the layer's scratch folder, and with its value in `env`.
+/// Seen to fail with the secret's bytes written to a file of the layer's scratch folder.
 fn a98_secrets_are_nowhere() {
     let value = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYzEXAMPLEKEY";
     let hex: String = value.bytes().map(|byte| format!("{byte:02x}")).collect();
@@ -422,7 +422,7 @@ fn a98_secrets_are_nowhere() {
     std::fs::remove_file(site.path("store/scratch/leak")).unwrap();
 }
 
-/// Seen to fail with `Stub::remove` that does not restore the parent's time, and with one that removes nothing.
+/// Seen to fail with `Stub::remove` that does not restore the parent's time.
 fn a99_mount_points_leave_no_trace() {
     let site = with_session(|session| session.with_secret("s", "x")).stage("f =F").base("run/\n old/\n old/sub/");
     let mounts = [
@@ -526,7 +526,7 @@ fn with_programs(mut site: Site, programs: &[&str]) -> Site {
     site
 }
 
-/// The filter itself is tested beside its code; seen to fail there with every message passed on.
+/// Seen to fail with every message passed on. The filter itself is tested beside its code.
 fn a101_agents_are_filtered_and_end() {
     let Some(agent) = Agent::start() else {
         #[expect(clippy::print_stdout, reason = "a test that is skipped says so")]
