@@ -1,31 +1,32 @@
 //! Foreground containers.
 
 use crate::engine::{Engine, blocking};
-use crate::limits::bound;
-use crate::{EngineError, Limits, Network, PullPolicy, RunOutcome, RunRequest, RunStreams};
-use forge_executor::{
-    Container, ContainerId, Executor, ExecutorError, MountSource, MountSpec, ProcessSpec, ProcessUser, RootFs,
-    SandboxSpec, Stdio, StdioTarget,
-};
-use forge_image::{ErrorKind, ImageConfig, Platform, Reference};
+use crate::ports::Published;
+use crate::running::{self, Entry, Record};
+use crate::sandbox::{sandbox, wanted_network};
+use crate::{EngineError, PullPolicy, RunOutcome, RunRequest, RunStreams};
+use forge_executor::{Container, ContainerId, Executor, ExecutorError, ExitStatus, Stdio, StdioTarget};
+use forge_image::{ErrorKind, Platform, Reference};
 use forge_session::EventSink;
 use forge_store::{ActiveLayer, Image, LayerId, Lease};
-use forge_worker::{ProcessNetwork, environment, executor_kind, identity, network_files, rlimit, set_rlimit};
+use forge_worker::{ProcessNetwork, executor_kind};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 /// docker's exit codes for a container that could not be run.
 const EXIT_ENGINE: i32 = 125;
-const EXIT_NOT_EXECUTABLE: i32 = 126;
+pub(crate) const EXIT_NOT_EXECUTABLE: i32 = 126;
 const EXIT_NOT_FOUND: i32 = 127;
 
 /// A container whose process runs. Dropping it kills the process and removes the container's files.
 pub struct RunningContainer {
     container: Arc<dyn Container>,
     cancel: CancellationToken,
+    id: String,
     notices: Vec<String>,
+    /// What hands connections on.
+    ports: Vec<tokio::task::JoinHandle<()>>,
     /// `None` once the container has ended.
     files: Mutex<Option<ContainerFiles>>,
 }
@@ -35,6 +36,7 @@ pub struct RunningContainer {
 struct ContainerFiles {
     _own: ActiveLayer,
     _lease: Lease,
+    _entry: Entry,
 }
 
 impl Engine {
@@ -64,19 +66,35 @@ impl Engine {
         cancel: CancellationToken,
     ) -> Result<RunningContainer, EngineError> {
         let image = self.image_to_run(&request, events, cancel.clone()).await?;
+        let published = Published::take(&request.ports).await?;
+        let ports_wanted = !request.ports.is_empty();
         let engine = self.clone();
-        blocking(move || {
+        let mut running = blocking(move || {
             let lease = engine.store().lease("run")?;
-            let (container, files) = engine.set_up(&request, &image, streams, &lease)?;
+            let id = [LayerId::random().to_string(), LayerId::random().to_string()].concat();
+            let (name, labels) = (request.name.clone(), request.labels.clone());
+            let record = Record { id: id.clone(), name, image: request.image.clone(), labels };
+            let entry = running::enter(&engine.store().root().join("run"), &record)?;
+            let (container, files) = engine.set_up(&request, &image, streams, &lease, &id)?;
             if let (true, Some((columns, rows))) = (request.terminal, request.terminal_size) {
                 container.resize(columns, rows)?;
             }
             container.start().map_err(start_error)?;
-            let files = Mutex::new(Some(ContainerFiles { _own: files, _lease: lease }));
+            let files = Mutex::new(Some(ContainerFiles { _own: files, _lease: lease, _entry: entry }));
             let notices = engine.sandbox_notices();
-            Ok(RunningContainer { container, cancel, notices, files })
+            Ok(RunningContainer { container, cancel, id, notices, ports: Vec::new(), files })
         })
-        .await
+        .await?;
+        match running.container.address() {
+            Some(address) => running.ports = published.lead_to(address),
+            None if ports_wanted => {
+                running
+                    .notices
+                    .push("published ports lead nowhere: the container has no network of its own".to_owned());
+            }
+            None => {}
+        }
+        Ok(running)
     }
 
     async fn image_to_run(
@@ -113,6 +131,7 @@ impl Engine {
         image: &Image,
         streams: RunStreams,
         lease: &Lease,
+        id: &str,
     ) -> Result<(Arc<dyn Container>, ActiveLayer), EngineError> {
         self.hold(&image.layers, lease)?;
         let config = self.store().images().config(&image.id)?;
@@ -122,7 +141,7 @@ impl Engine {
         let spec = sandbox(request, &config, &files, network)?;
         let target = |fd: Option<OwnedFd>| fd.map_or(StdioTarget::Null, StdioTarget::Fd);
         let io = Stdio { stdin: target(streams.stdin), stdout: target(streams.stdout), stderr: target(streams.stderr) };
-        let id = ContainerId::new(format!("run-{}", LayerId::random()))?;
+        let id = ContainerId::new(id)?;
         let container = executor.create(&id, &spec, io).map_err(start_error)?;
         Ok((container.into(), files))
     }
@@ -138,101 +157,6 @@ impl Engine {
     }
 }
 
-fn wanted_network(network: Network) -> forge_llb::NetworkMode {
-    match network {
-        Network::Default => forge_llb::NetworkMode::Default,
-        Network::Host => forge_llb::NetworkMode::Host,
-        Network::None => forge_llb::NetworkMode::None,
-    }
-}
-
-fn sandbox(
-    request: &RunRequest,
-    config: &ImageConfig,
-    files: &ActiveLayer,
-    network: ProcessNetwork,
-) -> Result<SandboxSpec, EngineError> {
-    let user = request.user.as_deref().unwrap_or(&config.config.user);
-    let identity = identity(files.lower(), user)
-        .map_err(|error| EngineError::caused(ErrorKind::UserInput, error).with_exit_code(EXIT_NOT_EXECUTABLE))?;
-    let hostname = request.hostname.clone().unwrap_or_else(|| LayerId::random().as_str()[..12].to_owned());
-    let mut process = ProcessSpec::new(arguments(request, config)?);
-    let mut env = merged_env(&config.config.env, &request.env);
-    if request.terminal && !env.iter().any(|pair| pair.starts_with("TERM=")) {
-        env.push("TERM=xterm".to_owned());
-    }
-    process.env = environment(&[&env], &hostname, &identity.home).into_iter().map(Into::into).collect();
-    let workdir = request.workdir.as_deref().unwrap_or(&config.config.working_dir);
-    process.cwd = PathBuf::from(if workdir.is_empty() { "/" } else { workdir });
-    if !process.cwd.is_absolute() {
-        let message = format!("the working directory {workdir:?} is invalid, it needs to be an absolute path");
-        return Err(EngineError::new(ErrorKind::UserInput, message));
-    }
-    process.user = ProcessUser { uid: identity.uid, gid: identity.gid, additional_gids: identity.groups };
-    process.terminal = request.terminal;
-    let root = RootFs::Overlay {
-        lower: files.lower_dirs().to_vec(),
-        upper: files.upper().to_owned(),
-        work: files.work().to_owned(),
-        volatile: true,
-    };
-    let mut spec = SandboxSpec::for_root(root, process);
-    spec.readonly_root = request.readonly_root;
-    limit(&mut spec, &request.limits)?;
-    spec.network = network.mode();
-    spec.mounts.extend(network_files(network, &hostname, &request.extra_hosts, &request.resolver));
-    spec.mounts.extend(binds(request));
-    spec.hostname = hostname;
-    Ok(spec)
-}
-
-fn limit(spec: &mut SandboxSpec, limits: &Limits) -> Result<(), EngineError> {
-    bound(spec, &limits.resources);
-    for ulimit in &limits.ulimits {
-        set_rlimit(&mut spec.process.rlimits, rlimit(ulimit)?);
-    }
-    spec.shm_size = limits.shm_size.unwrap_or(spec.shm_size);
-    spec.group.parent = Some(&limits.cgroup_parent).filter(|parent| !parent.is_empty()).map(PathBuf::from);
-    Ok(())
-}
-
-/// Bind mounts of the host; a missing source is an error of the executor.
-fn binds(request: &RunRequest) -> impl Iterator<Item = MountSpec> {
-    let mount =
-        |bind: &crate::Bind| MountSpec::new(&bind.target, MountSource::Bind(bind.source.clone()), bind.readonly);
-    request.binds.iter().map(mount)
-}
-
-/// What is run: the entry point and the command, each from the command line before the image. A new entry point
-/// does away with the image's command.
-fn arguments(request: &RunRequest, config: &ImageConfig) -> Result<Vec<String>, EngineError> {
-    let (entrypoint, default_command) = match request.entrypoint.as_deref() {
-        Some("") => (Vec::new(), Vec::new()),
-        Some(program) => (vec![program.to_owned()], Vec::new()),
-        None => (config.config.entrypoint.clone().unwrap_or_default(), config.config.cmd.clone().unwrap_or_default()),
-    };
-    let command = if request.command.is_empty() { default_command } else { request.command.clone() };
-    let arguments = [entrypoint, command].concat();
-    match arguments.is_empty() {
-        true => Err(EngineError::new(ErrorKind::UserInput, "no command specified")
-            .with_hint("the image sets none: name one after the image")),
-        false => Ok(arguments),
-    }
-}
-
-/// The image's environment with that of the command line; of equal names the last one stays, in the first's place.
-fn merged_env(image: &[String], given: &[String]) -> Vec<String> {
-    let name = |pair: &String| pair.split('=').next().unwrap_or_default().to_owned();
-    let mut merged: Vec<String> = image.to_vec();
-    for pair in given {
-        match merged.iter_mut().find(|other| name(other) == name(pair)) {
-            Some(place) => place.clone_from(pair),
-            None => merged.push(pair.clone()),
-        }
-    }
-    merged
-}
-
 fn start_error(error: ExecutorError) -> EngineError {
     let code = match &error {
         ExecutorError::NotFound { .. } => EXIT_NOT_FOUND,
@@ -243,6 +167,11 @@ fn start_error(error: ExecutorError) -> EngineError {
 }
 
 impl RunningContainer {
+    /// The container's id, 64 hexadecimal digits.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// What could not be enforced or set up for containers of this engine, one line each.
     pub fn notices(&self) -> Vec<String> {
         self.notices.clone()
@@ -283,12 +212,17 @@ impl RunningContainer {
                 ended.await
             }
         };
-        let code = status??.code();
+        let status = status??;
+        let memory_limit = match status {
+            ExitStatus::OutOfMemory { limit } => Some(limit),
+            _ => None,
+        };
+        let code = status.code();
         let (container, files) = (self.container.clone(), self.take_files());
         blocking(move || {
             container.delete()?;
             drop(files);
-            Ok(RunOutcome { code })
+            Ok(RunOutcome { code, memory_limit })
         })
         .await
     }
@@ -300,19 +234,8 @@ impl RunningContainer {
 
 impl Drop for RunningContainer {
     fn drop(&mut self) {
+        self.ports.iter().for_each(tokio::task::JoinHandle::abort);
         // There is nobody left to tell: what cannot be removed is found by the next start.
         let _ = self.container.delete();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_wins_over_the_image() {
-        let image = ["A=1".to_owned(), "B=2".to_owned()];
-        let merged = merged_env(&image, &["B=3".to_owned(), "C=4".to_owned()]);
-        assert_eq!(merged, ["A=1", "B=3", "C=4"]);
     }
 }

@@ -26,8 +26,11 @@ mod limits;
 mod missing;
 mod outcome;
 mod plausible;
+mod ports;
 mod remote;
 mod request;
+mod running;
+mod sandbox;
 mod session;
 mod steps;
 mod usage;
@@ -52,11 +55,12 @@ pub use outcome::{
     BuildOutcome, EngineInfo, HistoryRow, ImageDetails, ImageSummary, Loaded, PruneReport, PullOutcome, PushOutcome,
     Removal, RunOutcome, StepCounts, UsageReport, UsageRow,
 };
+pub use ports::Port;
 pub use remote::RemoteContext;
 pub use request::{
     ArchiveFormat, ArchiveReader, Bind, BuildContext, BuildRequest, ContextStream, Destination, DockerfileSource,
     EngineOptions, ImageOutput, KeyPair, LayerCompression, NamedContext, Network, Output, Proxy, PullPolicy,
-    RegistryHost, RunRequest, RunStreams,
+    RegistryHost, Rights, RunRequest, RunStreams, TmpfsMount,
 };
 
 /// Runs the set-up of a container, and does not return, if this process was started for that. To be called first

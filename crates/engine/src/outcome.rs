@@ -188,4 +188,6 @@ pub struct EngineInfo {
 pub struct RunOutcome {
     /// The exit code as docker passes it on: the process's own, or 128 + the signal's number.
     pub code: i32,
+    /// The limit of memory that was reached, if the kernel ended it for that.
+    pub memory_limit: Option<u64>,
 }

@@ -1,4 +1,4 @@
-use crate::{Allowed, Limits, RemoteContext, SecretSource};
+use crate::{Allowed, Limits, Port, RemoteContext, SecretSource};
 use forge_executor::Resources;
 use forge_image::{Platform, Reference};
 use forge_llb::ExtraHost;
@@ -301,6 +301,56 @@ pub struct RunRequest {
     pub interactive: bool,
     /// Bounds of the container.
     pub limits: Limits,
+    /// File systems in memory.
+    pub tmpfs: Vec<TmpfsMount>,
+    /// What it may do beyond or short of the default.
+    pub rights: Rights,
+    /// Whether forge's own init is its first process: it hands signals on and takes orphans in.
+    pub init: bool,
+    /// `--name`; no other running container has it.
+    pub name: Option<String>,
+    /// `-l`, shown to whoever looks at running containers.
+    pub labels: Vec<(String, String)>,
+    /// `-p`.
+    pub ports: Vec<Port>,
+}
+
+/// What a container may do beyond or short of docker's default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rights {
+    /// Everything (`--privileged`).
+    pub privileged: bool,
+    /// Capabilities that are given, or `ALL`.
+    pub added: Vec<String>,
+    /// Capabilities that are taken, or `ALL`.
+    pub dropped: Vec<String>,
+    /// No rights are gained by executing a program.
+    pub no_new_privileges: bool,
+    /// No system call is refused by a filter.
+    pub unfiltered: bool,
+    /// Nothing of `/proc` and `/sys` is masked or made read-only.
+    pub bare_system_paths: bool,
+    /// Further groups of the process, by name or number.
+    pub groups: Vec<String>,
+}
+
+/// A file system in memory (`--tmpfs`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TmpfsMount {
+    /// In the container, absolute.
+    pub target: PathBuf,
+    /// Most bytes; half of the memory where `None`.
+    pub size: Option<u64>,
+    /// Permissions of its root; 1777 where `None`.
+    pub mode: Option<u32>,
+    /// Whether it cannot be written.
+    pub readonly: bool,
+    /// Whether programs in it can be executed.
+    pub exec: bool,
+    /// Whether set-user-ID programs in it have effect.
+    pub suid: bool,
+    /// Whether device nodes in it can be opened.
+    pub dev: bool,
 }
 
 /// A folder or file of the host in a container (`-v host:container[:ro]`).
@@ -312,6 +362,8 @@ pub struct Bind {
     pub target: PathBuf,
     /// Whether it cannot be written.
     pub readonly: bool,
+    /// Whether a missing source is made, a folder.
+    pub create: bool,
 }
 
 /// When an image is fetched before a container runs.

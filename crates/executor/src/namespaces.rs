@@ -457,6 +457,8 @@ impl Stub {
         match unlinkat(&self.parent, name, flags) {
             Ok(()) => crate::init::restore_mtime(self.parent.as_fd(), &before),
             Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT) => Ok(()),
+            // The changes of a root that was mounted read-only are nobody's result.
+            Err(Errno::ROFS) => Ok(()),
             Err(errno) => Err(errno),
         }
     }

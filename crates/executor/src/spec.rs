@@ -222,6 +222,8 @@ pub struct ProcessSpec {
     pub terminal: bool,
     /// Bounding set, and permitted and effective sets of a root process.
     pub capabilities: Capabilities,
+    /// Puts a first process before it that hands signals on and takes orphans in.
+    pub reaper: bool,
     /// Forbids gaining privileges by execve(2).
     pub no_new_privileges: bool,
     /// File mode creation mask.
@@ -241,6 +243,7 @@ impl ProcessSpec {
             user: ProcessUser::default(),
             terminal: false,
             capabilities: Capabilities::DEFAULT,
+            reaper: false,
             no_new_privileges: false,
             umask: 0o022,
             rlimits: profile::rlimits(),

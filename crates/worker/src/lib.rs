@@ -35,4 +35,4 @@ pub use limits::{rlimit, set_rlimit};
 pub use local::LocalWorker;
 pub use network::{ProcessNetwork, Resolver, network_files};
 pub use results::LocalResults;
-pub use users::{Identity, UserError, identity};
+pub use users::{Identity, UserError, add_groups, identity};

@@ -88,6 +88,24 @@ pub fn identity(tree: &MergedTree, text: &str) -> Result<Identity, UserError> {
     Ok(identity)
 }
 
+/// Adds groups, by name or number, to those of a process.
+///
+/// # Errors
+/// There is no such group, or the image's file is unfit.
+pub fn add_groups(identity: &mut Identity, tree: &MergedTree, added: &[String]) -> Result<(), UserError> {
+    if added.is_empty() {
+        return Ok(());
+    }
+    let groups = parse_group(&read(tree, "/etc/group")?);
+    for group in added {
+        let gid = find_group(&groups, group)?;
+        if !identity.groups.contains(&gid) {
+            identity.groups.push(gid);
+        }
+    }
+    Ok(())
+}
+
 /// Finds the owner that `--chown user[:group]` names: a number without a group is its own group.
 pub(crate) fn owner(tree: &MergedTree, user: &str, group: Option<&str>) -> Result<(u32, u32), UserError> {
     let needs_passwd = number(user)?.is_none();

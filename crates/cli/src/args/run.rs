@@ -63,6 +63,48 @@ pub struct RunArgs {
     /// Show no progress while the image is fetched
     #[arg(short = 'q', long)]
     pub quiet: bool,
+    /// Mount: type=bind,source=HOST,target=CONTAINER[,readonly] or type=tmpfs,target=CONTAINER[,tmpfs-size=BYTES][,tmpfs-mode=MODE] (repeatable)
+    #[arg(long = "mount", value_name = "KEY=VALUE,...")]
+    pub mounts: Vec<String>,
+    /// File system in memory; options: size, mode, ro, exec, suid, dev (repeatable)
+    #[arg(long = "tmpfs", value_name = "CONTAINER[:OPTIONS]")]
+    pub tmpfs: Vec<String>,
+    /// Port of the host that leads to one of the container, by TCP (repeatable)
+    #[arg(short = 'p', long = "publish", value_name = "[IP:][HOST:]CONTAINER")]
+    pub ports: Vec<String>,
+    /// Capability to give, or ALL (repeatable)
+    #[arg(long = "cap-add", value_name = "NAME", value_delimiter = ',')]
+    pub cap_add: Vec<String>,
+    /// Capability to take, or ALL (repeatable)
+    #[arg(long = "cap-drop", value_name = "NAME", value_delimiter = ',')]
+    pub cap_drop: Vec<String>,
+    /// Give all capabilities and devices, filter and mask nothing
+    #[arg(long)]
+    pub privileged: bool,
+    /// no-new-privileges, seccomp=unconfined, seccomp=builtin, systempaths=unconfined, apparmor=unconfined or label=disable (repeatable)
+    #[arg(long = "security-opt", value_name = "OPTION")]
+    pub security: Vec<String>,
+    /// Further group of the command, by name or id (repeatable)
+    #[arg(long = "group-add", value_name = "GROUP")]
+    pub groups: Vec<String>,
+    /// Put an init before the command, which hands signals on and takes orphans in
+    #[arg(long)]
+    pub init: bool,
+    /// Name of the container, which no other running one has
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Label of the container (repeatable)
+    #[arg(short = 'l', long = "label", value_name = "NAME[=VALUE]")]
+    pub labels: Vec<String>,
+    /// Write the container's id to a file, which must not be there
+    #[arg(long, value_name = "FILE")]
+    pub cidfile: Option<PathBuf>,
+    /// Signal that SIGTERM to forge becomes, as with docker stop
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
+    /// Seconds until a container that SIGTERM to forge asked to end is killed; -1 for never [default with --stop-signal: 10]
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub stop_timeout: Option<i64>,
     /// Make the container's root file system read-only
     #[arg(long)]
     pub read_only: bool,
@@ -88,10 +130,7 @@ impl FlagTable for Refused {
         flag("attach", Some('a'), Shape::Value),
         flag("blkio-weight", None, Shape::Value),
         flag("blkio-weight-device", None, Shape::Value),
-        flag("cap-add", None, Shape::Value),
-        flag("cap-drop", None, Shape::Value),
         flag("cgroupns", None, Shape::Value),
-        flag("cidfile", None, Shape::Value),
         flag("cpu-count", None, Shape::Value),
         flag("cpu-percent", None, Shape::Value),
         flag("cpu-rt-period", None, Shape::Value),
@@ -108,21 +147,18 @@ impl FlagTable for Refused {
         flag("domainname", None, Shape::Value),
         flag("expose", None, Shape::Value),
         flag("gpus", None, Shape::Value),
-        flag("group-add", None, Shape::Value),
         flag("health-cmd", None, Shape::Value),
         flag("health-interval", None, Shape::Value),
         flag("health-retries", None, Shape::Value),
         flag("health-start-interval", None, Shape::Value),
         flag("health-start-period", None, Shape::Value),
         flag("health-timeout", None, Shape::Value),
-        flag("init", None, Shape::Switch),
         flag("io-maxbandwidth", None, Shape::Value),
         flag("io-maxiops", None, Shape::Value),
         flag("ip", None, Shape::Value),
         flag("ip6", None, Shape::Value),
         flag("ipc", None, Shape::Value),
         flag("isolation", None, Shape::Value),
-        flag("label", Some('l'), Shape::Value),
         flag("label-file", None, Shape::Value),
         flag("link", None, Shape::Value),
         flag("link-local-ip", None, Shape::Value),
@@ -131,24 +167,16 @@ impl FlagTable for Refused {
         flag("mac-address", None, Shape::Value),
         flag("memory-reservation", None, Shape::Value),
         flag("memory-swappiness", None, Shape::Value),
-        flag("mount", None, Shape::Value),
-        flag("name", None, Shape::Value),
         flag("network-alias", None, Shape::Value),
         flag("no-healthcheck", None, Shape::Switch),
         flag("oom-kill-disable", None, Shape::Switch),
         flag("oom-score-adj", None, Shape::Value),
         flag("pid", None, Shape::Value),
-        flag("privileged", None, Shape::Switch),
-        flag("publish", Some('p'), Shape::Value),
         flag("publish-all", Some('P'), Shape::Switch),
         flag("restart", None, Shape::Value),
         flag("runtime", None, Shape::Value),
-        flag("security-opt", None, Shape::Value),
-        flag("stop-signal", None, Shape::Value),
-        flag("stop-timeout", None, Shape::Value),
         flag("storage-opt", None, Shape::Value),
         flag("sysctl", None, Shape::Value),
-        flag("tmpfs", None, Shape::Value),
         flag("use-api-socket", None, Shape::Switch),
         flag("userns", None, Shape::Value),
         flag("uts", None, Shape::Value),

@@ -5,12 +5,13 @@ use crate::output;
 use crate::progress::{Display, Mode};
 use crate::request::{check_terminal, run_request};
 use crate::terminal::{self, Changed};
-use anyhow::Context;
-use forge_engine::{RunRequest, RunStreams, RunningContainer};
+use anyhow::{Context, bail};
+use forge_engine::{RunOutcome, RunRequest, RunStreams, RunningContainer};
 use rustix::process::Signal as ProcessSignal;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -32,6 +33,8 @@ const START_GRACE: Duration = Duration::from_millis(200);
 /// So many requests to end make forge end the container itself, as docker's client does.
 const PATIENCE: u32 = 3;
 const KILL: ProcessSignal = ProcessSignal::KILL;
+/// How long `docker stop` waits.
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn run(start: &Start, args: &RunArgs) -> Result<u8, Failure> {
     run_inner(start, args).map_err(|failure| match failure.code {
@@ -48,13 +51,82 @@ fn run_inner(start: &Start, args: &RunArgs) -> Result<u8, Failure> {
         output::note("forge: containers are not kept yet: this one is removed when it ends, as with --rm");
     }
     make_bind_sources(&request)?;
+    let stop = StopPolicy::read(args)?;
+    let id_file = args.cidfile.as_deref().map(IdFile::reserve).transpose()?;
     let mode = if args.quiet { Mode::None } else { Mode::read(None, std::io::stderr().is_terminal())? };
-    block_on_many(attached(start, request, mode))
+    block_on_many(attached(start, request, mode, stop, id_file))
+}
+
+/// How SIGTERM ends a container where `--stop-signal` or `--stop-timeout` is given: as `docker stop`.
+#[derive(Clone, Copy)]
+struct StopPolicy {
+    signal: i32,
+    /// `None` to wait for ever.
+    patience: Option<Duration>,
+}
+
+impl StopPolicy {
+    fn read(args: &RunArgs) -> anyhow::Result<Option<Self>> {
+        if args.stop_signal.is_none() && args.stop_timeout.is_none() {
+            return Ok(None);
+        }
+        let signal = args.stop_signal.as_deref().map_or(Ok(ProcessSignal::TERM.as_raw()), signal_number)?;
+        let patience = match args.stop_timeout {
+            None => Some(DEFAULT_PATIENCE),
+            Some(seconds) => u64::try_from(seconds).ok().map(Duration::from_secs),
+        };
+        Ok(Some(Self { signal, patience }))
+    }
+
+    fn begin(self, container: &Arc<RunningContainer>) {
+        // Fails only for a container that has just ended, here and below.
+        let _ = container.signal(self.signal);
+        let Some(patience) = self.patience else { return };
+        let container = Arc::clone(container);
+        tokio::spawn(async move {
+            tokio::time::sleep(patience).await;
+            let _ = container.signal(KILL.as_raw());
+        });
+    }
+}
+
+/// A signal by number or by name, with or without `SIG`.
+fn signal_number(text: &str) -> anyhow::Result<i32> {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
+        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
+        "WINCH", "IO", "PWR", "SYS",
+    ];
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let by_name = NAMES.iter().position(|known| *known == name).map(|index| index as i32 + 1);
+    let by_number = text.parse().ok().filter(|number| (1..=31).contains(number));
+    by_name.or(by_number).with_context(|| format!("invalid signal: {text}"))
+}
+
+/// The file that a container's id goes to.
+struct IdFile(File);
+
+impl IdFile {
+    fn reserve(path: &Path) -> anyhow::Result<Self> {
+        match File::create_new(path) {
+            Ok(file) => Ok(Self(file)),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => bail!(
+                "container ID file found, make sure the other container isn't running or delete {}",
+                path.display()
+            ),
+            Err(error) => Err(error).with_context(|| format!("cannot make {}", path.display())),
+        }
+    }
+
+    fn fill(mut self, id: &str) -> anyhow::Result<()> {
+        self.0.write_all(id.as_bytes()).context("cannot write the container's id")
+    }
 }
 
 /// docker makes missing folders of the host.
 fn make_bind_sources(request: &RunRequest) -> anyhow::Result<()> {
-    for bind in &request.binds {
+    for bind in request.binds.iter().filter(|bind| bind.create) {
         if std::fs::symlink_metadata(&bind.source).is_err() {
             std::fs::create_dir_all(&bind.source).with_context(|| format!("cannot make {}", bind.source.display()))?;
         }
@@ -62,19 +134,31 @@ fn make_bind_sources(request: &RunRequest) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn attached(start: &Start, request: RunRequest, mode: Mode) -> Result<u8, Failure> {
+async fn attached(
+    start: &Start,
+    request: RunRequest,
+    mode: Mode,
+    stop: Option<StopPolicy>,
+    id_file: Option<IdFile>,
+) -> Result<u8, Failure> {
     let (terminal, interactive) = (request.terminal, request.interactive);
-    let signals = Signals::watch()?;
+    let signals = Signals::watch(stop)?;
     let quiet = matches!(mode, Mode::None);
     let container = create(start, request, mode, &signals).await?;
     if !quiet {
         container.notices().iter().for_each(|notice| output::note(&format!("forge: {notice}")));
     }
-    let code = match container.pty() {
+    if let Some(file) = id_file {
+        file.fill(container.id())?;
+    }
+    let outcome = match container.pty() {
         Some(pty) if terminal => with_terminal(&container, pty, interactive).await?,
-        _ => container.wait().await?.code,
+        _ => container.wait().await?,
     };
-    Ok(u8::try_from(code & 0xff).unwrap_or(BEFORE_START))
+    if let Some(limit) = outcome.memory_limit {
+        output::note(&format!("forge: the container ran out of memory (limit {limit} bytes)"));
+    }
+    Ok(u8::try_from(outcome.code & 0xff).unwrap_or(BEFORE_START))
 }
 
 async fn create(
@@ -109,7 +193,11 @@ fn streams(request: &RunRequest) -> anyhow::Result<RunStreams> {
 }
 
 /// Copies between the user's terminal and the container's until the container ends.
-async fn with_terminal(container: &Arc<RunningContainer>, pty: OwnedFd, interactive: bool) -> Result<i32, Failure> {
+async fn with_terminal(
+    container: &Arc<RunningContainer>,
+    pty: OwnedFd,
+    interactive: bool,
+) -> Result<RunOutcome, Failure> {
     let stdin = std::io::stdin();
     let raw = (interactive && stdin.is_terminal()).then(|| Changed::raw(&stdin)).transpose()?;
     resize(container);
@@ -120,12 +208,12 @@ async fn with_terminal(container: &Arc<RunningContainer>, pty: OwnedFd, interact
         std::thread::spawn(move || copy(std::io::stdin(), to));
     }
     let output = tokio::task::spawn_blocking(move || copy(File::from(pty), std::io::stdout()));
-    let code = container.wait().await?.code;
+    let outcome = container.wait().await?;
     // What the container wrote last is still in the terminal's buffer.
     let _ = tokio::time::timeout(Duration::from_secs(1), output).await;
     resizing.abort();
     drop(raw);
-    Ok(code)
+    Ok(outcome)
 }
 
 /// Copies until either side ends. A terminal whose other side is closed answers with an error (EIO).
@@ -167,12 +255,13 @@ struct Signals {
 }
 
 impl Signals {
-    fn watch() -> std::io::Result<Self> {
+    fn watch(stop: Option<StopPolicy>) -> std::io::Result<Self> {
         let (container, _) = watch::channel(None);
         let signals = Self { token: CancellationToken::new(), container, caught: Arc::default() };
         for kind in FORWARDED {
             let route = Route {
                 kind,
+                stop: stop.filter(|_| kind == SignalKind::terminate()),
                 container: signals.container.subscribe(),
                 token: signals.token.clone(),
                 caught: Arc::clone(&signals.caught),
@@ -197,6 +286,8 @@ impl Signals {
 /// The way of one kind of signal.
 struct Route {
     kind: SignalKind,
+    /// What this signal asks for, where it is not simply handed on.
+    stop: Option<StopPolicy>,
     container: watch::Receiver<Option<Arc<RunningContainer>>>,
     token: CancellationToken,
     caught: Arc<AtomicU8>,
@@ -216,7 +307,10 @@ impl Route {
         }
     }
 
-    fn forward(&self, container: &RunningContainer, count: u32) {
+    fn forward(&self, container: &Arc<RunningContainer>, count: u32) {
+        if let (Some(stop), 1) = (self.stop, count) {
+            return stop.begin(container);
+        }
         let asks_to_end = self.kind == SignalKind::interrupt() || self.kind == SignalKind::terminate();
         let kill = asks_to_end && count >= PATIENCE;
         let number = if kill { KILL.as_raw() } else { self.kind.as_raw_value() };

@@ -196,7 +196,7 @@ fn build_network(args: &BuildArgs) -> anyhow::Result<Network> {
     }
 }
 
-fn key_value(text: &str) -> (String, String) {
+pub(super) fn key_value(text: &str) -> (String, String) {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     (key.to_owned(), value.to_owned())
 }

@@ -6,7 +6,9 @@ mod context;
 mod handed;
 mod limits;
 mod llb;
+mod mounts;
 mod output;
+mod rights;
 mod run;
 
 pub use build::{Input, InputNeeds, build_request, input_needs, notes};

@@ -1,10 +1,12 @@
 use super::limits::limits;
+use super::mounts::mounts;
+use super::rights::rights;
 use super::{network, platform, refuse, unsupported};
 use crate::args::RunArgs;
 use crate::environment::Environment;
 use anyhow::{Context, bail};
-use forge_engine::{Bind, ExtraHost, PullPolicy, Resolver, RunRequest};
-use std::path::{Path, PathBuf};
+use forge_engine::{ExtraHost, Port, PullPolicy, Resolver, RunRequest};
+use std::path::Path;
 
 /// Turns flags into a request; `folder` is where relative paths start.
 ///
@@ -16,6 +18,7 @@ pub fn run_request(args: &RunArgs, environment: &Environment, folder: &Path) -> 
         return Err(unsupported(&format!("--sig-proxy={value}")));
     }
     let (image, command) = args.words.split_first().context("the image is missing")?;
+    let (binds, tmpfs) = mounts(args, folder)?;
     let default_platform = environment.filled("DOCKER_DEFAULT_PLATFORM");
     Ok(RunRequest {
         image: image.clone(),
@@ -24,7 +27,13 @@ pub fn run_request(args: &RunArgs, environment: &Environment, folder: &Path) -> 
         env: variables(args, environment)?,
         workdir: args.workdir.clone(),
         user: args.user.clone(),
-        binds: args.volumes.iter().map(|text| bind(text, folder)).collect::<anyhow::Result<_>>()?,
+        binds,
+        tmpfs,
+        rights: rights(args)?,
+        init: args.init,
+        name: args.name.as_deref().map(container_name).transpose()?,
+        labels: args.labels.iter().map(|label| super::build::key_value(label)).collect(),
+        ports: args.ports.iter().map(|text| port(text)).collect::<anyhow::Result<_>>()?,
         network: network(&args.network)?,
         extra_hosts: args.add_hosts.iter().map(|text| extra_host(text)).collect::<anyhow::Result<_>>()?,
         resolver: Resolver {
@@ -52,6 +61,45 @@ pub fn check_terminal(args: &RunArgs, stdin_is_terminal: bool) -> anyhow::Result
         true => bail!("the input device is not a TTY"),
         false => Ok(()),
     }
+}
+
+fn container_name(text: &str) -> anyhow::Result<String> {
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    let starts = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    match starts && text.len() > 1 && text.bytes().all(valid) {
+        true => Ok(text.to_owned()),
+        false => bail!("Invalid container name ({text}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"),
+    }
+}
+
+/// `[IP:][HOST:]CONTAINER[/PROTOCOL]`.
+fn port(text: &str) -> anyhow::Result<Port> {
+    let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    if !protocol.eq_ignore_ascii_case("tcp") {
+        return Err(unsupported(&format!("--publish {text} (a protocol that is not TCP)")));
+    }
+    let invalid = || format!("invalid port specification: {text:?}");
+    let (outside, container) = ports.rsplit_once(':').map_or((None, ports), |(outside, port)| (Some(outside), port));
+    if ports.contains('-') {
+        return Err(unsupported(&format!("--publish {text} (a range of ports)")));
+    }
+    let (address, host) =
+        match outside.map(|outside| outside.rsplit_once(':').map_or((None, outside), |(a, b)| (Some(a), b))) {
+            Some((address, host)) => (address, host),
+            None => (None, ""),
+        };
+    let address =
+        address.map(|text| text.trim_start_matches('[').trim_end_matches(']')).filter(|text| !text.is_empty());
+    let number = |text: &str| text.parse::<u16>().ok().with_context(invalid);
+    let container = number(container)?;
+    if container == 0 {
+        bail!(invalid());
+    }
+    Ok(Port {
+        address: address.map(str::parse).transpose().ok().with_context(invalid)?,
+        host: if host.is_empty() { 0 } else { number(host)? },
+        container,
+    })
 }
 
 fn extra_host(text: &str) -> anyhow::Result<ExtraHost> {
@@ -99,53 +147,11 @@ fn variable(text: &str, environment: &Environment) -> anyhow::Result<Option<Stri
     })
 }
 
-/// `HOST:CONTAINER[:OPTIONS]`.
-fn bind(text: &str, folder: &Path) -> anyhow::Result<Bind> {
-    let parts: Vec<&str> = text.split(':').collect();
-    let (source, target, options) = match parts[..] {
-        [_] => return Err(unsupported(&format!("--volume {text} (an anonymous volume)"))),
-        [source, target] => (source, target, ""),
-        [source, target, options] => (source, target, options),
-        _ => bail!("--volume {text:?}: expected HOST:CONTAINER[:OPTIONS]"),
-    };
-    if !target.starts_with('/') {
-        bail!("--volume {text:?}: {target:?} is not an absolute path");
-    }
-    Ok(Bind {
-        source: bind_source(source, text, folder)?,
-        target: target.into(),
-        readonly: is_readonly(options, text)?,
-    })
-}
-
-fn bind_source(source: &str, text: &str, folder: &Path) -> anyhow::Result<PathBuf> {
-    match source {
-        "" => bail!("--volume {text:?}: expected HOST:CONTAINER[:OPTIONS]"),
-        source if source.starts_with('/') => Ok(source.into()),
-        source if source == "." || source == ".." || source.starts_with("./") || source.starts_with("../") => {
-            Ok(folder.join(source))
-        }
-        source => Err(unsupported(&format!("--volume {text}: the named volume {source:?}"))),
-    }
-}
-
-/// SELinux's `z` and `Z` have no effect where there is no SELinux, as in docker.
-fn is_readonly(options: &str, text: &str) -> anyhow::Result<bool> {
-    let mut readonly = false;
-    for option in options.split(',').filter(|option| !option.is_empty()) {
-        match option {
-            "ro" => readonly = true,
-            "rw" | "z" | "Z" => {}
-            other => return Err(unsupported(&format!("--volume {text}: the option {other:?}"))),
-        }
-    }
-    Ok(readonly)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::args::{Cli, Command};
+    use forge_engine::Bind;
     use std::ffi::OsString;
 
     fn args(line: &str) -> RunArgs {
@@ -166,8 +172,12 @@ mod tests {
     fn dockers_flags_become_a_request() {
         let request = request("--rm -it -e A=1 -e HOME -e UNSET -e EMPTY -w /srv -u 1:2 -v /a:/b:ro -v ./c:/d --net none --entrypoint= -h box --pull never --read-only busybox sh -c true").unwrap();
         assert_eq!(request.env, ["A=1", "HOME=/root", "EMPTY="]);
-        let bind =
-            |source: &str, target: &str, readonly| Bind { source: source.into(), target: target.into(), readonly };
+        let bind = |source: &str, target: &str, readonly| Bind {
+            source: source.into(),
+            target: target.into(),
+            readonly,
+            create: true,
+        };
         assert_eq!(request.binds, [bind("/a", "/b", true), bind("/here/./c", "/d", false)]);
         assert_eq!(
             (request.image.as_str(), request.command),
@@ -191,8 +201,16 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_refused_by_name() {
-        for flag in ["-d", "--privileged", "--name x", "-p 80:80", "--mount x", "--cap-add x", "-l a=b", "--init"] {
-            assert!(error(&format!("{flag} busybox")).ends_with("is not supported by this version of forge"), "{flag}");
+        for flag in [
+            "-d",
+            "--device /dev/fuse",
+            "-P",
+            "-p 53:53/udp",
+            "--volumes-from x",
+            "--security-opt seccomp=/f",
+            "--detach-keys x",
+        ] {
+            assert!(error(&format!("{flag} busybox")).contains("not supported by this version of forge"), "{flag}");
         }
         assert_eq!(
             error("-v data:/x b"),
@@ -204,6 +222,19 @@ mod tests {
         assert!(error("--network web b").contains("--network web is not supported"));
         assert!(error("--pull sometimes b").contains("invalid pull option"));
         assert!(error("--sig-proxy=false b").contains("--sig-proxy=false"));
+    }
+
+    #[test]
+    fn ports_have_dockers_forms() {
+        let read = |text: &str| port(text).map(|port| (port.address.map(|a| a.to_string()), port.host, port.container));
+        assert_eq!(read("80").unwrap(), (None, 0, 80));
+        assert_eq!(read("8080:80/tcp").unwrap(), (None, 8080, 80));
+        assert_eq!(read("127.0.0.1:8080:80").unwrap(), (Some("127.0.0.1".into()), 8080, 80));
+        assert_eq!(read("127.0.0.1::80").unwrap(), (Some("127.0.0.1".into()), 0, 80));
+        assert_eq!(read("[::1]:8080:80").unwrap(), (Some("::1".into()), 8080, 80));
+        for wrong in ["", "0", "80:", "x:80", "99999:80", "1.2.3:1:2", "53:53/udp", "80-90:80-90"] {
+            assert!(port(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -76,3 +76,165 @@ fn privileged_a93_steps_do_not_reach_the_host_s_loopback() {
     let seen: Vec<_> = built.stderr.lines().filter_map(|line| line.rsplit(' ').next()).collect();
     assert!(seen.contains(&"closed") && seen.contains(&"open"), "{}", built.stderr);
 }
+
+fn status_of(forge: &Forge, flags: &[&str]) -> String {
+    let script = "grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t'";
+    let words = [&["run", "--rm", "-q", "--network", "none"], flags, &["busybox", "sh", "-c", script]].concat();
+    forge.ok(&words).stdout.replace('\n', " ")
+}
+
+#[test]
+fn privileged_rights_are_dockers() {
+    let Some(forge) = Forge::privileged("rights_are_dockers") else { return };
+    let default = "CapEff:00000000a80425fb CapBnd:00000000a80425fb NoNewPrivs:0 Seccomp:2 ";
+    assert_eq!(status_of(&forge, &[]), default);
+    let less = status_of(&forge, &["--cap-drop", "ALL", "--cap-add", "CHOWN", "--security-opt", "no-new-privileges"]);
+    assert_eq!(less, "CapEff:0000000000000001 CapBnd:0000000000000001 NoNewPrivs:1 Seccomp:2 ");
+    assert!(status_of(&forge, &["--security-opt", "seccomp=unconfined"]).ends_with("Seccomp:0 "));
+    let everything = status_of(&forge, &["--privileged"]);
+    assert!(everything.ends_with("Seccomp:0 ") && !everything.contains("a80425fb"), "{everything}");
+    forge.fails(125, &["run", "--rm", "--cap-add", "NONSENSE", "busybox", "true"]);
+    forge.fails(125, &["run", "--rm", "--security-opt", "seccomp=/profile.json", "busybox", "true"]);
+    let groups = ["run", "--rm", "-q", "--group-add", "4242", "-u", "7:8", "busybox", "id", "-G"];
+    assert_eq!(forge.ok(&groups).stdout, "8 4242\n");
+}
+
+#[test]
+fn privileged_mounts_are_dockers() {
+    let Some(forge) = Forge::privileged("mounts_are_dockers") else { return };
+    let folder = forge.context("shared", &[("file", "data")]);
+    let bind = format!("type=bind,source={folder},target=/shared,readonly");
+    let script = "cat /shared/file; (: > /shared/x) 2>/dev/null || echo read-only; stat -c %a /t /m; \
+                  grep -E ' (/t|/m) ' /proc/mounts | cut -d ' ' -f 2,4 | cut -d , -f 1-4; (: > /x) 2>/dev/null || echo root read-only";
+    let words = [
+        "run",
+        "--rm",
+        "-q",
+        "--network",
+        "none",
+        "--read-only",
+        "--mount",
+        &bind,
+        "--tmpfs",
+        "/t:size=1m,mode=750,exec",
+        "--mount",
+        "type=tmpfs,dst=/m",
+        "busybox",
+        "sh",
+        "-c",
+        script,
+    ];
+    let seen = forge.ok(&words).stdout;
+    assert!(seen.starts_with("dataread-only\n750\n1777\n"), "{seen}");
+    assert!(seen.contains("/t rw,nosuid,nodev,relatime") && seen.contains("/m rw,nosuid,nodev,noexec"), "{seen}");
+    assert!(seen.ends_with("root read-only\n"), "{seen}");
+    let missing = forge.path("missing").display().to_string();
+    let bind = format!("type=bind,src={missing},dst=/x");
+    forge.fails(125, &["run", "--rm", "--mount", &bind, "busybox", "true"]);
+    assert!(!forge.path("missing").exists(), "--mount makes nothing");
+    let refused = forge.fails(125, &["run", "--rm", "--mount", "type=volume,src=v,dst=/x", "busybox", "true"]);
+    assert!(refused.stderr.contains("not supported"), "{}", refused.stderr);
+}
+
+#[test]
+fn privileged_names_ids_and_init() {
+    let Some(forge) = Forge::privileged("names_ids_and_init") else { return };
+    let file = forge.path("cid").display().to_string();
+    let sleeper = [
+        "run",
+        "--rm",
+        "-q",
+        "--network",
+        "none",
+        "--name",
+        "web",
+        "--cidfile",
+        &file,
+        "-l",
+        "a=b",
+        "busybox",
+        "sleep",
+        "60",
+    ];
+    let mut child = forge.command(&sleeper).spawn().unwrap();
+    let begin = std::time::Instant::now();
+    let id = loop {
+        let id = std::fs::read_to_string(&file).unwrap_or_default();
+        if id.len() == 64 {
+            break id;
+        }
+        assert!(begin.elapsed().as_secs() < 60);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
+    let record = forge.store().join("run/containers").join(format!("{id}.json"));
+    assert!(std::fs::read_to_string(&record).unwrap().contains(r#""Name":"web""#));
+    let taken = forge.fails(125, &["run", "--rm", "--name", "web", "busybox", "true"]);
+    assert!(taken.stderr.contains(&id), "{}", taken.stderr);
+    forge.fails(125, &["run", "--rm", "--cidfile", &file, "busybox", "true"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    forge.ok(&["run", "--rm", "--name", "web", "busybox", "true"]);
+    assert!(!record.exists());
+    // The first process takes orphans in, and passes the code on.
+    let script = "(sh -c 'sleep 0.1 &'); sleep 0.3; cat /proc/1/comm; ps | grep -c '\\[sleep\\]'; exit 7";
+    let with = forge.fails(7, &["run", "--rm", "-q", "--network", "none", "--init", "busybox", "sh", "-c", script]);
+    assert_eq!(with.stdout, "forge-init\n0\n");
+    forge.fails(127, &["run", "--rm", "--init", "busybox", "nosuch"]);
+}
+
+/// SIGTERM is handed on as it is, or asks for the end as `docker stop` does.
+#[test]
+fn privileged_stop_signals() {
+    let Some(forge) = Forge::privileged("stop_signals") else { return };
+    let script =
+        "trap 'echo usr1; exit 3' USR1; trap 'echo term; exit 4' TERM; echo ready; while :; do sleep 0.05; done";
+    for (flags, code, words) in [
+        (&["--stop-signal", "USR1"][..], 3, "ready\nusr1\n"),
+        (&[][..], 4, "ready\nterm\n"),
+        (&["--init"][..], 4, "ready\nterm\n"),
+        (&["--stop-signal", "SIGHUP", "--stop-timeout", "1"][..], 137, "ready\n"),
+    ] {
+        let ignoring = format!("trap '' HUP; {script}");
+        let command =
+            [&["run", "--rm", "-q", "--network", "none"], flags, &["busybox", "sh", "-c", &ignoring]].concat();
+        let mut child = forge.command(&command).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut reader = std::io::BufReader::new(child.stdout.take().unwrap());
+        let mut text = String::new();
+        std::io::BufRead::read_line(&mut reader, &mut text).unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
+        assert_eq!((crate::fixture::wait(&mut child), text.as_str()), (code, words), "{flags:?}");
+    }
+}
+
+#[test]
+fn privileged_published_ports_lead_to_the_container() {
+    let Some(forge) = Forge::privileged("published_ports") else { return };
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = format!("127.0.0.1:{free}:80");
+    let script = "while :; do echo hello | nc -l -p 80; done";
+    let mut child = forge.command(&["run", "--rm", "-q", "-p", &port, "busybox", "sh", "-c", script]).spawn().unwrap();
+    let begin = std::time::Instant::now();
+    let answer = loop {
+        let mut text = String::new();
+        let stream = std::net::TcpStream::connect(("127.0.0.1", free));
+        let read = stream.and_then(|mut stream| {
+            stream.set_read_timeout(Some(std::time::Duration::from_secs(2)))?;
+            std::io::Read::read_to_string(&mut stream, &mut text)
+        });
+        if read.is_ok_and(|count| count > 0) || begin.elapsed().as_secs() > 20 {
+            break text;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    let taken = forge.forge(&["run", "--rm", "-q", "-p", &port, "busybox", "true"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    if answer.is_empty() && !forge.ok(&["run", "--rm", "busybox", "true"]).stderr.is_empty() {
+        println!("SKIPPED: no private network");
+        return;
+    }
+    assert_eq!(answer, "hello\n");
+    assert_eq!(taken.code, 125, "{}", taken.stderr);
+}

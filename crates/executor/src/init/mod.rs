@@ -12,6 +12,7 @@ mod limits;
 mod mounts;
 mod network;
 mod paths;
+mod reaper;
 mod root;
 mod server;
 mod setup;

@@ -4,7 +4,7 @@ use super::launch::{Program, enter_directory};
 use super::mounts::{self, Masks};
 use super::paths::{Root, Stub};
 use super::root;
-use super::{identity, sys};
+use super::{identity, reaper, sys};
 use crate::message::{Channel, Configuration, Doing, Failure, Message};
 use crate::{NetworkMode, ProcessSpec, Resources, SandboxSpec, StubRemoval};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fstat, open};
@@ -51,6 +51,9 @@ fn live(channel: &Channel, cgroups: &Cgroups, entered: rustix::io::Result<()>) -
     identity::limit(&spec.process)?;
     identity::become_user(&spec)?;
     sys::close_on_exec_from(3).doing(|| "mark descriptors".into())?;
+    if spec.process.reaper {
+        reaper::stay_behind().doing(|| "start the container's init".into())?;
+    }
     Err(program.execute())
 }
 

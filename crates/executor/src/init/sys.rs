@@ -146,6 +146,38 @@ pub(super) fn wait_any(block: bool) -> Result<Option<Ended>> {
     }))
 }
 
+/// fork(2): the child's number in the parent, `None` in the child.
+///
+/// # Safety
+/// The process must be single-threaded: the child gets a copy of every lock as it stands.
+pub(super) unsafe fn fork() -> Result<Option<i32>> {
+    // SAFETY: as the caller promises.
+    let pid = check(unsafe { libc::fork() }.into())?;
+    Ok((pid != 0).then_some(pid as i32))
+}
+
+/// Sends a signal, if its process is still there.
+pub(super) fn send_signal(process: i32, signal: i32) {
+    // SAFETY: no memory is involved; a process that has ended is an error that changes nothing.
+    unsafe { libc::kill(process, signal) };
+}
+
+/// Leaves the init's process group, and takes the terminal over where there is one.
+pub(super) fn new_foreground_session() -> Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::setpgid(0, 0) }.into())?;
+    if !rustix::termios::isatty(rustix::stdio::stdin()) {
+        return Ok(());
+    }
+    // A process of the background that does this is stopped unless it ignores the signal.
+    // SAFETY: SIG_IGN and SIG_DFL are valid actions.
+    unsafe { libc::signal(libc::SIGTTOU, libc::SIG_IGN) };
+    let taken = rustix::termios::tcsetpgrp(rustix::stdio::stdin(), rustix::process::getpgrp());
+    // SAFETY: as above.
+    unsafe { libc::signal(libc::SIGTTOU, libc::SIG_DFL) };
+    taken
+}
+
 /// execve(2); returns only the reason for which it failed.
 pub(super) fn execve(program: &CStr, arguments: &[CString], environment: &[CString]) -> Errno {
     match nix::unistd::execve(program, arguments, environment) {
