@@ -1,4 +1,4 @@
-//! What developers and CI run: `cargo xtask demo`, `test`, `check` and `bench`.
+//! What developers and CI run: `cargo xtask demo`, `test`, `check`, `fuzz` and `bench`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a developer's tool talks to the terminal")]
 
@@ -10,6 +10,7 @@ mod corpus;
 mod corpus_case;
 mod crates;
 mod demo;
+mod fuzz;
 mod differential;
 mod licences;
 mod packages;
@@ -30,6 +31,8 @@ const USAGE: &str = "cargo xtask COMMAND
                    build the realistic Dockerfiles of testdata/corpus and run their images
   differential [NAME…]
                    build the examples with forge and with Debian's buildah, and compare the images
+  fuzz [--seconds N] [TARGET]...
+                   random tests, a minute each
   bench [--quick]  forge beside the bare cost of each job, as ratios
   busybox FILE     write a busybox base image, as an archive for `forge load`";
 
@@ -52,6 +55,7 @@ fn run() -> Result<()> {
         ["test"] => test_run::run(test_run::Scope::All),
         ["check"] => check::run(test_run::Scope::All),
         ["check", "--fast"] => check::run(test_run::Scope::Fast),
+        ["fuzz", ref words @ ..] => fuzz::run(words),
         ["bench"] => bench::run(bench::Size::Full),
         ["bench", "--quick"] => bench::run(bench::Size::Quick),
         ["corpus"] => corpus::check(&[], false),

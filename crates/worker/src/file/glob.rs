@@ -105,6 +105,9 @@ fn check_rest(mut pattern: &[u8]) -> Option<()> {
 }
 
 #[cfg(test)]
+mod fuzz_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
