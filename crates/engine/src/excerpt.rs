@@ -28,7 +28,7 @@ impl<'a> SourceLines<'a> {
         for (index, line) in self.lines.iter().enumerate().skip(from - 1).take(last + AROUND + 1 - from) {
             let number = index + 1;
             let mark = if (first..=last).contains(&number) { ">>>" } else { "   " };
-            let shown = format!("{number:4} | {mark} {line}");
+            let shown = format!("{number:4} | {mark} {}", forge_llb::without_credentials(line));
             _ = writeln!(text, "{}", shown.trim_end());
         }
         text + RULE

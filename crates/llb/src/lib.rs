@@ -36,4 +36,4 @@ pub use git_url::{
 };
 pub use graph::{Edge, Graph, GraphError, InstructionSpan, Metadata, Op, Vertex, VertexDigest};
 pub use source::{GitMtime, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource, ResolveMode, SourceOp};
-pub use url_credentials::UrlCredentials;
+pub use url_credentials::{UrlCredentials, without_credentials};

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fmt;
 
 /// The user information of an address (`user:password@`), kept apart from it so that the address can be shown and
@@ -36,6 +37,52 @@ impl fmt::Debug for UrlCredentials {
     }
 }
 
+/// What stands where a credential stood.
+const HIDDEN: &str = "xxxxx";
+
+/// Parts of the names of query parameters whose values let their readers in.
+const TELLING: [&str; 9] = ["token", "secret", "passw", "pwd", "signature", "credential", "auth", "apikey", "api_key"];
+
+/// A text for people, with the user information of all addresses in it replaced, and the values of query parameters
+/// that are named like secrets (A102).
+pub fn without_credentials(text: &str) -> Cow<'_, str> {
+    // The search for single bytes is much the faster one, and most texts end here.
+    if !(text.contains('@') || text.contains('?')) || !text.contains("://") {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (before, address) = rest.split_at(at + 3);
+        let end = address.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`')).unwrap_or(address.len());
+        shown += before;
+        push_address(&mut shown, &address[..end]);
+        rest = &address[end..];
+    }
+    Cow::Owned(shown + rest)
+}
+
+/// Writes what is behind `://` up to the end of the word.
+fn push_address(shown: &mut String, address: &str) {
+    let (authority, path) = address.split_at(address.find(['/', '?', '#']).unwrap_or(address.len()));
+    match authority.rsplit_once('@') {
+        Some((_, host)) => *shown += &format!("{HIDDEN}@{host}"),
+        None => *shown += authority,
+    }
+    let Some((path, query)) = path.split_once('?') else { return *shown += &without_credentials(path) };
+    let (query, fragment) = query.split_at(query.find('#').unwrap_or(query.len()));
+    let pairs = query.split('&').map(|pair| match pair.split_once('=') {
+        Some((name, value)) if !value.is_empty() && is_telling(name) => format!("{name}={HIDDEN}"),
+        _ => pair.to_owned(),
+    });
+    *shown += &format!("{}?{}{fragment}", without_credentials(path), pairs.collect::<Vec<_>>().join("&"));
+}
+
+fn is_telling(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    matches!(name.as_str(), "sig" | "key") || TELLING.iter().any(|part| name.contains(part))
+}
+
 /// Replaces `%41` by `A`. A percent sign without two hexadecimal digits behind it stays.
 pub(crate) fn percent_decoded(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
@@ -69,6 +116,19 @@ mod tests {
         assert_eq!(credentials.user(), b"us@er");
         assert_eq!(credentials.reveal_password(), b"p:a@ss");
         assert_eq!(format!("{credentials:?}"), "****");
+    }
+
+    #[test]
+    fn a102_texts_are_shown_without_the_credentials_of_their_addresses() {
+        let check = |text: &str, expected: &str| assert_eq!(without_credentials(text), expected);
+        check("ADD https://u:p@h/x /y", "ADD https://xxxxx@h/x /y");
+        check("ADD \"https://u:p@h\" 'git://t@h/r'", "ADD \"https://xxxxx@h\" 'git://xxxxx@h/r'");
+        check("https://h/x?a=b&X-Amz-Signature=s&token=t#f", "https://h/x?a=b&X-Amz-Signature=xxxxx&token=xxxxx#f");
+        check("https://h/a@b?c=d@e and git@h:p", "https://h/a@b?c=d@e and git@h:p");
+        check("https://h/x?key=&sig=1", "https://h/x?key=&sig=xxxxx");
+        check("a://://u@h://", "a://://u@h://");
+        check("RUN echo a:b@c", "RUN echo a:b@c");
+        check("https://proxy/https://u:p@h/x", "https://proxy/https://xxxxx@h/x");
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod llb;
 mod mounts;
 mod outputs;
 mod registry;
+mod remote;
 mod routes;
 mod run;
 mod sandbox;

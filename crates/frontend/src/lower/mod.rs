@@ -41,12 +41,13 @@ use crate::{
 use base::request_step;
 use epoch::Epoch;
 use forge_image::Platform;
-use forge_llb::{Edge, Graph, InstructionSpan, Metadata, Op, Vertex};
+use forge_llb::{Edge, Graph, InstructionSpan, Metadata, Op, Vertex, without_credentials};
 use forge_session::PatternMatcher;
 use mounts::UsedMount;
 use plan::{Base, Plan, SourceName, reads_main_context};
 use stage::StageBuilder;
 use state::{History, StageState};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Environments, arguments and history entries of all steps together: far beyond any real file, and a bound on
@@ -333,6 +334,7 @@ impl Lowering<'_> {
     ) -> Result<Edge, FrontendError> {
         // One long instruction may come to thousands of vertices, and each carries its text.
         self.book(metadata.name.len() + metadata.span.as_ref().map_or(0, |span| span.text.len()))?;
+        let metadata = shown(metadata);
         Ok(self.graph.add(Vertex { op, inputs, platform, metadata }).map_err(Problem::Graph)?)
     }
 
@@ -407,4 +409,14 @@ fn unused_build_args(program: &Program, options: &LowerOptions) -> Vec<String> {
     let steers = |name: &str| name.starts_with("BUILDKIT_") || name == epoch::NAME;
     let names = options.build_args.keys().filter(|name| !known.contains(name.as_str()) && !steers(name));
     names.cloned().collect()
+}
+
+/// Takes credentials out of what is shown and recorded of a vertex (A102).
+fn shown(metadata: Metadata) -> Metadata {
+    let hidden = |text: String| match without_credentials(&text) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(hidden) => hidden,
+    };
+    let span = metadata.span.map(|span| InstructionSpan { text: hidden(span.text), ..span });
+    Metadata { name: hidden(metadata.name), span, ..metadata }
 }

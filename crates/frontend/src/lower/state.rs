@@ -1,7 +1,7 @@
 use super::environment::{DeclaredArgs, Environment};
 use crate::ImageKey;
 use forge_image::{ContainerConfig, HistoryEntry, ImageConfig, Platform};
-use forge_llb::Edge;
+use forge_llb::{Edge, without_credentials};
 use std::rc::Rc;
 
 /// The search path of images that set none.
@@ -115,7 +115,8 @@ impl StageState {
     /// Adds a history entry.
     pub fn record(&mut self, history: &mut History, text: String, layer: Layer) {
         let entry = HistoryEntry {
-            created_by: Some(text),
+            // Whoever gets the image reads this.
+            created_by: Some(without_credentials(&text).into_owned()),
             comment: Some(HISTORY_COMMENT.to_owned()),
             empty_layer: layer == Layer::None,
             ..HistoryEntry::default()
