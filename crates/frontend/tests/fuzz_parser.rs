@@ -196,6 +196,7 @@ fn input(random: &mut Random, corpus: &[Vec<u8>]) -> Vec<u8> {
     }
 }
 
+// Fails when only ASCII blanks may stand before a comment.
 #[test]
 fn fuzz_p01_any_text_is_parsed_or_refused_and_trees_print_to_themselves() {
     let corpus = corpus();

@@ -57,6 +57,7 @@ fn numbered(head: &str, count: usize, line: impl Fn(usize) -> String) -> String 
     text
 }
 
+// Without limits on instructions and words, these take gigabytes and minutes.
 #[test]
 fn a113_a114_hostile_files_cost_little_time_and_memory() {
     let x = "FROM scratch\n";

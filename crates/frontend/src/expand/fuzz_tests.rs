@@ -291,6 +291,7 @@ fn word(random: &mut Random) -> String {
     random.text(&PIECES, 12)
 }
 
+// Fails when `$` cannot be escaped between double quotes.
 #[test]
 fn fuzz_p02_expansion_agrees_with_a_slow_interpreter() {
     for (_, case) in fuzz::corpus("testdata/fuzz/p02") {
