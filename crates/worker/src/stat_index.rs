@@ -54,6 +54,9 @@ const TICK_NS: i128 = 100_000_000;
 /// File systems that keep whole seconds keep every second one at worst (FAT).
 const COARSE_TICK_NS: i128 = 2_000_000_000;
 
+/// So many indexes are kept, the last ones that were written: contexts come and go.
+const INDEXES: usize = 100;
+
 /// So many records that nobody asked for may be carried along.
 const SPARE: usize = 4096;
 
@@ -163,7 +166,24 @@ fn write(path: &Path, records: &[&[u8]]) -> std::io::Result<()> {
     let new = path.with_extension(format!("new-{}", std::process::id()));
     let mut file = std::fs::File::create(&new)?;
     file.write_all(&bytes)?;
-    std::fs::rename(&new, path)
+    std::fs::rename(&new, path)?;
+    forget_oldest(folder)
+}
+
+/// Removes what was not written for the longest time, temporary files of processes that died among it.
+fn forget_oldest(folder: &Path) -> std::io::Result<()> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        // Another process may have removed it just now.
+        if let Ok(metadata) = entry.metadata() {
+            found.push((metadata.modified()?, entry.path()));
+        }
+    }
+    found.sort_unstable();
+    let excess = found.len().saturating_sub(INDEXES);
+    found[..excess].iter().for_each(|(_, path)| _ = std::fs::remove_file(path));
+    Ok(())
 }
 
 fn name(path: &ContextPath) -> [u8; NAME] {

@@ -28,6 +28,34 @@ fn privileged_a_changed_file_reruns_only_its_copy_and_what_follows() {
     assert_eq!(ids().1, before, "going back finds the old results");
 }
 
+// Fails when the copy is made on the layers below, as without --link.
+#[test]
+fn privileged_a_linked_copy_stays_when_what_is_below_changes() {
+    let Some(forge) = Forge::privileged("a_linked_copy_stays_when_what_is_below_changes") else { return };
+    let dockerfile = |flag: &str| {
+        format!("FROM busybox\nARG A\nRUN {NEW} > /id && echo $A > /below && chmod 1777 /tmp\nCOPY {flag} f /app/f\n")
+    };
+    let context = forge.context("context", &[("Dockerfile", &dockerfile("--link")), ("f", "1"), ("unread", "1")]);
+    let build = |value: &str| forge.build(&["-t", "x", "--build-arg", &format!("A={value}"), &context]);
+    let layers = || {
+        let shown = forge.ok(&["inspect", "--format", "{{json .RootFS.Layers}}", "x"]).stdout;
+        serde_json::from_str::<Vec<String>>(shown.trim()).unwrap()
+    };
+    build("1");
+    let before = layers();
+    let steps = build("2");
+    assert_eq!((state(&steps, "RUN cat"), state(&steps, "COPY --link")), (Step::Ran, Step::Cached));
+    assert_eq!(forge.shell("x", "cat /below /app/f"), "2\n1");
+    let after = layers();
+    assert_eq!(after.last(), before.last());
+    assert_ne!(after[after.len() - 2], before[before.len() - 2]);
+    forge.context("context", &[("f", "2")]);
+    assert_eq!(state(&build("2"), "COPY --link"), Step::Ran);
+    forge.context("context", &[("Dockerfile", &dockerfile(""))]);
+    build("1");
+    assert_eq!(state(&build("3"), "/app/f"), Step::Ran);
+}
+
 #[test]
 fn privileged_a_changed_argument_reruns_from_its_first_use() {
     let Some(forge) = Forge::privileged("a_changed_argument_reruns_from_its_first_use") else { return };

@@ -41,6 +41,14 @@ pub(crate) struct Links {
     replaced: u64,
 }
 
+/// Where something that is not a folder goes.
+enum Place {
+    /// Into a folder, under its own name.
+    Within(PathBuf),
+    /// Into a folder, under another name.
+    Named(PathBuf, Box<OsStr>),
+}
+
 /// So many files are made before they are filled, all at the same time. Each has a descriptor, of which there may be
 /// a thousand for all steps of a build.
 const FILLED_AT_ONCE: usize = 64;
@@ -66,7 +74,7 @@ impl<'a, 'e> Copier<'a, 'e> {
     pub(crate) fn copy(mut self, roots: &[&SelectedRoot]) -> Result<(), FileError> {
         for root in roots {
             match root.entry.kind {
-                SourceKind::Directory => self.copy_folder(root, &self.metadata(&root.entry)?)?,
+                SourceKind::Directory => self.copy_folder(root, &self.destination_metadata(root)?)?,
                 _ if self.unpacks(root)? => self.unpack(root)?,
                 _ => self.copy_single(root, roots.len() > 1)?,
             }
@@ -148,7 +156,17 @@ impl<'a, 'e> Copier<'a, 'e> {
         self.action.destination.ends_with('/') || self.action.destination.ends_with("/.")
     }
 
-    /// The folder itself takes the source's metadata only where it is made now; its parents are 0755.
+    /// What a folder that is copied gives the destination where that is made now: all it has, or its time alone where
+    /// only what is in it is copied.
+    fn destination_metadata(&self, root: &SelectedRoot) -> Result<EntryMetadata, FileError> {
+        let copied = self.metadata(&root.entry)?;
+        match self.action.contents_only {
+            true => Ok(EntryMetadata { mtime: copied.mtime, ..self.made_on_the_way() }),
+            false => Ok(copied),
+        }
+    }
+
+    /// The folder itself takes the metadata only where it is made now.
     fn destination_folder(&mut self, path: &Path, metadata: &EntryMetadata) -> Result<Folder, FileError> {
         let Some((parent, name)) = path.parent().zip(path.file_name()) else {
             return Ok(self.editor.folder(path, metadata)?);
@@ -168,22 +186,33 @@ impl<'a, 'e> Copier<'a, 'e> {
             self.shared = Some(folder);
             return Ok(());
         }
-        let (folder, name) = self.single_destination(root, several)?;
-        let mut folder = self.editor.folder(&folder, &self.made_on_the_way())?;
-        self.write_entry(&mut folder, &name, &root.entry, &metadata)?;
-        self.shared = several.then_some(folder);
+        let on_the_way = self.made_on_the_way();
+        match self.single_destination()? {
+            Place::Within(folder) => {
+                let mut folder = self.editor.folder(&folder, &on_the_way)?;
+                self.write_entry(&mut folder, OsStr::from_bytes(&root.name), &root.entry, &metadata)?;
+                self.shared = several.then_some(folder);
+            }
+            Place::Named(folder, name) => {
+                let mut folder = self.editor.folder(&folder, &on_the_way)?;
+                self.write_entry(&mut folder, &name, &root.entry, &metadata)?;
+                // A pattern may match several, of which the last one keeps the name.
+                self.flush()?;
+            }
+        }
         Ok(())
     }
 
     /// Where a file goes: into the destination where that is a folder, else to that very name.
-    fn single_destination(&self, root: &SelectedRoot, several: bool) -> Result<(PathBuf, Box<OsStr>), FileError> {
+    fn single_destination(&self) -> Result<Place, FileError> {
         let tree = self.editor.tree();
         let resolved = tree.resolve(Path::new(&self.action.destination))?;
         let is_folder = tree.lookup(&resolved)?.is_some_and(|entry| entry.kind == TreeKind::Directory);
-        let wants_folder = several || self.destination_is_folder();
         match (resolved.parent(), resolved.file_name()) {
-            (Some(parent), Some(name)) if !is_folder && !wants_folder => Ok((parent.to_owned(), name.into())),
-            _ => Ok((resolved, OsStr::from_bytes(&root.name).into())),
+            (Some(parent), Some(name)) if !is_folder && !self.destination_is_folder() => {
+                Ok(Place::Named(parent.to_owned(), name.into()))
+            }
+            _ => Ok(Place::Within(resolved)),
         }
     }
 
@@ -245,10 +274,16 @@ impl<'a, 'e> Copier<'a, 'e> {
         Ok(EntryMetadata { mode, uid, gid, mtime, xattrs: entry.xattrs.clone() })
     }
 
+    /// What folders are given that the destination lacks.
     fn made_on_the_way(&self) -> EntryMetadata {
         let (uid, gid) = self.owner.unwrap_or((0, 0));
         let mtime = self.action.timestamp.map_or(self.now, |seconds| (seconds, 0));
-        EntryMetadata { mode: 0o755, uid, gid, mtime, xattrs: BTreeMap::new() }
+        let mode = match &self.action.mode {
+            // Bits beside the permissions are for what is copied.
+            Some(ModeChange::Octal(bits)) => bits & 0o777,
+            Some(ModeChange::Symbolic(_)) | None => 0o755,
+        };
+        EntryMetadata { mode, uid, gid, mtime, xattrs: BTreeMap::new() }
     }
 
     /// Whether a file is an archive that ADD unpacks.
@@ -257,16 +292,18 @@ impl<'a, 'e> Copier<'a, 'e> {
         Ok(self.action.unpack_archives && is_file && super::archive::is_archive(self.tree.open(&root.entry)?))
     }
 
-    /// An archive is unpacked aside first: its links then lead nowhere but into itself.
+    /// An archive is unpacked aside first: its links then lead nowhere but into itself. What is in it has modes of its
+    /// own, whatever `--chmod` says.
     fn unpack(&mut self, root: &SelectedRoot) -> Result<(), FileError> {
         let name = root.entry.path.display().into_owned();
         let extracted = super::archive::extract(self.tree.open(&root.entry)?, self.store, &name, self.tree.stop())?;
         let tree = SourceTree::of_layers(extracted.tree().clone(), self.tree.stop().clone());
         let everything = select(&tree, &SelectedPath::new("/"))?;
-        let made = self.made_on_the_way();
+        let action = CopyAction { mode: None, ..self.action.clone() };
         self.shared = None;
         self.flush()?;
-        let mut inner = Copier::new(self.action, &tree, self.editor, self.store, self.owner, self.now);
+        let mut inner = Copier::new(&action, &tree, self.editor, self.store, self.owner, self.now);
+        let made = inner.made_on_the_way();
         everything.roots.iter().try_for_each(|root| inner.copy_folder(root, &made))
     }
 }

@@ -22,7 +22,9 @@ pub const TESTS: &[Test] = &[
     ("privileged_a31_sources_never_leave_the_context", a31_sources_never_leave_the_context),
     ("privileged_a31_sources_never_leave_the_stage", a31_sources_never_leave_the_stage),
     ("privileged_a36_names_never_leave_the_tree", a36_names_never_leave_the_tree),
+    ("privileged_a36_patterns_never_leave_the_tree", a36_patterns_never_leave_the_tree),
     ("privileged_a37_hostile_destinations", a37_hostile_destinations),
+    ("privileged_a36_a37_random_links_never_lead_out", a36_a37_random_links),
     ("privileged_a38_hostile_archives", a38_hostile_archives),
     ("privileged_a38_archives_onto_links", a38_archives_onto_links),
     ("privileged_a39_special_files_never_block", a39_special_files_never_block),
@@ -216,6 +218,80 @@ fn a36_names_never_leave_the_tree() {
     for source in [".wh.f", "d", "e", "."] {
         let shown = site.does(&format!("COPY {source} /t/"));
         assert!(shown.starts_with("UserInput: ") && shown.contains(".wh."), "{source}: {shown}");
+    }
+}
+
+/// What `--parents` is given is matched against names in the tree, and against nothing else; links are names too.
+fn a36_patterns_never_leave_the_tree() {
+    let site = Site::new();
+    let tree = ways_out(&site.path(""));
+    let site = site.context(&tree);
+    let canary = site.path("canary").display().to_string();
+    let patterns = [
+        "../canary/flag",
+        "/../canary/**",
+        "**/flag",
+        "**",
+        "*/flag",
+        "up/**",
+        "absdir/*",
+        "reldir/flag",
+        "deep/er/**",
+    ];
+    for pattern in patterns.into_iter().chain([&canary[..]]) {
+        for source in ["/", "..", "up", "absdir", "deep/er", "../canary"] {
+            let shown = site.does(&format!("COPY --include={pattern} {source} /t/"));
+            assert!(!shown.contains(TOKEN) && !shown.contains("flag ="), "{pattern} of {source}: {shown}");
+            let required = site.does(&format!("COPY --include={pattern} --required={pattern} {source} /t/"));
+            assert!(!required.contains(TOKEN) && !required.contains("flag ="), "{pattern} of {source}: {required}");
+        }
+    }
+    assert!(site.does("COPY --include=** / /t/").contains("t/rel -> ../canary/flag"));
+    site.check("COPY --include=absdir/flag --required=absdir/flag / /t/", "UserInput: \"/absdir/flag\": not found");
+    // What a stage is asked for through a link of its own.
+    let stage = Site::new().stage("real/flag =inside\n real/\n link -> real");
+    stage.check("COPY --from=stage --include=flag link /t/", "t/\n t/flag =inside");
+    stage.check("COPY --from=stage --include=link/flag / /t/", "t/ @now");
+}
+
+/// Trees of links that lead anywhere, as context, as base and as stage.
+///
+/// Seen to fail with a context that opens without `RESOLVE_IN_ROOT`.
+fn a36_a37_random_links() {
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut pick = |count: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random % count as u64) as usize
+    };
+    for round in 0..60 {
+        let site = Site::new();
+        let canary = site.path("canary").display().to_string();
+        let up = format!("../../../../../../../../..{canary}");
+        let parts = ["a", "b", "c", "..", ".", &canary, &up, "../canary", "/", "a/b", "../a", "flag", "sub"];
+        let mut tree = String::new();
+        let mut path = |tree: &str, depth: usize| {
+            let parts: Vec<&str> = (0..=depth).map(|_| parts[pick(parts.len())]).collect();
+            (tree.to_owned(), parts.join("/"), pick(2) == 0)
+        };
+        for name in ["a", "b", "c/a", "c/b", "c/c/a"] {
+            let (_, target, is_link) = path("", 1);
+            tree += &if is_link { format!("{name} -> {target}\n") } else { format!("{name} =x\n") };
+        }
+        let (_, source, _) = path("", 2);
+        let (_, destination, is_folder) = path("", 2);
+        let end = if is_folder { "/" } else { "" };
+        let site = site.context(&tree).base(&tree).stage(&tree);
+        for flags in ["", "--from=stage", "--replace", "--from=stage --itself --no-follow", "--include=**/flag"] {
+            let shown = soon(|| site.does(&format!("COPY {flags} /{source} /{destination}{end}")));
+            assert!(!shown.contains(TOKEN) && !shown.contains("flag =d5"), "round {round}: {flags} {source}: {shown}");
+            assert!(!shown.starts_with("Internal"), "round {round}: {flags} {source} {destination}: {shown}");
+        }
+        let rm = forge_llb::RmAction { path: format!("/{destination}"), allow_not_found: true, allow_wildcard: true };
+        let actions = vec![FileAction { base: FileInput::Input(0), kind: FileKind::Rm(rm) }];
+        let shown = site.shown(site.execute_op(FileOp { actions }));
+        assert!(!shown.starts_with("Internal"), "round {round}: rm {destination}: {shown}");
     }
 }
 

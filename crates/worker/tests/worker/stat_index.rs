@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("privileged_changes_that_hide_are_seen", hidden_changes),
     ("privileged_files_that_were_just_written_are_not_believed", just_written),
     ("privileged_a_damaged_index_is_an_empty_one", damaged),
+    ("privileged_only_so_many_indexes_are_kept", few_indexes),
     ("privileged_an_index_forgets_what_is_gone", forgetting),
 ];
 
@@ -146,6 +147,23 @@ fn damaged() {
     std::fs::remove_dir_all(index.parent().unwrap()).unwrap();
     std::fs::write(index.parent().unwrap(), "").unwrap();
     assert_eq!((read(&site, &context), read(&site, &context)), (2, 2));
+}
+
+/// Contexts come and go, and their indexes with them.
+fn few_indexes() {
+    let (site, context) = site("a =1");
+    settle();
+    site.keys(COPY).unwrap();
+    let folder = indexes(&site)[0].parent().unwrap().to_owned();
+    for number in 0..150 {
+        std::fs::write(folder.join(format!("old-{number}")), "").unwrap();
+        tree_text::set_time(&folder.join(format!("old-{number}")), number);
+    }
+    std::fs::write(site.path("context/b"), "2").unwrap();
+    settle();
+    assert_eq!(read(&site, &context), 1);
+    assert_eq!(indexes(&site).len(), 100);
+    assert_eq!(read(&site, &context), 0);
 }
 
 fn forgetting() {
