@@ -2,6 +2,7 @@
 
 use crate::context::{MAIN_CONTEXT, MainContext, open_folder};
 use crate::dockerfile::{DockerfileText, read_dockerfile, read_from_context, read_ignore_file};
+use crate::emulation;
 use crate::engine::{Engine, blocking, until_cancelled};
 use crate::entitlements;
 use crate::error::work_hint;
@@ -341,7 +342,7 @@ impl Build {
             Ok(solved) => return Ok(solved),
             Err(error) => error,
         };
-        let meant = self.explain_missing(&error, image).await;
+        let meant = self.explain_missing(&error, image).await.or_else(|| foreign_program(&error, image));
         let failed = step_failed(error, text);
         Err(match meant {
             Some(hint) => failed.with_hint(hint),
@@ -436,6 +437,15 @@ pub(crate) fn step_failed(error: SolveError, text: &DockerfileText) -> EngineErr
         Some(hint) => failed.with_hint(hint),
         None => failed,
     }
+}
+
+/// What is to be done where a step's program is one for another platform.
+fn foreign_program(error: &SolveError, image: &LoweredImage) -> Option<String> {
+    let SolveError::Step { vertex, source, .. } = error else { return None };
+    let vertex = image.graph.get(vertex)?;
+    let forge_llb::Op::Exec(_) = &vertex.op else { return None };
+    let platform = vertex.platform.clone().unwrap_or_else(|| image.config.platform());
+    emulation::hint(&platform, &chain(&**source))
 }
 
 fn step_hint(error: &WorkerError) -> Option<String> {

@@ -15,6 +15,7 @@ mod context;
 mod definition;
 mod destination;
 mod dockerfile;
+mod emulation;
 mod engine;
 mod entitlements;
 mod error;

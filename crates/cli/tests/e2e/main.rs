@@ -21,6 +21,7 @@ mod language;
 mod llb;
 mod mounts;
 mod outputs;
+mod platforms;
 mod registry;
 mod remote;
 mod routes;
