@@ -56,16 +56,31 @@ pub fn without_credentials(text: &str) -> Cow<'_, str> {
         let (before, address) = rest.split_at(at + 3);
         let end = address.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`')).unwrap_or(address.len());
         shown += before;
-        push_address(&mut shown, &address[..end]);
+        push_address(&mut shown, scheme(before), &address[..end]);
         rest = &address[end..];
     }
     Cow::Owned(shown + rest)
 }
 
+/// The scheme of an address that begins with the last `://` of a text.
+fn scheme(before: &str) -> &str {
+    let text = before.strip_suffix("://").unwrap_or(before);
+    text.rsplit(|c: char| !(c.is_ascii_alphanumeric() || "+.-".contains(c))).next().unwrap_or_default()
+}
+
+/// Whether what stands before `@` is no secret: it is part of an image's name, or the user of a key.
+fn is_public(scheme: &str, user: &str) -> bool {
+    match scheme.to_ascii_lowercase().as_str() {
+        "oci-layout" | "docker-image" => true,
+        "ssh" => !user.contains(':'),
+        _ => false,
+    }
+}
+
 /// Writes what is behind `://` up to the end of the word.
-fn push_address(shown: &mut String, address: &str) {
+fn push_address(shown: &mut String, scheme: &str, address: &str) {
     let (authority, path) = address.split_at(address.find(['/', '?', '#']).unwrap_or(address.len()));
-    match authority.rsplit_once('@') {
+    match authority.rsplit_once('@').filter(|(user, _)| !is_public(scheme, user)) {
         Some((_, host)) => *shown += &format!("{HIDDEN}@{host}"),
         None => *shown += authority,
     }
@@ -128,6 +143,8 @@ mod tests {
         check("https://h/x?key=&sig=1", "https://h/x?key=&sig=xxxxx");
         check("a://://u@h://", "a://://u@h://");
         check("RUN echo a:b@c", "RUN echo a:b@c");
+        check("ssh://git@h/r ssh://u:p@h/r", "ssh://git@h/r ssh://xxxxx@h/r");
+        check("oci-layout://cache@sha256:1", "oci-layout://cache@sha256:1");
         check("https://proxy/https://u:p@h/x", "https://proxy/https://xxxxx@h/x");
     }
 
