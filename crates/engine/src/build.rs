@@ -22,7 +22,7 @@ use forge_frontend::{
     ResolvedImages, SourceTime, TimeRequest, Warning,
 };
 use forge_image::{ErrorKind, Platform, chain};
-use forge_llb::{ExtraHost, NetworkMode, ResolveMode};
+use forge_llb::{ExtraHost, NetworkMode, ResolveMode, without_credentials};
 use forge_registry::TransferContext;
 use forge_session::{Event, EventSink, Session, SourceSpan, WarningNotice};
 use forge_solver::{SolveError, Solved, Solver, WorkerError};
@@ -403,6 +403,7 @@ fn ignore_patterns(text: &[u8]) -> Result<Vec<String>, EngineError> {
 /// A Dockerfile that was refused, with its lines.
 pub(crate) fn refused(error: &FrontendError, text: &DockerfileText) -> EngineError {
     let drawn = error.render(&String::from_utf8_lossy(&text.text));
+    let drawn = without_credentials(&drawn).into_owned();
     let failed = EngineError::new(error.kind(), error.to_string());
     // The first line of the drawing is the message itself.
     match drawn.split_once('\n') {

@@ -3,7 +3,9 @@ use crate::Test;
 use crate::tree_text::trimmed;
 use forge_llb::{GitMtime, GitSource, GitUrl, SourceOp};
 use forge_registry::RegistryOptions;
+use forge_solver::WorkerError;
 use forge_testkit::{GitServer, RawServer, TestSession};
+use std::io::{BufRead, BufReader};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -18,6 +20,7 @@ pub const TESTS: &[Test] = &[
     ("privileged_tokens_reach_their_server_only", tokens),
     ("privileged_a_repository_is_fetched_once", fetched_once),
     ("privileged_offline_and_missing_repositories_are_errors", unreachable),
+    ("privileged_ssh_needs_an_agent_and_is_run_in_the_sandbox", ssh),
     ("privileged_a_cancelled_fetch_ends", cancelled),
     ("privileged_a102_no_credential_of_a_repository_is_shown_or_kept", a102_credentials),
     ("privileged_a106_options_in_addresses_and_references_run_nothing", a106_options),
@@ -247,6 +250,32 @@ fn unreachable() {
     bench.options = RegistryOptions { offline: true, ..bench.options };
     let url = server.url("r.git");
     assert_eq!(bench.tree(&source(&url)), format!("UserInput: cannot reach {url}: offline\n"));
+}
+
+/// As far as the first line of the protocol: there is no SSH server here.
+fn ssh() {
+    if !forge_testkit::installed("ssh", "ssh_needs_an_agent_and_is_run_in_the_sandbox") {
+        return;
+    }
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let url = format!("ssh://git@{}/r.git", listener.local_addr().unwrap());
+    let without = Bench::new();
+    let error = without.build().pin(&source(&url)).unwrap_err();
+    assert_eq!(error.to_string(), "no SSH key \"default\" forwarded from the client");
+    assert!(matches!(error, WorkerError::Other { hint: Some(hint), .. } if hint == "pass --ssh default"));
+    let folder = tempfile::tempdir().unwrap();
+    let _agent = std::os::unix::net::UnixListener::bind(folder.path().join("agent")).unwrap();
+    let bench = Bench::with(TestSession::new().with_agent("default", folder.path().join("agent")));
+    let greeted = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        line
+    });
+    let tree = bench.tree(&source(&url));
+    assert!(tree.starts_with("Remote: git failed to list the references of"), "{tree}");
+    let greeting = greeted.join().unwrap();
+    assert!(greeting.starts_with("SSH-2.0-"), "{greeting}");
 }
 
 fn cancelled() {
