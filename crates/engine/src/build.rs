@@ -223,6 +223,11 @@ impl Build {
         })
     }
 
+    /// Whether the result is an index even for one platform: the build argument `BUILDKIT_MULTI_PLATFORM` says so.
+    pub(crate) fn wants_index(&self) -> bool {
+        self.request.build_args.get("BUILDKIT_MULTI_PLATFORM").is_some_and(|value| is_true(value))
+    }
+
     pub(crate) fn lower_options(&self, ignore: &[String], platform: &Platform) -> LowerOptions {
         let request = &self.request;
         LowerOptions {
@@ -244,7 +249,7 @@ impl Build {
             named_contexts: self.named.clone(),
             proxy_env: request.proxy_env.clone(),
             source_date_epoch: request.source_date_epoch,
-            multi_platform: request.platforms.len() > 1,
+            multi_platform: request.platforms.len() > 1 || self.wants_index(),
             extra_hosts: request
                 .extra_hosts
                 .iter()
@@ -447,6 +452,11 @@ fn foreign_program(error: &SolveError, image: &LoweredImage) -> Option<String> {
     let forge_llb::Op::Exec(_) = &vertex.op else { return None };
     let platform = vertex.platform.clone().unwrap_or_else(|| image.config.platform());
     emulation::hint(&platform, &chain(&**source))
+}
+
+/// The words that Go's `strconv.ParseBool` takes for true: build arguments that steer the builder are read so.
+pub(crate) fn is_true(value: &str) -> bool {
+    matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True")
 }
 
 fn step_hint(error: &WorkerError) -> Option<String> {

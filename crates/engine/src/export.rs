@@ -211,7 +211,8 @@ impl Build {
         for result in results {
             images.push(assemble(&self.transfer, &result.built(), settings).await?);
         }
-        Ok(ImageSet::new(images)?)
+        let images = ImageSet::new(images)?;
+        Ok(if self.wants_index() { images.indexed() } else { images })
     }
 }
 

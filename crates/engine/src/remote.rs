@@ -1,6 +1,6 @@
 //! Files from elsewhere: Git repositories and downloads.
 
-use crate::build::{Build, step_failed};
+use crate::build::{Build, is_true, step_failed};
 use crate::context::{MainContext, dockerfile_of, is_archive};
 use crate::dockerfile::DockerfileText;
 use crate::{EngineError, engine::blocking};
@@ -129,8 +129,7 @@ impl Build {
         let is_set = |name: &str| arguments.get(name).is_some_and(|value| !value.is_empty());
         let keep_git_dir = arguments.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR");
         GitDefaults {
-            keep_git_dir: keep_git_dir
-                .is_some_and(|value| matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True")),
+            keep_git_dir: keep_git_dir.is_some_and(|value| is_true(value)),
             mtime: if is_set("SOURCE_DATE_EPOCH") { GitMtime::Commit } else { GitMtime::Checkout },
         }
     }

@@ -15,6 +15,16 @@ const CONCURRENT_LAYERS: usize = 4;
 pub struct ImageSet {
     images: Vec<AssembledImage>,
     index: Option<Descriptor>,
+    alone: Alone,
+}
+
+/// What becomes of an image that is alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Alone {
+    /// Its manifest stands for it.
+    Manifest,
+    /// An index with one entry does.
+    Index,
 }
 
 impl ImageSet {
@@ -25,8 +35,14 @@ impl ImageSet {
     pub fn new(images: Vec<AssembledImage>) -> Result<Self, ExportError> {
         match images.is_empty() {
             true => Err(ExportError::Nothing { what: "there is no image to export" }),
-            false => Ok(Self { images, index: None }),
+            false => Ok(Self { images, index: None, alone: Alone::Manifest }),
         }
+    }
+
+    /// The same images in an index, even if there is but one.
+    #[must_use]
+    pub fn indexed(self) -> Self {
+        Self { alone: Alone::Index, ..self }
     }
 
     /// What a name in the store points at.
@@ -104,7 +120,7 @@ impl Bundle {
         }
         let index = match original_index(context, set, &packages, settings).await? {
             Some(original) => Some(original),
-            None if packages.len() > 1 => Some(new_index(&packages, settings)),
+            None if packages.len() > 1 || set.alone == Alone::Index => Some(new_index(&packages, settings)),
             None => None,
         };
         let root = root(&packages, index.as_ref(), settings)?;

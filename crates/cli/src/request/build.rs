@@ -109,7 +109,12 @@ fn refuse_what_is_not_built(args: &BuildArgs) -> anyhow::Result<()> {
             return Err(unsupported(&format!("--{flag}={value}")));
         }
     }
-    Ok(())
+    // An image without what its cache needs would be taken for one that has it.
+    let inline = args.build_args.iter().find_map(|text| text.strip_prefix("BUILDKIT_INLINE_CACHE="));
+    match inline.is_some_and(|value| !matches!(value, "" | "0" | "false")) {
+        true => Err(unsupported("--build-arg BUILDKIT_INLINE_CACHE")),
+        false => Ok(()),
+    }
 }
 
 /// `--allow`: BuildKit's entitlements, and of what a build has what triggers of base images may use.
@@ -320,8 +325,10 @@ mod tests {
             assert!(error(&format!("--{flag} x .")).starts_with(&format!("--{flag}")), "{flag}");
         }
         assert_eq!(error("-m 1m ."), "Minimum memory limit allowed is 6MB");
+        assert!(error("--build-arg BUILDKIT_INLINE_CACHE=1 .").contains("BUILDKIT_INLINE_CACHE is not supported"));
         for allowed in [
             "--provenance=false .",
+            "--build-arg BUILDKIT_INLINE_CACHE=0 .",
             "--sbom=false .",
             "--check=false .",
             "--call=build .",

@@ -113,3 +113,19 @@ fn privileged_programs_of_other_platforms_run_under_an_emulator() {
     let again = forge.ok(&words).steps();
     assert_eq!(state(&again, "linux/arm64 2/2] RUN"), Step::Cached);
 }
+
+#[test]
+fn privileged_one_platform_may_be_an_index() {
+    let Some(forge) = Forge::privileged("one_platform_may_be_an_index") else { return };
+    let context = forge.context("context", &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]);
+    for (value, kind) in [("1", "image.index"), ("0", "image.manifest")] {
+        let layout = forge.path(value);
+        let output = format!("type=oci,dest={},tar=false", layout.display());
+        let argument = format!("BUILDKIT_MULTI_PLATFORM={value}");
+        forge.build(&["--build-arg", &argument, "-t", "alone", "-o", &output, "-o", "type=image", &context]);
+        let index = fs::read_to_string(layout.join("index.json")).unwrap();
+        let document: serde_json::Value = serde_json::from_str(&index).unwrap();
+        assert!(document["manifests"][0]["mediaType"].as_str().unwrap().contains(kind), "{index}");
+        forge.ok(&["inspect", "alone"]);
+    }
+}
