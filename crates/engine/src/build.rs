@@ -18,8 +18,8 @@ use crate::{
 };
 use forge_exporter::BuiltImage;
 use forge_frontend::{
-    Dockerfile, FrontendError, ImageKeySource, ImageRequest, LowerOptions, Lowered, LoweredImage, ResolvedImage,
-    ResolvedImages, SourceTime, TimeRequest, Warning,
+    Dockerfile, FrontendError, ImageKeySource, ImageRequest, LowerOptions, Lowered, LoweredImage, Problem,
+    ResolvedImage, ResolvedImages, SourceTime, TimeRequest, Warning,
 };
 use forge_image::{ErrorKind, Platform, chain};
 use forge_llb::{ExtraHost, NetworkMode, ResolveMode, without_credentials};
@@ -409,7 +409,10 @@ fn ignore_patterns(text: &[u8]) -> Result<Vec<String>, EngineError> {
 pub(crate) fn refused(error: &FrontendError, text: &DockerfileText) -> EngineError {
     let drawn = error.render(&String::from_utf8_lossy(&text.text));
     let drawn = without_credentials(&drawn).into_owned();
-    let failed = EngineError::new(error.kind(), error.to_string());
+    let mut failed = EngineError::new(error.kind(), error.to_string());
+    if let Problem::Trigger { right, .. } = &*error.problem {
+        failed = failed.with_hint(format!("allow it with --allow onbuild.{}", right.name()));
+    }
     // The first line of the drawing is the message itself.
     match drawn.split_once('\n') {
         Some((_, picture)) if !picture.trim().is_empty() => failed.with_detail(picture),

@@ -1,4 +1,4 @@
-use crate::Span;
+use crate::{Span, TriggerRight};
 use forge_image::{ErrorKind, PlatformError, ReferenceError};
 use forge_llb::GraphError;
 
@@ -137,6 +137,8 @@ pub enum Problem {
         trigger: String,
         /// What it asks for.
         what: &'static str,
+        /// What would have to be allowed.
+        right: TriggerRight,
     },
     /// Findings of the build checks are errors (`# check=error=true`).
     #[error("lint violation found for rules: {rules}")]

@@ -128,6 +128,22 @@ pub enum TriggerRight {
     Device,
 }
 
+impl TriggerRight {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Secret, Self::Ssh, Self::HostNetwork, Self::Insecure, Self::Device];
+
+    /// Its name for users, which for entitlements is theirs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Secret => "secret",
+            Self::Ssh => "ssh",
+            Self::HostNetwork => "network.host",
+            Self::Insecure => "security.insecure",
+            Self::Device => "device",
+        }
+    }
+}
+
 /// What a step needs that whoever asks for the build must have allowed (`--allow`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Entitlement {

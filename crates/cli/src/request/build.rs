@@ -125,11 +125,7 @@ fn allowed(texts: &[String]) -> anyhow::Result<Allowed> {
             "network.host" => allowed.host_network = true,
             "security.insecure" => allowed.insecure = true,
             "device" => allowed.all_devices = true,
-            "onbuild.secret" => _ = allowed.in_triggers.insert(TriggerRight::Secret),
-            "onbuild.ssh" => _ = allowed.in_triggers.insert(TriggerRight::Ssh),
-            "onbuild.network.host" => _ = allowed.in_triggers.insert(TriggerRight::HostNetwork),
-            "onbuild.security.insecure" => _ = allowed.in_triggers.insert(TriggerRight::Insecure),
-            "onbuild.device" => _ = allowed.in_triggers.insert(TriggerRight::Device),
+            text if text.starts_with("onbuild.") => _ = allowed.in_triggers.insert(trigger_right(text)?),
             text => match text.strip_prefix("device=").filter(|name| !name.is_empty()) {
                 Some(name) => _ = allowed.devices.insert(name.to_owned()),
                 None => bail!("--allow: invalid entitlement: {text}"),
@@ -137,6 +133,12 @@ fn allowed(texts: &[String]) -> anyhow::Result<Allowed> {
         }
     }
     Ok(allowed)
+}
+
+/// `onbuild.secret` and the like.
+fn trigger_right(text: &str) -> anyhow::Result<TriggerRight> {
+    let found = TriggerRight::ALL.into_iter().find(|right| text.strip_prefix("onbuild.") == Some(right.name()));
+    found.with_context(|| format!("--allow: invalid entitlement: {text}"))
 }
 
 /// A name without a value takes that of the environment, and is dropped where there is none.

@@ -37,6 +37,7 @@ fn privileged_a41_triggers_reach_nothing_unless_allowed() {
     let context = forge.context("context", &[("Dockerfile", "FROM trapped\n")]);
     let refused = forge.fails(1, &["build", "--allow", "network.host", &context]);
     assert!(refused.stderr.contains("uses the host's network, which triggers may not"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("allow it with --allow onbuild.network.host"), "{}", refused.stderr);
     // The right of triggers is not that of steps.
     forge.fails(1, &["build", "--allow", "onbuild.network.host", &context]);
     forge.build(&["-t", "sprung", "--allow", "onbuild.network.host,network.host", &context]);

@@ -144,7 +144,7 @@ impl StageBuilder<'_, '_> {
             TriggerRight::Insecure => "all privileges",
             TriggerRight::Device => "a device",
         };
-        Err(Problem::Trigger { trigger: command.text.clone(), what }.into())
+        Err(Problem::Trigger { trigger: command.text.clone(), what, right }.into())
     }
 
     fn tree(
