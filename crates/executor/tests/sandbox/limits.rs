@@ -93,7 +93,7 @@ fn a96_memory_eater() {
     neighbour_finishes(&spec);
 }
 
-/// Seen to fail with no limit in `profile::rlimits`, where the test's own is higher.
+/// Seen to fail (descriptor 1024 was opened) with a higher limit in `profile::rlimits`.
 fn a96_descriptor_eater() {
     let fixture = Fixture::new();
     for kind in ["files", "sockets"] {
