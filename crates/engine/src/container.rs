@@ -4,7 +4,7 @@ use crate::engine::{Engine, blocking};
 use crate::ports::Published;
 use crate::running::{self, Entry, Record};
 use crate::sandbox::{sandbox, wanted_network};
-use crate::{EngineError, PullPolicy, RunOutcome, RunRequest, RunStreams};
+use crate::{EngineError, Network, PullPolicy, RunOutcome, RunRequest, RunStreams};
 use forge_executor::{Container, ContainerId, Executor, ExecutorError, ExitStatus, Stdio, StdioTarget};
 use forge_image::{ErrorKind, Platform, Reference};
 use forge_session::EventSink;
@@ -65,6 +65,7 @@ impl Engine {
         events: Arc<dyn EventSink>,
         cancel: CancellationToken,
     ) -> Result<RunningContainer, EngineError> {
+        self.warm_up(request.network);
         let image = self.image_to_run(&request, events, cancel.clone()).await?;
         let published = Published::take(&request.ports).await?;
         let ports_wanted = !request.ports.is_empty();
@@ -95,6 +96,17 @@ impl Engine {
             None => {}
         }
         Ok(running)
+    }
+
+    /// Starts the sandbox, and the private network where one is wanted, beside the search for the image.
+    fn warm_up(&self, network: Network) {
+        let engine = self.clone();
+        tokio::task::spawn_blocking(move || {
+            // What fails is told when it is needed.
+            if let (Ok(executor), Network::Default) = (engine.executor(), network) {
+                let _ = executor.private_network();
+            }
+        });
     }
 
     async fn image_to_run(

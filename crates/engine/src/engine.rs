@@ -12,7 +12,7 @@ use forge_registry::{
 use forge_session::{Context, Credentials, EventSink, Redacted, Session};
 use forge_store::{Store, Target};
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,7 @@ struct Parts {
     store: Store,
     // Made when first needed: a cached build needs no sandbox, `images` no registry.
     executor: OnceLock<Arc<NamespaceExecutor>>,
+    executor_turn: Mutex<()>,
     registry: OnceLock<Arc<Registry>>,
     index: OnceLock<Arc<SqliteIndex>>,
     flights: OnceLock<Arc<Flights>>,
@@ -68,6 +69,7 @@ impl Engine {
             options,
             store,
             executor: OnceLock::new(),
+            executor_turn: Mutex::default(),
             registry: OnceLock::new(),
             index: OnceLock::new(),
             flights: OnceLock::new(),
@@ -94,6 +96,8 @@ impl Engine {
 
     pub(crate) fn executor(&self) -> Result<Arc<NamespaceExecutor>, ExecutorError> {
         let directory = self.store().root().join("run");
+        // Whoever needs it early and whoever needs it later should not start two.
+        let _turn = self.0.executor_turn.lock().unwrap_or_else(PoisonError::into_inner);
         made(&self.0.executor, || Ok(Arc::new(NamespaceExecutor::new(&directory)?)))
     }
 

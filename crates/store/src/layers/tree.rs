@@ -6,7 +6,7 @@ use crate::StoreError;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -106,11 +106,26 @@ pub(super) struct Level {
     layers: Vec<usize>,
 }
 
+/// One layer's part of a folder.
+enum Part<'a> {
+    Root(BorrowedFd<'a>),
+    Opened(OwnedFd),
+}
+
+impl AsFd for Part<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Root(folder) => *folder,
+            Self::Opened(folder) => folder.as_fd(),
+        }
+    }
+}
+
 /// The parts of a folder, opened.
 pub(super) struct OpenLevel<'a> {
     tree: &'a MergedTree,
     level: &'a Level,
-    parts: Vec<(usize, OwnedFd)>,
+    parts: Vec<(usize, Part<'a>)>,
 }
 
 /// A node of the merged view.
@@ -241,7 +256,12 @@ impl MergedTree {
         for &layer in &level.layers {
             let root = &self.roots[layer];
             let error = StoreError::os("open", root.path.join(OsStr::from_bytes(&level.path)));
-            parts.push((layer, folder::open_folder(root.folder.as_fd(), &level.path).map_err(error)?));
+            // The root's own are open, and looked at for every path.
+            let part = match level.path.is_empty() {
+                true => Part::Root(root.folder.as_fd()),
+                false => Part::Opened(folder::open_folder(root.folder.as_fd(), &level.path).map_err(error)?),
+            };
+            parts.push((layer, part));
         }
         Ok(OpenLevel { tree: self, level, parts })
     }
