@@ -12,7 +12,8 @@ use std::time::SystemTime;
 /// What BuildKit writes beside history entries that it had to invent.
 const INVENTED: &str = "buildkit.exporter.image.v0";
 
-/// Settles a built image: drops layers that turned out empty, computes DiffIds, completes history and times.
+/// Settles a built image: computes DiffIds, completes history and times. Layers that turned out empty stay, as
+/// BuildKit leaves them: the same steps give the same number of layers.
 ///
 /// With an epoch the result depends on nothing but the layers, the config and the settings.
 ///
@@ -33,8 +34,8 @@ fn assemble_now(
     settings: &ExportSettings,
 ) -> Result<AssembledImage, ExportError> {
     let tar = settings.tar_options();
-    let slots = built.layers.par_iter().map(|id| slot(context, id, tar)).collect::<Result<Vec<_>, _>>()?;
-    let diff_ids: Vec<Option<&DiffId>> = slots.iter().map(|slot| slot.as_ref().map(|layer| &layer.diff_id)).collect();
+    let layers = built.layers.par_iter().map(|id| layer(context, id, tar)).collect::<Result<Vec<_>, _>>()?;
+    let diff_ids: Vec<&DiffId> = layers.iter().map(|layer| &layer.diff_id).collect();
     let made = |id| context.store.layers().stored(id).map_err(ExportError::store("read a layer's record"));
     let times = built.layers.iter().map(made).collect::<Result<Vec<_>, _>>()?;
     let config = settle(built.config, &diff_ids, &times, settings)?;
@@ -44,24 +45,20 @@ fn assemble_now(
         platform: built.platform,
         config,
         config_bytes,
-        layers: slots.into_iter().flatten().collect(),
+        layers,
         manifest: None,
     })
 }
 
-/// A layer as it stands in the image; `None` for one that is left out because it is empty. A foreign layer is never
-/// left out: the base image's stack stays what it was.
-fn slot(context: &TransferContext, id: &LayerId, tar: TarOptions) -> Result<Option<AssembledLayer>, ExportError> {
+/// A layer as it stands in the image.
+fn layer(context: &TransferContext, id: &LayerId, tar: TarOptions) -> Result<AssembledLayer, ExportError> {
     let record = held_record(context, id)?;
-    if record.entries == 0 && !record.foreign {
-        return Ok(None);
-    }
     let tar = if record.foreign { TarOptions::default() } else { tar };
     let diff_id = match (&record.diff_id, tar.clamp_mtime) {
         (Some(known), None) => known.clone(),
         _ => context.store.layers().diff_id(id, &tar).map_err(ExportError::store("compute a layer's digest"))?,
     };
-    Ok(Some(AssembledLayer { id: id.clone(), diff_id, tar, foreign: record.foreign }))
+    Ok(AssembledLayer { id: id.clone(), diff_id, tar, foreign: record.foreign })
 }
 
 /// Reads a layer's record and holds the layer.
@@ -74,23 +71,20 @@ pub(crate) fn held_record(context: &TransferContext, id: &LayerId) -> Result<Lay
 }
 
 /// Fills in `rootfs`, history and times. One of `layers` for each entry of the history that is not `empty_layer`;
-/// `None` where the layer is left out. `times` says when each came to be.
+/// `times` says when each came to be.
 fn settle(
     mut config: ImageConfig,
-    layers: &[Option<&DiffId>],
+    layers: &[&DiffId],
     times: &[Option<SystemTime>],
     settings: &ExportSettings,
 ) -> Result<ImageConfig, ExportError> {
     complete_history(&mut config.history, layers.len())?;
-    let mut following = layers.iter().zip(times);
-    for entry in config.history.iter_mut().filter(|entry| !entry.empty_layer) {
-        let (layer, made) = following.next().expect("the history was completed to one entry for each layer");
-        entry.empty_layer = layer.is_none();
+    for (entry, made) in config.history.iter_mut().filter(|entry| !entry.empty_layer).zip(times) {
         if entry.created.is_none() && settings.source_date_epoch.is_none() {
             entry.created = made.map(|made| Timestamp::of_clock(made).to_string());
         }
     }
-    config.rootfs.diff_ids = layers.iter().copied().flatten().cloned().collect();
+    config.rootfs.diff_ids = layers.iter().copied().cloned().collect();
     set_times(&mut config, settings)?;
     Ok(config)
 }
@@ -220,10 +214,10 @@ mod tests {
         }
     }
 
-    /// History in, history out. `-` stands for an empty layer, `.` in `layers` for one that is left out.
-    fn check(history: &[&str], layers: &str, epoch: Option<i64>, expect: &str) {
+    /// History in, history out. `-` stands for an entry without a layer.
+    fn check(history: &[&str], layers: usize, epoch: Option<i64>, expect: &str) {
         let diff_id = DiffId::new(Digest::sha256(b""));
-        let slots: Vec<_> = layers.chars().map(|layer| (layer != '.').then_some(&diff_id)).collect();
+        let slots = vec![&diff_id; layers];
         let mut config = ImageConfig::new(&Platform::new("linux", "amd64", None));
         config.history = history.iter().copied().map(entry).collect();
         let config = settle(config, &slots, &vec![Some(settings(epoch).now); slots.len()], &settings(epoch)).unwrap();
@@ -240,33 +234,33 @@ mod tests {
     #[test]
     fn history_follows_the_layers() {
         let old = "base@2020-01-01T00:00:00Z";
-        check(&[old], "L", None, "base@2020-01-01T00:00:00Z = 2020-01-01T00:00:00Z 1");
+        check(&[old], 1, None, "base@2020-01-01T00:00:00Z = 2020-01-01T00:00:00Z 1");
         check(
             &[old, "-env", "run", "copy"],
-            "L.L",
+            3,
             None,
-            "base@2020-01-01T00:00:00Z -env@2020-01-01T00:00:00Z -run@2023-11-14T22:13:20Z copy@2023-11-14T22:13:20Z = 2023-11-14T22:13:20Z 2",
+            "base@2020-01-01T00:00:00Z -env@2020-01-01T00:00:00Z run@2023-11-14T22:13:20Z copy@2023-11-14T22:13:20Z = 2023-11-14T22:13:20Z 3",
         );
         check(
             &["run"],
-            "LL",
+            2,
             Some(0),
             "buildkit.exporter.image.v0@1970-01-01T00:00:00Z run@1970-01-01T00:00:00Z = 1970-01-01T00:00:00Z 2",
         );
-        check(&[], "", None, "= 2023-11-14T22:13:20Z 0");
+        check(&[], 0, None, "= 2023-11-14T22:13:20Z 0");
     }
 
     #[test]
     fn nothing_is_later_than_the_epoch() {
         check(
             &["base@2020-01-01T00:00:00.5Z", "zero@0001-01-01T00:00:00Z", "new"],
-            "LLL",
+            3,
             Some(1_000_000_000),
             "base@2001-09-09T01:46:40Z zero@0001-01-01T00:00:00Z new@2001-09-09T01:46:40Z = 2001-09-09T01:46:40Z 3",
         );
         check(
             &["base@1999-01-01T00:00:00Z"],
-            "L",
+            1,
             Some(1_000_000_000),
             "base@1999-01-01T00:00:00Z = 2001-09-09T01:46:40Z 1",
         );
@@ -276,7 +270,7 @@ mod tests {
     fn a_history_with_too_many_layers_is_refused() {
         let mut config = ImageConfig::new(&Platform::new("linux", "amd64", None));
         config.history = vec![entry("a"), entry("b")];
-        let error = settle(config, &[None], &[None], &settings(None)).unwrap_err();
+        let error = settle(config, &[&DiffId::new(Digest::sha256(b""))], &[None], &settings(None)).unwrap_err();
         assert_eq!(error.to_string(), "the image's history names 2 layers, but it has 1");
     }
 }

@@ -54,7 +54,7 @@ async fn privileged_what_was_pushed_is_valid_and_comes_back() {
     let images = site.image(&settings).await;
     to_store(&site.context, &images, &settings).await.unwrap();
     let first = pushed(&site, &images, &settings).await;
-    assert_eq!((first.existed, first.mounted, first.uploaded), (0, 0, 3));
+    assert_eq!((first.existed, first.mounted, first.uploaded), (0, 0, 4));
     let digest = validate(&registry, "team/app", "1");
     assert_eq!(first.exported.descriptor.as_ref().unwrap().digest, digest);
     let id = &images.images()[0].id;
@@ -70,7 +70,7 @@ async fn privileged_what_was_pushed_is_valid_and_comes_back() {
     assert_eq!(other.target(&name), site_target(&other, &name));
 
     let again = pushed(&site, &images, &settings).await;
-    assert_eq!((again.existed, again.uploaded), (3, 0));
+    assert_eq!((again.existed, again.uploaded), (4, 0));
 }
 
 fn site_target(site: &Site, name: &str) -> forge_store::Target {
@@ -90,7 +90,7 @@ async fn privileged_layers_are_mounted_from_where_they_are_known_to_be() {
     pushed(&site, &images, &first).await;
     let second = settings(&[&format!("{}/two/app:1", registry.authority())]);
     let outcome = pushed(&site, &images, &second).await;
-    assert_eq!((outcome.mounted, outcome.uploaded), (2, 1), "the config is not looked for elsewhere");
+    assert_eq!((outcome.mounted, outcome.uploaded), (3, 1), "the config is not looked for elsewhere");
     validate(&registry, "two/app", "1");
 }
 
@@ -455,9 +455,9 @@ async fn privileged_a_real_registry_takes_and_gives_images() {
     let images = site.image(&first).await;
     to_store(&site.context, &images, &first).await.unwrap();
     let outcome = pushed(&site, &images, &first).await;
-    assert_eq!((outcome.existed, outcome.mounted, outcome.uploaded), (0, 3, 3));
+    assert_eq!((outcome.existed, outcome.mounted, outcome.uploaded), (0, 4, 4));
     let outcome = pushed(&site, &images, &settings(&[&name("two/app")])).await;
-    assert_eq!((outcome.mounted, outcome.uploaded), (2, 1));
+    assert_eq!((outcome.mounted, outcome.uploaded), (3, 1));
     for repository in ["one/app", "two/app"] {
         let source = format!("docker://{}", name(repository));
         let raw = run("skopeo", &["inspect", "--tls-verify=false", "--raw", &source]);
