@@ -156,7 +156,7 @@ impl StageBuilder<'_, '_> {
             self.report(Rule::WorkdirRelativePath, command, &[&written]);
         }
         self.workdir_was_set = true;
-        let folder = join(&self.state.image.config.working_dir, &written);
+        let folder = working_directory(&self.state.image.config.working_dir, &written);
         self.state.config().working_dir.clone_from(&folder);
         if folder == "/" {
             return self.record(format!("WORKDIR {folder}"), Layer::None);
@@ -168,7 +168,7 @@ impl StageBuilder<'_, '_> {
     /// The folder belongs to the user who will work in it.
     fn make_folder(&mut self, command: &Command, folder: &str) -> Result<(), FrontendError> {
         let mkdir = MkdirAction {
-            path: folder.to_owned(),
+            path: join("/", folder),
             mode: 0o755,
             make_parents: true,
             owner: owner(&self.state.image.config.user),
@@ -188,6 +188,11 @@ fn add_keys(map: &mut Map<String, Value>, keys: &[String]) {
     for key in keys {
         map.insert(key.clone(), Value::Object(Map::new()));
     }
+}
+
+/// What WORKDIR makes of a path. BuildKit writes an absolute one into images as it stands, and cleans what it joins.
+fn working_directory(folder: &str, path: &str) -> String {
+    if path.starts_with('/') { path.to_owned() } else { join(folder, path) }
 }
 
 /// A path seen from a folder, cleaned: absolute, without `.`, `..` and empty parts.

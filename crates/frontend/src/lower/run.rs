@@ -1,6 +1,7 @@
 //! RUN.
 
 use super::globals::PROXY_ARGS;
+use super::metadata::join;
 use super::mounts::StepMounts;
 use super::stage::StageBuilder;
 use super::state::Layer;
@@ -61,7 +62,7 @@ impl StageBuilder<'_, '_> {
         let options = self.lowering.options;
         let op = ExecOp {
             env,
-            cwd: self.state.image.config.working_dir.clone(),
+            cwd: join("/", &self.state.image.config.working_dir),
             user: self.state.image.config.user.clone(),
             mounts,
             network: self.network(command, run)?,

@@ -84,9 +84,6 @@ impl StageState {
         image.config.unknown.clear();
         image.created = None;
         image.rootfs.diff_ids.clear();
-        if image.config.working_dir.is_empty() {
-            image.config.working_dir = "/".to_owned();
-        }
         let env = Rc::new(env);
         Self {
             edge,
@@ -104,7 +101,9 @@ impl StageState {
 
     /// Starts from nothing.
     pub fn empty(platform: Platform, history: &mut History) -> Self {
-        Self::from_image(ImageConfig::new(&platform), None, platform, history)
+        let mut image = ImageConfig::new(&platform);
+        image.config.working_dir = "/".to_owned();
+        Self::from_image(image, None, platform, history)
     }
 
     /// The config to be changed.
