@@ -16,6 +16,7 @@ mod output;
 mod progress;
 mod request;
 mod sanitise;
+mod standing;
 mod table;
 mod template;
 mod terminal;
@@ -35,7 +36,12 @@ fn main() -> ExitCode {
         Err(error) => return ExitCode::from(usage(&error)),
     };
     let prefix = commands::error_prefix(&cli.command);
-    match commands::run(cli) {
+    // While there is one thread: a process with several cannot enter a user namespace.
+    let standing = match standing::Standing::establish(&cli.command) {
+        Ok(standing) => standing,
+        Err(error) => return ExitCode::from(report(&Failure::from(error).with_code(BEFORE_START), prefix)),
+    };
+    match commands::run(cli, &standing) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => ExitCode::from(report(&failure, prefix)),
     }

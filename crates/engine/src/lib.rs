@@ -47,7 +47,7 @@ pub use entitlements::Allowed;
 pub use handed::SecretSource;
 
 pub use error::EngineError;
-pub use forge_executor::{CpuQuota, Resources, SwapLimit};
+pub use forge_executor::{CpuQuota, NamespaceIds, Resources, SwapLimit};
 pub use forge_frontend::TriggerRight;
 pub use forge_llb::{ExtraHost, Ulimit};
 pub use forge_worker::Resolver;
@@ -68,4 +68,21 @@ pub use request::{
 /// of all in the `main` of every program that uses [`Engine`]: the executor starts that very program again.
 pub fn init_if_requested() {
     forge_executor::init_if_requested();
+}
+
+/// Makes an ordinary user root of a namespace of their own, for the rest of this process. To be called before any thread
+/// is started, and before [`Engine::open`].
+///
+/// # Errors
+/// The kernel forbids it, or the user's subordinate ids cannot be used.
+pub fn enter_user_namespace() -> Result<NamespaceIds, EngineError> {
+    forge_executor::enter_user_namespace().map_err(|error| {
+        let hint = match error {
+            forge_executor::ExecutorError::NamespaceRefused { .. } => {
+                "ask an administrator to allow it, or run forge as root"
+            }
+            _ => "an administrator can mend the file; the manual page is subuid(5)",
+        };
+        EngineError::from(error).with_hint(hint)
+    })
 }

@@ -88,6 +88,20 @@ pub enum ExecutorError {
         /// What was asked for.
         what: String,
     },
+    /// An ordinary user cannot have a user namespace here.
+    #[error("forge needs a user namespace to work without root, and gets none: {reason}")]
+    NamespaceRefused {
+        /// What stands against it.
+        reason: String,
+    },
+    /// The subordinate ids of the user cannot be used.
+    #[error("the subordinate ids of {} cannot be used: {reason}", file.display())]
+    SubordinateIds {
+        /// Where they are given.
+        file: PathBuf,
+        /// What is wrong with them.
+        reason: String,
+    },
     /// The process that sets containers up ended while it was needed.
     #[error("the sandbox set-up process ended unexpectedly while trying to {action}")]
     InitDied {
@@ -114,7 +128,10 @@ impl ExecutorError {
             | Self::WorkingDirectory { .. }
             | Self::MountRefused { .. }
             | Self::RootRefused { .. } => ErrorKind::UserInput,
-            Self::System { .. } | Self::InitDied { .. } => ErrorKind::Environment,
+            Self::System { .. }
+            | Self::InitDied { .. }
+            | Self::NamespaceRefused { .. }
+            | Self::SubordinateIds { .. } => ErrorKind::Environment,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Protocol { .. } => ErrorKind::Internal,
         }

@@ -23,6 +23,7 @@ mod profile;
 mod resources;
 mod seccomp;
 mod spec;
+mod user_namespace;
 mod wire;
 
 pub use capabilities::Capabilities;
@@ -36,3 +37,4 @@ pub use spec::{
     ContainerId, DevicePolicy, IdMap, IdMappings, MountFlags, MountSource, MountSpec, NetworkMode, OverlayChanges,
     ProcessSpec, ProcessUser, Rlimit, RlimitResource, RootFs, SandboxSpec, Seccomp, StubRemoval,
 };
+pub use user_namespace::{NamespaceIds, enter_user_namespace};

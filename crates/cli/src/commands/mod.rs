@@ -15,7 +15,9 @@ use crate::config;
 use crate::environment::Environment;
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
+use crate::output;
 use crate::progress::Style;
+use crate::standing::Standing;
 use forge_engine::{Engine, EngineError, EngineOptions};
 use std::future::Future;
 use std::io::IsTerminal;
@@ -51,10 +53,10 @@ pub fn error_prefix(command: &Command) -> &'static str {
 ///
 /// # Errors
 /// What the user is to be told, and the exit code.
-pub fn run(cli: Cli) -> Result<u8, Failure> {
+pub fn run(cli: Cli, standing: &Standing) -> Result<u8, Failure> {
     let environment = Environment::of_process();
-    let is_root = rustix::process::geteuid().is_root();
-    let options = config::engine_options(&cli.global, &environment, is_root)?;
+    let options = config::engine_options(&cli.global, &environment, standing.is_root())?;
+    standing.note(&cli.command).inspect(|note| output::note(note));
     let start = Start { environment, options };
     match cli.command {
         Command::Build(args) => return build::build(&start, &args),

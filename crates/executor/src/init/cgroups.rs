@@ -14,6 +14,7 @@
 use super::device_program;
 use super::limits::{self, CONTROLLERS, Interface, Level, settings};
 use super::mounts::new_filesystem;
+use super::rights::Rights;
 use crate::message::{Failure, GroupPaths};
 use crate::{DevicePolicy, GroupPlacement, Resources};
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
@@ -55,13 +56,18 @@ enum Policy {
     Controller { escape: PathBuf },
     /// Nothing can be done but to mount roots `nodev`.
     Nodev,
+    /// Nothing need be done: nodes cannot be made in a user namespace, and those of a root do not open.
+    Namespace,
 }
 
 impl Cgroups {
     /// Takes the best means this machine has.
-    pub(super) fn establish() -> Self {
-        let policy = program_policy().or_else(|_| controller_policy());
-        Self { policy: policy.unwrap_or(Policy::Nodev), unified: Unified::find() }
+    pub(super) fn establish(rights: &Rights) -> Self {
+        let policy = match rights.nodes {
+            true => program_policy().or_else(|_| controller_policy()).unwrap_or(Policy::Nodev),
+            false => Policy::Namespace,
+        };
+        Self { policy, unified: Unified::find() }
     }
 
     /// Whether version 2 has this controller.

@@ -1,11 +1,14 @@
 //! `/proc`, `/dev` and `/sys`, made by forge and never taken from the image.
 
-use super::mounts::{FsOption, LOCKED, attach, new_filesystem, refuse_kernel_file_system, tmpfs};
+use super::mounts::{
+    FsOption, LOCKED, attach, clone_tree, new_filesystem, refuse_kernel_file_system, restricted_clone, tmpfs,
+};
 use super::paths::{PointKind, Root, Stub};
-use crate::SandboxSpec;
+use super::rights::Rights;
 use crate::message::{Doing, Failure};
+use crate::{NetworkMode, SandboxSpec};
 use rustix::fs::{
-    FileType, Gid, Mode, OFlags, Uid, chownat, fstat, major, makedev, minor, mkdirat, mknodat, openat, symlinkat,
+    CWD, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, major, makedev, minor, mkdirat, mknodat, openat, symlinkat,
 };
 use rustix::io::Result as SysResult;
 use rustix::mount::MountAttrFlags;
@@ -17,6 +20,9 @@ use std::path::Path;
 const NODES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
+/// `tty` in every distribution.
+const TERMINAL_GROUP: u32 = 5;
+
 const LINKS: [(&str, &str); 5] = [
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -25,10 +31,57 @@ const LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
-/// Mounts a fresh procfs of the container's own PID namespace.
-///
-/// `tasks` bounds the namespace's process numbers, and so the number of its tasks, without a cgroup.
-pub(super) fn mount_proc(root: &Root, tasks: Option<u32>, stubs: &mut Vec<Stub>) -> Result<(), Failure> {
+/// What comes from the kernel or the host, made ready while the host's tree is in sight: in a user namespace the kernel
+/// mounts procfs and sysfs only for those who see them in full already (`mount_too_revealing`).
+pub(super) struct SystemMounts {
+    proc: OwnedFd,
+    sys: OwnedFd,
+    sys_attributes: MountAttrFlags,
+    /// Bound from the host where nodes cannot be made, in the order of [`NODES`].
+    nodes: Option<Vec<OwnedFd>>,
+    /// The group of terminals, where it exists.
+    terminal_group: bool,
+}
+
+impl SystemMounts {
+    /// `tasks` bounds the namespace's process numbers, and so the number of its tasks, without a cgroup.
+    pub(super) fn prepare(spec: &SandboxSpec, tasks: Option<u32>, rights: &Rights) -> Result<Self, Failure> {
+        let sys_attributes = match spec.writable_sys {
+            true => LOCKED,
+            false => LOCKED | MountAttrFlags::MOUNT_ATTR_RDONLY,
+        };
+        let nodes = match rights.nodes {
+            true => None,
+            false => Some(host_nodes()?),
+        };
+        Ok(Self {
+            proc: new_proc(tasks)?,
+            sys: sysfs(spec, rights, sys_attributes)?,
+            sys_attributes,
+            nodes,
+            terminal_group: rights.has_group(TERMINAL_GROUP),
+        })
+    }
+
+    /// Mounts the procfs of the container's own PID namespace.
+    pub(super) fn mount_proc(&self, root: &Root, stubs: &mut Vec<Stub>) -> Result<(), Failure> {
+        place(root, "/proc", &self.proc, stubs)
+    }
+
+    /// Mounts sysfs, and in it the container's own part of the cgroup tree.
+    pub(super) fn mount_sys(&self, root: &Root, stubs: &mut Vec<Stub>) -> Result<(), Failure> {
+        place(root, "/sys", &self.sys, stubs)?;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let Ok(point) = openat(&self.sys, "fs/cgroup", flags, Mode::empty()) else {
+            return Ok(()); // a kernel without cgroups
+        };
+        // Always version 2, whatever the host mounts: of version 1 there would be ten mounts, each showing the host's tree.
+        let cgroups = new_filesystem("cgroup2", &[], self.sys_attributes)?;
+        attach(cgroups.as_fd(), point.as_fd()).doing(|| "mount /sys/fs/cgroup".into())
+    }
+}
+
+fn new_proc(tasks: Option<u32>) -> Result<OwnedFd, Failure> {
     let proc = new_filesystem("proc", &[], LOCKED)?;
     if let Some(count) = tasks {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
@@ -36,7 +89,40 @@ pub(super) fn mount_proc(root: &Root, tasks: Option<u32>, stubs: &mut Vec<Stub>)
             .and_then(|file| rustix::io::write(&file, count.to_string().as_bytes()))
             .doing(|| "bound the number of tasks".into())?;
     }
-    place(root, "/proc", &proc, stubs)
+    Ok(proc)
+}
+
+/// A sysfs shows the devices of a network namespace, and can be mounted by the root of that only: whoever shares the
+/// host's network without being root there gets the host's.
+fn sysfs(spec: &SandboxSpec, rights: &Rights, attributes: MountAttrFlags) -> Result<OwnedFd, Failure> {
+    if spec.network != NetworkMode::Host || rights.trusted {
+        return new_filesystem("sysfs", &[], attributes);
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, "/sys", flags, Mode::empty())
+        .and_then(|host| restricted_clone(host.as_fd(), attributes, true))
+        .doing(|| "bind /sys".into())
+}
+
+/// Mounts of the host's nodes.
+fn host_nodes() -> Result<Vec<OwnedFd>, Failure> {
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let node = |(name, major_number, minor_number): (&str, u32, u32)| {
+        let path = Path::new("/dev").join(name);
+        let doing = || format!("bind {}", path.display());
+        let host = openat(CWD, &path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).doing(doing)?;
+        match is_node(&host, (major_number, minor_number)).doing(doing)? {
+            true => restricted_clone(host.as_fd(), attributes, false).doing(doing),
+            false => Err(Failure::Unsupported { what: format!("{}, which is not the usual device,", path.display()) }),
+        }
+    };
+    NODES.into_iter().map(node).collect()
+}
+
+fn is_node(place: &OwnedFd, device: (u32, u32)) -> SysResult<bool> {
+    let stat = fstat(place)?;
+    let found = (major(stat.st_rdev), minor(stat.st_rdev));
+    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && found == device)
 }
 
 fn place(root: &Root, path: &str, mount: &OwnedFd, stubs: &mut Vec<Stub>) -> Result<(), Failure> {
@@ -56,20 +142,23 @@ pub(super) struct Devices {
 
 impl Devices {
     /// Builds the tree on a tmpfs that is attached only when it is complete, and what is mounted in it.
-    pub(super) fn mount(spec: &SandboxSpec, root: &Root, stubs: &mut Vec<Stub>) -> Result<Self, Failure> {
+    pub(super) fn mount(
+        spec: &SandboxSpec,
+        root: &Root,
+        system: &SystemMounts,
+        stubs: &mut Vec<Stub>,
+    ) -> Result<Self, Failure> {
         let directory = tmpfs(Some("65536k"), 0o755, MountAttrFlags::MOUNT_ATTR_NOSUID)?;
-        populate(&directory, spec.process.terminal).doing(|| "make device nodes".into())?;
-        let null = open_null(&directory)?;
+        let kind = if system.nodes.is_some() { FileType::RegularFile } else { FileType::CharacterDevice };
+        populate(&directory, kind, spec.process.terminal).doing(|| "make device nodes".into())?;
         place(root, "/dev", &directory, stubs)?;
-        let terminals = new_filesystem(
-            "devpts",
-            &[
-                FsOption::Text("mode", Path::new("0620")),
-                FsOption::Text("ptmxmode", Path::new("0666")),
-                FsOption::Text("gid", Path::new("5")),
-            ],
-            MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
-        )?;
+        for ((name, ..), node) in NODES.into_iter().zip(system.nodes.iter().flatten()) {
+            openat(&directory, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                .and_then(|point| attach(node.as_fd(), point.as_fd()))
+                .doing(|| format!("bind /dev/{name}"))?;
+        }
+        let null = open_null(&directory)?;
+        let terminals = new_terminals(system.terminal_group)?;
         let size = spec.shm_size.to_string();
         let shared_memory = tmpfs(Some(&size), 0o1777, LOCKED)?;
         let queues = new_filesystem("mqueue", &[], LOCKED)?;
@@ -96,16 +185,26 @@ impl Devices {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let process = ioctl_tiocgptpeer(&controlling, flags)?;
         let console = openat(&self.directory, "console", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-        let mount = super::mounts::clone_tree(process.as_fd(), false)?;
+        let mount = clone_tree(process.as_fd(), false)?;
         attach(mount.as_fd(), console.as_fd())?;
         Ok((controlling, process))
     }
 }
 
-fn populate(directory: &OwnedFd, terminal: bool) -> SysResult<()> {
+fn new_terminals(with_group: bool) -> Result<OwnedFd, Failure> {
+    let group = TERMINAL_GROUP.to_string();
+    let mut options = vec![FsOption::Text("mode", Path::new("0620")), FsOption::Text("ptmxmode", Path::new("0666"))];
+    if with_group {
+        options.push(FsOption::Text("gid", Path::new(&group)));
+    }
+    new_filesystem("devpts", &options, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC)
+}
+
+/// Fills `/dev`; the nodes are of that kind, files being places to bind them on.
+fn populate(directory: &OwnedFd, kind: FileType, terminal: bool) -> SysResult<()> {
     let everyone = Mode::from_raw_mode(0o666);
     for (name, major, minor) in NODES {
-        mknodat(directory, name, FileType::CharacterDevice, everyone, makedev(major, minor))?;
+        mknodat(directory, name, kind, everyone, makedev(major, minor))?;
     }
     for (name, target) in LINKS {
         symlinkat(target, directory, name)?;
@@ -119,13 +218,11 @@ fn populate(directory: &OwnedFd, terminal: bool) -> SysResult<()> {
     Ok(())
 }
 
-/// Opens the node just made and makes sure that it is what masks are made of.
+/// Opens the node just placed and makes sure that it is what masks are made of.
 fn open_null(directory: &OwnedFd) -> Result<OwnedFd, Failure> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let null = openat(directory, "null", flags, Mode::empty()).doing(|| "open /dev/null".into())?;
-    let stat = fstat(&null).doing(|| "inspect /dev/null".into())?;
-    let device = (major(stat.st_rdev), minor(stat.st_rdev));
-    if FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && device == (1, 3) {
+    if is_node(&null, (1, 3)).doing(|| "inspect /dev/null".into())? {
         return Ok(null);
     }
     Err(Failure::RootRefused { reason: "/dev/null is not the null device".into() })
@@ -136,21 +233,4 @@ pub(super) fn adopt_terminal(terminal: &OwnedFd, uid: u32) -> Result<(), Failure
     chownat(terminal, "", Some(Uid::from_raw(uid)), None::<Gid>, rustix::fs::AtFlags::EMPTY_PATH)
         .and_then(|()| ioctl_tiocsctty(terminal))
         .doing(|| "take the terminal over".into())
-}
-
-/// Mounts sysfs, and in it the container's own part of the cgroup tree.
-pub(super) fn mount_sys(spec: &SandboxSpec, root: &Root, stubs: &mut Vec<Stub>) -> Result<(), Failure> {
-    let attributes = match spec.writable_sys {
-        true => LOCKED,
-        false => LOCKED | MountAttrFlags::MOUNT_ATTR_RDONLY,
-    };
-    let sysfs = new_filesystem("sysfs", &[], attributes)?;
-    place(root, "/sys", &sysfs, stubs)?;
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let Ok(point) = openat(&sysfs, "fs/cgroup", flags, Mode::empty()) else {
-        return Ok(()); // a kernel without cgroups
-    };
-    // Always version 2, whatever the host mounts: of version 1 there would be ten mounts, each showing the host's tree.
-    let cgroups = new_filesystem("cgroup2", &[], attributes)?;
-    attach(cgroups.as_fd(), point.as_fd()).doing(|| "mount /sys/fs/cgroup".into())
 }

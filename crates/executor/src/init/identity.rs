@@ -1,5 +1,6 @@
 //! Who the process is and what it may do, in the order the kernel's rules ask for.
 
+use super::rights::Rights;
 use super::sys;
 use crate::message::{Doing, Failure};
 use crate::{Capabilities, ProcessSpec, RlimitResource, SandboxSpec, Seccomp, seccomp};
@@ -25,7 +26,7 @@ pub(super) fn limit(process: &ProcessSpec) -> Result<(), Failure> {
 ///
 /// The filter is installed while CAP_SYS_ADMIN is still effective, which spares no_new_privs; everything after it
 /// (setgroups, setresuid, capset, execve) is in docker's allow list.
-pub(super) fn become_user(spec: &SandboxSpec) -> Result<(), Failure> {
+pub(super) fn become_user(spec: &SandboxSpec, rights: &Rights) -> Result<(), Failure> {
     let process = &spec.process;
     let held = sys::permitted().doing(|| "read capabilities".into())?;
     let granted = process.capabilities.intersection(held);
@@ -38,7 +39,7 @@ pub(super) fn become_user(spec: &SandboxSpec) -> Result<(), Failure> {
             .ok_or(Failure::Unsupported { what: "the default system call filter on this architecture".into() })?;
         sys::install_filter(&filter).doing(|| "install the system call filter".into())?;
     }
-    set_ids(process)?;
+    set_ids(process, rights)?;
     let effective = if process.user.uid == 0 { granted } else { Capabilities::NONE };
     sys::set_capabilities(effective.bits()).doing(|| "set capabilities".into())?;
     // Changing credentials has cleared it.
@@ -57,11 +58,13 @@ fn drop_bounding_set(keep: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-fn set_ids(process: &ProcessSpec) -> Result<(), Failure> {
+fn set_ids(process: &ProcessSpec, rights: &Rights) -> Result<(), Failure> {
     let user = &process.user;
     let groups: Vec<_> = user.additional_gids.iter().map(|&gid| Gid::from_raw(gid)).collect();
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    set_thread_groups(&groups)
+    // Where they cannot be set they are those of whoever started forge, who may be kept out of something by them.
+    let set_groups = if rights.sets_groups() { set_thread_groups(&groups) } else { Ok(()) };
+    set_groups
         .and_then(|()| set_thread_res_gid(gid, gid, gid))
         .and_then(|()| set_thread_res_uid(uid, uid, uid))
         .doing(|| format!("become user {}:{}", user.uid, user.gid))

@@ -13,6 +13,7 @@ mod mounts;
 mod network;
 mod paths;
 mod reaper;
+mod rights;
 mod root;
 mod server;
 mod setup;

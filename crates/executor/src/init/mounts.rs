@@ -1,6 +1,7 @@
 //! Mounts as descriptors: made, checked and only then attached.
 
 use super::paths::{PROC_SUPER_MAGIC, PointKind, Root, Stub, open_in};
+use super::rights::Rights;
 use super::root::layout;
 use super::sys::{self, MountChange};
 use crate::message::{Doing, Failure};
@@ -74,6 +75,16 @@ fn kernel_log(context: &OwnedFd) -> String {
     text
 }
 
+/// What every overlay is mounted with. Markers are `user.*` attributes where `trusted.*` ones cannot be set; these imply
+/// `metacopy=off` and a `redirect_dir` that the kernel does not let one name (`ovl_fs_params_verify`).
+pub(super) fn overlay_options(rights: &Rights) -> Vec<FsOption<'static>> {
+    let off = |name: &&'static str| FsOption::Text(name, Path::new("off"));
+    match rights.trusted {
+        true => ["index", "metacopy", "redirect_dir", "xino"].iter().map(off).collect(),
+        false => ["index", "xino"].iter().map(off).chain([FsOption::Flag("userxattr")]).collect(),
+    }
+}
+
 /// Attaches a mount on top of what `point` stands for.
 pub(super) fn attach(mount: BorrowedFd<'_>, point: BorrowedFd<'_>) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
@@ -112,8 +123,12 @@ pub(super) struct Preparation<'a> {
 }
 
 /// Opens the sources of all mounts. Must happen before the host's tree is left.
-pub(super) fn prepare<'a>(mounts: &'a [MountSpec], runtime: &Path) -> std::result::Result<Preparation<'a>, Failure> {
-    let mut stage = Stage::new(runtime);
+pub(super) fn prepare<'a>(
+    mounts: &'a [MountSpec],
+    runtime: &Path,
+    rights: &Rights,
+) -> std::result::Result<Preparation<'a>, Failure> {
+    let mut stage = Stage::new(runtime, rights);
     let prepared = mounts.iter().map(|spec| {
         check_target(&spec.target)?;
         let mount = open_source(spec, &mut stage)?;
@@ -217,14 +232,15 @@ pub(super) fn tmpfs(
 /// side of the container's own namespace, and goes away with that.
 struct Stage<'a> {
     runtime: &'a Path,
+    rights: &'a Rights,
     mount: Option<OwnedFd>,
     count: u32,
     listeners: Vec<OwnedFd>,
 }
 
 impl<'a> Stage<'a> {
-    fn new(runtime: &'a Path) -> Self {
-        Self { runtime, mount: None, count: 0, listeners: Vec::new() }
+    fn new(runtime: &'a Path, rights: &'a Rights) -> Self {
+        Self { runtime, rights, mount: None, count: 0, listeners: Vec::new() }
     }
 
     /// The tmpfs and a name in it that is free.
@@ -310,10 +326,7 @@ impl<'a> Stage<'a> {
         attributes: MountAttrFlags,
     ) -> std::result::Result<OwnedFd, Failure> {
         let empty = self.runtime.join(layout::EMPTY);
-        let mut options: Vec<_> = ["index", "metacopy", "redirect_dir", "xino"]
-            .iter()
-            .map(|name| FsOption::Text(name, Path::new("off")))
-            .collect();
+        let mut options = overlay_options(self.rights);
         options.extend(lower.iter().map(|path| FsOption::Text("lowerdir+", path)));
         let padding = 2usize.saturating_sub(lower.len() + usize::from(changes.is_some()));
         if padding > 0 {

@@ -1,6 +1,7 @@
 //! The root file system and the way into it.
 
-use super::mounts::{FsOption, attach, new_filesystem, restricted_clone};
+use super::mounts::{FsOption, attach, new_filesystem, overlay_options, restricted_clone};
+use super::setup::Means;
 use crate::message::{Doing, Failure};
 use crate::{MountSource, RootFs, SandboxSpec};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -37,9 +38,10 @@ pub(super) fn make_private() -> Result<(), Failure> {
 }
 
 /// Mounts the root at the runtime directory's mount point and returns it.
-pub(super) fn mount_root(spec: &SandboxSpec, runtime: &Path, attributes: MountAttrFlags) -> Result<OwnedFd, Failure> {
+pub(super) fn mount_root(spec: &SandboxSpec, runtime: &Path, means: &Means<'_>) -> Result<OwnedFd, Failure> {
+    let attributes = means.cgroups.root_attributes(spec.devices);
     let root = match &spec.root {
-        RootFs::Overlay { .. } => overlay(spec, runtime, attributes)?,
+        RootFs::Overlay { .. } => overlay(spec, runtime, means, attributes)?,
         RootFs::Directory(path) => directory(path, attributes)?,
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -49,15 +51,17 @@ pub(super) fn mount_root(spec: &SandboxSpec, runtime: &Path, attributes: MountAt
     Ok(root)
 }
 
-fn overlay(spec: &SandboxSpec, runtime: &Path, attributes: MountAttrFlags) -> Result<OwnedFd, Failure> {
+fn overlay(
+    spec: &SandboxSpec,
+    runtime: &Path,
+    means: &Means<'_>,
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd, Failure> {
     let RootFs::Overlay { lower, upper, work, volatile } = &spec.root else {
         return Err(Failure::InvalidSpec { reason: "not an overlay".into() });
     };
     let stubs = runtime.join(stub_layer(spec));
-    let mut options: Vec<_> = ["index", "metacopy", "redirect_dir", "xino"]
-        .iter()
-        .map(|name| FsOption::Text(name, Path::new("off")))
-        .collect();
+    let mut options = overlay_options(means.rights);
     options.extend(lower.iter().map(|path| FsOption::Text("lowerdir+", path)));
     if lower.len() < MAX_LOWER {
         options.push(FsOption::Text("lowerdir+", &stubs));

@@ -1,5 +1,6 @@
 use super::cgroups::{Cgroups, GROUP_PREFIX, Group, Wish};
 use super::network::{Networks, PrivateNetwork};
+use super::rights::Rights;
 use super::{setup, sys};
 use crate::message::{Channel, Doing, ExitReport, Failure, Message};
 use crate::{DevicePolicy, NetworkMode};
@@ -26,6 +27,7 @@ struct Child {
 /// What the server works with.
 struct Machine {
     namespaces: u64,
+    rights: Rights,
     cgroups: Cgroups,
     networks: Networks,
 }
@@ -42,9 +44,10 @@ fn serve() -> io::Result<()> {
     let control = prepare()?;
     let signals = sys::child_signal_descriptor()?;
     let namespaces = NAMESPACES | time_namespace();
-    let cgroups = Cgroups::establish();
+    let rights = Rights::find();
+    let cgroups = Cgroups::establish(&rights);
     let notices = cgroups.notices();
-    let mut machine = Machine { namespaces, cgroups, networks: Networks::new() };
+    let mut machine = Machine { namespaces, rights, cgroups, networks: Networks::new() };
     control.send(&Message::Serving { notices }, &[])?;
     crate::seccomp::compile_common();
     let mut children = Vec::new();
@@ -162,7 +165,7 @@ fn answer(control: &Channel, machine: &mut Machine, children: &mut Vec<Child>) -
     match unsafe { sys::clone3(namespaces | new_network, group.as_ref().map(Group::directory)) } {
         Ok(sys::Cloned::Child) => {
             let entered = private.map_or(Ok(()), |network| sys::enter_network(network.namespace()));
-            setup::run(channel, cgroups, entered)
+            setup::run(channel, &setup::Means { cgroups, rights: &machine.rights }, entered)
         }
         Ok(sys::Cloned::Parent { pid, pidfd }) => {
             let address = private.as_ref().map(|network| network.address);

@@ -1,8 +1,9 @@
 use super::cgroups::{self, Cgroups, GROUP_PREFIX, Limits, Wish};
-use super::devices::{self, Devices};
+use super::devices::{self, Devices, SystemMounts};
 use super::launch::{Program, enter_directory};
 use super::mounts::{self, Masks};
 use super::paths::{Root, Stub};
+use super::rights::Rights;
 use super::root;
 use super::{identity, reaper, sys};
 use crate::message::{Channel, Configuration, Doing, Failure, Message};
@@ -15,14 +16,21 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
+/// What the server found out about this machine.
+#[derive(Clone, Copy)]
+pub(super) struct Means<'a> {
+    pub(super) cgroups: &'a Cgroups,
+    pub(super) rights: &'a Rights,
+}
+
 /// The life of a container's init, from the clone to the execution of the payload.
 ///
 /// `entered` is what became of the way into its network.
-pub(super) fn run(channel: OwnedFd, cgroups: &Cgroups, entered: rustix::io::Result<()>) -> ! {
+pub(super) fn run(channel: OwnedFd, means: &Means<'_>, entered: rustix::io::Result<()>) -> ! {
     let channel = isolate(channel.as_fd());
     // Unwinding would end in the server's loop, of which this process is a copy.
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        channel.as_ref().map(|channel| (channel, live(channel, cgroups, entered)))
+        channel.as_ref().map(|channel| (channel, live(channel, means, entered)))
     }));
     if let Ok(Ok((channel, Err(failure)))) = outcome {
         // Without a listener there is nobody to tell.
@@ -32,15 +40,16 @@ pub(super) fn run(channel: OwnedFd, cgroups: &Cgroups, entered: rustix::io::Resu
 }
 
 /// Returns only if something fails, or when the caller goes away before it says `Start`.
-fn live(channel: &Channel, cgroups: &Cgroups, entered: rustix::io::Result<()>) -> Result<(), Failure> {
+fn live(channel: &Channel, means: &Means<'_>, entered: rustix::io::Result<()>) -> Result<(), Failure> {
     entered.doing(|| "enter the network".into())?;
     detach()?;
     let Ok(Some((Message::Configure(configuration), descriptors))) = channel.receive() else {
         return Ok(());
     };
     let Configuration { id, spec, streams, runtime_dir } = *configuration;
-    confine(&id, &spec, cgroups, channel)?;
-    let container = Container::build(&spec, &runtime_dir, cgroups, channel)?;
+    means.rights.require(&spec.process.user)?;
+    confine(&id, &spec, means.cgroups, channel)?;
+    let container = Container::build(&spec, &runtime_dir, means, channel)?;
     let streams = Streams::arrange(&spec.process, &container, streams, descriptors, channel)?;
     let program = Program::new(&spec.process)?;
     if channel.send(&Message::Ready, &[]).is_err() || !matches!(channel.receive(), Ok(Some((Message::Start, _)))) {
@@ -49,7 +58,7 @@ fn live(channel: &Channel, cgroups: &Cgroups, entered: rustix::io::Result<()>) -
     streams.install(spec.process.user.uid)?;
     enter_directory(&container.root, &spec.process.cwd)?;
     identity::limit(&spec.process)?;
-    identity::become_user(&spec)?;
+    identity::become_user(&spec, means.rights)?;
     sys::close_on_exec_from(3).doing(|| "mark descriptors".into())?;
     if spec.process.reaper {
         reaper::stay_behind().doing(|| "start the container's init".into())?;
@@ -111,20 +120,22 @@ struct Container {
 }
 
 impl Container {
-    fn build(spec: &SandboxSpec, runtime: &Path, cgroups: &Cgroups, channel: &Channel) -> Result<Self, Failure> {
+    fn build(spec: &SandboxSpec, runtime: &Path, means: &Means<'_>, channel: &Channel) -> Result<Self, Failure> {
         root::make_private()?;
         // While the host's tree is still in sight.
-        let mounts::Preparation { mounts: prepared, listeners } = mounts::prepare(&spec.mounts, runtime)?;
+        let mounts::Preparation { mounts: prepared, listeners } = mounts::prepare(&spec.mounts, runtime, means.rights)?;
         for listener in listeners {
             // A caller that has gone accepts nothing.
             let _ = channel.send(&Message::Listener, &[listener.as_fd()]);
         }
-        let root_mount = root::mount_root(spec, runtime, cgroups.root_attributes(spec.devices))?;
+        let tasks = spec.resources.pids.filter(|&count| namespace_bounds(count));
+        let system = SystemMounts::prepare(spec, tasks, means.rights)?;
+        let root_mount = root::mount_root(spec, runtime, means)?;
         root::enter(&root_mount)?;
         let root = Root::current()?;
         root::check(&root)?;
         let mut stubs = Vec::new();
-        let devices = Self::furnish(spec, &root, &prepared, &mut stubs);
+        let devices = Self::furnish(spec, &root, &system, &prepared, &mut stubs);
         // Also when something failed: what has been made must be removed.
         announce(stubs, spec.stubs, channel);
         let devices = devices?;
@@ -140,13 +151,13 @@ impl Container {
     fn furnish(
         spec: &SandboxSpec,
         root: &Root,
+        system: &SystemMounts,
         prepared: &[mounts::Prepared<'_>],
         stubs: &mut Vec<Stub>,
     ) -> Result<Devices, Failure> {
-        let tasks = spec.resources.pids.filter(|&count| namespace_bounds(count));
-        devices::mount_proc(root, tasks, stubs)?;
-        let devices = Devices::mount(spec, root, stubs)?;
-        devices::mount_sys(spec, root, stubs)?;
+        system.mount_proc(root, stubs)?;
+        let devices = Devices::mount(spec, root, system, stubs)?;
+        system.mount_sys(root, stubs)?;
         mounts::attach_all(prepared, root, stubs)?;
         for path in &spec.readonly_paths {
             mounts::make_readonly(root, path)?;

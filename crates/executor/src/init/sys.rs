@@ -156,6 +156,37 @@ pub(super) unsafe fn fork() -> Result<Option<i32>> {
     Ok((pid != 0).then_some(pid as i32))
 }
 
+/// fork(2) for a program that has not started a thread, before anything else; `None` in the child.
+///
+/// The safe face of [`fork`]: what is asked for can be seen, and is.
+pub(crate) fn fork_alone() -> Result<Option<rustix::process::Pid>> {
+    let threads = std::fs::read_dir("/proc/self/task").map_err(|_| Errno::SRCH)?.count();
+    if threads != 1 {
+        return Err(Errno::DEADLK);
+    }
+    // SAFETY: this is the only thread.
+    let child = unsafe { fork() }?;
+    Ok(child.and_then(rustix::process::Pid::from_raw))
+}
+
+/// Moves this process, which must have one thread, into a user namespace and a mount namespace of its own.
+pub(crate) fn new_user_namespace() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(from_nix)
+}
+
+/// Leaves all supplementary groups.
+pub(crate) fn forget_groups() -> Result<()> {
+    rustix::thread::set_thread_groups(&[])
+}
+
+/// Makes a file system that is attached nowhere and goes at once.
+pub(crate) fn can_mount() -> Result<()> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map(drop)
+}
+
 /// Sends a signal, if its process is still there.
 pub(super) fn send_signal(process: i32, signal: i32) {
     // SAFETY: no memory is involved; a process that has ended is an error that changes nothing.
@@ -319,7 +350,7 @@ pub(super) fn permitted() -> Result<Capabilities> {
 }
 
 /// Ends the process at once, without running destructors or exit handlers of the program it was cloned from.
-pub(super) fn exit_now(code: i32) -> ! {
+pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: _exit takes any code and does not return.
     unsafe { libc::_exit(code) }
 }

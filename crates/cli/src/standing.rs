@@ -1,0 +1,63 @@
+//! As whom forge works: root, or root of a namespace that an ordinary user can have. The one place that decides it.
+
+use crate::args::Command;
+use forge_engine::{EngineError, NamespaceIds};
+
+/// What the user turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// Root from the start.
+    Root,
+    /// An ordinary user, for whose command that is enough.
+    User,
+    /// An ordinary user, who is root of this process's namespace by now.
+    Namespace(NamespaceIds),
+}
+
+impl Standing {
+    /// Finds out, and enters the namespace where the command needs one. No thread may have been started.
+    ///
+    /// # Errors
+    /// The user can have no such namespace.
+    pub fn establish(command: &Command) -> Result<Self, EngineError> {
+        match (rustix::process::geteuid().is_root(), command) {
+            (true, _) => Ok(Self::Root),
+            // These use no store.
+            (false, Command::Version(_) | Command::Login(_) | Command::Logout(_)) => Ok(Self::User),
+            (false, _) => forge_engine::enter_user_namespace().map(Self::Namespace),
+        }
+    }
+
+    /// Whether files are where they are for root of the machine.
+    pub fn is_root(&self) -> bool {
+        matches!(self, Self::Root)
+    }
+
+    /// What the user should know before a command that makes or runs files of many owners.
+    pub fn note(&self, command: &Command) -> Option<String> {
+        let concerned = matches!(command, Command::Build(_) | Command::Run(_) | Command::Pull(_) | Command::Load(_));
+        match self {
+            Self::Namespace(NamespaceIds::Single { reason }) if concerned => Some(format!(
+                "forge: only your own user id is mapped ({reason}): everything in containers belongs to root there, and \
+                 nothing can be given to other users"
+            )),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Cli;
+
+    #[test]
+    fn one_id_is_told_to_those_whom_it_concerns() {
+        let command = |line: &str| Cli::read(line.split(' ').map(Into::into)).unwrap().command;
+        let single = Standing::Namespace(NamespaceIds::Single { reason: "no helper".into() });
+        assert!(single.note(&command("forge build .")).unwrap().contains("(no helper)"));
+        assert_eq!(single.note(&command("forge images")), None);
+        assert_eq!(Standing::Namespace(NamespaceIds::Subordinate).note(&command("forge build .")), None);
+        assert!(Standing::Root.is_root() && !single.is_root());
+    }
+}

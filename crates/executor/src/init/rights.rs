@@ -1,0 +1,108 @@
+//! What the set-up process may do beyond what root of any user namespace may. Found once, when it starts.
+
+use super::mounts::tmpfs;
+use crate::ProcessUser;
+use crate::message::Failure;
+use rustix::fs::{FileType, Mode, makedev, mknodat};
+use rustix::mount::MountAttrFlags;
+use std::ops::Range;
+
+/// Rights and ids of this process.
+pub(super) struct Rights {
+    /// Whether device nodes can be made. Where they cannot, the kernel opens none of a root file system either.
+    pub(super) nodes: bool,
+    /// Whether `trusted.*` attributes can be set: in the first user namespace only.
+    pub(super) trusted: bool,
+    /// Whether groups can be chosen: not where a user mapped themselves alone (user_namespaces(7)).
+    groups: bool,
+    uids: Ids,
+    gids: Ids,
+}
+
+impl Rights {
+    /// Looks at this process.
+    pub(super) fn find() -> Self {
+        let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
+        let (uids, gids) = (Ids::parse(&read("/proc/self/uid_map")), Ids::parse(&read("/proc/self/gid_map")));
+        let groups = read("/proc/self/setgroups").trim() != "deny";
+        Self { nodes: can_make_nodes(), trusted: uids.is_everything(), groups, uids, gids }
+    }
+
+    /// Whether the group exists in this namespace.
+    pub(super) fn has_group(&self, gid: u32) -> bool {
+        self.gids.contains(gid)
+    }
+
+    /// Whether groups may be, and so have to be, set for each process.
+    pub(super) fn sets_groups(&self) -> bool {
+        self.groups
+    }
+
+    /// Refuses a user whom this namespace does not have.
+    pub(super) fn require(&self, user: &ProcessUser) -> Result<(), Failure> {
+        let missing = |kind: &str, id: u32| {
+            let what = format!("a process of {kind} {id}, which is not mapped into forge's user namespace,");
+            Err(Failure::Unsupported { what })
+        };
+        if !self.uids.contains(user.uid) {
+            return missing("user", user.uid);
+        }
+        let groups = std::iter::once(&user.gid).chain(&user.additional_gids);
+        match groups.copied().find(|gid| !self.gids.contains(*gid)) {
+            Some(gid) => missing("group", gid),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Tries it out of everybody's sight.
+fn can_make_nodes() -> bool {
+    tmpfs(Some("4k"), 0o700, MountAttrFlags::empty())
+        .is_ok_and(|place| mknodat(&place, "null", FileType::CharacterDevice, Mode::RUSR, makedev(1, 3)).is_ok())
+}
+
+/// The ids of a namespace, from within.
+struct Ids(Vec<Range<u64>>);
+
+impl Ids {
+    /// Reads `/proc/self/uid_map`: first id within, first id outside, count.
+    fn parse(text: &str) -> Self {
+        let line = |line: &str| {
+            let mut fields = line.split_whitespace().map(|field| field.parse::<u64>().ok());
+            let (first, _, count) = (fields.next()??, fields.next()??, fields.next()??);
+            Some(first..first + count)
+        };
+        Self(text.lines().filter_map(line).collect())
+    }
+
+    fn contains(&self, id: u32) -> bool {
+        self.0.iter().any(|range| range.contains(&u64::from(id)))
+    }
+
+    /// The first namespace has all; others are made with gaps, if only of the last id.
+    fn is_everything(&self) -> bool {
+        matches!(self.0.as_slice(), [range] if *range == (0..u64::from(u32::MAX)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rights(map: &str) -> Rights {
+        Rights { nodes: false, trusted: false, groups: true, uids: Ids::parse(map), gids: Ids::parse(map) }
+    }
+
+    #[test]
+    fn users_that_are_not_mapped_are_refused() {
+        let user = |uid, gid, more: &[u32]| ProcessUser { uid, gid, additional_gids: more.to_vec() };
+        let some = rights("0 1000 1\n1 100000 65536\n");
+        assert!(some.require(&user(65536, 5, &[7])).is_ok());
+        assert!(some.require(&user(65537, 5, &[])).is_err());
+        assert!(some.require(&user(5, 65537, &[])).is_err());
+        assert!(some.require(&user(5, 5, &[1, 70000])).is_err());
+        let single = rights("         0       1000          1\n");
+        assert!(single.require(&user(0, 0, &[])).is_ok() && single.require(&user(1, 0, &[])).is_err());
+        assert!(!single.uids.is_everything() && Ids::parse("0 0 4294967295").is_everything());
+    }
+}
