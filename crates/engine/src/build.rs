@@ -363,10 +363,11 @@ impl Build {
         }
         let (graph, vertex, session) = (image.graph.clone(), vertex.clone(), self.session.clone());
         let (dockerfile, main) = (self.request.dockerfile.clone(), self.main.clone());
+        let in_result = missing::explain_result(&graph, &vertex, source);
         let looked =
             blocking(move || missing::explain(&graph, &vertex, &*session, &read_ignore_file(&dockerfile, &main)?));
         // Another failure must not hide the one that is to be explained.
-        looked.await.ok().flatten()
+        looked.await.ok().flatten().or(in_result)
     }
 }
 

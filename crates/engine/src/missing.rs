@@ -6,6 +6,8 @@ use forge_frontend::{IgnoreRule, ignore_rules, nearest};
 use forge_image::ErrorKind;
 use forge_llb::{FileInput, FileKind, Graph, LocalSource, Op, SourceOp, Vertex, VertexDigest};
 use forge_session::{Context, ContextPath, PatternMatcher, Session};
+use forge_solver::WorkerError;
+use forge_worker::MissingFile;
 
 /// Folders with more entries are not searched for a near name.
 const MOST_SIBLINGS: usize = 10_000;
@@ -92,6 +94,32 @@ fn written(vertex: &Vertex, path: &ContextPath) -> String {
     format!("{keyword} {}", word.unwrap_or_else(|| path.display().into_owned()))
 }
 
+/// The same for a step that reads from another stage or an image, where the worker says what is there instead.
+pub(crate) fn explain_result(graph: &Graph, digest: &VertexDigest, error: &WorkerError) -> Option<String> {
+    let WorkerError::Other { source: Some(cause), .. } = error else { return None };
+    let missing = cause.downcast_ref::<MissingFile>()?;
+    let near = near_name(&missing.name, &missing.siblings)?;
+    let near = ContextPath::clean(&missing.found).join(near.as_bytes());
+    let written = written(graph.get(digest)?, &ContextPath::clean(&missing.path));
+    Some(format!("{written}: did you mean /{}?", near.display()))
+}
+
+/// The name that may have been meant: one that differs in case, is few letters away, or is longer or shorter.
+fn near_name(name: &str, names: &[String]) -> Option<String> {
+    let other_case = || names.iter().find(|other| other.to_lowercase() == name.to_lowercase()).cloned();
+    let longer = || {
+        let begins = |other: &&String| {
+            let (short, long) = if other.len() < name.len() { (other.as_str(), name) } else { (name, other.as_str()) };
+            short.len() >= LEAST_PREFIX && long.starts_with(short)
+        };
+        names.iter().filter(begins).min_by_key(|other| other.len().abs_diff(name.len())).cloned()
+    };
+    // Any two short names are few letters away from each other.
+    let alike = |other: &&str| name.len() > 4 || other.chars().next() == name.chars().next();
+    let few_letters = || nearest(name, names.iter().map(String::as_str).filter(alike));
+    other_case().or_else(few_letters).or_else(longer)
+}
+
 /// A context, and what of it is hidden.
 struct Search<'a> {
     context: &'a dyn Context,
@@ -133,8 +161,7 @@ impl<'a> Search<'a> {
         format!("did you mean ./{}?", if found { &whole } else { near }.display())
     }
 
-    /// The entry of a folder that may have been meant: one that differs in case, is few letters away, or is longer or
-    /// shorter.
+    /// The entry of a folder that may have been meant.
     fn near(&self, folder: &ContextPath, name: &[u8]) -> Result<Option<ContextPath>, EngineError> {
         let Ok(name) = std::str::from_utf8(name) else { return Ok(None) };
         // A link or a file in the way has no entries.
@@ -142,19 +169,7 @@ impl<'a> Search<'a> {
         let visible = siblings.iter().take(MOST_SIBLINGS).filter(|entry| !self.ignored.matches(&entry.path));
         let last = |path: &ContextPath| path.components().last().map(|name| String::from_utf8_lossy(name).into_owned());
         let names: Vec<String> = visible.filter_map(|entry| last(&entry.path)).collect();
-        let other_case = || names.iter().find(|other| other.to_lowercase() == name.to_lowercase()).cloned();
-        let longer = || {
-            let begins = |other: &&String| {
-                let (short, long) =
-                    if other.len() < name.len() { (other.as_str(), name) } else { (name, other.as_str()) };
-                short.len() >= LEAST_PREFIX && long.starts_with(short)
-            };
-            names.iter().filter(begins).min_by_key(|other| other.len().abs_diff(name.len())).cloned()
-        };
-        // Any two short names are few letters away from each other.
-        let alike = |other: &&str| name.len() > 4 || other.chars().next() == name.chars().next();
-        let few_letters = || nearest(name, names.iter().map(String::as_str).filter(alike));
-        let near = other_case().or_else(few_letters).or_else(longer);
+        let near = near_name(name, &names);
         Ok(near.map(|near| folder.join(near.as_bytes())))
     }
 }
@@ -186,6 +201,27 @@ mod tests {
         assert_eq!(by("# built\ndist\n", "/dist/app.js"), line_2);
         assert_eq!(by("\n/**/*.js\nkeep\n", "dist/app.js").unwrap(), "excluded by .dockerignore line 2 \"/**/*.js\"");
         assert_eq!(by("*\n!dist\n", "dist"), None);
+    }
+
+    #[test]
+    fn files_missing_in_stages_have_near_names_too() {
+        let text = b"FROM scratch AS build\nCOPY x /srv/\nFROM scratch\nCOPY --from=build /srv/dist/ /\n";
+        let dockerfile = forge_frontend::parse("Dockerfile", text).unwrap();
+        let options = forge_frontend::LowerOptions::new("linux/amd64".parse().unwrap());
+        let lowered = forge_frontend::lower(&dockerfile, &options, &Default::default()).unwrap();
+        let forge_frontend::Lowered::Done(image) = lowered else { panic!("it needs no image") };
+        let goal = image.graph.goal().unwrap().vertex.clone();
+        let told = |found: &str, name: &str, siblings: &[&str]| {
+            let siblings = siblings.iter().map(ToString::to_string).collect();
+            let missing = MissingFile { path: "/srv/dist".into(), found: found.into(), name: name.into(), siblings };
+            let (kind, message) = (ErrorKind::UserInput, missing.to_string());
+            let error = WorkerError::Other { kind, message, source: Some(Box::new(missing)), hint: None };
+            explain_result(&image.graph, &goal, &error)
+        };
+        let near = told("srv", "dist", &["x", "dist-app"]);
+        assert_eq!(near.as_deref(), Some("COPY /srv/dist/: did you mean /srv/dist-app?"));
+        assert_eq!(told("", "srv", &["src"]).as_deref(), Some("COPY /srv/dist/: did you mean /src?"));
+        assert_eq!(told("srv", "dist", &["x"]), None);
     }
 
     #[test]

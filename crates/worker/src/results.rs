@@ -2,6 +2,7 @@
 
 use crate::content;
 use crate::context_files::ContextFiles;
+use crate::missing::unselected;
 use crate::source_tree::{SourceTree, Stop, Visible};
 use async_trait::async_trait;
 use blake3::Hasher;
@@ -79,7 +80,7 @@ impl ResultStore for LocalResults {
                 let paths = content::paths(&selector);
                 let select = |path| contexts.select(&result, &tree, path);
                 let selections = paths.iter().map(select).collect::<Result<Vec<_>, _>>();
-                let selections = selections.map_err(|error| failed(error.kind(), error))?;
+                let selections = selections.map_err(|error| unselected(error, &result, &tree))?;
                 Ok(content::digest(selections.iter().map(AsRef::as_ref), &selector, tree.keeps_owners()))
             }
         })

@@ -68,7 +68,7 @@ fn required() {
     site.check("COPY --include=a/* --required=a/*.h / /t/", "UserInput: \"/a/*.h\": not found");
     assert_eq!(
         site.keys("COPY --include=no --required=no / /t/").unwrap_err(),
-        "cannot read a cached result: \"/no\": not found"
+        "cannot read a cached result: failed to calculate checksum of ref context::context: \"/no\": not found"
     );
 }
 
