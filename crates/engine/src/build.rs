@@ -131,8 +131,8 @@ impl Build {
             };
             named.insert(name.clone(), lowered);
         }
-        let session =
-            engine.session(contexts, Handed::new(request.secrets.clone(), request.ssh.clone()), events, cancel);
+        let handed = Handed::new(request.secrets.clone(), &request.ssh)?;
+        let session = engine.session(contexts, handed, events, cancel);
         let transfer = engine.transfer_now(session.clone(), "[internal] fetching images")?;
         let images = Arc::new(ImageResolver::new(transfer.clone(), engine.registry()?, layouts));
         Ok(Self {

@@ -1,4 +1,4 @@
-use crate::{Allowed, Limits, Port, RemoteContext, SecretSource};
+use crate::{AgentSource, Allowed, Limits, Port, RemoteContext, SecretSource};
 use forge_executor::Resources;
 use forge_image::{Platform, Reference};
 use forge_llb::ExtraHost;
@@ -99,8 +99,8 @@ pub struct BuildRequest {
     pub allowed: Allowed,
     /// Secrets that steps may ask for, by id.
     pub secrets: BTreeMap<String, SecretSource>,
-    /// The sockets of SSH agents that steps may ask for, by id.
-    pub ssh: BTreeMap<String, PathBuf>,
+    /// The SSH agents that steps may ask for, by id.
+    pub ssh: BTreeMap<String, AgentSource>,
     /// `SOURCE_DATE_EPOCH` of the command line's environment, or the build argument.
     pub source_date_epoch: Option<i64>,
     /// Proxy settings handed to RUN steps, `KEY=value`; not recorded.

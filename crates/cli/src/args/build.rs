@@ -74,7 +74,7 @@ pub struct BuildArgs {
     /// Secret that steps may ask for: id=ID[,src=FILE|,env=NAME] (repeatable)
     #[arg(long = "secret", value_name = "SECRET")]
     pub secrets: Vec<String>,
-    /// SSH agent that steps may ask for: default, or ID[=SOCKET] (repeatable)
+    /// SSH agent that steps may ask for: default, or ID[=SOCKET|KEY,...] (repeatable)
     #[arg(long, value_name = "AGENT")]
     pub ssh: Vec<String>,
     /// Permission that a step may ask for: network.host, security.insecure, device[=NAME]; what ONBUILD triggers of

@@ -5,11 +5,11 @@ use super::unsupported;
 use crate::environment::Environment;
 use crate::sanitise;
 use anyhow::{Context, bail};
-use forge_engine::SecretSource;
+use forge_engine::{AgentSource, SecretSource};
 use forge_session::Secret;
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Reads all `--secret`: `id=ID[,src=FILE|,env=NAME][,type=file|env]`; without a source a variable of that name, else a
 /// file. A later one takes the place of an earlier one of its id.
@@ -73,37 +73,49 @@ fn require_size(id: &str, bytes: u64) -> anyhow::Result<()> {
     }
 }
 
-/// Reads all `--ssh`: `default` or `ID[=SOCKET]`. Without a socket it is the agent of `SSH_AUTH_SOCK`.
-pub fn agents(texts: &[String], environment: &Environment) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+/// Reads all `--ssh`: `default` or `ID[=SOCKET|KEY,…]`. Without a path it is the agent of `SSH_AUTH_SOCK`.
+pub fn agents(texts: &[String], environment: &Environment) -> anyhow::Result<BTreeMap<String, AgentSource>> {
     let mut agents = BTreeMap::new();
     for text in texts {
         let (id, paths) = text.split_once('=').unwrap_or((text, ""));
         let id = if id.is_empty() { "default" } else { id };
-        let socket = match paths {
-            "" => PathBuf::from(
+        let agent = match paths {
+            "" => AgentSource::Socket(PathBuf::from(
                 environment
                     .filled("SSH_AUTH_SOCK")
                     .context("--ssh: invalid empty ssh agent socket: make sure SSH_AUTH_SOCK is set")?,
-            ),
-            paths => socket(text, paths)?,
+            )),
+            paths => agent(text, paths)?,
         };
-        if agents.insert(id.to_owned(), socket).is_some() {
+        if agents.insert(id.to_owned(), agent).is_some() {
             bail!("--ssh: duplicate ID {}", sanitise::line(id));
         }
     }
     Ok(agents)
 }
 
-fn socket(text: &str, paths: &str) -> anyhow::Result<PathBuf> {
-    let mut paths = paths.split(',');
-    let path = Path::new(paths.next().unwrap_or_default());
-    if let Some(option) = paths.next() {
-        return Err(unsupported(&format!("--ssh {text} ({option:?} besides a socket)")));
+/// One socket, or files of keys.
+fn agent(text: &str, paths: &str) -> anyhow::Result<AgentSource> {
+    let (mut sockets, mut keys) = (Vec::new(), Vec::new());
+    for field in paths.split(',') {
+        match field.split_once('=') {
+            // What buildx knows besides paths: the agent without a filter, which forge never hands out.
+            Some(("raw", "false")) => continue,
+            Some(("raw", _)) => return Err(unsupported(&format!("--ssh {text} ({field:?})"))),
+            _ => {}
+        }
+        let path = PathBuf::from(field);
+        let found = std::fs::metadata(&path).with_context(|| format!("--ssh: failed to stat {}", path.display()))?;
+        match found.file_type().is_socket() {
+            true => sockets.push(path),
+            false => keys.push(path),
+        }
     }
-    let found = std::fs::metadata(path).with_context(|| format!("--ssh: failed to stat {}", path.display()))?;
-    match found.file_type().is_socket() {
-        true => Ok(path.to_owned()),
-        false => Err(unsupported(&format!("--ssh {text} (a key file; add it to an agent with ssh-add)"))),
+    match (sockets.pop(), keys.is_empty()) {
+        (Some(_), _) if !sockets.is_empty() => bail!("--ssh: only single socket allowed"),
+        (Some(_), false) => bail!("--ssh: invalid combination of keys and sockets"),
+        (Some(socket), true) => Ok(AgentSource::Socket(socket)),
+        (None, _) => Ok(AgentSource::Keys(keys)),
     }
 }
 
@@ -151,12 +163,17 @@ mod tests {
         let read = |texts: &[String]| {
             agents(texts, &[("SSH_AUTH_SOCK", shown.as_str())].into()).map_err(|error| format!("{error:#}"))
         };
-        let expected = BTreeMap::from([("default".to_owned(), socket.clone()), ("a".to_owned(), socket.clone())]);
+        let at = AgentSource::Socket(socket.clone());
+        let expected = BTreeMap::from([("default".to_owned(), at.clone()), ("a".to_owned(), at)]);
         assert_eq!(read(&["default".into(), format!("a={shown}")]), Ok(expected));
         assert!(agents(&["default".to_owned()], &Environment::default()).is_err());
         assert!(read(&["default".into(), "default".into()]).unwrap_err().contains("duplicate ID default"));
-        let refused = read(&[format!("default={}", key.display())]).unwrap_err();
-        assert!(refused.contains("a key file; add it to an agent") && refused.contains("not supported"), "{refused}");
+        let keys = read(&[format!("default={0},{0}", key.display())]).unwrap();
+        assert_eq!(keys["default"], AgentSource::Keys(vec![key.clone(), key.clone()]));
+        let refused = |paths: &str| read(&[format!("default={paths}")]).unwrap_err();
+        assert!(refused(&format!("{shown},{}", key.display())).contains("invalid combination of keys and sockets"));
+        assert!(refused(&format!("{shown},{shown}")).contains("only single socket allowed"));
+        assert!(read(&[format!("default={shown},raw=false")]).is_ok());
         assert!(read(&[format!("default={shown},raw=true")]).unwrap_err().contains("not supported"));
         assert!(read(&["default=/none".into()]).unwrap_err().contains("failed to stat"));
     }
