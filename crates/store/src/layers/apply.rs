@@ -2,6 +2,7 @@
 
 use super::entry::{Metadata, relative};
 use super::folder;
+use super::owners::Owners;
 use super::tree::MergedTree;
 use super::xattr;
 use crate::StoreError;
@@ -29,7 +30,7 @@ pub(super) fn copy_root(lower: &MergedTree, upper: &Path) -> Result<(), StoreErr
 ///
 /// The owner comes first: changing it clears set-id bits and capabilities.
 pub(super) fn set_all(folder: BorrowedFd<'_>, name: &[u8], metadata: &Metadata) -> Result<(), Errno> {
-    let (owner, group) = (Uid::from_raw(metadata.uid), Gid::from_raw(metadata.gid));
+    let (owner, group) = owner_of(metadata)?;
     rustix::fs::chownat(folder, OsStr::from_bytes(name), Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
     set_mode(folder, name, metadata.mode)?;
     for (attribute, value) in &metadata.xattrs {
@@ -41,12 +42,19 @@ pub(super) fn set_all(folder: BorrowedFd<'_>, name: &[u8], metadata: &Metadata) 
 /// Sets everything, the time too, of a file that is open.
 pub(super) fn set_all_of_file(file: impl AsFd, metadata: &Metadata) -> Result<(), Errno> {
     let file = file.as_fd();
-    rustix::fs::fchown(file, Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid)))?;
+    let (owner, group) = owner_of(metadata)?;
+    rustix::fs::fchown(file, Some(owner), Some(group))?;
     rustix::fs::fchmod(file, Mode::from_raw_mode(metadata.mode))?;
     for (attribute, value) in &metadata.xattrs {
         rustix::fs::fsetxattr(file, attribute, value, XattrFlags::empty())?;
     }
     rustix::fs::futimens(file, &times(metadata.mtime))
+}
+
+/// The owner as this process can give it; `EINVAL`, the kernel's word for it, where the namespace has no such id.
+fn owner_of(metadata: &Metadata) -> Result<(Uid, Gid), Errno> {
+    let (uid, gid) = Owners::of_this_process().settle(metadata.uid, metadata.gid).map_err(|_| Errno::INVAL)?;
+    Ok((Uid::from_raw(uid), Gid::from_raw(gid)))
 }
 
 /// `fchmodat` follows links, and its successor that does not is younger than Linux 6.6: the node is opened without

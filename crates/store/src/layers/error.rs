@@ -89,6 +89,14 @@ pub enum LayerError {
         /// Why.
         reason: &'static str,
     },
+    /// The owner of an entry does not exist in this process's user namespace.
+    #[error("{path:?} belongs to id {id}, which is not among the subordinate ids of this user")]
+    UnmappedOwner {
+        /// The entry's name.
+        path: String,
+        /// The user or group.
+        id: u32,
+    },
     /// A valid kind of entry that forge does not unpack.
     #[error("tar entry {path:?} is {what}, which forge does not unpack")]
     UnsupportedEntry {
@@ -158,7 +166,7 @@ impl LayerError {
     pub fn kind(&self) -> ErrorKind {
         use LayerError::*;
         match self {
-            BrokenIndex { .. } | TreeChanged { .. } | WriteTar { .. } => ErrorKind::Environment,
+            BrokenIndex { .. } | TreeChanged { .. } | WriteTar { .. } | UnmappedOwner { .. } => ErrorKind::Environment,
             TooManySymlinks { .. } | NotFound { .. } | NotRegular { .. } | NotADirectory { .. } => ErrorKind::UserInput,
             ReservedName { .. } | PathTooLong { .. } | CompressionLevel { .. } => ErrorKind::UserInput,
             MalformedTar { .. } | Truncated { .. } | RefusedEntry { .. } | LimitExceeded { .. } => ErrorKind::Remote,

@@ -23,6 +23,7 @@ mod index;
 mod index_format;
 mod known;
 mod limits;
+mod owners;
 mod pax;
 mod placement;
 mod restack;

@@ -11,6 +11,7 @@ use super::entry_name::{self, EntryName};
 use super::error::{LayerError, shown};
 use super::folder::{self, NodeKind};
 use super::index::LayerIndex;
+use super::owners::Owners;
 use super::placement::{Missing, Place, Placement, Seen};
 use super::tar_reader::{ReadError, TarEntry, TarKind, TarReader};
 use super::tree::{Found, MergedTree};
@@ -21,7 +22,7 @@ use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
@@ -140,6 +141,9 @@ impl Unpacker<'_> {
         let path = join_path(&parent, name);
         if path.len() > super::entry::MAX_PATH {
             return Err(LayerError::PathTooLong { path: shown(&path), limit: super::entry::MAX_PATH }.into());
+        }
+        if let Err(id) = Owners::of_this_process().settle(metadata.uid, metadata.gid) {
+            return Err(LayerError::UnmappedOwner { path: shown(&path), id }.into());
         }
         match kind {
             TarKind::File { .. } => {
@@ -271,10 +275,22 @@ impl Unpacker<'_> {
             EntryKind::BlockDevice { major, minor } => (FileType::BlockDevice, (major, minor)),
             _ => (FileType::Fifo, (0, 0)),
         };
-        self.make_node(path, file_type, rustix::fs::makedev(device.0, device.1))?;
+        self.make_device_or_mark(path, file_type, rustix::fs::makedev(device.0, device.1))?;
         self.set_metadata(path, &metadata)?;
         self.placement.insert(path, kind, metadata);
         Ok(())
+    }
+
+    /// Nobody can make devices in a user namespace. A mark of a deletion, which anybody can, keeps the place: it hides what
+    /// lower layers have there and can be linked to, and steps see nothing. The index has the device, and so has what is
+    /// sent elsewhere.
+    fn make_device_or_mark(&mut self, path: &[u8], file_type: FileType, device: u64) -> Result<(), StoreError> {
+        match self.make_node(path, file_type, device) {
+            Err(StoreError::Io { source, .. }) if device != 0 && source.kind() == ErrorKind::PermissionDenied => {
+                self.make_node(path, FileType::CharacterDevice, 0)
+            }
+            other => other,
+        }
     }
 
     fn make_node(&mut self, path: &[u8], file_type: FileType, device: u64) -> Result<(), StoreError> {
