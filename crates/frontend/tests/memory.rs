@@ -2,14 +2,15 @@
 //! One test in a program of its own, since the kernel counts for the whole process.
 
 use forge_frontend::{
-    Checked, ImageKeySource, LowerOptions, Lowered, Outlined, ResolvedImage, ResolvedImages, check, lower, outline,
-    parse,
+    Checked, Dockerfile, ImageKeySource, LowerOptions, Lowered, Outlined, ResolvedImage, ResolvedImages, check, lower,
+    outline, parse,
 };
 use forge_image::{DiffId, Digest, ImageConfig};
 use std::fmt::Write as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// The bound that users see is a second; programs without optimisation on a busy machine take many times as long.
+/// The bound that users see is a second; programs without optimisation take many times as long. It is the processor's time
+/// that counts: a busy machine is not the file's fault.
 const LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 60 } else { 1 });
 
 const MIB: usize = 1 << 20;
@@ -21,12 +22,20 @@ fn peak() -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() >> 10
 }
 
-/// Parses, lowers, checks and outlines; says whether it was accepted.
-fn take(text: &[u8]) -> Result<(), String> {
+/// The processor's time that the process used so far; the kernel counts it in hundredths of a second (`USER_HZ`).
+fn used() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    // Behind the program's name, which may hold anything: utime and stime are fields 14 and 15.
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(ticks * 10)
+}
+
+/// Parses and lowers; says whether it was accepted.
+fn build(text: &[u8], images: &mut ResolvedImages) -> Result<(Dockerfile, LowerOptions), String> {
     let dockerfile = parse("Dockerfile", text).map_err(|error| error.to_string())?;
     let options = LowerOptions::new("linux/amd64".parse().unwrap());
-    let mut images = ResolvedImages::new();
-    while let Lowered::Need(requests) = lower(&dockerfile, &options, &images).map_err(|error| error.to_string())? {
+    while let Lowered::Need(requests) = lower(&dockerfile, &options, images).map_err(|error| error.to_string())? {
         for request in requests {
             let ImageKeySource::Image(reference) = &request.key.source else { panic!("{request:?}") };
             let digest = Digest::sha256(reference.to_string().as_bytes());
@@ -35,12 +44,28 @@ fn take(text: &[u8]) -> Result<(), String> {
             images.insert(request.key, ResolvedImage { digest, config });
         }
     }
-    // These go the same way once more.
-    if text.len() < 4 * MIB {
-        assert!(matches!(check(&dockerfile, &options, &images), Checked::Done(_)));
-        assert!(matches!(outline(&dockerfile, &options, &images).unwrap(), Outlined::Done(_)));
-    }
-    Ok(())
+    Ok((dockerfile, options))
+}
+
+/// Builds, checks and outlines, each of which is what one command does: how long the longest took, and why the file was
+/// refused.
+fn take(text: &[u8]) -> (Duration, Option<String>) {
+    let mut images = ResolvedImages::new();
+    let started = used();
+    let built = build(text, &mut images);
+    let mut longest = used() - started;
+    let (dockerfile, options) = match built {
+        Ok(built) => built,
+        Err(error) => return (longest, Some(error)),
+    };
+    let mut timed = |work: &dyn Fn() -> bool| {
+        let started = used();
+        assert!(work());
+        longest = longest.max(used() - started);
+    };
+    timed(&|| matches!(check(&dockerfile, &options, &images), Checked::Done(_)));
+    timed(&|| matches!(outline(&dockerfile, &options, &images), Ok(Outlined::Done(_))));
+    (longest, None)
 }
 
 fn repeated(head: &str, part: &str, bytes: usize) -> String {
@@ -102,12 +127,10 @@ fn a113_a114_hostile_files_cost_little_time_and_memory() {
     for (name, text) in &cases {
         let text = text();
         let before = peak();
-        let started = Instant::now();
-        let outcome = take(text.as_bytes());
-        let took = started.elapsed();
+        let (took, refused) = take(text.as_bytes());
         #[allow(clippy::print_stdout, reason = "what it costs is worth a line")]
         {
-            println!("{name}: {took:.1?}, peak {before} to {} MiB: {:?}", peak(), outcome.as_ref().err());
+            println!("{name}: {took:.1?}, peak {before} to {} MiB: {refused:?}", peak());
         }
         assert!(took < LIMIT, "{name}: {took:?}");
         assert!(peak() < 512, "{name}: {} MiB", peak());
