@@ -59,7 +59,8 @@ struct Group {
 /// Finds who `user[:group]` is; the empty text is root.
 ///
 /// As docker: a named user has the groups that list it, a bare number takes its group and its name from the
-/// passwd file where one line has the number, and an explicit group leaves no others.
+/// passwd file where one line has the number, and an explicit group leaves no others. The group of the process is among
+/// the supplementary ones too, so that a set-group-ID program does not lose it.
 ///
 /// # Errors
 /// There is no such user or group, an id is out of range, or the image's files are unfit.
@@ -84,6 +85,9 @@ pub fn identity(tree: &MergedTree, text: &str) -> Result<Identity, UserError> {
     match group {
         Some(group) => identity.gid = find_group(&groups, group)?,
         None => identity.groups = entry.map(|entry| listed_in(&groups, &entry.name, entry.gid)).unwrap_or_default(),
+    }
+    if identity.groups.is_empty() {
+        identity.groups.push(identity.gid);
     }
     Ok(identity)
 }

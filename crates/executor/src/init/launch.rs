@@ -1,24 +1,31 @@
 //! The last steps: working directory, program, execve(2).
 
-use super::paths::{PROC_SUPER_MAGIC, PointKind, Root};
+use super::paths::{PROC_SUPER_MAGIC, PointKind, Root, Stub};
 use super::sys;
 use crate::message::{Doing, Failure};
 use crate::{Hidden, ProcessSpec, profile};
-use rustix::fs::{FileType, ResolveFlags, fstat, fstatfs};
+use rustix::fs::{AtFlags, FileType, Gid, ResolveFlags, Uid, chownat, fstat, fstatfs};
 use rustix::io::Errno;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-/// Moves into the working directory, making it when missing. Not a stub: docker keeps it too.
-pub(super) fn enter_directory(root: &Root, path: &Path) -> Result<(), Failure> {
+/// Moves into the working directory, making it when missing, for the user who will work in it. Not a stub: docker keeps
+/// it too.
+pub(super) fn enter_directory(root: &Root, process: &ProcessSpec) -> Result<(), Failure> {
+    let path = process.cwd.as_path();
     let refused = |reason: &str| Failure::WorkingDirectory { path: path.into(), reason: reason.into() };
     if !path.has_root() {
         return Err(refused("not an absolute path"));
     }
     let mut made = Vec::new();
     let directory = root.open_or_create(path, PointKind::Directory, &mut made)?;
+    let (uid, gid) = (Uid::from_raw(process.user.uid), Gid::from_raw(process.user.gid));
+    for Stub { parent, record, .. } in &made {
+        let given = chownat(parent, &record.name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW);
+        given.doing(|| format!("give {} to the process", path.display()))?;
+    }
     let stat = fstat(&directory).doing(|| format!("inspect {}", path.display()))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
         return Err(refused("not a directory"));

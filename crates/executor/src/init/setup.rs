@@ -56,7 +56,7 @@ fn live(channel: &Channel, means: &Means<'_>, entered: rustix::io::Result<()>) -
         return Ok(());
     }
     streams.install(spec.process.user.uid)?;
-    enter_directory(&container.root, &spec.process.cwd)?;
+    enter_directory(&container.root, &spec.process)?;
     identity::limit(&spec.process)?;
     identity::become_user(&spec, means.rights)?;
     sys::close_on_exec_from(3).doing(|| "mark descriptors".into())?;

@@ -65,6 +65,10 @@ fn working_directory() {
     assert_eq!(at("/new/deep"), "/new/deep\n");
     assert_eq!(at("/link"), "/tmp\n");
     assert_eq!(fixture.upper(), ["new", "new/deep"]);
+    let mut spec = fixture.shell("stat -c '%a %u %g' /own /own/deep; touch here");
+    spec.process.cwd = "/own/deep".into();
+    spec.process.user = ProcessUser { uid: 1000, gid: 100, additional_gids: Vec::new() };
+    assert_eq!(run(&spec).expect("runs").success(), "755 1000 100\n755 1000 100\n");
     let mut spec = fixture.shell("pwd");
     spec.process.cwd = "relative".into();
     assert!(matches!(run(&spec), Err(ExecutorError::WorkingDirectory { .. })));

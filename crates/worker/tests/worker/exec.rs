@@ -194,7 +194,7 @@ fn users() {
         let user = user.to_owned();
         output(&site, ExecOp { user, ..shell("echo $(id -u):$(id -g) $(id -G) $HOME $(cat /staff 2>/dev/null)") })
     };
-    // As docker: the groups of a name are those that list it, an explicit group leaves no others.
+    // As docker: the groups of a name are those that list it, an explicit group leaves no others but itself.
     assert_eq!(show(""), "0:0 0 /root for staff\n");
     assert_eq!(show("root"), "0:0 0 /root for staff\n");
     assert_eq!(show("app"), "1000:1001 1001 50 /home/app for staff\n");
@@ -204,6 +204,12 @@ fn users() {
     assert_eq!(show("55"), "55:0 0 /\n");
     assert_eq!(show("55:66"), "55:66 66 /\n");
     assert_eq!(show(":0"), "0:0 0 /root for staff\n");
+    let supplementary = |user: &str| {
+        let user = user.to_owned();
+        output(&site, ExecOp { user, ..shell("echo $(grep ^Groups /proc/self/status)") })
+    };
+    assert_eq!(supplementary("app:staff"), "Groups: 50\n");
+    assert_eq!(supplementary("55"), "Groups: 0\n");
     for bad in
         ["nobody", "4294967296", "4294967295", "2147483648", "-1", "0x0", " 0", "1:", "neg", "0:neg", "app:nogroup"]
     {
