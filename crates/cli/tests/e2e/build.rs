@@ -141,7 +141,7 @@ fn privileged_mistakes_in_a_dockerfile_have_a_line() {
     for (dockerfile, part) in [
         ("FROM busybox\nRUM true\n", "RUM"),
         ("FROM busybox\nCOPY nosuch /x\n", "nosuch"),
-        ("FROM busybox\nRUN --mount=type=cache,target=/c true\n", "mount"),
+        ("FROM busybox\nRUN --mount=type=cachet,target=/c true\n", "did you mean cache?"),
         ("FROM busybox\nCOPY --from=nostage /a /b\n", "nostage"),
     ] {
         let context = forge.context("context", &[("Dockerfile", dockerfile)]);
