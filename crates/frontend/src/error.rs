@@ -115,7 +115,7 @@ pub enum Problem {
         index: String,
     },
     /// A name is no image name.
-    #[error("failed to parse image name {name:?}: {source}")]
+    #[error("failed to parse stage name {name:?}: {source}")]
     Reference {
         /// The name.
         name: String,

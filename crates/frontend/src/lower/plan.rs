@@ -277,9 +277,11 @@ impl<'a> Plan<'a> {
                           define a new stage with FROM using ARG from global scope as a workaround";
             return Err(FrontendError::from(Problem::value(reason)).or_at(name.span));
         }
-        match name.text.parse::<usize>() {
-            Ok(number) if number < self.stages.len() => Ok(Some(NamedStage::Number(number))),
-            Ok(_) if is_copy => {
+        let number = name.text.parse::<i64>();
+        let index = number.as_ref().ok().and_then(|number| usize::try_from(*number).ok());
+        match (index.filter(|index| *index < self.stages.len()), number) {
+            (Some(index), _) => Ok(Some(NamedStage::Number(index))),
+            (None, Ok(_)) if is_copy => {
                 let problem = Problem::StageIndex { index: name.text.clone() };
                 Err(FrontendError::from(problem).or_at(name.span))
             }
