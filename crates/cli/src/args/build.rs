@@ -84,7 +84,7 @@ pub struct BuildArgs {
     /// Build a definition of BuildKit's format, as buildctl takes it, instead of a Dockerfile; - for standard input
     #[arg(long, value_name = "FILE|-", allow_hyphen_values = true)]
     pub llb: Option<String>,
-    /// What to do with the Dockerfile: build, check, outline or targets; also METHOD,format=json and check,ignorestatus=true
+    /// What to do with the Dockerfile: build, check, outline, targets or subrequests.describe; also METHOD,format=json and check,ignorestatus=true
     #[arg(long, value_name = "METHOD", alias = "print")]
     pub call: Option<String>,
     /// Say what the build checks find, and build nothing (--call=check)
@@ -96,6 +96,12 @@ pub struct BuildArgs {
     /// Attestation of what is in the image; only false so far
     #[arg(long, value_name = "BOOL", hide = true)]
     pub sbom: Option<String>,
+    /// Attestations in one flag; only type=TYPE,disabled=true so far
+    #[arg(long = "attest", value_name = "ATTESTATION", hide = true)]
+    pub attests: Vec<String>,
+    /// Rules for sources; only disabled=true so far
+    #[arg(long = "policy", value_name = "POLICY", hide = true)]
+    pub policies: Vec<String>,
     /// Limit of each step: memory, memory-swap, cpus, cpu-shares, cpu-period, cpu-quota, cpuset-cpus, cpuset-mems, pids (repeatable)
     #[arg(long = "resource", value_name = "KEY=VALUE")]
     pub resources: Vec<String>,
@@ -122,11 +128,9 @@ pub struct Refused;
 impl FlagTable for Refused {
     const FLAGS: &'static [Flag] = &[
         flag("annotation", None, Shape::Value),
-        flag("attest", None, Shape::Value),
         flag("builder", None, Shape::Value),
         flag("cache-from", None, Shape::Value),
         flag("cache-to", None, Shape::Value),
-        flag("policy", None, Shape::Value),
     ];
 }
 

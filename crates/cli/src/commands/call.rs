@@ -4,17 +4,21 @@ use super::{Start, block_on_many};
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
 use crate::progress::{Display, Mode};
-use crate::request::{CallFormat, CallRequest};
+use crate::request::{CallFormat, CallRequest, Method};
 use crate::{output, sanitise};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use forge_engine::{Answer, BuildRequest, CallOutcome, CheckReport, Outline, OutlineRequirement, Span, Target};
+use forge_engine::{Answer, BuildRequest, Call, CallOutcome, CheckReport, Outline, OutlineRequirement, Span, Target};
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 
 /// Asks, prints the answer, and gives the exit code.
 pub fn call(start: &Start, request: BuildRequest, asked: CallRequest, mode: Mode) -> Result<u8, Failure> {
-    let outcome = block_on_many(ask(start, request, asked, mode))?;
+    let Method::Dockerfile(method) = asked.method else {
+        output::print(&methods(asked.format))?;
+        return Ok(0);
+    };
+    let outcome = block_on_many(ask(start, request, method, mode))?;
     let printed = match asked.format {
         CallFormat::Json => format!("{:#}\n", document(&outcome)),
         CallFormat::Text => text(&outcome),
@@ -26,13 +30,11 @@ pub fn call(start: &Start, request: BuildRequest, asked: CallRequest, mode: Mode
     }
 }
 
-async fn ask(start: &Start, request: BuildRequest, asked: CallRequest, mode: Mode) -> Result<CallOutcome, Failure> {
+async fn ask(start: &Start, request: BuildRequest, method: Call, mode: Mode) -> Result<CallOutcome, Failure> {
     let interrupts = Interrupts::watch()?;
     let display = Display::start(mode, start.style());
     let outcome = match start.engine() {
-        Ok(engine) => {
-            engine.call(request, asked.call, display.events(), interrupts.token()).await.map_err(Failure::from)
-        }
+        Ok(engine) => engine.call(request, method, display.events(), interrupts.token()).await.map_err(Failure::from),
         Err(failure) => Err(failure),
     };
     display.finish();
@@ -40,6 +42,38 @@ async fn ask(start: &Start, request: BuildRequest, asked: CallRequest, mode: Mod
         Some(code) => failure.with_code(code),
         None => failure,
     })
+}
+
+/// What can be asked: name, description, option, and whether the answer has an exit code. In BuildKit's words.
+const METHODS: [(&str, &str, Option<(&str, &str)>, bool); 4] = [
+    ("outline", "List all parameters current build takes", Some(("target", "Target build stage")), false),
+    ("targets", "List all targets current build supports", None, false),
+    ("subrequests.describe", "List available subrequest types", None, false),
+    ("lint", "Lint a Dockerfile", None, true),
+];
+
+fn methods(format: CallFormat) -> String {
+    const VERSION: &str = "1.0.0";
+    if format == CallFormat::Text {
+        let methods = METHODS.iter().map(|(name, description, ..)| vec![*name, VERSION, *description]);
+        let rows: Vec<Vec<&str>> = std::iter::once(vec!["NAME", "VERSION", "DESCRIPTION"]).chain(methods).collect();
+        return columns(&rows, 1);
+    }
+    let named = |(name, description): (&str, &str)| json!({"name": name, "description": description});
+    let described = METHODS.iter().map(|(name, description, option, has_status)| {
+        let results = ["result.json", "result.txt"].into_iter().chain(has_status.then_some("result.statuscode"));
+        json!({
+            "name": format!("frontend.{name}"),
+            "version": VERSION,
+            "type": "rpc",
+            "description": description,
+            "opts": option.map(|option| vec![named(option)]),
+            "inputs": null,
+            "metadata": results.map(|result| named((result, ""))).collect::<Vec<_>>(),
+            "refs": null,
+        })
+    });
+    format!("{:#}\n", Value::from_iter(described))
 }
 
 /// Findings make the exit code 1 unless they are to be ignored; a Dockerfile that cannot be built always does.
@@ -274,6 +308,19 @@ mod tests {
     }
 
     #[test]
+    fn methods_are_described() {
+        let text = methods(CallFormat::Text);
+        assert!(
+            text.starts_with("NAME                 VERSION DESCRIPTION\noutline              1.0.0   List all"),
+            "{text}"
+        );
+        let document: Value = serde_json::from_str(&methods(CallFormat::Json)).unwrap();
+        assert_eq!(document[3]["name"], "frontend.lint");
+        assert_eq!(document[3]["metadata"][2]["name"], "result.statuscode");
+        assert_eq!(document[0]["opts"][0]["name"], "target");
+    }
+
+    #[test]
     fn findings_read_as_buildx_writes_them() {
         insta::assert_snapshot!(text(&outcome(Answer::Check(report()))), @r##"
         Check complete, 2 warnings have been found!
@@ -376,8 +423,11 @@ mod tests {
 
     #[test]
     fn the_status_tells_of_findings_and_errors() {
-        let asked =
-            |ignore_status| CallRequest { call: forge_engine::Call::Check, format: CallFormat::Text, ignore_status };
+        let asked = |ignore_status| CallRequest {
+            method: Method::Dockerfile(forge_engine::Call::Check),
+            format: CallFormat::Text,
+            ignore_status,
+        };
         let status =
             |report: &CheckReport, ignore| status(&outcome(Answer::Check(report.clone())), report, asked(ignore));
         assert_eq!(status(&CheckReport::default(), false).unwrap(), 0);

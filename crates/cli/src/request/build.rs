@@ -1,8 +1,9 @@
 use super::context::{named_context, sources};
 use super::handed;
 use super::limits::{limits, resource_pairs};
+use super::output::csv;
 use super::output::{goes_to_stdout, output};
-use super::{network, platform, reference, refuse, unsupported};
+use super::{network, platform, reference, unsupported};
 use crate::args::BuildArgs;
 use crate::environment::Environment;
 use anyhow::{Context, bail};
@@ -102,11 +103,33 @@ pub fn build_request(
     })
 }
 
+/// A flag that buildx has and forge has not, and why.
+fn lacking(written: &str, flag: &str) -> anyhow::Error {
+    let why = match flag {
+        "annotation" => "annotations are not written yet, labels are (--label)",
+        "builder" => "a build runs in this process, there are no builders to choose from",
+        "cache-from" | "cache-to" => "the cache is that of the local store, other places are not built yet",
+        "policy" => "rules for sources are not read yet",
+        _ => "attestations are not written yet",
+    };
+    anyhow::anyhow!("{}: {why}", unsupported(written))
+}
+
 fn refuse_what_is_not_built(args: &BuildArgs) -> anyhow::Result<()> {
-    refuse(args.refused.used())?;
+    if let Some(flag) = args.refused.used().first() {
+        return Err(lacking(&format!("--{flag}"), flag));
+    }
+    let asked =
+        args.attests.iter().map(|text| ("attest", text)).chain(args.policies.iter().map(|text| ("policy", text)));
+    for (flag, text) in asked {
+        // Who asks for none is served.
+        if !csv(text)?.iter().any(|field| field == "disabled=true") {
+            return Err(lacking(&format!("--{flag} {text}"), flag));
+        }
+    }
     for (flag, value) in [("provenance", &args.provenance), ("sbom", &args.sbom)] {
         if let Some(value) = value.as_deref().filter(|value| !matches!(*value, "false" | "0")) {
-            return Err(unsupported(&format!("--{flag}={value}")));
+            return Err(lacking(&format!("--{flag}={value}"), flag));
         }
     }
     // An image without what its cache needs would be taken for one that has it.
@@ -341,6 +364,42 @@ mod tests {
             "--rm --force-rm .",
         ] {
             assert!(request(allowed, Environment::default()).is_ok(), "{allowed}");
+        }
+    }
+
+    /// Every flag of `docker buildx build`, with those that are hidden: built, without effect and said so, or refused with a
+    /// reason.
+    #[test]
+    fn every_flag_of_buildx_has_an_answer() {
+        const BUILT: &str = "add-host=a:1.2.3.4 allow=network.host build-arg=A=1 build-context=x=. call=check cgroup-parent=x check \
+            debug D file=Dockerfile f=x iidfile=i label=a=b load metadata-file=m network=none no-cache no-cache-filter=a \
+            output=out o=out platform=local platform=linux/amd64,linux/arm64 progress=plain provenance=false pull push quiet q \
+            resource=memory=1g sbom=false secret=id=a,src=Cargo.toml shm-size=1m ssh=default=Cargo.toml tag=x t=x target=x \
+            ulimit=nofile=10 attest=type=sbom,disabled=true policy=disabled=true m=1g memory=1g c=10 cpu-shares=10 \
+            cpu-period=10000 cpu-quota=10000 cpuset-cpus=0 cpuset-mems=0 rm force-rm print=outline";
+        const NOTED: &str = "compress isolation=default security-opt=x squash";
+        const REFUSED: &str = "annotation=a=b attest=type=sbom builder=x cache-from=x cache-to=type=inline policy=x provenance=true \
+            provenance=mode=max sbom=true";
+        let line = |flag: &str| match flag.split_once('=') {
+            Some((name, value)) if name.len() == 1 => format!("-{name} {value} -t x ."),
+            Some((name, value)) => format!("--{name} {value} -t x ."),
+            None if flag.len() == 1 => format!("-{flag} -t x ."),
+            None => format!("--{flag} -t x ."),
+        };
+        for flag in BUILT.split_whitespace() {
+            let line = line(flag).replace("-t x -t x", "-t x");
+            assert!(request(&line, Environment::default()).is_ok(), "{line}");
+            assert!(notes(&args(&line)).is_empty(), "{line}");
+        }
+        assert!(request("--memory 1g --memory-swap 2g .", Environment::default()).is_ok());
+        for flag in NOTED.split_whitespace() {
+            assert_eq!(notes(&args(&line(flag))).len(), 1, "{flag}");
+        }
+        for flag in REFUSED.split_whitespace() {
+            let refused = request(&line(flag), Environment::default()).unwrap_err().to_string();
+            let name = format!("--{}", flag.split('=').next().unwrap());
+            let told = refused.starts_with(&name) && refused.contains("is not supported by this version of forge: ");
+            assert!(told, "{flag}: {refused}");
         }
     }
 

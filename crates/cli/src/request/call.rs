@@ -6,10 +6,19 @@ use forge_engine::Call;
 /// What `--call` and `--check` ask for instead of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallRequest {
-    pub call: Call,
+    pub method: Method,
     pub format: CallFormat,
     /// Whether findings of the checks leave the exit code at zero.
     pub ignore_status: bool,
+}
+
+/// What is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Something about the Dockerfile.
+    Dockerfile(Call),
+    /// What can be asked.
+    Describe,
 }
 
 /// How an answer is written.
@@ -40,14 +49,15 @@ pub fn call_request(args: &BuildArgs) -> anyhow::Result<Option<CallRequest>> {
             None => method = Some(field),
         }
     }
-    let call = match method {
+    let method = match method {
         None | Some("build") => return Ok(None),
-        Some("check" | "lint") => Call::Check,
-        Some("outline") => Call::Outline,
-        Some("targets") => Call::Targets,
-        Some(other) => bail!("{}: expected build, check, outline or targets", wrong(other)),
+        Some("check" | "lint") => Method::Dockerfile(Call::Check),
+        Some("outline") => Method::Dockerfile(Call::Outline),
+        Some("targets") => Method::Dockerfile(Call::Targets),
+        Some("subrequests.describe") => Method::Describe,
+        Some(other) => bail!("{}: expected build, check, outline, targets or subrequests.describe", wrong(other)),
     };
-    Ok(Some(CallRequest { call, format, ignore_status }))
+    Ok(Some(CallRequest { method, format, ignore_status }))
 }
 
 fn wrong(field: &str) -> String {
@@ -74,13 +84,16 @@ mod tests {
 
     #[test]
     fn methods_and_their_options() {
-        let text = |call| Some(CallRequest { call, format: CallFormat::Text, ignore_status: false });
+        let asked = |method| Some(CallRequest { method, format: CallFormat::Text, ignore_status: false });
+        let text = |call| asked(Method::Dockerfile(call));
         assert_eq!(read("build").unwrap(), None);
         assert_eq!(read("").unwrap(), None);
         assert_eq!(read("check").unwrap(), text(Call::Check));
         assert_eq!(read("lint").unwrap(), text(Call::Check));
         assert_eq!(read("outline,format=text").unwrap(), text(Call::Outline));
-        let all = CallRequest { call: Call::Targets, format: CallFormat::Json, ignore_status: true };
+        assert_eq!(read("subrequests.describe").unwrap(), asked(Method::Describe));
+        let method = Method::Dockerfile(Call::Targets);
+        let all = CallRequest { method, format: CallFormat::Json, ignore_status: true };
         assert_eq!(read("targets,format=json,ignorestatus=true").unwrap(), Some(all));
         let mut check = BuildArgs::default();
         check.check = true;

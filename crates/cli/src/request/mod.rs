@@ -12,7 +12,7 @@ mod rights;
 mod run;
 
 pub use build::{Input, InputNeeds, build_request, input_needs, notes};
-pub use call::{CallFormat, CallRequest, call_request};
+pub use call::{CallFormat, CallRequest, Method, call_request};
 pub use llb::{DefinitionFile, definition_file, with_dockerfile_context};
 pub use run::{check_terminal, run_request};
 
