@@ -213,7 +213,7 @@ pub fn testdata(name: &str) -> String {
 }
 
 /// The archive with the busybox image, made once for all tests.
-fn base_image() -> &'static Path {
+pub fn base_image() -> &'static Path {
     static ARCHIVE: OnceLock<PathBuf> = OnceLock::new();
     ARCHIVE.get_or_init(|| {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("busybox-{}.tar", std::process::id()));

@@ -24,6 +24,7 @@ mod outputs;
 mod platforms;
 mod registry;
 mod remote;
+mod rootless;
 mod routes;
 mod run;
 mod sandbox;

@@ -1,12 +1,14 @@
 //! Archives that are unpacked for their files, not as layers.
 
-use super::error::LayerError;
+use super::entry::EntryKind;
+use super::error::{LayerError, shown};
 use super::tar_reader::TarReader;
 use super::tree::MergedTree;
 use super::unpack::{self, UnpackError};
 use super::{LayerIndex, Layers};
 use crate::{ScratchDir, StoreError};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The files of an archive, in a private folder that goes when this is dropped.
@@ -29,6 +31,20 @@ impl Extracted {
     }
 }
 
+/// Refuses devices that could not be made: whoever reads the folder would not see that they are missing.
+fn require_nodes(index: &LayerIndex, files: &Path) -> Result<(), StoreError> {
+    let is_device = |kind: &EntryKind| matches!(kind, EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. });
+    let Some(device) = index.entries().iter().find(|entry| is_device(&entry.kind)) else { return Ok(()) };
+    let found = std::fs::symlink_metadata(files.join(device.path())).map_err(StoreError::io("inspect", files))?;
+    match found.rdev() {
+        0 => {
+            let what = "a device node, which nobody can make without being root of the machine";
+            Err(LayerError::UnsupportedEntry { path: shown(&device.path), what }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Layers {
     /// Unpacks an uncompressed tar into a private folder, by the rules for strangers' layers: nothing is written
     /// outside of it, whatever the tar says (A38). Names that mean a deletion in a layer are left out, since no layer
@@ -42,7 +58,8 @@ impl Layers {
         let files = folder.path().join("files");
         crate::scratch::create_private(&below)?;
         crate::scratch::create_private(&files)?;
-        self.extract_into(tar, &MergedTree::new(vec![below])?, &files)?;
+        let index = self.extract_into(tar, &MergedTree::new(vec![below])?, &files)?;
+        require_nodes(&index, &files)?;
         Ok(Extracted { tree: MergedTree::new(vec![files.clone()])?, files, _folder: folder })
     }
 
