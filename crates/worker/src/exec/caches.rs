@@ -106,7 +106,7 @@ impl Wanted<'_> {
         let begin = SystemTime::now();
         let mut pauses = PAUSES_MS.iter();
         let mut pause = Duration::ZERO;
-        let waiting = format!("waiting for cache mount {}", self.id);
+        let waiting = format!("waiting for cache mount {}", shown(self.id));
         let mut waits = false;
         loop {
             let (store, key, usage) = (context.store.clone(), self.key.clone(), self.usage);
@@ -182,7 +182,12 @@ fn origin(mount: &ExecMount, input: Option<&ResultRef>) -> String {
 fn describe(record: &CacheMountRecord, how: &str, now: SystemTime) -> String {
     let CacheMountRecord { key, origin, bytes, created, .. } = record;
     let age = now.duration_since(*created).unwrap_or_default();
-    format!("cache mount {}: {how}, {}, {} old, began as {origin}", key.id, size(*bytes), duration(age))
+    format!("cache mount {}: {how}, {}, {} old, began as {origin}", shown(&key.id), size(*bytes), duration(age))
+}
+
+/// An id as its author wrote it: in front of it stand the namespace, mostly none, and a slash.
+fn shown(id: &str) -> &str {
+    id.strip_prefix('/').unwrap_or(id)
 }
 
 fn size(bytes: u64) -> String {
@@ -217,7 +222,7 @@ mod tests {
         let created = SystemTime::UNIX_EPOCH;
         let record = CacheMountRecord {
             name: "0".repeat(32),
-            key: CacheMountKey { id: "go".to_owned(), first_content: None },
+            key: CacheMountKey { id: "/go".to_owned(), first_content: None },
             origin: "empty".to_owned(),
             bytes: 1_234_567,
             created,
