@@ -34,7 +34,8 @@ pub use init::init_if_requested;
 pub use namespaces::NamespaceExecutor;
 pub use resources::{CpuQuota, GroupPlacement, Resources, SharedGroup, SwapLimit, Usage};
 pub use spec::{
-    ContainerId, DevicePolicy, IdMap, IdMappings, MountFlags, MountSource, MountSpec, NetworkMode, OverlayChanges,
-    ProcessSpec, ProcessUser, Rlimit, RlimitResource, RootFs, SandboxSpec, Seccomp, StubRemoval,
+    ContainerId, DeviceKind, DeviceNode, DevicePolicy, GrantedNodes, IdMap, IdMappings, MountFlags, MountSource,
+    MountSpec, NetworkMode, OverlayChanges, ProcessSpec, ProcessUser, Rlimit, RlimitResource, RootFs, SandboxSpec,
+    Seccomp, StubRemoval,
 };
 pub use user_namespace::{NamespaceIds, enter_user_namespace};

@@ -1,7 +1,7 @@
 use crate::container::{Container, Executor, ExitStatus, Stdio, StdioTarget};
 use crate::init::{SERVER_NAME, layout, sys};
 use crate::message::{Channel, Configuration, ExitReport, GroupPaths, Message, StubRecord};
-use crate::{Capabilities, ContainerId, ExecutorError, ProcessSpec, RootFs, SandboxSpec, Usage};
+use crate::{Capabilities, ContainerId, DevicePolicy, ExecutorError, ProcessSpec, RootFs, SandboxSpec, Usage};
 use rustix::fs::{AtFlags, FileType, fstat, statat, unlinkat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -235,7 +235,9 @@ impl Server {
             network: spec.network,
             owns_network: spec.process.capabilities.contains(Capabilities::NET_ADMIN),
             devices: spec.devices,
-            own_group: spec.writable_sys || spec.process.capabilities.contains(Capabilities::SYS_ADMIN),
+            own_group: matches!(spec.devices, DevicePolicy::StandardAnd(_))
+                || spec.writable_sys
+                || spec.process.capabilities.contains(Capabilities::SYS_ADMIN),
             id: configuration.id.clone(),
             resources: Box::new(spec.resources.clone()),
             group: Box::new(spec.group.clone()),

@@ -298,8 +298,47 @@ pub enum Seccomp {
 pub enum DevicePolicy {
     /// The null family, terminals and nothing else; any node may be made.
     Standard,
+    /// These as well. What a device says of itself is up to whoever grants it.
+    StandardAnd(GrantedNodes),
     /// Every device of the host.
     All,
+}
+
+impl DevicePolicy {
+    /// The nodes beside the standard ones.
+    pub(crate) fn granted(&self) -> &[Option<DeviceNode>] {
+        match self {
+            Self::StandardAnd(nodes) => nodes,
+            Self::Standard | Self::All => &[],
+        }
+    }
+}
+
+/// As many device nodes as a container may be granted one by one.
+pub type GrantedNodes = [Option<DeviceNode>; 16];
+
+/// A device node that may be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceNode {
+    /// Block or character device.
+    pub kind: DeviceKind,
+    /// The driver.
+    pub major: u32,
+    /// Which of its devices.
+    pub minor: u32,
+    /// Whether it may be read.
+    pub read: bool,
+    /// Whether it may be written.
+    pub write: bool,
+}
+
+/// The two kinds of device nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceKind {
+    /// A disk or the like.
+    Block,
+    /// Anything else.
+    Character,
 }
 
 /// One range of user or group ids seen inside and the host's ids behind it.

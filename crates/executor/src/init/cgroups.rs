@@ -5,7 +5,8 @@
 //! forge/            version 2, device program attached, no processes of its own
 //!   common/         all containers without limits, of every forge process
 //!   <server>-<n>/   one container that could do harm to the group it is in
-//! forge-devices/    the same for containers that may open every device
+//! forge-devices/    the same for containers that may open every device, or some beside the usual ones: the program of
+//!                   those is on their own group; version 1 has `forge-RULES` for each set of nodes that was granted
 //! forge-limits/     version 2, containers with limits; forge-ID-N in each hierarchy of version 1
 //! ```
 //! `forge` and `common` stay: they hold nothing but the program, and making them again would cost more than a step.
@@ -16,7 +17,7 @@ use super::limits::{self, CONTROLLERS, Interface, Level, settings};
 use super::mounts::new_filesystem;
 use super::rights::Rights;
 use crate::message::{Failure, GroupPaths};
-use crate::{DevicePolicy, GroupPlacement, Resources};
+use crate::{DeviceKind, DeviceNode, DevicePolicy, GroupPlacement, Resources};
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
 use rustix::io::{Errno, Result};
 use rustix::mount::MountAttrFlags;
@@ -90,8 +91,10 @@ impl Cgroups {
         }
         match unified.make(wish, &needed, notices) {
             Ok(group) => {
-                if let (Policy::Program { .. }, DevicePolicy::Standard) = (&self.policy, devices) {
-                    device_program::attach(group.directory()).map_err(|errno| failure(&errno.into()))?;
+                let restricts = devices != DevicePolicy::All;
+                if restricts && matches!(self.policy, Policy::Program { .. }) {
+                    device_program::attach(group.directory(), devices.granted())
+                        .map_err(|errno| failure(&errno.into()))?;
                 }
                 Ok(Some(group))
             }
@@ -111,7 +114,8 @@ impl Cgroups {
         };
         let parent = match devices {
             DevicePolicy::Standard => limited,
-            DevicePolicy::All => all,
+            // The programs of all groups above must agree.
+            DevicePolicy::StandardAnd(_) | DevicePolicy::All => all,
         };
         let Some(number) = own else {
             return Ok(Some(Group { directory: open_or_make(parent, COMMON)?, removal: Removal::Kept }));
@@ -119,13 +123,32 @@ impl Cgroups {
         let name = format!("{}-{number}", std::process::id());
         let directory = open_or_make(parent, &name)?;
         let removal = Removal::Entry(rustix::io::fcntl_dupfd_cloexec(parent, 3)?, name);
-        Ok(Some(Group { directory, removal }))
+        let group = Group { directory, removal };
+        if let DevicePolicy::StandardAnd(granted) = &devices {
+            device_program::attach(group.directory(), granted)?;
+        }
+        Ok(Some(group))
+    }
+
+    /// Prepares, in the server, what [`Self::release_devices`] moves a container into. Version 1's groups stay as `forge`
+    /// does: there is one for each set of nodes.
+    pub(super) fn prepare_granted(&self, devices: DevicePolicy) -> Result<()> {
+        match (&self.policy, devices) {
+            (Policy::Controller { escape }, DevicePolicy::StandardAnd(granted)) => {
+                let group = granted_group(escape, &granted);
+                if group.exists() { Ok(()) } else { make_device_group(&group, rules(&granted)) }
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Undoes, in a container that may open every device, what it inherited from the server.
     pub(super) fn release_devices(&self, devices: DevicePolicy) -> Result<()> {
         match (&self.policy, devices) {
             (Policy::Controller { escape }, DevicePolicy::All) => join(escape),
+            (Policy::Controller { escape }, DevicePolicy::StandardAnd(granted)) => {
+                join(&granted_group(escape, &granted))
+            }
             _ => Ok(()),
         }
     }
@@ -133,7 +156,7 @@ impl Cgroups {
     /// Attributes the root must be mounted with.
     pub(super) fn root_attributes(&self, devices: DevicePolicy) -> MountAttrFlags {
         match (&self.policy, devices) {
-            (Policy::Nodev, DevicePolicy::Standard) => MountAttrFlags::MOUNT_ATTR_NODEV,
+            (Policy::Nodev, DevicePolicy::Standard | DevicePolicy::StandardAnd(_)) => MountAttrFlags::MOUNT_ATTR_NODEV,
             _ => MountAttrFlags::empty(),
         }
     }
@@ -195,7 +218,7 @@ impl Drop for Group {
 fn program_policy() -> Result<Policy> {
     let own = own_unified_cgroup()?;
     let limited = open_or_make(&own, LIMITED_DEVICES)?;
-    device_program::attach(limited.as_fd())?;
+    device_program::attach(limited.as_fd(), &[])?;
     Ok(Policy::Program { limited, all: open_or_make(&own, ALL_DEVICES)? })
 }
 
@@ -271,14 +294,28 @@ fn controller_policy() -> Result<Policy> {
     let own = legacy_cgroup("devices")?;
     let group = own.join(LIMITED_DEVICES);
     if !group.exists() {
-        make_device_group(&group)?;
+        make_device_group(&group, Vec::new())?;
     }
     join(&group)?;
     Ok(Policy::Controller { escape: own })
 }
 
+fn granted_group(own: &Path, granted: &[Option<DeviceNode>]) -> PathBuf {
+    own.join(format!("{LIMITED_DEVICES}-{}", rules(granted).join("-").replace([' ', ':'], "_")))
+}
+
+/// Version 1's words for nodes that are granted.
+fn rules(granted: &[Option<DeviceNode>]) -> Vec<String> {
+    let rule = |node: &DeviceNode| {
+        let kind = if node.kind == DeviceKind::Block { 'b' } else { 'c' };
+        let access = [(node.read, "r"), (node.write, "w")].map(|(has, letter)| if has { letter } else { "" });
+        format!("{kind} {}:{} {}m", node.major, node.minor, access.concat())
+    };
+    granted.iter().flatten().map(rule).collect()
+}
+
 /// Prepares the group under another name: whoever finds it by its own must find it complete.
-fn make_device_group(group: &Path) -> Result<()> {
+fn make_device_group(group: &Path, granted: Vec<String>) -> Result<()> {
     let draft = group.with_extension(std::process::id().to_string());
     make_directory(&draft)?;
     write(&draft.join("devices.deny"), "a")?;
@@ -289,6 +326,7 @@ fn make_device_group(group: &Path) -> Result<()> {
             _ => rules.extend((first..=last).map(|minor| format!("c {major}:{minor} rwm"))),
         }
     }
+    rules.extend(granted);
     for rule in &rules {
         write(&draft.join("devices.allow"), rule)?;
     }

@@ -1,6 +1,7 @@
 //! The device policy as an eBPF program on a cgroup, version 2's replacement of the `devices` controller.
 
 use super::sys;
+use crate::{DeviceKind, DeviceNode};
 use rustix::io::Result;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -18,8 +19,11 @@ pub(super) const ALLOWED: [(u32, u32, u32); 6] = [
 const ACCESS_AND_TYPE: i16 = 0;
 const MAJOR: i16 = 4;
 const MINOR: i16 = 8;
+const TYPE_BLOCK: i32 = 1;
 const TYPE_CHARACTER: i32 = 2;
 const ACCESS_MKNOD: i32 = 1;
+const ACCESS_READ: i32 = 2;
+const ACCESS_WRITE: i32 = 4;
 
 // Codes of linux/bpf.h.
 const LOAD_WORD: u8 = 0x61;
@@ -46,8 +50,8 @@ fn instruction(code: u8, target: u8, source: u8, offset: i16, immediate: i32) ->
     EbpfInstruction { code, registers: target | source << 4, offset, immediate }
 }
 
-/// Any node may be made, those of [`ALLOWED`] may be opened, nothing else.
-fn program() -> Vec<EbpfInstruction> {
+/// Any node may be made, those of [`ALLOWED`] and the granted ones may be opened, nothing else.
+fn program(granted: &[Option<DeviceNode>]) -> Vec<EbpfInstruction> {
     let allow = [instruction(SET, 0, 0, 0, 1), instruction(EXIT, 0, 0, 0, 0)];
     let mut program = vec![
         instruction(LOAD_WORD, 2, 1, ACCESS_AND_TYPE, 0),
@@ -60,6 +64,22 @@ fn program() -> Vec<EbpfInstruction> {
         instruction(UNLESS_EQUAL, 2, 0, 2, ACCESS_MKNOD),
     ];
     program.extend(allow);
+    for node in granted.iter().flatten() {
+        let kind = match node.kind {
+            DeviceKind::Block => TYPE_BLOCK,
+            DeviceKind::Character => TYPE_CHARACTER,
+        };
+        let refused = if node.read { 0 } else { ACCESS_READ } | if node.write { 0 } else { ACCESS_WRITE };
+        program.extend([
+            instruction(COPY, 6, 2, 0, 0),
+            instruction(AND, 6, 0, 0, refused),
+            instruction(UNLESS_EQUAL, 6, 0, 5, 0),
+            instruction(UNLESS_EQUAL, 3, 0, 4, kind),
+            instruction(UNLESS_EQUAL, 4, 0, 3, node.major.cast_signed()),
+            instruction(UNLESS_EQUAL, 5, 0, 2, node.minor.cast_signed()),
+        ]);
+        program.extend(allow);
+    }
     program.extend([instruction(0x15, 3, 0, 1, TYPE_CHARACTER), instruction(EXIT, 0, 0, 0, 0)]);
     for (major, first, last) in ALLOWED {
         // Comparisons are 64 bits wide with a sign-extended immediate; minors have 20 bits.
@@ -79,10 +99,10 @@ fn program() -> Vec<EbpfInstruction> {
 ///
 /// The program stays as long as the cgroup exists, for whichever process uses it next. Two processes that attach it at
 /// once do no harm: both copies say the same.
-pub(super) fn attach(cgroup: BorrowedFd<'_>) -> Result<()> {
+pub(super) fn attach(cgroup: BorrowedFd<'_>, granted: &[Option<DeviceNode>]) -> Result<()> {
     if sys::device_programs(cgroup)? > 0 {
         return Ok(());
     }
-    let program: OwnedFd = sys::load_device_program(&program())?;
+    let program: OwnedFd = sys::load_device_program(&program(granted))?;
     sys::attach_device_program(cgroup, program.as_fd())
 }

@@ -190,6 +190,7 @@ fn target(
     own: Option<u64>,
     notices: &mut Vec<String>,
 ) -> Result<Option<Group>, Failure> {
+    cgroups.prepare_granted(devices).doing(|| "make a device cgroup".into())?;
     match cgroups.limited(devices, wish, notices)? {
         Some(group) => Ok(Some(group)),
         None => cgroups.target(devices, own).doing(|| "make a cgroup".into()),
