@@ -41,6 +41,9 @@ struct Worker {
     max_parallelism: Option<usize>,
 }
 
+/// Where the Container Device Interface keeps its specifications.
+const DEVICE_FOLDERS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
+
 /// Puts flags, environment and configuration file together, in that order of precedence.
 ///
 /// # Errors
@@ -60,6 +63,7 @@ pub fn engine_options(global: &GlobalArgs, environment: &Environment, is_root: b
             no_proxy: environment.either_case("NO_PROXY"),
         },
         max_parallelism: file.worker.oci.max_parallelism,
+        device_folders: DEVICE_FOLDERS.map(PathBuf::from).to_vec(),
     })
 }
 

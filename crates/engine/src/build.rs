@@ -325,6 +325,7 @@ impl Build {
             let (store, lease) = (transfer.store, transfer.lease);
             let executor = Arc::new(BoundedExecutor::new(engine.clone(), each, together)?);
             let worker = LocalWorker::new(store.clone(), lease.clone(), executor, images);
+            let worker = worker.with_devices(&engine.options().device_folders);
             let results = Arc::new(LocalResults::new(store, lease, worker.contexts()));
             let worker = Arc::new(worker.with_index(engine.index()?));
             let solver = Solver {

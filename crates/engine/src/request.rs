@@ -27,6 +27,8 @@ pub struct EngineOptions {
     pub proxy: Proxy,
     /// How many steps run at the same time; `None` for as many as there are.
     pub max_parallelism: Option<usize>,
+    /// Folders with specifications of devices (Container Device Interface); a later one counts more. They need not exist.
+    pub device_folders: Vec<PathBuf>,
 }
 
 /// How a registry host is reached (`[registry."host"]` of buildkitd.toml).

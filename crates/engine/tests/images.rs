@@ -26,6 +26,7 @@ impl Home {
             offline: true,
             proxy: Proxy::default(),
             max_parallelism: None,
+            device_folders: Vec::new(),
         };
         let engine = Engine::open(options.clone()).unwrap();
         Self { engine, store: Store::open(&options.root).unwrap(), _folder: folder }

@@ -2,6 +2,7 @@
 
 mod caches;
 mod copies;
+mod devices;
 mod mounts;
 mod secrets;
 mod ssh;
@@ -19,7 +20,7 @@ use forge_executor::{
     SandboxSpec, Stdio, StdioTarget, StubRemoval,
 };
 use forge_image::{Digest, ErrorKind};
-use forge_llb::{CdiDevice, ExecOp, SecurityMode};
+use forge_llb::{ExecOp, SecurityMode};
 use forge_session::{Event, EventSink, LogStream, SecretError, Session};
 use forge_store::{ActiveLayer, Lease, Store, StoreError};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -65,6 +66,17 @@ pub(crate) enum ExecError {
     /// The words are BuildKit's.
     #[error("required device {name:?} is not registered")]
     NoDevice { name: String },
+    /// The words are BuildKit's.
+    #[error("invalid device {name:?}")]
+    BadDevice { name: String },
+    #[error("cannot read the device specification {path}")]
+    DeviceSpec { path: PathBuf, source: std::io::Error },
+    #[error("cannot use the device node {path}")]
+    DeviceNode { path: PathBuf, source: std::io::Error },
+    #[error("device {name:?} asks for {what}, which steps cannot have")]
+    DeviceNeeds { name: String, what: &'static str },
+    #[error("the devices of the step have more than {most} nodes")]
+    TooManyDevices { most: usize },
     #[error("cannot make the first content of a mount")]
     Seed { source: std::io::Error },
     #[error("cache mount {id} was not taken into use")]
@@ -78,9 +90,10 @@ impl ExecError {
             Self::Executor(error) => crate::executor_kind(error),
             Self::Store(error) => error.kind(),
             Self::Session(error) => error.kind(),
-            Self::User(_) | Self::NoSecret { .. } | Self::NoAgent { .. } | Self::NoDevice { .. } => {
-                ErrorKind::UserInput
-            }
+            Self::User(_) | Self::NoSecret { .. } | Self::NoAgent { .. } => ErrorKind::UserInput,
+            Self::NoDevice { .. } | Self::BadDevice { .. } => ErrorKind::UserInput,
+            Self::DeviceNeeds { .. } | Self::TooManyDevices { .. } => ErrorKind::Unsupported,
+            Self::DeviceSpec { .. } | Self::DeviceNode { .. } => ErrorKind::Environment,
             Self::Pipe(_) | Self::Socket(_) | Self::Seed { .. } => ErrorKind::Environment,
             Self::NoCache { .. } => ErrorKind::Internal,
         }
@@ -99,15 +112,17 @@ pub(crate) struct StepContext {
     pub(crate) vertex: Digest,
     /// The results of the vertex's inputs.
     pub(crate) inputs: Vec<ResultRef>,
+    /// Where specifications of devices are.
+    pub(crate) device_folders: Arc<[PathBuf]>,
 }
 
 /// What a process gets beyond what its op says.
-#[derive(Default)]
 struct Extras {
     mounts: Vec<MountSpec>,
     secret_env: Vec<Hidden>,
     /// The path of an agent's socket.
     agent: Option<String>,
+    device_folders: Arc<[PathBuf]>,
 }
 
 /// Makes container ids that no other build of this process has.
@@ -132,6 +147,7 @@ pub(crate) struct StepEnd {
 /// Sets up the sandbox of a step. Blocks.
 fn prepare(executor: &dyn Executor, op: &ExecOp, active: &ActiveLayer, extras: Extras) -> Result<Step, ExecError> {
     let mut spec = sandbox(op, active, ProcessNetwork::of(op.network, executor))?;
+    devices::grant(&op.devices, &extras.device_folders, &mut spec)?;
     spec.mounts.extend(extras.mounts);
     spec.process.secret_env = extras.secret_env;
     let named = op.env.iter().any(|pair| pair.starts_with("SSH_AUTH_SOCK="));
@@ -150,7 +166,6 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), ExecError> {
 }
 
 fn sandbox(op: &ExecOp, active: &ActiveLayer, network: ProcessNetwork) -> Result<SandboxSpec, ExecError> {
-    refuse_devices(&op.devices)?;
     let identity = users::identity(active.lower(), &op.user)?;
     let root = RootFs::Overlay {
         lower: active.lower_dirs().to_vec(),
@@ -172,14 +187,6 @@ fn sandbox(op: &ExecOp, active: &ActiveLayer, network: ProcessNetwork) -> Result
     match op.security {
         SecurityMode::Sandbox => Ok(spec),
         SecurityMode::Insecure => Ok(spec.privileged()),
-    }
-}
-
-/// Refuses devices that must be there: no specification of the Container Device Interface is read.
-fn refuse_devices(wanted: &[CdiDevice]) -> Result<(), ExecError> {
-    match wanted.iter().find(|device| !device.optional) {
-        Some(device) => Err(ExecError::NoDevice { name: device.name.clone() }),
-        None => Ok(()),
     }
 }
 

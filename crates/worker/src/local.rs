@@ -17,6 +17,7 @@ use forge_llb::{ExecOp, FileOp, Op, SourceOp, Vertex};
 use forge_session::Session;
 use forge_solver::{CacheMap, ExecuteRequest, Execution, Worker, WorkerError};
 use forge_store::{Lease, Store};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -27,6 +28,7 @@ pub struct LocalWorker {
     executor: Arc<dyn Executor>,
     contexts: Arc<ContextFiles>,
     sources: Sources,
+    device_folders: Arc<[PathBuf]>,
 }
 
 impl LocalWorker {
@@ -34,7 +36,7 @@ impl LocalWorker {
     pub fn new(store: Store, lease: Arc<Lease>, executor: Arc<dyn Executor>, images: Arc<ImageResolver>) -> Self {
         let contexts = Arc::new(ContextFiles::new(&store));
         let sources = Sources::new(store.clone(), lease.clone(), executor.clone(), images);
-        Self { store, lease, executor, contexts, sources }
+        Self { store, lease, executor, contexts, sources, device_folders: Arc::default() }
     }
 
     /// What the build sees of its contexts; its [`LocalResults`](crate::LocalResults) must see the same.
@@ -47,6 +49,13 @@ impl LocalWorker {
     pub fn with_index(self, index: Arc<SqliteIndex>) -> Self {
         _ = self.sources.index.set(index);
         self
+    }
+
+    /// Grants the devices that specifications of the Container Device Interface in these folders describe. Without it there
+    /// is none.
+    #[must_use]
+    pub fn with_devices(self, folders: &[PathBuf]) -> Self {
+        Self { device_folders: folders.into(), ..self }
     }
 
     /// When the files of a source were made: the time of the commit; what the web server says, else the newest file of the
@@ -109,6 +118,7 @@ impl LocalWorker {
             contexts: self.contexts.clone(),
             vertex: request.digest.digest().clone(),
             inputs: request.inputs.clone(),
+            device_folders: self.device_folders.clone(),
         };
         exec::run(op, &self.executor, &context).await
     }

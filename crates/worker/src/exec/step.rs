@@ -64,8 +64,12 @@ impl Prepared {
             let root = context.store.layers().prepare(&root_layers(&op, &context)?)?;
             let found = Found { secrets: &secrets, agents: &agents, caches: &caches };
             let StepMounts { specs, changed } = StepMounts::prepare(&op, &context, &found)?;
-            let extras =
-                Extras { mounts: specs, secret_env: secrets.environment(&op), agent: agent_socket(&op, &agents) };
+            let extras = Extras {
+                mounts: specs,
+                secret_env: secrets.environment(&op),
+                agent: agent_socket(&op, &agents),
+                device_folders: context.device_folders.clone(),
+            };
             let step = super::prepare(&*executor, &op, &root, extras)?;
             Ok(Self { root, changed, step, caches })
         };

@@ -4,7 +4,7 @@ use crate::Test;
 use crate::site::{Site, vertex};
 use crate::tree_text;
 use forge_cache::ResultRef;
-use forge_llb::{ExecOp, ExtraHost, NetworkMode, Op};
+use forge_llb::{CdiDevice, ExecOp, ExtraHost, NetworkMode, Op};
 use forge_session::{Event, LogStream, Session};
 use forge_solver::{ExecuteRequest, Worker, WorkerError};
 use std::sync::Arc;
@@ -22,6 +22,7 @@ pub const TESTS: &[Test] = &[
     ("privileged_network_none", network_none),
     ("privileged_hosts", hosts),
     ("privileged_what_a_step_changes_is_a_layer", changes),
+    ("privileged_devices_are_granted_by_their_specifications", devices),
 ];
 
 const APPLETS: &str =
@@ -90,6 +91,45 @@ fn failing() {
     let killed = site.run(Op::Exec(shell("sh -c 'kill -9 $$'; exit $?")));
     let Err(WorkerError::Process { exit: 137, message, .. }) = killed else { panic!("{killed:?}") };
     assert!(message.ends_with("exit code: 137"), "{message}");
+}
+
+/// fuse is none of the devices that every step has: without its specification it stays shut. What is granted leaves no
+/// trace in the layer. Seen to fail with every device opened instead of those granted.
+fn devices() {
+    let site = with_busybox();
+    let specifications = site.path("cdi");
+    std::fs::create_dir(&specifications).unwrap();
+    let node = |path: &str, host: &str| format!(r#"{{"path": "{path}", "hostPath": "{host}", "permissions": "r"}}"#);
+    let text = format!(
+        r#"{{"cdiVersion": "0.6.0", "kind": "acme.com/x", "devices": [{{"name": "a", "containerEdits": {{
+            "env": ["ACME=yes"], "deviceNodes": [{}, {}], "mounts": [{{"hostPath": "{}", "containerPath": "/acme"}}]}}}}]}}"#,
+        node("/dev/acme", "/dev/zero"),
+        node("/dev/acme-fuse", "/dev/fuse"),
+        specifications.display()
+    );
+    std::fs::write(specifications.join("acme.json"), text).unwrap();
+    if !std::path::Path::new("/dev/fuse").exists() {
+        return;
+    }
+    let script = "echo $ACME; ls /acme; sh -c ': </dev/acme' && echo zero; sh -c ': </dev/acme-fuse' && echo fuse; \
+                  [ -c /dev/acme-fuse ] && sh -c ': >>/dev/acme-fuse' && echo written; true";
+    let asked = |optional| {
+        let device = CdiDevice { name: "acme.com/x=a".to_owned(), optional };
+        ExecOp { devices: vec![device], ..shell(script) }
+    };
+    let worker = site.build().0.with_devices(&[specifications]);
+    let result = site.run_by(&worker, Op::Exec(asked(false)), site.inputs()).unwrap();
+    assert_eq!(
+        logged(&site, LogStream::Stdout),
+        "yes\nacme.json\nzero\nfuse\n",
+        "{}",
+        logged(&site, LogStream::Stderr)
+    );
+    assert_eq!(site.print(last(&result)), "");
+    // A worker that knows no specifications.
+    let refused = site.run(Op::Exec(asked(false))).unwrap_err();
+    assert_eq!(refused.to_string(), "required device \"acme.com/x=a\" is not registered");
+    assert_eq!(output(&site, asked(true)), "\n");
 }
 
 fn not_there() {
