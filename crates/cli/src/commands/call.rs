@@ -44,23 +44,46 @@ async fn ask(start: &Start, request: BuildRequest, method: Call, mode: Mode) -> 
     })
 }
 
-/// What can be asked: name, description, option, and whether the answer has an exit code. In BuildKit's words.
-const METHODS: [(&str, &str, Option<(&str, &str)>, bool); 4] = [
-    ("outline", "List all parameters current build takes", Some(("target", "Target build stage")), false),
-    ("targets", "List all targets current build supports", None, false),
-    ("subrequests.describe", "List available subrequest types", None, false),
-    ("lint", "Lint a Dockerfile", None, true),
+/// Something that can be asked, in BuildKit's words.
+struct Described {
+    name: &'static str,
+    description: &'static str,
+    /// Name and description.
+    option: Option<(&'static str, &'static str)>,
+    has_status: bool,
+}
+
+const METHODS: [Described; 4] = [
+    Described {
+        name: "outline",
+        description: "List all parameters current build takes",
+        option: Some(("target", "Target build stage")),
+        has_status: false,
+    },
+    Described {
+        name: "targets",
+        description: "List all targets current build supports",
+        option: None,
+        has_status: false,
+    },
+    Described {
+        name: "subrequests.describe",
+        description: "List available subrequest types",
+        option: None,
+        has_status: false,
+    },
+    Described { name: "lint", description: "Lint a Dockerfile", option: None, has_status: true },
 ];
 
 fn methods(format: CallFormat) -> String {
     const VERSION: &str = "1.0.0";
     if format == CallFormat::Text {
-        let methods = METHODS.iter().map(|(name, description, ..)| vec![*name, VERSION, *description]);
+        let methods = METHODS.iter().map(|method| vec![method.name, VERSION, method.description]);
         let rows: Vec<Vec<&str>> = std::iter::once(vec!["NAME", "VERSION", "DESCRIPTION"]).chain(methods).collect();
         return columns(&rows, 1);
     }
     let named = |(name, description): (&str, &str)| json!({"name": name, "description": description});
-    let described = METHODS.iter().map(|(name, description, option, has_status)| {
+    let described = METHODS.iter().map(|Described { name, description, option, has_status }| {
         let results = ["result.json", "result.txt"].into_iter().chain(has_status.then_some("result.statuscode"));
         json!({
             "name": format!("frontend.{name}"),
