@@ -11,6 +11,7 @@ mod network;
 mod payload;
 mod probe;
 mod process;
+mod rootless;
 mod surface;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -19,8 +20,19 @@ fn main() {
     forge_executor::init_if_requested();
     payload::run_if_requested();
     let arguments = Arguments::from_args();
-    let groups =
-        [process::TESTS, lifecycle::TESTS, limits::TESTS, network::TESTS, attacks::TESTS, surface::TESTS, probe::TESTS];
+    if rootless::is_asked_for() {
+        rootless::run();
+    }
+    let groups = [
+        process::TESTS,
+        lifecycle::TESTS,
+        limits::TESTS,
+        network::TESTS,
+        attacks::TESTS,
+        surface::TESTS,
+        probe::TESTS,
+        rootless::TESTS,
+    ];
     let trials = groups.concat().into_iter().map(|(name, test)| Trial::test(name, move || guarded(name, test)));
     libtest_mimic::run(&arguments, trials.collect()).exit();
 }

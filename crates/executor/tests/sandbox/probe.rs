@@ -39,7 +39,7 @@ fn masked_well(line: &str) -> bool {
     ["=absent", "=bytes:0", "=dir:0"].iter().any(|end| line.ends_with(end))
 }
 
-fn probe(user: u32) -> String {
+pub fn probe(user: u32) -> String {
     let fixture = Fixture::new();
     let mut spec = fixture.shell(SCRIPT);
     spec.network = NetworkMode::None;

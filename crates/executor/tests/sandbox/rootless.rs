@@ -1,0 +1,126 @@
+//! The same containers for an ordinary user. Root runs this program again as a user made for it, whom only a mount
+//! namespace of the test's own knows.
+
+use crate::fixture::{Fixture, executor, output, run as run_in_sandbox};
+use crate::{attacks, lifecycle, limits, network, probe, process, surface};
+use forge_executor::{Executor, NamespaceIds};
+use libtest_mimic::{Arguments, Trial};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+pub const TESTS: &[(&str, fn())] = &[("rootless_everything_again_as_a_user", everything_again)];
+
+const ASKED: &str = "FORGE_TEST_ROOTLESS";
+
+/// What cannot be so for a user, with what stands for it below.
+const OTHERWISE: [&str; 7] = [
+    "privileged_full_privileges",     // opens a device that it makes
+    "privileged_a81_socket_families", // rootless_a81
+    "privileged_a87_devices",         // rootless_a87
+    "privileged_a87_granted_devices", // the same
+    "privileged_a88_cgroups",         // rootless_a88
+    "privileged_a96_fork_bomb",       // needs a group
+    "privileged_s5_probe",            // rootless_s5
+];
+
+const INSIDE: &[(&str, fn())] = &[
+    ("rootless_s5_probe", s5_probe),
+    ("rootless_a81_socket_families", a81_sockets),
+    ("rootless_a87_devices", a87_devices),
+    ("rootless_a88_cgroups", a88_cgroups),
+    ("rootless_a95_groups_and_owners", a95_groups),
+    ("rootless_what_is_not_enforced_is_said", notices),
+];
+
+pub fn is_asked_for() -> bool {
+    std::env::var_os(ASKED).is_some()
+}
+
+/// Runs as the user, in place of all else.
+pub fn run() -> ! {
+    assert!(!rustix::process::geteuid().is_root());
+    let ids = forge_executor::enter_user_namespace().expect("a user namespace");
+    assert_eq!(ids, NamespaceIds::Subordinate);
+    let groups = [process::TESTS, lifecycle::TESTS, limits::TESTS, network::TESTS, attacks::TESTS, surface::TESTS];
+    let here = |(name, _): &(&str, fn())| !OTHERWISE.iter().any(|other| name.starts_with(other));
+    let tests = groups.concat().into_iter().filter(here).chain(INSIDE.iter().copied());
+    let trials = tests.map(|(name, test)| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+}
+
+/// The shell stays: with the last process of a mount namespace go the names of the files in it, as of this program.
+const ENTER: &str = "set -e; mount --bind \"$FOLDER\" /mnt; mount --bind \"$PROGRAM\" /mnt/program; \
+    for file in subuid subgid passwd; do mount --bind /mnt/$file /etc/$file; done; cd /mnt; \
+    setpriv --reuid=4242 --regid=4242 --groups=4343 env TMPDIR=/mnt/tmp FORGE_TEST_ROOTLESS=1 /mnt/program --test-threads 2";
+
+fn everything_again() {
+    if !std::path::Path::new("/usr/bin/newuidmap").exists() {
+        println!("SKIPPED (needs uidmap): rootless_everything_again_as_a_user");
+        return;
+    }
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("folder");
+    let path = |name: &str| folder.path().join(name);
+    let write = |name: &str, text: &str| std::fs::write(path(name), text).expect("file");
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("mode");
+    std::fs::create_dir(path("tmp")).expect("folder");
+    std::os::unix::fs::chown(path("tmp"), Some(4242), Some(4242)).expect("owner");
+    let passwd = std::fs::read_to_string("/etc/passwd").expect("passwd");
+    write("passwd", &format!("{passwd}tester:x:4242:4242::/mnt:/bin/sh\n"));
+    write("program", "");
+    write("subuid", "tester:7000000:65536\n");
+    write("subgid", "tester:7000000:65536\n");
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", ENTER]).env("FOLDER", folder.path());
+    let run = command.env("PROGRAM", std::env::current_exe().expect("own path")).output().expect("runs");
+    let text = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "{text}");
+    assert!(text.contains("test rootless_a95_groups_and_owners") && text.contains(" 0 failed"), "{text}");
+}
+
+/// As for root but for the map, and for devices: a user's root cannot even make them, and has the host's bound.
+fn s5_probe() {
+    assert_eq!(probe::probe(0), include_str!("expected-rootless-root.txt"));
+    assert_eq!(probe::probe(1000), include_str!("expected-rootless-user.txt"));
+}
+
+/// What root is refused is refused here, and what needs rights over the host's network too.
+fn a81_sockets() {
+    let fixture = Fixture::new();
+    let text = run_in_sandbox(&fixture.payload(&["families"])).expect("runs").success();
+    assert!(text.contains("38 EPERM\n40 EPERM\n"), "{text}");
+}
+
+fn a87_devices() {
+    let script = "for d in 'b 8 0' 'b 7 0' 'c 1 1' 'c 1 3' 'c 10 229' 'c 4 1'; do \
+                  mknod /tmp/d $d 2>/dev/null && echo MADE $d; done; ls -A /tmp; for n in null zero full random urandom; do \
+                  (: </dev/$n) || echo CLOSED $n; rm /dev/$n 2>/dev/null && echo REMOVED $n; done; true";
+    assert_eq!(output(script), "");
+}
+
+fn a88_cgroups() {
+    let script = "cd /sys/fs/cgroup; for f in $(find . -type f) x; do \
+                  (: >>$f) 2>&1 | grep -qE 'Read-only|Permission denied' || echo WRITABLE $f; done; mkdir g 2>/dev/null && echo MADE; \
+                  mount -t cgroup2 x /mnt 2>/dev/null && echo MOUNTED; stat -f -c %t .";
+    assert_eq!(output(script), "63677270\n");
+}
+
+/// The user comes with a group more than their own, which no step may have. Seen to fail with neither `forget_groups` nor the
+/// groups of `set_ids`.
+fn a95_groups() {
+    let script = "id -G; (echo allow >/proc/self/setgroups) 2>/dev/null && echo SET; (echo 0 0 1 >/proc/self/uid_map) 2>/dev/null && echo MAPPED; \
+                  for id in 1 1000 65536; do touch /tmp/$id && chown $id:$id /tmp/$id && stat -c %u:%g /tmp/$id; done; \
+                  chown 65537 /tmp/1 2>/dev/null && echo FOREIGN; stat -c %u /proc/sys/kernel/core_pattern";
+    assert_eq!(output(script), "0\n1:1\n1000:1000\n65536:65536\n65534\n");
+}
+
+fn notices() {
+    let network = executor().private_network();
+    let told = executor().notices();
+    assert_eq!(network.is_err(), told.iter().any(|notice| notice.contains("host's network is used")), "{told:?}");
+    assert!(!told.iter().any(|notice| notice.contains("nodev")), "nodes are shut by the kernel: {told:?}");
+}
