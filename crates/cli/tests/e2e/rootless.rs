@@ -16,7 +16,7 @@ const SUBORDINATE: (u32, u32) = (7_000_000, 65_536);
 /// The folder is `/mnt` for the user, since the target folder may be in somebody's closed home.
 const ENTER: &str = "set -e; mount --bind \"$FOLDER\" /mnt; mount --bind \"$BINARY\" /mnt/forge; \
     for file in subuid subgid passwd; do mount --bind /mnt/$file /etc/$file; done; cd /mnt; \
-    exec setpriv --reuid=4242 --regid=4242 --clear-groups env -i PATH=\"$HELPERS\" HOME=/mnt/home $EXTRA \"$@\"";
+    setpriv --reuid=4242 --regid=4242 --clear-groups env -i PATH=\"$HELPERS\" HOME=/mnt/home $EXTRA \"$@\"";
 
 /// An ordinary user with an empty home.
 struct User {
