@@ -278,19 +278,7 @@ impl Build {
                 self.images.layout(name, tag.as_deref(), digest.as_ref(), platform).await
             }
         };
-        let found = shown.end(found).map_err(|error| {
-            let place = excerpt(
-                &text.name,
-                &String::from_utf8_lossy(&text.text),
-                wanted.span.first_line,
-                wanted.span.last_line,
-            );
-            let name = match &wanted.key.source {
-                ImageKeySource::Image(reference) => reference.familiar(),
-                ImageKeySource::OciLayout { name, .. } => name.clone(),
-            };
-            EngineError::from(error).with_detail(place).with_suggestion(suggest_image(text, &name))
-        })?;
+        let found = shown.end(found).map_err(|error| unresolved(wanted, text, error.into()))?;
         Ok(ResolvedImage { digest: found.digest, config: found.config })
     }
 
@@ -474,6 +462,21 @@ fn step_hint(error: &WorkerError) -> Option<String> {
 
 fn plain_notice(short: String) -> WarningNotice {
     WarningNotice { vertex: None, level: 1, short, detail: Vec::new(), url: None, span: None, excerpt: None }
+}
+
+/// Says of an image that cannot be had where the Dockerfile names it, in the words that BuildKit's clients look for.
+fn unresolved(wanted: &ImageRequest, text: &DockerfileText, error: EngineError) -> EngineError {
+    let (name, whole) = match &wanted.key.source {
+        ImageKeySource::Image(reference) => (reference.familiar(), reference.to_string()),
+        ImageKeySource::OciLayout { name, .. } => (name.clone(), name.clone()),
+    };
+    let lines = (wanted.span.first_line, wanted.span.last_line);
+    let place = excerpt(&text.name, &String::from_utf8_lossy(&text.text), lines.0, lines.1);
+    let told = match error.kind() {
+        ErrorKind::Cancelled => error,
+        _ => error.context(&format!("{name}: failed to resolve source metadata for {whole}")),
+    };
+    told.with_detail(place).with_suggestion(suggest_image(text, &name))
 }
 
 fn notice(warning: &Warning, file: &str, lines: &SourceLines<'_>) -> WarningNotice {

@@ -83,8 +83,7 @@ pub fn network_files(
 }
 
 fn hosts(network: ProcessNetwork, hostname: &str, extra: &[ExtraHost]) -> String {
-    let mut hosts = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    hosts += &format!("127.0.0.1\t{hostname}\n");
+    let mut hosts = format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     for ExtraHost { host, address } in extra {
         match address.as_str() {
             HOST_GATEWAY => hosts += &format!("{}\t{host}\n", network.host_address()),

@@ -24,18 +24,32 @@ fn link<'a>(kind: EntryType, name: &'a str, link: &'a str) -> Entry<'a> {
     Entry { kind, name, link, text: "" }
 }
 
+/// How many bytes of a link's target a header holds.
+const LINK_FIELD: usize = 100;
+
+/// Names are written as they are, hostile ones too.
+fn append(archive: &mut Builder<Vec<u8>>, kind: EntryType, name: &str, link: &[u8], data: &[u8]) {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(0o644);
+    header.set_size(data.len() as u64);
+    let fields = header.as_gnu_mut().unwrap();
+    fields.name[..name.len()].copy_from_slice(name.as_bytes());
+    fields.linkname[..link.len()].copy_from_slice(link);
+    header.set_cksum();
+    archive.append(&header, data).unwrap();
+}
+
 fn archive(entries: &[Entry]) -> Vec<u8> {
     let mut archive = Builder::new(Vec::new());
     for entry in entries {
-        let mut header = Header::new_gnu();
-        header.set_entry_type(entry.kind);
-        header.set_mode(0o644);
-        header.set_size(entry.text.len() as u64);
-        let fields = header.as_gnu_mut().unwrap();
-        fields.name[..entry.name.len()].copy_from_slice(entry.name.as_bytes());
-        fields.linkname[..entry.link.len()].copy_from_slice(entry.link.as_bytes());
-        header.set_cksum();
-        archive.append(&header, entry.text.as_bytes()).unwrap();
+        let mut link = entry.link.as_bytes();
+        if link.len() > LINK_FIELD {
+            // The folder of tests may lie deep.
+            append(&mut archive, EntryType::GNULongLink, "././@LongLink", b"", link);
+            link = &link[..LINK_FIELD];
+        }
+        append(&mut archive, entry.kind, entry.name, link, entry.text.as_bytes());
     }
     archive.into_inner().unwrap()
 }
