@@ -135,14 +135,21 @@ fn nodes() -> Vec<u8> {
         block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         block
     };
-    let entries = [entry("null", b'3', ""), entry("same", b'1', "null"), entry("disk", b'4', ""), [0; 512], [0; 512]];
+    let entries = [
+        entry("nodes/null", b'3', ""),
+        entry("nodes/same", b'1', "nodes/null"),
+        entry("nodes/disk", b'4', ""),
+        entry("bin/vi", b'3', ""), // over a program
+        [0; 512],
+        [0; 512],
+    ];
     entries.concat()
 }
 
 /// Gives the user an image with devices, which root makes in another store than this one, and root the same.
 fn load_nodes(user: &User, other: &Forge) {
     let Some(root) = Forge::privileged("load_nodes") else { return };
-    let context = root.context("nodes", &[("Dockerfile", "FROM busybox\nADD nodes.tar /nodes/\n")]);
+    let context = root.context("nodes", &[("Dockerfile", "FROM busybox\nADD nodes.tar /\n")]);
     fs::write(Path::new(&context).join("nodes.tar"), nodes()).unwrap();
     root.ok(&["build", "-q", "-t", "nodes", &context]);
     root.ok(&["save", "-o", root.path("nodes.out").to_str().unwrap(), "nodes"]);
@@ -186,7 +193,7 @@ fn rootless_containers_run_and_leave_files_of_own_ids_only() {
     user.context(&[("Dockerfile", STAGES), ("file", "data\n")]);
     user.ok(&["build", "-q", "-t", "t", "/mnt/context"]);
     assert_eq!(user.ok(&["run", "--rm", "t"]).stdout, "data\n");
-    let script = "id -u; stat -c %u:%g /file /d/g; ls /nodes; ls /sys >/dev/null && echo x >/dev/null && \
+    let script = "id -u; stat -c %u:%g /file /d/g; ls -A /nodes; rmdir /nodes; ls /bin | grep -x vi; ls /sys >/dev/null && echo x >/dev/null && \
                   head -c 2 /dev/zero | wc -c; mknod /tmp/n c 1 3 2>/dev/null || echo no nodes; \
                   echo 0 >/proc/self/setgroups || echo no setgroups";
     let seen = user.ok(&["run", "--rm", "--user", "0", "--network", "none", "t", "sh", "-c", script]).stdout;
@@ -221,7 +228,7 @@ fn rootless_without_subordinate_ids_there_is_one() {
     assert_eq!(user.ok(&["images", "-q"]).stderr, "", "it concerns no list");
     let Some(root) = Forge::privileged("rootless_single_id") else { return };
     load_nodes(&user, &root); // they belong to another group
-    let dockerfile = "FROM nodes\nCOPY file /\nRUN rm /bin/vi && touch /x\n";
+    let dockerfile = "FROM nodes\nCOPY file /\nRUN rm /bin/cp && touch /x\n";
     user.context(&[("Dockerfile", dockerfile), ("file", "data\n")]);
     user.ok(&["build", "-q", "-t", "t", "/mnt/context"]);
     assert_eq!(user.ok(&["run", "--rm", "t", "sh", "-c", "id -u; cat /file"]).stdout, "0\ndata\n");

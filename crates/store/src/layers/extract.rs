@@ -7,8 +7,7 @@ use super::tree::MergedTree;
 use super::unpack::{self, UnpackError};
 use super::{LayerIndex, Layers};
 use crate::{ScratchDir, StoreError};
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// The files of an archive, in a private folder that goes when this is dropped.
@@ -35,13 +34,12 @@ impl Extracted {
 fn require_nodes(index: &LayerIndex, files: &Path) -> Result<(), StoreError> {
     let is_device = |kind: &EntryKind| matches!(kind, EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. });
     let Some(device) = index.entries().iter().find(|entry| is_device(&entry.kind)) else { return Ok(()) };
-    let found = std::fs::symlink_metadata(files.join(device.path())).map_err(StoreError::io("inspect", files))?;
-    match found.rdev() {
-        0 => {
+    match std::fs::symlink_metadata(files.join(device.path())) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
             let what = "a device node, which nobody can make without being root of the machine";
             Err(LayerError::UnsupportedEntry { path: shown(&device.path), what }.into())
         }
-        _ => Ok(()),
+        other => other.map(drop).map_err(StoreError::io("inspect", files)),
     }
 }
 

@@ -8,6 +8,7 @@ use super::index::LayerIndex;
 use super::tree::MergedTree;
 use crate::{LayerId, LayerRecord, Lease, StoreError};
 use rustix::fs::{AtFlags, FileType, Mode};
+use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -90,8 +91,17 @@ fn link_entry(source: &OwnedFd, target: &OwnedFd, entry: &LayerEntry) -> rustix:
         EntryKind::Directory { .. } => rustix::fs::mkdirat(&into, name, Mode::RWXU),
         // One node has only so many names, and deletions may be many.
         EntryKind::Whiteout => rustix::fs::mknodat(&into, name, FileType::CharacterDevice, Mode::empty(), 0),
-        _ => rustix::fs::linkat(folder::open_folder(source.as_fd(), parent)?, name, &into, name, AtFlags::empty()),
+        EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. } => match link(source, parent, name, &into) {
+            // The tree of an ordinary user holds none.
+            Err(Errno::NOENT) => Ok(()),
+            other => other,
+        },
+        _ => link(source, parent, name, &into),
     }
+}
+
+fn link(source: &OwnedFd, parent: &[u8], name: &OsStr, into: &OwnedFd) -> rustix::io::Result<()> {
+    rustix::fs::linkat(folder::open_folder(source.as_fd(), parent)?, name, into, name, AtFlags::empty())
 }
 
 fn finish_folder(target: &OwnedFd, entry: &LayerEntry) -> rustix::io::Result<()> {

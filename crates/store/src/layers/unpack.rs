@@ -45,6 +45,7 @@ pub(super) fn unpack<R: Read>(
         open: None,
         ways: HashMap::new(),
         buffer: vec![0; BUFFER],
+        without_devices: false,
     };
     while let Some(entry) = reader.next()? {
         unpacker.entry(entry, reader)?;
@@ -90,6 +91,8 @@ struct Unpacker<'a> {
     /// Folders as the archive names them, and where they led; forgotten when something on the way may have changed.
     ways: HashMap<Vec<u8>, Vec<u8>>,
     buffer: Vec<u8>,
+    /// A device could not be made, and so none can.
+    without_devices: bool,
 }
 
 /// A deletion whose way led through a link of a lower layer, which this layer may yet replace: it is settled when all
@@ -275,21 +278,37 @@ impl Unpacker<'_> {
             EntryKind::BlockDevice { major, minor } => (FileType::BlockDevice, (major, minor)),
             _ => (FileType::Fifo, (0, 0)),
         };
-        self.make_device_or_mark(path, file_type, rustix::fs::makedev(device.0, device.1))?;
-        self.set_metadata(path, &metadata)?;
+        self.make_device(path, file_type, rustix::fs::makedev(device.0, device.1))?;
+        if !self.is_left_out(&kind) {
+            self.set_metadata(path, &metadata)?;
+        }
         self.placement.insert(path, kind, metadata);
         Ok(())
     }
 
-    /// Nobody can make devices in a user namespace. A mark of a deletion, which anybody can, keeps the place: it hides what
-    /// lower layers have there and can be linked to, and steps see nothing. The index has the device, and so has what is
-    /// sent elsewhere.
-    fn make_device_or_mark(&mut self, path: &[u8], file_type: FileType, device: u64) -> Result<(), StoreError> {
+    /// Whether the tree lacks what the index has.
+    fn is_left_out(&self, kind: &EntryKind) -> bool {
+        self.without_devices && matches!(kind, EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. })
+    }
+
+    /// Nobody can make devices in a user namespace: there steps do not see them. The index has them, and so has what is sent
+    /// elsewhere.
+    fn make_device(&mut self, path: &[u8], file_type: FileType, device: u64) -> Result<(), StoreError> {
         match self.make_node(path, file_type, device) {
             Err(StoreError::Io { source, .. }) if device != 0 && source.kind() == ErrorKind::PermissionDenied => {
-                self.make_node(path, FileType::CharacterDevice, 0)
+                self.without_devices = true;
+                self.hide_beneath(path)
             }
             other => other,
+        }
+    }
+
+    /// Keeps what lower layers have at the place of a device from being seen. A mark that hides nothing would itself be
+    /// listed in a folder that is not merged, and could neither be read nor removed.
+    fn hide_beneath(&mut self, path: &[u8]) -> Result<(), StoreError> {
+        match self.placement.beneath(path)? {
+            Some(_) => self.make_node(path, FileType::CharacterDevice, 0),
+            None => Ok(()),
         }
     }
 
@@ -317,6 +336,11 @@ impl Unpacker<'_> {
         }
         self.clear(path)?;
         let placed = self.placement.get(&target).expect("it was there or brought up").clone();
+        if self.is_left_out(&placed.kind) {
+            self.hide_beneath(path)?;
+            self.placement.link(path, placed);
+            return Ok(());
+        }
         let (target_parent, target_name) = split_path(&target).expect("the root was refused");
         let error = || StoreError::os("link", self.tree.join(OsStr::from_bytes(path)));
         let from = folder::open_folder(self.root.as_fd(), target_parent).map_err(error())?;
