@@ -101,7 +101,12 @@ struct Router {
 
 impl Router {
     fn set_up() -> std::result::Result<Self, Reason> {
-        let told = |what: &'static str| move |errno: Errno| format!("{what} ({errno})");
+        let told = |what: &'static str| {
+            move |errno: Errno| match errno {
+                Errno::ACCESS | Errno::PERM => "only root of the machine can make one".to_owned(),
+                errno => format!("{what} ({errno})"),
+            }
+        };
         let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
         let network = free_network(&routes).ok_or("all networks that forge may use are taken")?;
         if let Some(chain) = foreign_firewall() {
