@@ -1,7 +1,7 @@
 //! Instructions whose words have been checked: the right number, known flags, known values. Variables are not
 //! expanded yet.
 
-use crate::duration::parse_duration;
+use crate::duration::{parse_duration, refused_duration};
 use crate::flags::{FlagKind, Flags};
 use crate::keyword::Keyword;
 use crate::mount::MountFlag;
@@ -382,7 +382,7 @@ fn duration(flags: &Flags, name: &str) -> Result<i64, FrontendError> {
     let Some(value) = flags.text(name).filter(|value| !value.text.is_empty()) else { return Ok(0) };
     let error = |reason: String| FrontendError::from(Problem::syntax(reason)).or_at(value.span);
     match parse_duration(&value.text) {
-        None => Err(error(format!("invalid duration {:?}", value.text))),
+        None => Err(error(refused_duration(&value.text))),
         Some(0) => Ok(0),
         Some(nanoseconds) if nanoseconds < 1_000_000 => {
             Err(error(format!("Interval {name:?} cannot be less than 1ms")))

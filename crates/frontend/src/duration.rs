@@ -21,6 +21,22 @@ pub(crate) fn parse_duration(text: &str) -> Option<i64> {
     (total < i64::MAX as f64).then_some(sign * total as i64)
 }
 
+/// Why a text is no duration, in the words of Go's library.
+pub(crate) fn refused_duration(text: &str) -> String {
+    let mut rest = text.trim_start_matches(['-', '+']);
+    while rest.starts_with(|first: char| first.is_ascii_digit()) {
+        let is_number = |letter: char| letter.is_ascii_digit() || letter == '.';
+        let behind = rest.trim_start_matches(is_number);
+        let unit = &behind[..behind.find(is_number).unwrap_or(behind.len())];
+        match nanoseconds(unit) {
+            _ if unit.is_empty() => return format!("time: missing unit in duration {text:?}"),
+            None => return format!("time: unknown unit {unit:?} in duration {text:?}"),
+            Some(_) => rest = &behind[unit.len()..],
+        }
+    }
+    format!("time: invalid duration {text:?}")
+}
+
 fn nanoseconds(unit: &str) -> Option<f64> {
     Some(match unit {
         "ns" => 1.0,
@@ -59,6 +75,15 @@ pub(crate) fn format_duration(nanoseconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_duration_is_told_as_go_does() {
+        assert_eq!(refused_duration("x"), "time: invalid duration \"x\"");
+        assert_eq!(refused_duration("1m5"), "time: missing unit in duration \"1m5\"");
+        assert_eq!(refused_duration("-5q"), "time: unknown unit \"q\" in duration \"-5q\"");
+        assert_eq!(refused_duration("1s."), "time: invalid duration \"1s.\"");
+        assert_eq!(refused_duration(""), "time: invalid duration \"\"");
+    }
 
     #[test]
     fn durations_are_those_of_go() {

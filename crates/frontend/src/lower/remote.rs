@@ -58,7 +58,7 @@ impl Remote {
             "" => None,
             text => Some(
                 text.parse::<Digest>()
-                    .map_err(|error| Problem::value(format!("invalid checksum {text:?}: {error}")))
+                    .map_err(|_| Problem::value(format!("{} in {text:?}", refused_checksum(text))))
                     .at(copy.checksum.as_ref().map(|flag| flag.span).unwrap_or_default())?,
             ),
         };
@@ -141,9 +141,32 @@ fn percent_decoded(path: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// Why a text is no checksum, in the words of the library that BuildKit reads them with.
+fn refused_checksum(text: &str) -> &'static str {
+    let is_word = |word: &str| {
+        !word.is_empty() && word.chars().all(|letter| letter.is_ascii_alphanumeric() || "=_-+.".contains(letter))
+    };
+    match text.split_once(':') {
+        Some(("sha256", digits)) if is_word(digits) && digits.len() != 64 => "invalid checksum digest length",
+        Some(("sha512", digits)) if is_word(digits) && digits.len() != 128 => "invalid checksum digest length",
+        Some(("sha256" | "sha512", _)) => "invalid checksum digest format",
+        Some((algorithm, digits)) if is_word(algorithm) && is_word(digits) => "unsupported digest algorithm",
+        _ => "invalid checksum digest format",
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::file_name;
+    use super::{file_name, refused_checksum};
+
+    #[test]
+    fn checksums_are_refused_in_known_words() {
+        assert_eq!(refused_checksum("abc"), "invalid checksum digest format");
+        assert_eq!(refused_checksum("sha256:"), "invalid checksum digest format");
+        assert_eq!(refused_checksum(&format!("sha256:{}", "x".repeat(64))), "invalid checksum digest format");
+        assert_eq!(refused_checksum("sha256:abc"), "invalid checksum digest length");
+        assert_eq!(refused_checksum("md5:7e55db001d319a94b0b713529a756623"), "unsupported digest algorithm");
+    }
 
     #[test]
     fn files_are_called_as_their_addresses_end() {
