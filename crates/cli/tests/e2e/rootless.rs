@@ -234,6 +234,9 @@ fn rootless_without_subordinate_ids_there_is_one() {
     assert_eq!(user.ok(&["run", "--rm", "t", "sh", "-c", "id -u; cat /file"]).stdout, "0\ndata\n");
     let refused = user.fails(125, &["run", "--rm", "--user", "5", "t", "true"]);
     assert!(refused.contains("user 5, which is not mapped"), "{refused}");
+    user.write("context/Dockerfile", "FROM busybox\nCOPY --chown=5 file /\n");
+    let refused = user.fails(1, &["build", "-q", "/mnt/context"]);
+    assert!(refused.contains("without root, owners are those of the subordinate ids"), "{refused}");
     assert_eq!(owners(&user.path("home")), BTreeSet::from([UID]));
     // A store is of one kind: files of it would have other owners now.
     user.give(&format!("tester:{}:{}\n", SUBORDINATE.0, SUBORDINATE.1));

@@ -9,7 +9,7 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -37,7 +37,7 @@ pub(crate) enum EditError {
     #[error("{path}: no such file or directory")]
     NotFound { path: String },
     #[error("cannot write {path}")]
-    Write { path: String, source: std::io::Error },
+    Write { path: String, source: io::Error },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -278,7 +278,7 @@ impl<'a> Editor<'a> {
             own(parent.fd(), name, metadata)?;
             fs::utimensat(parent.fd(), name, &timestamps(metadata.mtime), AtFlags::SYMLINK_NOFOLLOW)
         };
-        give().map_err(|e| EditError::Write { path: shown(parent, name), source: e.into() })
+        give().map_err(|errno| EditError::Write { path: shown(parent, name), source: explained(errno) })
     }
 
     pub(crate) fn node(
@@ -297,7 +297,7 @@ impl<'a> Editor<'a> {
             fs::chmodat(parent.fd(), name, Mode::from_raw_mode(metadata.mode & 0o7777), AtFlags::empty())?;
             fs::utimensat(parent.fd(), name, &timestamps(metadata.mtime), AtFlags::SYMLINK_NOFOLLOW)
         };
-        give().map_err(|e| EditError::Write { path: shown(parent, name), source: e.into() })
+        give().map_err(|errno| EditError::Write { path: shown(parent, name), source: explained(errno) })
     }
 
     /// Makes something under a name, after removing what stands there in the upper; a folder is never replaced.
@@ -404,7 +404,7 @@ fn shown(parent: &Folder, name: &OsStr) -> String {
 }
 
 fn write_error(path: &Path, errno: rustix::io::Errno) -> EditError {
-    EditError::Write { path: path.display().to_string(), source: errno.into() }
+    EditError::Write { path: path.display().to_string(), source: explained(errno) }
 }
 
 fn open_child(parent: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
@@ -434,6 +434,17 @@ fn set_xattrs(fd: BorrowedFd<'_>, metadata: &EntryMetadata) -> rustix::io::Resul
 fn own(parent: BorrowedFd<'_>, name: &OsStr, metadata: &EntryMetadata) -> rustix::io::Result<()> {
     let flags = AtFlags::SYMLINK_NOFOLLOW;
     fs::chownat(parent, name, Some(uid(metadata.uid)), Some(gid(metadata.gid)), flags)
+}
+
+/// What chown(2) means by an invalid argument: metadata comes from files that had it, but their owner may not exist here.
+fn explained(errno: rustix::io::Errno) -> io::Error {
+    match errno {
+        rustix::io::Errno::INVAL => {
+            let text = "the file system refuses its owner, mode or time; without root, owners are those of the subordinate ids";
+            io::Error::new(io::ErrorKind::InvalidInput, text)
+        }
+        errno => errno.into(),
+    }
 }
 
 fn uid(raw: u32) -> fs::Uid {
