@@ -60,6 +60,7 @@ const ENTER: &str = "set -e; mount --bind \"$FOLDER\" /mnt; mount --bind \"$PROG
 
 fn everything_again() {
     if !std::path::Path::new("/usr/bin/newuidmap").exists() {
+        assert!(std::env::var_os("FORGE_REQUIRE_PRIVILEGED").is_none_or(|value| value != "1"), "needs uidmap");
         println!("SKIPPED (needs uidmap): rootless_everything_again_as_a_user");
         return;
     }
