@@ -39,7 +39,10 @@ impl<'a> Repository<'a> {
     ) -> Result<Self, WorkError> {
         let guard = take(sources, &access, asked).await?;
         let repository = Self { access, sources, guard };
-        if !repository.guard.tree().join("HEAD").is_file() {
+        let tree = repository.guard.tree().to_owned();
+        let failed = |source| RemoteError::Write { what: "a repository".to_owned(), source };
+        tokio::task::spawn_blocking(move || remove_leftovers(&tree)).await?.map_err(failed)?;
+        if !is_whole(repository.guard.tree()) {
             let program = repository.local()?;
             let format = if commit.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
             let run = Run::new("make a repository for", ["init", "--quiet", "--bare", "--template=", format]);
@@ -199,9 +202,56 @@ async fn take(sources: &Sources, access: &Access<'_>, asked: &Asked<'_>) -> Resu
     }
 }
 
+/// Whether there is a repository. A git that was killed while it made one leaves less, which making it again completes.
+fn is_whole(repository: &Path) -> bool {
+    repository.join("HEAD").is_file() && ["objects", "refs"].iter().all(|name| repository.join(name).is_dir())
+}
+
+/// Removes what a git that was killed left behind: locks, which the next one would take for another that is at work, and
+/// packs that did not come in whole. Blocks.
+fn remove_leftovers(repository: &Path) -> std::io::Result<()> {
+    let packs = repository.join("objects/pack");
+    let mut folders = vec![repository.to_owned(), repository.join("refs"), packs.clone()];
+    while let Some(folder) = folders.pop() {
+        let entries = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let (name, kind) = (entry.file_name(), entry.file_type()?);
+            let name = name.as_encoded_bytes();
+            if kind.is_dir() && folder.starts_with(repository.join("refs")) {
+                folders.push(entry.path());
+            } else if !kind.is_dir() && (name.ends_with(b".lock") || folder == packs && name.starts_with(b"tmp_")) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_killed_git_left_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        let kept = ["HEAD", "refs/heads/tmp_x", "refs/heads/a/b", "objects/pack/pack-1.pack"];
+        let left = ["shallow.lock", "HEAD.lock", "refs/heads/a/b.lock", "objects/pack/tmp_pack_1"];
+        remove_leftovers(folder.path()).unwrap();
+        assert!(!is_whole(folder.path()));
+        for name in kept.iter().chain(&left) {
+            std::fs::create_dir_all(place(name).parent().unwrap()).unwrap();
+            std::fs::write(place(name), "").unwrap();
+        }
+        remove_leftovers(folder.path()).unwrap();
+        assert_eq!(kept.map(|name| place(name).exists()), [true; 4]);
+        assert_eq!(left.map(|name| place(name).exists()), [false; 4]);
+        assert!(is_whole(folder.path()));
+    }
 
     #[test]
     fn the_committers_time_is_read() {
