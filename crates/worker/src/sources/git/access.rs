@@ -33,6 +33,8 @@ pub(super) enum Whose {
     Named,
     /// Those for its host: somebody else wrote it, as that of a submodule.
     Nested,
+    /// None: somebody else wrote it, and everybody on the way could read them.
+    Unencrypted,
 }
 
 /// What a Git server answers first; the address without it is the repository's.
@@ -160,7 +162,11 @@ async fn authorization(
         header.as_ref().map(|name| (name.clone(), false)),
         token.as_ref().map(|name| (name.clone(), true)),
     ];
-    let allowed = if whose == Whose::Named { 4 } else { 2 };
+    let allowed = match whose {
+        Whose::Named => 4,
+        Whose::Nested => 2,
+        Whose::Unencrypted => 0,
+    };
     for (id, is_token) in names.into_iter().take(allowed).flatten() {
         if let Some(secret) = asked.session.secret(&id).await? {
             let text = auth::text(&id, &secret)?;

@@ -10,7 +10,7 @@ use super::tree::{TreeKind, TreeLine};
 use super::{Git, Pinned};
 use crate::error::WorkError;
 use forge_llb::{GitRemote, GitSource, GitTransport, is_whole_commit};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// So deep may submodules of submodules go, and so many may there be.
@@ -77,7 +77,8 @@ enum Address {
 
 /// The addresses by path, of what `git config -z` prints: names and values, separated by a line break, ended by NUL.
 fn addresses(printed: &[u8]) -> HashMap<String, Address> {
-    let mut modules: HashMap<String, HashMap<String, String>> = HashMap::new();
+    // By name, so that of two with one path always the same counts.
+    let mut modules: BTreeMap<String, HashMap<String, String>> = BTreeMap::new();
     for setting in printed.split(|byte| *byte == 0) {
         let text = String::from_utf8_lossy(setting).into_owned();
         let Some((key, value)) = text.split_once('\n') else { continue };
@@ -149,9 +150,7 @@ async fn one(
         ssh: (remote.transport() == GitTransport::Ssh).then(|| git.op.ssh.clone().unwrap_or("default".to_owned())),
         ..GitSource::new(remote.as_str())
     };
-    // The one host whose repositories all take one token.
-    let github = [&remote, parent].iter().all(|remote| remote.host() == "github.com");
-    let whose = if github { Whose::Named } else { Whose::Nested };
+    let whose = whose(&git.remote()?, &remote);
     let access = Access::new(git.sources, &op, &remote, whose, asked).await?;
     let repository = Repository::open(git.sources, access, &module.commit, asked).await?;
     let pinned = Pinned { commit: module.commit.clone(), tag: None, name: None };
@@ -160,6 +159,18 @@ async fn one(
     repository.check_out(&module.commit, root, place, asked).await?;
     let further = listed(&repository, &entries, asked).await?;
     Ok((remote, further))
+}
+
+/// Which secrets the server of a submodule may be given, when the user named the repository `first`. Who else wrote
+/// addresses on the way there plays no part.
+fn whose(first: &GitRemote, remote: &GitRemote) -> Whose {
+    // The one host whose repositories all take one token.
+    let github = [first, remote].iter().all(|remote| remote.host() == "github.com");
+    match remote.transport() {
+        GitTransport::Http if first.transport() != GitTransport::Http => Whose::Unencrypted,
+        _ if github => Whose::Named,
+        _ => Whose::Nested,
+    }
 }
 
 /// The address of a submodule; one that begins with `./` or `../` counts from that of its repository.
@@ -198,6 +209,21 @@ mod tests {
         check("git@h:b.git", "../c.git", "git@h:c.git");
         check("https://h/a", "https://other/c", "https://other/c");
         assert_eq!(absolute("https://h/a", "../../../x"), None);
+    }
+
+    // Seen to fail without the arm for HTTP.
+    #[test]
+    fn a102_secrets_do_not_leave_encryption_or_the_host_they_are_for() {
+        let check = |first: &str, remote: &str, expected: Whose| {
+            let [first, remote] = [first, remote].map(|url| GitRemote::parse(url).unwrap().0);
+            assert_eq!(whose(&first, &remote), expected, "{first} {remote}");
+        };
+        check("https://github.com/a/b", "https://github.com/c/d", Whose::Named);
+        check("https://h/a", "https://github.com/c/d", Whose::Nested);
+        check("https://h/a", "https://h/b", Whose::Nested);
+        check("https://github.com/a/b", "http://github.com/c/d", Whose::Unencrypted);
+        check("git@h:a.git", "http://h/b", Whose::Unencrypted);
+        check("http://h/a", "http://h/b", Whose::Nested);
     }
 
     #[test]
