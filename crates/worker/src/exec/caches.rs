@@ -39,7 +39,7 @@ impl Caches {
             let MountKind::Cache { id, sharing } = &mount.kind else { continue };
             wanted.push((index, usage(*sharing), key(mount, id, context).await?));
         }
-        wanted.sort_by(|(_, _, one), (_, _, other)| one.cmp(other));
+        sort(&mut wanted);
         let mut caches = Self::default();
         let mut last: Option<CacheMountKey> = None;
         for (index, usage, key) in wanted {
@@ -70,6 +70,18 @@ impl Caches {
     pub(super) fn release(self) -> Result<(), WorkError> {
         self.guards.into_iter().try_for_each(|guard| Ok(guard.release()?))
     }
+}
+
+/// By key, and of one key the strictest use first: it holds for all mounts that are this one folder.
+fn sort(wanted: &mut [(usize, CacheMountUse, CacheMountKey)]) {
+    let looseness = |usage| match usage {
+        CacheMountUse::Locked => 0,
+        CacheMountUse::Private => 1,
+        CacheMountUse::Shared => 2,
+    };
+    wanted.sort_by(|(_, one_use, one), (_, other_use, other)| {
+        one.cmp(other).then(looseness(*one_use).cmp(&looseness(*other_use)))
+    });
 }
 
 fn usage(sharing: CacheSharing) -> CacheMountUse {
@@ -216,6 +228,19 @@ fn duration(age: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_strictest_use_of_a_folder_holds_for_all_its_mounts() {
+        let key = |id: &str| CacheMountKey { id: id.to_owned(), first_content: None };
+        let mut wanted = [
+            (0, CacheMountUse::Shared, key("b")),
+            (1, CacheMountUse::Shared, key("a")),
+            (2, CacheMountUse::Private, key("a")),
+            (3, CacheMountUse::Locked, key("a")),
+        ];
+        sort(&mut wanted);
+        assert_eq!(wanted.map(|(index, ..)| index), [3, 2, 1, 0]);
+    }
 
     #[test]
     fn a_step_is_told_what_it_got() {
