@@ -122,3 +122,29 @@ fn p16_a_few_bytes_do_not_become_gigabytes() {
     }
     assert!(refused(&nested).contains("levels"));
 }
+
+/// Seen to fail without the limit in `decode/spans.rs`: there are 300 MB then.
+#[test]
+fn p16_a_file_is_not_repeated_for_each_of_its_vertices() {
+    use forge_buildkit_proto::SourceFile;
+    use forge_llb::*;
+    let span = InstructionSpan { file: "f".to_owned(), first_line: 1, last_line: 1000, text: String::new() };
+    let vertex = |op, inputs, name: String| {
+        let metadata = Metadata { name, ignore_cache: false, span: Some(span.clone()) };
+        Vertex { op, inputs, platform: None, metadata }
+    };
+    let mut graph = Graph::new();
+    let sources = (0..300).map(|number| {
+        let source = Op::Source(SourceOp::Http(HttpSource::new(format!("https://h/{number}"))));
+        graph.add(vertex(source, Vec::new(), number.to_string())).unwrap()
+    });
+    let inputs = sources.collect();
+    let goal = graph.add(vertex(Op::Merge, inputs, "all".to_owned())).unwrap();
+    graph.set_goal(Some(goal)).unwrap();
+    let line = "x".repeat(1023) + "\n";
+    let file = SourceFile { name: "f".to_owned(), data: line.repeat(1024).into(), language: String::new() };
+    let decoded = decode(&definition_bytes(&encode(&graph, &[file]).unwrap())).unwrap();
+    let spans = decoded.graph.vertices().iter().filter_map(|vertex| vertex.metadata.span.as_ref());
+    let texts: Vec<usize> = spans.map(|span| span.text.len()).collect();
+    assert_eq!((texts[0], texts.iter().sum::<usize>() <= 32 << 20), (1000 * 1024 - 1, true));
+}

@@ -6,15 +6,18 @@ mod follow;
 mod limits;
 mod name;
 mod source;
+mod spans;
 
 use crate::encode::CUSTOM_NAME;
 use crate::error::Refusal;
 use crate::{DecodeError, SourceFile, capabilities, pb};
 use follow::Narrowed;
 use forge_image::{Digest, Platform};
-use forge_llb::{DiffOp, Edge, Graph, InstructionSpan, Metadata, Op, Vertex, VertexDigest};
+use forge_llb::{DiffOp, Edge, Graph, Metadata, Op, Vertex, VertexDigest};
 use prost::Message;
+use spans::Spans;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 /// What a definition says.
 #[derive(Clone, Debug, Default)]
@@ -90,12 +93,14 @@ struct Reader<'a> {
     ops: HashMap<Digest, &'a [u8]>,
     graph: Graph,
     narrowed: Narrowed,
+    spans: Spans<'a>,
 }
 
 impl<'a> Reader<'a> {
     fn new(definition: &'a pb::Definition) -> Self {
         let ops = definition.def.iter().map(|bytes| (Digest::sha256(bytes), bytes.as_slice())).collect();
-        Self { definition, ops, graph: Graph::new(), narrowed: Narrowed::default() }
+        let spans = Spans::new(definition.source.as_ref());
+        Self { definition, ops, graph: Graph::new(), narrowed: Narrowed::default(), spans }
     }
 
     /// Adds everything that an edge needs, in the order of the definition where that has inputs first.
@@ -110,13 +115,14 @@ impl<'a> Reader<'a> {
     /// The ops that an edge needs.
     fn needed(&self, goal: &Edge) -> Result<HashMap<Digest, pb::Op>, DecodeError> {
         let mut needed = HashMap::new();
-        let mut wanted = vec![(goal.vertex.digest().clone(), "the goal".to_owned())];
+        let mut wanted = vec![(goal.vertex.digest().clone(), Rc::from("the goal"))];
         while let Some((digest, needer)) = wanted.pop() {
             if needed.contains_key(&digest) {
                 continue;
             }
             let op = self.op(&digest, &needer)?;
-            let name = self.name(&digest, &op);
+            // One for all inputs: both may be many bytes.
+            let name: Rc<str> = self.name(&digest, &op).into();
             for input in &op.inputs {
                 wanted.push((edge(input, &name)?.vertex.digest().clone(), name.clone()));
             }
@@ -179,7 +185,7 @@ impl<'a> Reader<'a> {
             inputs,
             metadata: Metadata {
                 ignore_cache: self.metadata(&digest).is_some_and(|metadata| metadata.ignore_cache),
-                span: self.span(&digest),
+                span: self.spans.of(&digest),
                 name: name.clone(),
             },
         };
@@ -198,26 +204,6 @@ impl<'a> Reader<'a> {
             }
         }
     }
-
-    /// The first place that a vertex comes from.
-    fn span(&self, digest: &Digest) -> Option<InstructionSpan> {
-        let source = self.definition.source.as_ref()?;
-        let location = source.locations.get(digest.as_str())?.locations.first()?;
-        let info = source.infos.get(usize::try_from(location.source_index).ok()?)?;
-        let range = location.ranges.first()?;
-        let line = |position: Option<pb::Position>| u32::try_from(position?.line).ok().filter(|line| *line > 0);
-        let first_line = line(range.start)?;
-        let last_line = line(range.end).unwrap_or(first_line).max(first_line);
-        let text = lines(&info.data, first_line, last_line);
-        Some(InstructionSpan { file: info.filename.clone(), first_line, last_line, text })
-    }
-}
-
-/// Those lines of a text, which count from 1.
-fn lines(data: &[u8], first: u32, last: u32) -> String {
-    let wanted = data.split(|byte| *byte == b'\n').skip(first as usize - 1).take((last - first) as usize + 1);
-    let lines: Vec<_> = wanted.map(String::from_utf8_lossy).collect();
-    lines.join("\n")
 }
 
 fn decode_platform(op: &pb::Op) -> Result<Option<Platform>, Refusal> {
