@@ -51,6 +51,9 @@ pub enum SecretError {
         /// The cause.
         source: std::io::Error,
     },
+    /// The build was cancelled before there was an answer.
+    #[error("cancelled")]
+    Cancelled,
 }
 
 impl SecretError {
@@ -59,6 +62,7 @@ impl SecretError {
         match self {
             Self::TooLarge { .. } => ErrorKind::UserInput,
             Self::Read { .. } | Self::Agent { .. } => ErrorKind::Environment,
+            Self::Cancelled => ErrorKind::Cancelled,
         }
     }
 }

@@ -22,11 +22,14 @@ impl Session for BuildSession {
     }
 
     async fn secret(&self, id: &str) -> Result<Option<Secret>, SecretError> {
-        self.session.secret(id).await
+        // It may come through a pipe that nobody writes to.
+        let answer = self.cancellation.run_until_cancelled(self.session.secret(id)).await;
+        answer.unwrap_or(Err(SecretError::Cancelled))
     }
 
     async fn ssh_agent(&self, id: &str) -> Result<Option<OwnedFd>, SecretError> {
-        self.session.ssh_agent(id).await
+        let answer = self.cancellation.run_until_cancelled(self.session.ssh_agent(id)).await;
+        answer.unwrap_or(Err(SecretError::Cancelled))
     }
 
     fn events(&self) -> &dyn EventSink {
@@ -35,5 +38,55 @@ impl Session for BuildSession {
 
     fn cancellation(&self) -> &CancellationToken {
         &self.cancellation
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forge_session::Event;
+
+    /// Never answers.
+    struct Silent(CancellationToken);
+
+    impl EventSink for Silent {
+        fn emit(&self, _event: Event) {}
+    }
+
+    #[async_trait]
+    impl Session for Silent {
+        fn context(&self, _name: &str) -> Option<Arc<dyn Context>> {
+            None
+        }
+
+        async fn credentials(&self, _registry: &str) -> Result<Option<Credentials>, CredentialError> {
+            std::future::pending().await
+        }
+
+        async fn secret(&self, _id: &str) -> Result<Option<Secret>, SecretError> {
+            std::future::pending().await
+        }
+
+        async fn ssh_agent(&self, _id: &str) -> Result<Option<OwnedFd>, SecretError> {
+            std::future::pending().await
+        }
+
+        fn events(&self) -> &dyn EventSink {
+            self
+        }
+
+        fn cancellation(&self) -> &CancellationToken {
+            &self.0
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_secret_when_the_build_has_failed() {
+        let caller = CancellationToken::new();
+        let cancellation = caller.child_token();
+        let session = BuildSession { session: Arc::new(Silent(caller)), cancellation: cancellation.clone() };
+        cancellation.cancel();
+        assert!(matches!(session.secret("s").await, Err(SecretError::Cancelled)));
+        assert!(matches!(session.ssh_agent("a").await, Err(SecretError::Cancelled)));
     }
 }
