@@ -321,23 +321,42 @@ async fn blocking<T: Send + 'static>(
 fn wait(container: &dyn Container, output: [File; 2]) -> Result<(ExitStatus, Vec<u8>, Vec<u8>), RemoteError> {
     let started = container.start();
     let [stdout, stderr] = output;
-    let read = |stream: File| {
-        std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            // What is more than that makes git fail: nobody reads its pipe any longer.
-            let read = stream.take(MOST_OUTPUT).read_to_end(&mut bytes);
-            read.map(|_| bytes).unwrap_or_default()
-        })
-    };
+    let read = |stream: File| std::thread::spawn(move || read_all(stream, MOST_OUTPUT));
     let result = match started {
         Err(error) => Err(error.into()),
         Ok(()) => {
             let (stdout, stderr) = (read(stdout), read(stderr));
             let status = container.wait();
-            let (stdout, mut stderr) = (stdout.join().unwrap_or_default(), stderr.join().unwrap_or_default());
-            stderr.drain(..stderr.len().saturating_sub(MOST_MESSAGE));
-            status.map(|status| (status, stdout, stderr)).map_err(RemoteError::from)
+            let ends = [stdout, stderr].map(|reader| reader.join().expect("reading does not panic"));
+            status.map_err(RemoteError::from).and_then(|status| {
+                let [stdout, stderr] = ends;
+                let (stdout, mut stderr) = (stdout.map_err(pipe_failed)?, stderr.map_err(pipe_failed)?);
+                stderr.drain(..stderr.len().saturating_sub(MOST_MESSAGE));
+                Ok((status, stdout, stderr))
+            })
         }
     };
     container.delete().map_err(RemoteError::from).and(result)
+}
+
+/// The whole of a stream. One that is longer is an error and never cut: what was cut off would not be judged.
+fn read_all(stream: impl Read, most: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    stream.take(most + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > most {
+        true => Err(std::io::ErrorKind::FileTooLarge.into()),
+        false => Ok(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Seen to fail with the stream cut at the limit.
+    #[test]
+    fn a110_a_list_is_whole_or_none() {
+        assert_eq!(read_all(&b"abc"[..], 3).unwrap(), b"abc");
+        assert!(read_all(&b"abcd"[..], 3).is_err());
+    }
 }
