@@ -9,6 +9,7 @@ use forge_llb::{ExecOp, MountKind, SecretMount};
 use forge_session::Session;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -18,6 +19,8 @@ use tokio::task::JoinSet;
 const MESSAGE_BYTES: u32 = 256 << 10;
 /// Connections of one step to one agent at the same time; more wait.
 const CONNECTIONS: usize = 64;
+/// How long nothing is accepted after that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const FAILURE: u8 = 5;
 const REQUEST_IDENTITIES: u8 = 11;
 const SIGN_REQUEST: u8 = 13;
@@ -74,7 +77,11 @@ async fn serve(listener: UnixListener, agent: String, session: Arc<dyn Session>)
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         while connections.try_join_next().is_some() {}
-        let Ok((client, _)) = listener.accept().await else { return };
+        let Ok((client, _)) = listener.accept().await else {
+            // A client that gave up, or no descriptor free: the step's next attempt may fare better.
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
         let (agent, session) = (agent.clone(), session.clone());
         connections.spawn(async move {
             let _place = place;

@@ -21,9 +21,11 @@ impl Forwarding {
     pub(super) fn ensure(directory: &Path) -> Result<Self> {
         let network = rustix::fs::stat("/proc/self/ns/net")?.st_ino;
         let path = directory.join(format!("forge-forwarding-{network}"));
+        // Looked for on both sides of the switch: the file is there before forge switches on, and until it has switched
+        // off, so that neither a start nor an end in between is taken for somebody else's choice.
+        let was_there = path.exists();
         let on = std::fs::read_to_string(SWITCH).is_ok_and(|text| text.trim() != "0");
-        // Somebody else's choice, unless the file tells otherwise.
-        if on && !path.exists() {
+        if on && !was_there && !path.exists() {
             return Ok(Self { duty: None });
         }
         let lock = lock_shared(&path)?;
