@@ -21,6 +21,7 @@ pub fn run(size: Size) -> Result<()> {
     packages::ensure(packages::BENCH)?;
     let binary = release_binary()?;
     std::fs::create_dir_all("target")?;
+    std::fs::create_dir_all("target")?;
     let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(std::path::absolute("target")?)?;
     let forge = Forge { binary, root: folder.path().join("store") };
     let archive = folder.path().join("busybox.tar");

@@ -30,6 +30,7 @@ enum Outcome {
 /// Compares all examples, or those of these names, and prints a table.
 pub fn check(names: &[&str]) -> Result<()> {
     packages::ensure(packages::DIFFERENTIAL)?;
+    std::fs::create_dir_all("target")?;
     let scratch = tempfile::Builder::new().prefix("differential-").tempdir_in("target")?;
     let folder = std::path::absolute(scratch.path())?;
     let builders = Builders::prepare(&folder)?;
