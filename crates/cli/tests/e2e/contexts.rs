@@ -24,17 +24,25 @@ fn link<'a>(kind: EntryType, name: &'a str, link: &'a str) -> Entry<'a> {
     Entry { kind, name, link, text: "" }
 }
 
-/// How many bytes of a link's target a header holds.
-const LINK_FIELD: usize = 100;
+/// How many bytes of a name, or of a link's target, a header holds.
+const FIELD: usize = 100;
+
+/// What of a path goes into the header; an entry of its own before it holds a longer one.
+fn shortened<'a>(archive: &mut Builder<Vec<u8>>, kind: EntryType, path: &'a [u8]) -> &'a [u8] {
+    if path.len() > FIELD {
+        append(archive, kind, b"././@LongLink", b"", path);
+    }
+    &path[..path.len().min(FIELD)]
+}
 
 /// Names are written as they are, hostile ones too.
-fn append(archive: &mut Builder<Vec<u8>>, kind: EntryType, name: &str, link: &[u8], data: &[u8]) {
+fn append(archive: &mut Builder<Vec<u8>>, kind: EntryType, name: &[u8], link: &[u8], data: &[u8]) {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(0o644);
     header.set_size(data.len() as u64);
     let fields = header.as_gnu_mut().unwrap();
-    fields.name[..name.len()].copy_from_slice(name.as_bytes());
+    fields.name[..name.len()].copy_from_slice(name);
     fields.linkname[..link.len()].copy_from_slice(link);
     header.set_cksum();
     archive.append(&header, data).unwrap();
@@ -43,13 +51,10 @@ fn append(archive: &mut Builder<Vec<u8>>, kind: EntryType, name: &str, link: &[u
 fn archive(entries: &[Entry]) -> Vec<u8> {
     let mut archive = Builder::new(Vec::new());
     for entry in entries {
-        let mut link = entry.link.as_bytes();
-        if link.len() > LINK_FIELD {
-            // The folder of tests may lie deep.
-            append(&mut archive, EntryType::GNULongLink, "././@LongLink", b"", link);
-            link = &link[..LINK_FIELD];
-        }
-        append(&mut archive, entry.kind, entry.name, link, entry.text.as_bytes());
+        // The folder of tests may lie deep.
+        let name = shortened(&mut archive, EntryType::GNULongName, entry.name.as_bytes());
+        let link = shortened(&mut archive, EntryType::GNULongLink, entry.link.as_bytes());
+        append(&mut archive, entry.kind, name, link, entry.text.as_bytes());
     }
     archive.into_inner().unwrap()
 }
