@@ -35,6 +35,12 @@ pub(super) struct Found {
     body: Mutex<Option<Body>>,
 }
 
+impl Found {
+    fn has_body(&self) -> bool {
+        self.body.lock().expect("no holder panics").is_some()
+    }
+}
+
 /// Bytes that came in.
 struct Body {
     path: PathBuf,
@@ -139,15 +145,15 @@ impl Http<'_> {
             Some(checksum) => checksum.clone(),
             None => {
                 let found = self.pin(asked).await?;
-                if found.body.lock().expect("no holder panics").is_some() {
+                if found.has_body() {
                     return Ok(found);
                 }
-                // The server said that nothing changed, and the layer of that time is gone.
+                // A snapshot took them, or the server said that nothing changed and the layer of that time is gone.
                 found.what.digest.clone()
             }
         };
         let key = self.key(self.authorization(asked).await?.as_ref(), Some(&expected));
-        match self.found(&key) {
+        match self.found(&key).filter(|found| found.has_body()) {
             Some(found) => Ok(found),
             None => Ok(self.keep(key, self.fetch(&expected, asked).await?)),
         }
