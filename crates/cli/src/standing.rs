@@ -1,14 +1,19 @@
 //! As whom forge works: root, or root of a namespace that an ordinary user can have. The one place that decides it.
 
 use crate::args::Command;
-use forge_engine::{EngineError, NamespaceIds};
+use forge_engine::{EngineError, Footing, NamespaceIds};
 
 /// What the user turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Standing {
-    /// Root from the start.
+    /// Root that may do everything.
     Root,
-    /// An ordinary user, for whose command that is enough.
+    /// Root of a container that lacks a right, and is root of this process's namespace instead.
+    Contained {
+        /// The right.
+        lacking: String,
+    },
+    /// Somebody for whose command it does not matter.
     User,
     /// An ordinary user, who is root of this process's namespace by now.
     Namespace(NamespaceIds),
@@ -20,23 +25,29 @@ impl Standing {
     /// # Errors
     /// The user can have no such namespace.
     pub fn establish(command: &Command) -> Result<Self, EngineError> {
-        match (rustix::process::geteuid().is_root(), command) {
-            (true, _) => Ok(Self::Root),
-            // These use no store.
-            (false, Command::Version(_) | Command::Login(_) | Command::Logout(_)) => Ok(Self::User),
-            (false, _) => forge_engine::enter_user_namespace().map(Self::Namespace),
+        // These use no store.
+        if let Command::Version(_) | Command::Login(_) | Command::Logout(_) = command {
+            return Ok(if rustix::process::geteuid().is_root() { Self::Root } else { Self::User });
         }
+        forge_engine::find_footing().map(|footing| match footing {
+            Footing::Root => Self::Root,
+            Footing::Namespace { lacking: Some(lacking), .. } => Self::Contained { lacking },
+            Footing::Namespace { ids, lacking: None } => Self::Namespace(ids),
+        })
     }
 
-    /// Whether files are where they are for root of the machine.
+    /// Whether files are where they are for root.
     pub fn is_root(&self) -> bool {
-        matches!(self, Self::Root)
+        matches!(self, Self::Root | Self::Contained { .. })
     }
 
     /// What the user should know before a command that makes or runs files of many owners.
     pub fn note(&self, command: &Command) -> Option<String> {
         let concerned = matches!(command, Command::Build(_) | Command::Run(_) | Command::Pull(_) | Command::Load(_));
         match self {
+            Self::Contained { lacking } if concerned => Some(format!(
+                "forge: root here has not {lacking}: containers are made in a user namespace with the same ids"
+            )),
             Self::Namespace(NamespaceIds::Single { reason }) if concerned => Some(format!(
                 "forge: only your own user id is mapped ({reason}): everything in containers belongs to root there, and \
                  nothing can be given to other users"
@@ -58,6 +69,8 @@ mod tests {
         assert!(single.note(&command("forge build .")).unwrap().contains("(no helper)"));
         assert_eq!(single.note(&command("forge images")), None);
         assert_eq!(Standing::Namespace(NamespaceIds::Subordinate).note(&command("forge build .")), None);
-        assert!(Standing::Root.is_root() && !single.is_root());
+        let contained = Standing::Contained { lacking: "CAP_SYS_ADMIN".into() };
+        assert!(contained.note(&command("forge build .")).unwrap().contains("has not CAP_SYS_ADMIN"));
+        assert!(Standing::Root.is_root() && contained.is_root() && !single.is_root());
     }
 }

@@ -49,7 +49,7 @@ pub use entitlements::Allowed;
 pub use handed::{AgentSource, SecretSource};
 
 pub use error::EngineError;
-pub use forge_executor::{CpuQuota, NamespaceIds, Resources, SwapLimit};
+pub use forge_executor::{CpuQuota, Footing, NamespaceIds, Resources, SwapLimit};
 pub use forge_frontend::TriggerRight;
 pub use forge_llb::{ExtraHost, Ulimit};
 pub use forge_worker::Resolver;
@@ -72,13 +72,13 @@ pub fn init_if_requested() {
     forge_executor::init_if_requested();
 }
 
-/// Makes an ordinary user root of a namespace of their own, for the rest of this process. To be called before any thread
-/// is started, and before [`Engine::open`].
+/// Finds out as what this process can make containers. Whoever may not do so as they are becomes root of a namespace of their
+/// own, for the rest of this process. To be called before any thread is started, and before [`Engine::open`].
 ///
 /// # Errors
 /// The kernel forbids it, or the user's subordinate ids cannot be used.
-pub fn enter_user_namespace() -> Result<NamespaceIds, EngineError> {
-    forge_executor::enter_user_namespace().map_err(|error| {
+pub fn find_footing() -> Result<Footing, EngineError> {
+    forge_executor::find_footing().map_err(|error| {
         let hint = match error {
             forge_executor::ExecutorError::NamespaceRefused { .. } => {
                 "ask an administrator to allow it, or run forge as root"

@@ -38,4 +38,4 @@ pub use spec::{
     MountSpec, NetworkMode, OverlayChanges, ProcessSpec, ProcessUser, Rlimit, RlimitResource, RootFs, SandboxSpec,
     Seccomp, StubRemoval,
 };
-pub use user_namespace::{NamespaceIds, enter_user_namespace};
+pub use user_namespace::{Footing, NamespaceIds, enter_user_namespace, find_footing};

@@ -64,6 +64,8 @@ pub(crate) enum Message {
         /// Limits that could not be set.
         notices: Vec<String>,
     },
+    /// Init to caller: what this machine does not allow.
+    Notice(String),
     /// Init to caller: something was created in the root only to be mounted upon. Descriptor: its parent directory.
     Stub(StubRecord),
     /// Init to caller, for each socket of the mounts, in their order. Descriptor: the listening socket.
@@ -180,6 +182,13 @@ pub(crate) enum Failure {
     Unsupported {
         what: String,
     },
+}
+
+impl Failure {
+    /// Whether it is the kernel's "you may not".
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::System { errno: libc::EPERM | libc::EACCES, .. })
+    }
 }
 
 impl From<Failure> for ExecutorError {

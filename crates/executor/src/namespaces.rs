@@ -358,6 +358,7 @@ impl NamespaceContainer {
                 *lock(&self.cgroups) = groups;
                 lock(&self.server.limit_notices).extend(notices);
             }
+            (Message::Notice(notice), _) => drop(lock(&self.server.limit_notices).insert(notice)),
             (Message::Stub(record), Some(parent)) => lock(&self.stubs).push(Stub { parent, record }),
             (Message::Listener, Some(listener)) => lock(&self.listeners).push(listener),
             (Message::Terminal, terminal) => *lock(&self.terminal) = terminal,

@@ -41,7 +41,13 @@ pub(super) struct SystemMounts {
     nodes: Option<Vec<OwnedFd>>,
     /// The group of terminals, where it exists.
     terminal_group: bool,
+    /// What had to do in place of a file system of the container's own.
+    pub(super) notices: Vec<&'static str>,
 }
+
+/// Where forge is in a container that hides parts of its own, the kernel mounts none that would show them.
+const HOST_PROC: &str = "processes outside of a container are listed in its /proc, and its task limit is not enforced: parts \
+                         of /proc are hidden from forge, as in most containers, so the kernel lets it mount none";
 
 impl SystemMounts {
     /// `tasks` bounds the namespace's process numbers, and so the number of its tasks, without a cgroup.
@@ -54,13 +60,16 @@ impl SystemMounts {
             true => None,
             false => Some(host_nodes()?),
         };
-        Ok(Self {
-            proc: new_proc(tasks)?,
-            sys: sysfs(spec, rights, sys_attributes)?,
-            sys_attributes,
-            nodes,
-            terminal_group: rights.has_group(TERMINAL_GROUP),
-        })
+        let mut notices = Vec::new();
+        let proc = match new_proc(tasks) {
+            Err(failure) if failure.is_refusal() => {
+                notices.push(HOST_PROC);
+                bind_host("/proc", LOCKED)?
+            }
+            other => other?,
+        };
+        let sys = sysfs(spec, rights, sys_attributes)?;
+        Ok(Self { proc, sys, sys_attributes, nodes, terminal_group: rights.has_group(TERMINAL_GROUP), notices })
     }
 
     /// Mounts the procfs of the container's own PID namespace.
@@ -93,15 +102,23 @@ fn new_proc(tasks: Option<u32>) -> Result<OwnedFd, Failure> {
 }
 
 /// A sysfs shows the devices of a network namespace, and can be mounted by the root of that only: whoever shares the
-/// host's network without being root there gets the host's.
+/// host's network without being root there gets the host's. So does whom the kernel lets mount none, as with procfs.
 fn sysfs(spec: &SandboxSpec, rights: &Rights, attributes: MountAttrFlags) -> Result<OwnedFd, Failure> {
-    if spec.network != NetworkMode::Host || rights.trusted {
-        return new_filesystem("sysfs", &[], attributes);
+    if spec.network == NetworkMode::Host && !rights.trusted {
+        return bind_host("/sys", attributes);
     }
+    match new_filesystem("sysfs", &[], attributes) {
+        Err(failure) if failure.is_refusal() => bind_host("/sys", attributes),
+        other => other,
+    }
+}
+
+/// A mount of what is there, with all that covers parts of it.
+fn bind_host(path: &str, attributes: MountAttrFlags) -> Result<OwnedFd, Failure> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat(CWD, "/sys", flags, Mode::empty())
+    openat(CWD, path, flags, Mode::empty())
         .and_then(|host| restricted_clone(host.as_fd(), attributes, true))
-        .doing(|| "bind /sys".into())
+        .doing(|| format!("bind {path}"))
 }
 
 /// Mounts of the host's nodes.

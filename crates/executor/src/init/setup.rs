@@ -130,6 +130,10 @@ impl Container {
         }
         let tasks = spec.resources.pids.filter(|&count| namespace_bounds(count));
         let system = SystemMounts::prepare(spec, tasks, means.rights)?;
+        for notice in &system.notices {
+            // A caller that has gone wants no notice.
+            let _ = channel.send(&Message::Notice((*notice).to_owned()), &[]);
+        }
         let root_mount = root::mount_root(spec, runtime, means)?;
         root::enter(&root_mount)?;
         let root = Root::current()?;

@@ -90,13 +90,14 @@ pub(super) fn mount_setattr(mount: BorrowedFd<'_>, change: MountChange) -> Resul
     .map(drop)
 }
 
-/// Joins a fresh session keyring. A kernel without keyrings has none to share.
+/// Joins a fresh session keyring. A kernel without keyrings has none to share, and the filter of a container that forge is
+/// in keeps everything in it from using one.
 pub(super) fn new_session_keyring() -> Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: c_long = 1;
     // SAFETY: a null name asks for an anonymous keyring.
     let joined = check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0) });
     match joined {
-        Ok(_) | Err(Errno::NOSYS) => Ok(()),
+        Ok(_) | Err(Errno::NOSYS | Errno::PERM) => Ok(()),
         Err(errno) => Err(errno),
     }
 }
@@ -172,6 +173,23 @@ pub(crate) fn fork_alone() -> Result<Option<rustix::process::Pid>> {
 /// Moves this process, which must have one thread, into a user namespace and a mount namespace of its own.
 pub(crate) fn new_user_namespace() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(from_nix)
+}
+
+/// Moves this process into a mount namespace of its own.
+pub(crate) fn new_mount_namespace() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).map_err(from_nix)
+}
+
+/// Covers the root with itself, in a mount namespace of this process's own: what counts are paths that are looked up later.
+pub(crate) fn can_attach() -> Result<()> {
+    use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let root = open_tree(rustix::fs::CWD, "/", flags)?;
+    let point =
+        rustix::fs::open("/", rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+    let places = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(&root, "", &point, "", places)?;
+    unmount(descriptor_path(root.as_fd()), UnmountFlags::DETACH)
 }
 
 /// Leaves all supplementary groups.
@@ -333,7 +351,7 @@ pub(super) fn drop_bounding(number: u32) -> Result<bool> {
 }
 
 /// The permitted set of this process.
-pub(super) fn permitted() -> Result<Capabilities> {
+pub(crate) fn permitted() -> Result<Capabilities> {
     #[repr(C)]
     #[derive(Default, Clone, Copy)]
     struct Data {

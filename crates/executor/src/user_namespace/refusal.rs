@@ -16,7 +16,12 @@ const SETTINGS: [(&str, &str); 3] = [
 
 /// Puts the kernel's answer into words.
 pub(super) fn explained(errno: Errno) -> ExecutorError {
-    let reason = match (forbidding(Path::new("/proc/sys")), errno) {
+    ExecutorError::NamespaceRefused { reason: reason(errno) }
+}
+
+/// What stands against a namespace.
+pub(super) fn reason(errno: Errno) -> String {
+    match (forbidding(Path::new("/proc/sys")), errno) {
         (Some(setting), _) => format!("{setting} forbids it"),
         (None, Errno::NOSPC) => "as many as user.max_user_namespaces allows are in use, or too deeply nested".into(),
         (None, Errno::PERM) => {
@@ -24,8 +29,7 @@ pub(super) fn explained(errno: Errno) -> ExecutorError {
         }
         (None, Errno::INVAL | Errno::NOSYS) => "this kernel was built without them".into(),
         (None, errno) => std::io::Error::from(errno).to_string(),
-    };
-    ExecutorError::NamespaceRefused { reason }
+    }
 }
 
 /// The first setting that says no, as `name=value`.
