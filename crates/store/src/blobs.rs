@@ -272,7 +272,8 @@ fn open_with_size(path: &Path, size: u64) -> Result<Option<File>, StoreError> {
     Ok((found.is_file() && found.len() == size).then_some(file))
 }
 
-fn hash_of(file: &mut File, digest: &Digest) -> io::Result<Digest> {
+/// What the file hashes to, by the algorithm of a digest.
+pub(crate) fn hash_of(file: &mut File, digest: &Digest) -> io::Result<Digest> {
     let mut hash = Hash::like(Some(digest));
     let mut buffer = vec![0; 1 << 17];
     loop {

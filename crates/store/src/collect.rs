@@ -41,11 +41,16 @@ pub(crate) fn collect(opened: &Opened, roots: &HashSet<LayerId>) -> Result<Colle
         delete_records(transaction, &collected)?;
         Ok(collected)
     })?;
+    sweep(opened)?;
+    Ok(collected)
+}
+
+/// Removes what no record names: files, and the remains of dead processes.
+pub(crate) fn sweep(opened: &Opened) -> Result<(), StoreError> {
     trash_files_without_record(opened)?;
     empty_trash(opened)?;
     remove_remains_of_owners(opened)?;
-    lock::remove_free(&opened.root().join("locks"))?;
-    Ok(collected)
+    lock::remove_free(&opened.root().join("locks"))
 }
 
 fn unneeded(connection: &Connection, roots: &HashSet<LayerId>) -> Result<Collected, StoreError> {
@@ -179,28 +184,38 @@ fn move_away(opened: &Opened, kind: &str, name: &str) -> Result<Option<PathBuf>,
     }
 }
 
-/// Files whose process died between moving them into place and writing the record, or that somebody put there.
-fn trash_files_without_record(opened: &Opened) -> Result<(), StoreError> {
+/// Files whose process died between moving them into place and writing the record, or that somebody put there, by kind and
+/// name. Asked within a write transaction: whoever moves a file into place does so in one too.
+pub(crate) fn without_record(opened: &Opened) -> Result<Vec<(&'static str, String)>, StoreError> {
+    opened.database().write(|transaction| {
+        let mut names = candidates(opened)?;
+        let mut known = Vec::with_capacity(names.len());
+        for (kind, name) in &names {
+            known.push(has_record(transaction, kind, name)?);
+        }
+        let mut known = known.into_iter();
+        names.retain(|_| !known.next().unwrap_or(true));
+        Ok(names)
+    })
+}
+
+/// Everything in the store's folders that has a name of forge's form.
+fn candidates(opened: &Opened) -> Result<Vec<(&'static str, String)>, StoreError> {
     let mut candidates = Vec::new();
     for algorithm in ["sha256", "sha512"] {
         let names = names_in(&opened.root().join("blobs").join(algorithm))?;
         let digests = names.iter().map(|name| format!("{algorithm}:{name}")).filter(|d| d.parse::<Digest>().is_ok());
         candidates.extend(digests.map(|digest| ("blob", digest)));
     }
-    let layers = names_in(&opened.root().join("layers"))?;
-    candidates.extend(layers.into_iter().filter(|name| name.parse::<LayerId>().is_ok()).map(|name| ("layer", name)));
-    let mounts = names_in(&opened.root().join("cache-mounts"))?;
-    candidates
-        .extend(mounts.into_iter().filter(|name| name.parse::<LayerId>().is_ok()).map(|name| (CACHE_MOUNT, name)));
-    let without_record = opened.database().read(|connection| {
-        let mut names = Vec::new();
-        for (kind, name) in candidates {
-            if !has_record(connection, kind, &name)? {
-                names.push((kind, name));
-            }
-        }
-        Ok(names)
-    })?;
+    for (folder, kind) in [("layers", "layer"), ("cache-mounts", CACHE_MOUNT)] {
+        let names = names_in(&opened.root().join(folder))?;
+        candidates.extend(names.into_iter().filter(|name| name.parse::<LayerId>().is_ok()).map(|name| (kind, name)));
+    }
+    Ok(candidates)
+}
+
+fn trash_files_without_record(opened: &Opened) -> Result<(), StoreError> {
+    let without_record = without_record(opened)?;
     if without_record.is_empty() {
         return Ok(());
     }
@@ -212,18 +227,23 @@ fn trash_files_without_record(opened: &Opened) -> Result<(), StoreError> {
 /// Lock files and scratch folders of processes that died before or after they had a record.
 fn remove_remains_of_owners(opened: &Opened) -> Result<(), StoreError> {
     let leases = opened.leases_path();
-    let ids: HashSet<String> =
-        names_in(&leases)?.into_iter().chain(names_in(&opened.root().join("scratch"))?).collect();
-    let own = opened.owner_id()?;
-    let known: HashSet<String> = opened
-        .database()
-        .read(|connection| Ok(crate::owner::others(connection, None)?.into_iter().map(|(id, _)| id).collect()))?;
-    for id in ids.into_iter().filter(|id| *id != own && !known.contains(id)) {
+    for id in unknown_owners(opened)? {
         if let Some(dead) = DeadOwner::find(&leases, &id, None, opened.boot_id())? {
             opened.clear_up(&dead)?;
         }
     }
     Ok(())
+}
+
+/// Who has a lock file or a scratch folder and no record: just started, about to end, or dead.
+pub(crate) fn unknown_owners(opened: &Opened) -> Result<Vec<String>, StoreError> {
+    let ids: HashSet<String> =
+        names_in(&opened.leases_path())?.into_iter().chain(names_in(&opened.root().join("scratch"))?).collect();
+    let own = opened.owner_id()?;
+    let known: HashSet<String> = opened
+        .database()
+        .read(|connection| Ok(crate::owner::others(connection, None)?.into_iter().map(|(id, _)| id).collect()))?;
+    Ok(ids.into_iter().filter(|id| *id != own && !known.contains(id)).collect())
 }
 
 fn names_in(folder: &Path) -> Result<Vec<String>, StoreError> {

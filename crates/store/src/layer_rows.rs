@@ -227,7 +227,8 @@ pub(crate) fn verify(opened: &Opened, id: &LayerId) -> Result<bool, StoreError> 
     Ok(good)
 }
 
-fn index_checksum(path: &Path) -> Result<Option<String>, StoreError> {
+/// The checksum of an index file as records have it; `None` where there is no file.
+pub(crate) fn index_checksum(path: &Path) -> Result<Option<String>, StoreError> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(blake3::hash(&bytes).to_hex().to_string())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),

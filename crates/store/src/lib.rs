@@ -22,7 +22,8 @@
 //! A record never exists before the bytes that it names; a file without a record is garbage.
 //!
 //! Reading order: [`Store`]; [`Blobs`], [`BlobWriter`]; [`LayerId`], [`LayerRecord`], [`Layers`]; [`Image`], [`Target`],
-//! [`Images`]; [`CacheMounts`]; [`Lease`], [`LockGuard`], [`ScratchDir`]; [`Collected`], [`Usage`]; [`StoreError`].
+//! [`Images`]; [`CacheMounts`]; [`Lease`], [`LockGuard`], [`ScratchDir`]; [`Collected`], [`Usage`]; [`Verification`],
+//! [`Finding`], [`Repair`]; [`StoreError`].
 #![warn(missing_docs)]
 #![forbid(unsafe_code)]
 
@@ -53,6 +54,7 @@ mod tests;
 mod tree_size;
 mod usage;
 
+mod verify;
 pub use blobs::{BlobWriter, Blobs};
 pub use cache_mounts::{CacheMountFound, CacheMountGuard, CacheMountKey, CacheMountRecord, CacheMountUse, CacheMounts};
 pub use collect::Collected;
@@ -61,10 +63,11 @@ pub use ids::{Compression, ContentDigest, IdError, LayerBlob, LayerId, LayerReco
 pub use images::{Found, Image, Images, Target};
 pub use layers::{
     ActiveLayer, EntryKind, Extracted, KnownFile, KnownFiles, LayerEntry, LayerError, LayerIndex, Layers, MergedTree,
-    Metadata, TreeEntry, TreeFolder, TreeKind, UnpackLimits, path_order,
+    Metadata, TreeEntry, TreeFault, TreeFolder, TreeKind, UnpackLimits, path_order,
 };
 pub use lease::Lease;
 pub use lock::LockGuard;
 pub use scratch::ScratchDir;
 pub use store::Store;
 pub use usage::{Usage, UsageEntry};
+pub use verify::{BlobFault, Finding, LayerFault, Repair, Verification, VerifyDepth};

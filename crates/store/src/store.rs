@@ -1,7 +1,11 @@
 use crate::collect::{self, Collected};
 use crate::opened::Opened;
 use crate::usage::{self, Usage};
-use crate::{Blobs, CacheMounts, Images, LayerId, Layers, Lease, LockGuard, ScratchDir, StoreError, layer_rows};
+use crate::verify;
+use crate::{
+    Blobs, CacheMounts, Finding, Images, LayerId, Layers, Lease, LockGuard, Repair, ScratchDir, StoreError,
+    Verification, VerifyDepth, layer_rows,
+};
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -149,5 +153,21 @@ impl Store {
     /// The file system or the database failed.
     pub fn verify_layer(&self, id: &LayerId) -> Result<bool, StoreError> {
         layer_rows::verify(&self.opened, id)
+    }
+
+    /// Looks at everything that has a record, and for what has none; holds all of it meanwhile.
+    ///
+    /// # Errors
+    /// The database failed, or a folder of the store cannot be listed. A file that cannot be read is a finding.
+    pub fn verify(&self, depth: VerifyDepth) -> Result<Verification, StoreError> {
+        verify::verify(&self.opened, depth)
+    }
+
+    /// Takes out what [`Store::verify`] found damaged, with the images and names that are nothing without it.
+    ///
+    /// # Errors
+    /// The file system or the database failed; nothing is dropped by halves.
+    pub fn repair(&self, findings: &[Finding]) -> Result<Repair, StoreError> {
+        verify::repair(&self.opened, findings)
     }
 }

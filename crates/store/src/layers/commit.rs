@@ -361,7 +361,8 @@ fn entry_of(candidate: Candidate, link: Option<u32>) -> LayerEntry {
     LayerEntry { path: candidate.path, kind, metadata: candidate.node.metadata, link }
 }
 
-fn hash_file(mut file: File, size: u64) -> io::Result<(u64, [u8; 32])> {
+/// The length and the hash of a file that should have `size` bytes.
+pub(super) fn hash_file(mut file: File, size: u64) -> io::Result<(u64, [u8; 32])> {
     let mut hasher = blake3::Hasher::new();
     // Most files are small, and a large buffer for each would take longer to make than they to hash.
     let mut buffer = vec![0; BUFFER.min(usize::try_from(size).unwrap_or(BUFFER)).max(512)];

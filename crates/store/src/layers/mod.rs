@@ -8,6 +8,7 @@
 mod active;
 mod apply;
 mod blob;
+mod check;
 mod chunks;
 mod commit;
 mod compress;
@@ -34,6 +35,8 @@ mod unpack;
 mod xattr;
 
 pub use active::ActiveLayer;
+pub use check::TreeFault;
+pub(crate) use check::check_tree;
 pub use entry::{EntryKind, LayerEntry, Metadata, path_order};
 pub use error::LayerError;
 pub use extract::Extracted;

@@ -29,6 +29,12 @@ impl Owners {
         if ids == 1 { Self::Single } else { Self::Mapped(maps) }
     }
 
+    /// Whether all owners exist, as they do outside every user namespace.
+    pub(super) fn are_all(&self) -> bool {
+        let all = |ranges: &Vec<Range<u64>>| ranges.iter().any(|range| *range == (0..u64::from(u32::MAX)));
+        matches!(self, Self::Mapped(maps) if maps.iter().all(all))
+    }
+
     /// The owner to give something to that belongs to these, or the id that does not exist.
     pub(super) fn settle(&self, uid: u32, gid: u32) -> Result<(u32, u32), u32> {
         let Self::Mapped([uids, gids]) = self else { return Ok((0, 0)) };
@@ -60,5 +66,6 @@ mod tests {
         assert_eq!(Owners::parse("0 1000 1\n", "0 100 1\n").settle(42, 7), Ok((0, 0)));
         let all = "         0          0 4294967295\n";
         assert_eq!(Owners::parse(all, all).settle(u32::MAX - 1, 0), Ok((u32::MAX - 1, 0)));
+        assert!(Owners::parse(all, all).are_all() && !some.are_all());
     }
 }

@@ -8,6 +8,7 @@ mod images;
 mod opening;
 mod processes;
 mod removal;
+mod verify;
 
 use crate::layer_rows::{self, Published};
 use crate::{Blobs, ContentDigest, Image, LayerId, LayerRecord, Lease, Store, Target};
