@@ -14,6 +14,7 @@
 
 mod capabilities;
 mod container;
+mod copied;
 mod error;
 mod hidden;
 mod init;

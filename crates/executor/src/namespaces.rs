@@ -1,4 +1,5 @@
 use crate::container::{Container, Executor, ExitStatus, Stdio, StdioTarget};
+use crate::copied::{self, Copies};
 use crate::init::{SERVER_NAME, layout, sys};
 use crate::message::{Channel, Configuration, ExitReport, GroupPaths, Message, StubRecord};
 use crate::{Capabilities, ContainerId, DevicePolicy, ExecutorError, ProcessSpec, RootFs, SandboxSpec, Usage};
@@ -46,6 +47,16 @@ impl NamespaceExecutor {
     }
 }
 
+impl NamespaceExecutor {
+    /// Copies in the place of overlays that cannot be mounted.
+    fn copies(&self, spec: &mut SandboxSpec, id: &ContainerId) -> Result<Copies, ExecutorError> {
+        let Some(reason) = copied::upper_of(spec).and_then(copied::refusal) else { return Ok(Copies::default()) };
+        let notice = format!("the layers are copied for each step, which takes time and space: {reason}");
+        lock(&self.server.limit_notices).insert(notice);
+        Copies::replace(spec, &self.runtime_dir, id.as_str())
+    }
+}
+
 fn prepare_directory(runtime: &Path) -> io::Result<()> {
     let mut private = DirBuilder::new();
     private.recursive(true).mode(0o700).create(runtime)?;
@@ -72,14 +83,17 @@ fn prepare_directory(runtime: &Path) -> io::Result<()> {
 impl Executor for NamespaceExecutor {
     fn create(&self, id: &ContainerId, spec: &SandboxSpec, io: Stdio) -> Result<Box<dyn Container>, ExecutorError> {
         check(spec)?;
+        let mut spec = spec.clone();
+        let copies = self.copies(&mut spec, id)?;
         let streams = Streams::collect(io, spec.process.terminal)?;
         let configuration = Configuration {
             id: id.as_str().into(),
-            spec: spec.clone(),
+            spec,
             streams: streams.given,
             runtime_dir: self.runtime_dir.clone(),
         };
-        let container = self.server.spawn(configuration, &streams)?;
+        let mut container = self.server.spawn(configuration, &streams)?;
+        container.copies = Mutex::new(copies);
         Ok(Box::new(container))
     }
 
@@ -256,6 +270,7 @@ impl Server {
             listeners: Mutex::default(),
             stubs: Mutex::default(),
             cgroups: Mutex::default(),
+            copies: Mutex::default(),
             memory_limit,
         };
         container.configure(configuration, streams)?;
@@ -316,6 +331,7 @@ struct NamespaceContainer {
     listeners: Mutex<Vec<OwnedFd>>,
     stubs: Mutex<Vec<Stub>>,
     cgroups: Mutex<Vec<GroupPaths>>,
+    copies: Mutex<Copies>,
     memory_limit: Option<u64>,
 }
 
@@ -499,6 +515,7 @@ impl Container for NamespaceContainer {
     fn wait(&self) -> Result<ExitStatus, ExecutorError> {
         let status = self.await_exit()?;
         self.clean()?;
+        lock(&self.copies).settle()?;
         Ok(status)
     }
 

@@ -1,7 +1,6 @@
 use super::MergedTree;
 use super::xattr::{self, Markers};
 use crate::{LayerId, ScratchDir, StoreError};
-use rustix::fs::{FileType, Mode};
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -61,7 +60,7 @@ impl ActiveLayer {
     /// # Errors
     /// The file system failed.
     pub fn put_whiteout(&self, folder: BorrowedFd<'_>, name: &OsStr) -> Result<(), StoreError> {
-        let made = rustix::fs::mknodat(folder, name, FileType::CharacterDevice, Mode::empty(), 0);
+        let made = Markers::of(&self.upper).put_whiteout(folder, name.as_bytes());
         made.map_err(StoreError::os("mark as deleted", name))
     }
 
@@ -70,7 +69,7 @@ impl ActiveLayer {
     /// # Errors
     /// The file system failed.
     pub fn make_opaque(&self, folder: BorrowedFd<'_>, name: &OsStr) -> Result<(), StoreError> {
-        let marker = OsStr::new(Markers::of_this_process().opaque());
+        let marker = OsStr::new(Markers::of(&self.upper).opaque());
         xattr::set(folder, name.as_bytes(), marker, b"y").map_err(StoreError::os("mark as opaque", name))
     }
 }

@@ -55,7 +55,7 @@ enum Fate {
 /// files that were written in the same moment has both.
 pub(super) fn diff(upper: &Path, lower: &MergedTree, known: &KnownFiles) -> Result<LayerIndex, StoreError> {
     let root = folder::open_root(upper).map_err(StoreError::os("open", upper))?;
-    let mut walk = Walk { upper, root, lower, known, markers: Markers::of_this_process(), found: Vec::new() };
+    let mut walk = Walk { upper, root, lower, known, markers: Markers::of(upper), found: Vec::new() };
     let root_entry = walk.run()?;
     walk.found.par_sort_unstable_by(|a, b| path_order(&a.path, &b.path));
     walk.settle_files()?;

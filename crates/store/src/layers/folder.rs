@@ -93,6 +93,9 @@ fn node_of(folder: BorrowedFd<'_>, name: &[u8], stat: &Stat, markers: Markers) -
         return Ok(Node { kind: NodeKind::Whiteout, metadata: Metadata::default(), inode, links });
     }
     let xattrs = xattr::read(folder, name, markers)?;
+    if xattrs.whiteout && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0 {
+        return Ok(Node { kind: NodeKind::Whiteout, metadata: Metadata::default(), inode, links });
+    }
     let kind = kind_of(folder, name, stat, xattrs.opaque)?;
     let mtime = (stat.st_mtime, stat.st_mtime_nsec as u32);
     let metadata =

@@ -6,8 +6,9 @@ use super::entry::{EntryKind, LayerEntry, Metadata, split_path};
 use super::folder::{self, NodeKind};
 use super::index::LayerIndex;
 use super::tree::MergedTree;
+use super::xattr::{self, Markers};
 use crate::{LayerId, LayerRecord, Lease, StoreError};
-use rustix::fs::{AtFlags, FileType, Mode};
+use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -74,23 +75,24 @@ fn same_but_time(old: &LayerEntry, new: &LayerEntry) -> bool {
 fn link_tree(from: &Path, to: &Path, index: &LayerIndex) -> Result<(), StoreError> {
     let open = |path: &Path| folder::open_root(path).map_err(StoreError::os("open", path));
     let (source, target) = (open(from)?, open(to)?);
+    let markers = Markers::of(to);
     for entry in &index.entries()[1..] {
-        link_entry(&source, &target, entry).map_err(StoreError::os("link", to.join(entry.path())))?;
+        link_entry(&source, &target, entry, markers).map_err(StoreError::os("link", to.join(entry.path())))?;
     }
     for entry in index.entries().iter().rev().filter(|entry| entry.is_directory()) {
-        finish_folder(&target, entry).map_err(StoreError::os("set metadata of", to.join(entry.path())))?;
+        finish_folder(&target, entry, markers).map_err(StoreError::os("set metadata of", to.join(entry.path())))?;
     }
     Ok(())
 }
 
-fn link_entry(source: &OwnedFd, target: &OwnedFd, entry: &LayerEntry) -> rustix::io::Result<()> {
+fn link_entry(source: &OwnedFd, target: &OwnedFd, entry: &LayerEntry, markers: Markers) -> rustix::io::Result<()> {
     let (parent, name) = split_path(&entry.path).expect("the root is no entry of a folder");
     let name = OsStr::from_bytes(name);
     let into = folder::open_folder(target.as_fd(), parent)?;
     match entry.kind {
         EntryKind::Directory { .. } => rustix::fs::mkdirat(&into, name, Mode::RWXU),
         // One node has only so many names, and deletions may be many.
-        EntryKind::Whiteout => rustix::fs::mknodat(&into, name, FileType::CharacterDevice, Mode::empty(), 0),
+        EntryKind::Whiteout => markers.put_whiteout(into.as_fd(), name.as_bytes()),
         EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. } => match link(source, parent, name, &into) {
             // The tree of an ordinary user holds none.
             Err(Errno::NOENT) => Ok(()),
@@ -104,7 +106,7 @@ fn link(source: &OwnedFd, parent: &[u8], name: &OsStr, into: &OwnedFd) -> rustix
     rustix::fs::linkat(folder::open_folder(source.as_fd(), parent)?, name, into, name, AtFlags::empty())
 }
 
-fn finish_folder(target: &OwnedFd, entry: &LayerEntry) -> rustix::io::Result<()> {
+fn finish_folder(target: &OwnedFd, entry: &LayerEntry, markers: Markers) -> rustix::io::Result<()> {
     let place = if entry.path.is_empty() { b"." } else { &entry.path[..] };
     apply::set_all(target.as_fd(), place, &entry.metadata)?;
     if let EntryKind::Directory { opaque: true, .. } = entry.kind {
@@ -112,7 +114,7 @@ fn finish_folder(target: &OwnedFd, entry: &LayerEntry) -> rustix::io::Result<()>
             Some((parent, name)) => (folder::open_folder(target.as_fd(), parent)?, name),
             None => return Ok(()),
         };
-        super::xattr::set(folder.as_fd(), name, OsStr::new(super::xattr::Markers::of_this_process().opaque()), b"y")?;
+        xattr::set(folder.as_fd(), name, OsStr::new(markers.opaque()), b"y")?;
     }
     apply::set_mtime(target, &entry.path, entry.metadata.mtime)
 }

@@ -151,12 +151,13 @@ enum Last {
 impl MergedTree {
     /// Opens a stack of trees, top-most first.
     pub(super) fn new(paths: Vec<PathBuf>) -> Result<Self, StoreError> {
+        let markers = paths.first().map_or(Markers::User, |path| Markers::of(path));
         let open = |path: PathBuf| {
             let folder = folder::open_root(&path).map_err(StoreError::os("open", &path))?;
             Ok::<_, StoreError>(Root { path, folder })
         };
         let roots = paths.into_iter().map(open).collect::<Result<Arc<[Root]>, _>>()?;
-        Ok(Self { roots, markers: Markers::of_this_process() })
+        Ok(Self { roots, markers })
     }
 
     /// What is at a path; the last component is not followed. Without any layer there is nothing, not even a root.

@@ -40,7 +40,7 @@ pub(super) fn unpack<R: Read>(
         tree,
         root,
         placement: Placement::new(lower)?,
-        markers: Markers::of_this_process(),
+        markers: Markers::of(tree),
         later: Vec::new(),
         open: None,
         ways: HashMap::new(),
@@ -307,9 +307,14 @@ impl Unpacker<'_> {
     /// listed in a folder that is not merged, and could neither be read nor removed.
     fn hide_beneath(&mut self, path: &[u8]) -> Result<(), StoreError> {
         match self.placement.beneath(path)? {
-            Some(_) => self.make_node(path, FileType::CharacterDevice, 0),
+            Some(_) => self.make_whiteout(path),
             None => Ok(()),
         }
+    }
+
+    fn make_whiteout(&mut self, path: &[u8]) -> Result<(), StoreError> {
+        let markers = self.markers;
+        self.in_folder("mark as deleted", path, |folder, name| markers.put_whiteout(folder.as_fd(), name.as_bytes()))
     }
 
     fn make_node(&mut self, path: &[u8], file_type: FileType, device: u64) -> Result<(), StoreError> {
@@ -495,7 +500,7 @@ impl Unpacker<'_> {
                 let components: Vec<&[u8]> =
                     parent.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).collect();
                 self.make_way(&components)?;
-                self.make_node(&path, FileType::CharacterDevice, 0)?;
+                self.make_whiteout(&path)?;
                 self.placement.insert(&path, EntryKind::Whiteout, Metadata::default());
             }
         }

@@ -4,12 +4,19 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::OnceLock;
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 const CAPABILITY: &str = "security.capability";
 const USER: &str = "user.overlay.";
+
+const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
+
+/// Its number in `linux/capability.h`.
+const CAP_SYS_ADMIN: u32 = 21;
 
 /// The longest value that Linux admits (`XATTR_SIZE_MAX`).
 pub(super) const MAX_VALUE: usize = 65536;
@@ -22,7 +29,8 @@ const CAPABILITY_V3: usize = 24;
 ///
 /// Labels of security modules, ACLs and `trusted.*` describe the machine rather than the file; docker drops them too.
 pub(super) fn keeps_xattr(name: &[u8]) -> bool {
-    name == CAPABILITY.as_bytes() || (name.starts_with(b"user.") && !name.starts_with(USER.as_bytes()))
+    let is_mark = name.starts_with(USER.as_bytes()) || [WHITEOUT, OPAQUE].iter().any(|mark| name == mark.as_bytes());
+    name == CAPABILITY.as_bytes() || (name.starts_with(b"user.") && !is_mark)
 }
 
 /// The value as layers hold it; `None` drops the attribute.
@@ -45,26 +53,62 @@ pub(super) fn portable_value(name: &[u8], mut value: Vec<u8>) -> Option<Vec<u8>>
     }
 }
 
-/// Under which name overlayfs keeps its markers: `user.overlay.*` where it is mounted with `userxattr`.
+/// How deletions, and folders that hide what lies below, are marked in trees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Markers {
+    /// As overlayfs does.
     Trusted,
+    /// As overlayfs does where it is mounted with `userxattr`.
     User,
+    /// On an overlay, which keeps the above for itself, and on which no other one is mounted: by attributes of forge's own, a
+    /// deletion being an empty file.
+    Files,
 }
 
+const WHITEOUT: &str = "user.forge.whiteout";
+const OPAQUE: &str = "user.forge.opaque";
+
 impl Markers {
+    /// Those of the trees in the file system that a folder is in.
+    pub(super) fn of(folder: &Path) -> Self {
+        match rustix::fs::statfs(folder) {
+            // The kernel's field is signed and as wide as a word.
+            Ok(found) if found.f_type as u64 & 0xffff_ffff == OVERLAYFS_SUPER_MAGIC => Self::Files,
+            _ => Self::of_this_process(),
+        }
+    }
+
     /// `trusted.*` can be set only with CAP_SYS_ADMIN in the first user namespace, whose id map is the identity.
-    pub(super) fn of_this_process() -> Self {
-        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        let first = map.split_whitespace().eq(["0", "0", "4294967295"]);
-        if first && rustix::process::geteuid().is_root() { Self::Trusted } else { Self::User }
+    fn of_this_process() -> Self {
+        static OWN: OnceLock<Markers> = OnceLock::new();
+        *OWN.get_or_init(|| {
+            let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
+            let first = read("/proc/self/uid_map").split_whitespace().eq(["0", "0", "4294967295"]);
+            let effective = read("/proc/self/status")
+                .lines()
+                .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+            let may = effective.is_some_and(|set| set >> CAP_SYS_ADMIN & 1 == 1);
+            if first && may { Self::Trusted } else { Self::User }
+        })
     }
 
     pub(super) fn opaque(self) -> &'static str {
         match self {
             Self::Trusted => "trusted.overlay.opaque",
             Self::User => "user.overlay.opaque",
+            Self::Files => OPAQUE,
         }
+    }
+
+    /// Marks as deleted what lower layers have under a name that is free.
+    pub(super) fn put_whiteout(self, folder: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+        let place = OsStr::from_bytes(name);
+        if self != Self::Files {
+            return rustix::fs::mknodat(folder, place, FileType::CharacterDevice, Mode::empty(), 0);
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(folder, place, flags, Mode::RUSR | Mode::WUSR)?;
+        set(folder, name, OsStr::new(WHITEOUT), b"y")
     }
 }
 
@@ -73,6 +117,7 @@ impl Markers {
 pub(super) struct Xattrs {
     pub(super) kept: BTreeMap<OsString, Vec<u8>>,
     pub(super) opaque: bool,
+    pub(super) whiteout: bool,
 }
 
 /// Reads the attributes of `name` in a folder, without following it.
@@ -82,6 +127,8 @@ pub(super) fn read(folder: BorrowedFd<'_>, name: &[u8], markers: Markers) -> Res
     for attribute in list(&path)?.split(|byte| *byte == 0).filter(|attribute| !attribute.is_empty()) {
         if attribute == markers.opaque().as_bytes() {
             found.opaque = value(&path, attribute)?.as_deref() == Some(b"y");
+        } else if markers == Markers::Files && attribute == WHITEOUT.as_bytes() {
+            found.whiteout = true;
         } else if keeps_xattr(attribute)
             && let Some(value) = value(&path, attribute)?
             && let Some(value) = portable_value(attribute, value)
@@ -165,7 +212,9 @@ mod tests {
 
     #[test]
     fn a53_markers_are_not_attributes_of_files() {
-        let dropped: [&[u8]; 6] = [
+        let dropped: [&[u8]; 8] = [
+            b"user.forge.whiteout",
+            b"user.forge.opaque",
             b"trusted.overlay.redirect",
             b"user.overlay.opaque",
             b"security.ima",
@@ -176,6 +225,6 @@ mod tests {
         for name in dropped {
             assert!(!keeps_xattr(name), "{}", name.escape_ascii());
         }
-        assert!(keeps_xattr(b"user.x") && keeps_xattr(b"security.capability"));
+        assert!(keeps_xattr(b"user.x") && keeps_xattr(b"user.forge") && keeps_xattr(b"security.capability"));
     }
 }
