@@ -40,7 +40,7 @@ pub(crate) struct TreeCheck {
 pub(crate) fn check_tree(tree: &Path, index: &LayerIndex) -> Result<TreeCheck, StoreError> {
     let root = folder::open_root(tree).map_err(StoreError::os("open", tree))?;
     let found = vec![None; index.entries().len()];
-    let mut walk = Walk { tree, root, index, markers: Markers::of_this_process(), found, faults: Vec::new() };
+    let mut walk = Walk { tree, root, index, markers: Markers::of(tree), found, faults: Vec::new() };
     walk.run()?;
     walk.report_missing();
     walk.check_links();
