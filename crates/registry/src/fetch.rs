@@ -3,6 +3,7 @@ use crate::auth::Scope;
 use crate::content_hash::ContentHash;
 use crate::endpoint::Endpoint;
 use crate::exchange::Exchange;
+use crate::ranges::{self, Fetched, Ranges};
 use crate::registry::until_cancelled;
 use crate::retry::{Failure, Tries};
 use crate::sink::Sink;
@@ -12,19 +13,24 @@ use bytes::Bytes;
 use forge_image::{Descriptor, Reference};
 use forge_session::Session;
 use forge_store::{BlobWriter, Lease};
-use reqwest::header::{CONTENT_RANGE, RANGE};
+use futures_util::StreamExt as _;
+use reqwest::header::RANGE;
 use reqwest::{Method, StatusCode, Url};
 
 /// A try that brought this much is not counted against the policy: long downloads over bad lines end, and a server that
 /// hangs up after every byte is given up soon.
-const WORTHWHILE: u64 = 64 << 10;
+pub(crate) const WORTHWHILE: u64 = 64 << 10;
+
+/// Blobs from this size on come over several connections at a time: one alone is slow where the way is long.
+const BIG: u64 = 64 << 20;
 
 impl Registry {
     /// Fetches a blob into the store; digest and size are verified before anything is kept (A67).
     ///
     /// A broken connection is resumed where it broke. When a mirror has not, or not really, what the descriptor says,
-    /// the next source is asked from the beginning (A80). The descriptor's `urls` are never followed (A73).
-    /// `progress` is told how many bytes there are so far; the number falls back to 0 when a source is given up.
+    /// the next source is asked from the beginning (A80); the last one once more, should its bytes be the wrong ones (F34).
+    /// The descriptor's `urls` are never followed (A73). `progress` is told how many bytes there are so far; the number
+    /// falls back to 0 when a source is given up.
     ///
     /// # Errors
     /// No source has it or lets forge in; the bytes are not those of the descriptor; the store failed.
@@ -38,11 +44,9 @@ impl Registry {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), RegistryError> {
         let sources = Endpoint::sources(self.transport.options(), reference)?;
-        // The store hashes too; hashing here as well is needed only where its verdict would come too late to ask another
-        // source, or where it was not told what to expect.
         let announced = into.expected() == Some((&descriptor.digest, descriptor.size));
-        let hash_here = sources.len() > 1 || !announced;
-        let mut download = Download { descriptor, sink: Sink::new(into), hash: None, done: 0, hash_here, progress };
+        let hash = (!announced).then(|| ContentHash::like(&descriptor.digest));
+        let mut download = Download { descriptor, sink: Sink::new(into), hash, done: 0, progress };
         let url = until_cancelled(session, download.ask_all(self, &sources, session)).await?;
         download.sink.finish(descriptor, lease, &url).await
     }
@@ -52,8 +56,8 @@ impl Registry {
 struct Download<'a> {
     descriptor: &'a Descriptor,
     sink: Sink,
+    /// Only where the store was not told what to expect: else it hashes.
     hash: Option<ContentHash>,
-    hash_here: bool,
     done: u64,
     progress: &'a (dyn Fn(u64) + Send + Sync),
 }
@@ -67,22 +71,25 @@ impl Download<'_> {
         session: &dyn Session,
     ) -> Result<String, RegistryError> {
         let last = sources.len() - 1;
-        for (number, endpoint) in sources.iter().enumerate() {
+        let tries = sources.iter().enumerate().chain([(last + 1, &sources[last])]);
+        for (number, endpoint) in tries {
             let scope = Scope::pull(&endpoint.repository);
             self.restart().await?;
             match self.ask_one(registry.exchange(endpoint, &scope, session)).await {
                 Err(error) if number < last && error.next_source_may_help() => {}
+                // Something on the way may have garbled it, and once more is no storm.
+                Err(RegistryError::DigestMismatch { .. }) if number == last => {}
                 result => return result,
             }
         }
-        unreachable!("the host itself is always the last source")
+        unreachable!("the try after the last one ends the loop")
     }
 
     async fn restart(&mut self) -> Result<(), RegistryError> {
-        self.hash = self.hash_here.then(|| ContentHash::like(&self.descriptor.digest));
         if self.done > 0 {
             self.done = 0;
             (self.progress)(0);
+            self.hash = self.hash.take().map(|_| ContentHash::like(&self.descriptor.digest));
             self.sink.restart(self.descriptor).await?;
         }
         Ok(())
@@ -90,16 +97,45 @@ impl Download<'_> {
 
     async fn ask_one(&mut self, exchange: Exchange<'_>) -> Result<String, RegistryError> {
         let url = exchange.endpoint.url(&format!("blobs/{}", self.descriptor.digest));
+        if self.descriptor.size >= BIG {
+            self.ask_for_ranges(&exchange, &url).await?;
+        }
+        // Nothing is left to ask for where ranges brought it all.
+        if self.done < self.descriptor.size || self.descriptor.size == 0 {
+            self.ask_in_order(&exchange, &url).await?;
+        }
+        self.check(&url).await
+    }
+
+    async fn ask_in_order(&mut self, exchange: &Exchange<'_>, url: &Url) -> Result<(), RegistryError> {
         let mut tries = Tries::new(exchange.transport.options().retry);
         loop {
             let before = self.done;
-            let Err(failure) = self.attempt(&exchange, &url).await else { break };
+            let Err(failure) = self.attempt(exchange, url).await else { return Ok(()) };
             if self.done - before >= WORTHWHILE {
                 tries.progressed();
             }
             tries.wait(failure).await?;
         }
-        let url = shown(&url);
+    }
+
+    /// Brings the blob in ranges, several at a time; stops in between where the server does not serve them.
+    async fn ask_for_ranges(&mut self, exchange: &Exchange<'_>, url: &Url) -> Result<(), RegistryError> {
+        let ranges = Ranges { exchange, url, descriptor: self.descriptor };
+        let mut pieces = std::pin::pin!(ranges.stream());
+        while let Some(range) = pieces.next().await {
+            let Fetched::Range(chunks) = range? else { return Ok(()) };
+            for chunk in chunks {
+                self.keep(chunk).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the bytes are the ones asked for, while another source can still be asked.
+    async fn check(&mut self, url: &Url) -> Result<String, RegistryError> {
+        let url = shown(url);
+        self.sink.check(self.descriptor, &url).await?;
         match self.hash.take().map(ContentHash::finish) {
             Some(found) if found != self.descriptor.digest => {
                 Err(RegistryError::DigestMismatch { url, expected: self.descriptor.digest.clone(), found })
@@ -130,13 +166,7 @@ impl Download<'_> {
 
     /// Whether a partial answer begins where forge is.
     fn check_range(&self, answer: &Answer) -> Result<u64, RegistryError> {
-        let range = answer.header(CONTENT_RANGE).unwrap_or_default();
-        let start =
-            range.strip_prefix("bytes ").and_then(|range| range.split('-').next()).and_then(|at| at.parse().ok());
-        match start == Some(self.done) {
-            true => Ok(0),
-            false => Err(answer.protocol_error(format!("asked for bytes from {}, got {range:?}", self.done))),
-        }
+        ranges::check_start(answer, self.done).map(|()| 0)
     }
 
     /// Refuses a body that is announced with the wrong length, before a byte of it is read.

@@ -37,6 +37,7 @@ mod message;
 mod options;
 mod proxy;
 mod push;
+mod ranges;
 mod registry;
 mod resolver;
 mod retry;

@@ -4,7 +4,7 @@ use forge_image::Descriptor;
 use forge_store::{BlobWriter, Lease, StoreError};
 use std::io::{self, Write as _};
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 /// Writes a blob on a thread of its own: the store blocks, the network must not. When the sink is dropped, the thread ends
@@ -17,6 +17,8 @@ pub(crate) struct Sink {
 enum Order {
     Write(Bytes),
     Restart,
+    /// Answers when everything before is written: whether it is what was announced.
+    Check(oneshot::Sender<Result<(), StoreError>>),
 }
 
 enum WriteError {
@@ -40,6 +42,16 @@ impl Sink {
     /// Drops what was written.
     pub(crate) async fn restart(&mut self, descriptor: &Descriptor) -> Result<(), RegistryError> {
         self.order(Order::Restart, descriptor).await
+    }
+
+    /// Waits until everything is written. Whether it is what was announced is a verdict on the server at `url`.
+    pub(crate) async fn check(&mut self, descriptor: &Descriptor, url: &str) -> Result<(), RegistryError> {
+        let (verdict, answer) = oneshot::channel();
+        self.order(Order::Check(verdict), descriptor).await?;
+        match answer.await {
+            Ok(verdict) => verdict.map_err(|error| blame_server(error, descriptor, url)),
+            Err(_) => self.join(descriptor).await.map(drop),
+        }
     }
 
     async fn order(&mut self, order: Order, descriptor: &Descriptor) -> Result<(), RegistryError> {
@@ -83,6 +95,8 @@ fn obey(mut writer: BlobWriter, mut queue: mpsc::Receiver<Order>) -> Result<Blob
     while let Some(order) = queue.blocking_recv() {
         match order {
             Order::Write(bytes) => writer.write_all(&bytes).map_err(WriteError::Io)?,
+            // Who asked has gone only when the whole transfer was given up.
+            Order::Check(verdict) => drop(verdict.send(writer.check())),
             Order::Restart => writer.restart().map_err(WriteError::Store)?,
         }
     }

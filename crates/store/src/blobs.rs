@@ -1,3 +1,4 @@
+use crate::arriving::{Arriving, BlobFollower};
 use crate::lease::now;
 use crate::opened::Opened;
 use crate::{Lease, StoreError};
@@ -83,7 +84,8 @@ impl Blobs {
         let file = file.map_err(StoreError::io("create", &path))?;
         let hash = Hash::like(expected.map(|(digest, _)| digest));
         let expected = expected.map(|(digest, size)| (digest.clone(), size));
-        Ok(BlobWriter { opened: self.opened.clone(), path, file, hash, written: 0, expected })
+        let arriving = Arc::default();
+        Ok(BlobWriter { opened: self.opened.clone(), path, file, hash, written: 0, expected, arriving })
     }
 
     /// Where a blob lies, whether it is there or not. Readers only: bytes come into place by [`BlobWriter::finish`].
@@ -112,27 +114,46 @@ pub struct BlobWriter {
     hash: Hash,
     written: u64,
     expected: Option<(Digest, u64)>,
+    arriving: Arc<Arriving>,
 }
 
 impl BlobWriter {
+    /// Reads along while the blob is written. Reading ends well only when [`BlobWriter::finish`] has.
+    ///
+    /// # Errors
+    /// The file system failed.
+    pub fn follow(&self) -> Result<BlobFollower, StoreError> {
+        let file = File::open(&self.path).map_err(StoreError::io("open", &self.path))?;
+        Ok(BlobFollower::new(file, self.arriving.clone()))
+    }
+
+    /// Whether what was written is what was announced, as [`BlobWriter::finish`] will find. The writer can begin anew
+    /// where it is not.
+    ///
+    /// # Errors
+    /// [`StoreError::SizeMismatch`], [`StoreError::DigestMismatch`].
+    pub fn check(&self) -> Result<(), StoreError> {
+        let Some((digest, size)) = &self.expected else { return Ok(()) };
+        if *size != self.written {
+            return Err(StoreError::SizeMismatch { digest: digest.clone(), expected: *size, actual: self.written });
+        }
+        let actual = self.hash.clone().finish();
+        match actual == *digest {
+            true => Ok(()),
+            false => Err(StoreError::DigestMismatch { expected: digest.clone(), actual }),
+        }
+    }
+
     /// Verifies size and digest, moves the file into place and holds the blob, all or nothing.
     ///
     /// # Errors
     /// The bytes are not the announced ones ([`StoreError::SizeMismatch`], [`StoreError::DigestMismatch`]; nothing is
     /// kept), or the file system or the database failed.
     pub fn finish(mut self, lease: &Lease) -> Result<(Digest, u64), StoreError> {
-        if let Some((digest, size)) = &self.expected
-            && *size != self.written
-        {
-            return Err(StoreError::SizeMismatch { digest: digest.clone(), expected: *size, actual: self.written });
-        }
+        self.check()?;
         let actual = std::mem::replace(&mut self.hash, Hash::like(None)).finish();
-        if let Some((expected, _)) = &self.expected
-            && *expected != actual
-        {
-            return Err(StoreError::DigestMismatch { expected: expected.clone(), actual });
-        }
         publish(&self.opened, &self.path, &actual, self.written, lease)?;
+        self.arriving.whole();
         Ok((actual, self.written))
     }
 
@@ -158,6 +179,8 @@ impl BlobWriter {
         restart(&mut self.file).map_err(StoreError::io("truncate", &self.path))?;
         self.hash = Hash::like(self.expected.as_ref().map(|(digest, _)| digest));
         self.written = 0;
+        // Those who read along have read what no longer counts.
+        std::mem::take(&mut self.arriving).broken();
         Ok(())
     }
 }
@@ -175,6 +198,7 @@ impl Write for BlobWriter {
         let count = self.file.write(bytes)?;
         self.hash.update(&bytes[..count]);
         self.written += count as u64;
+        self.arriving.reached(self.written);
         Ok(count)
     }
 
@@ -185,12 +209,14 @@ impl Write for BlobWriter {
 
 impl Drop for BlobWriter {
     fn drop(&mut self) {
+        self.arriving.broken();
         // Gone already where it was published; otherwise it goes with the owner's scratch folder at the latest.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
 /// A hash of the algorithm that a digest names.
+#[derive(Clone)]
 enum Hash {
     Sha256(Box<Hasher>),
     Sha512(Box<sha2::Sha512>),
@@ -239,6 +265,13 @@ pub(crate) fn row(connection: &Connection, digest: &Digest) -> Result<Option<Blo
     let row = select
         .query_row([digest.as_str()], |row| Ok(BlobRow { size: row.get::<_, i64>(0)? as u64, boot_id: row.get(1)? }));
     Ok(row.optional()?)
+}
+
+/// Records a blob that was read from the disk and found to be what its digest says.
+pub(crate) fn insert_durable(connection: &Connection, digest: &Digest, size: u64) -> Result<(), StoreError> {
+    let sql = "INSERT INTO blobs (digest, size, stored, boot_id) VALUES (?1, ?2, ?3, NULL)";
+    connection.prepare_cached(sql)?.execute(params![digest.as_str(), size.cast_signed(), now()])?;
+    Ok(())
 }
 
 /// Opens a blob that has a record and the right size. One that a power cut may have damaged is hashed once, then it is

@@ -12,7 +12,8 @@
 //!   FORMAT                version, owner and id maps of the store; the last file written when a store is made
 //!   forge.db              SQLite: every record
 //!   blobs/<algorithm>/<hex>
-//!   layers/<id>/          `tree/` in overlayfs's own format and `index`
+//!   layers/<id>/          `tree/` in overlayfs's own format, `index`, and `origin` of a foreign one
+//!   names/<blake3>        a name and what it stands for, should the database be lost
 //!   cache-mounts/<name>/  what cache mounts of steps show
 //!   scratch/<owner>/<n>   private folders of one process, removed with it
 //!   locks/<blake3>        one file for each named lock
@@ -27,6 +28,7 @@
 #![warn(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod arriving;
 mod blobs;
 mod cache_mounts;
 mod collect;
@@ -42,8 +44,10 @@ mod layer_rows;
 mod layers;
 mod lease;
 mod lock;
+mod name_files;
 mod opened;
 mod owner;
+mod rebuild;
 mod removal;
 mod schema;
 mod scratch;
@@ -53,8 +57,9 @@ mod store;
 mod tests;
 mod tree_size;
 mod usage;
-
 mod verify;
+
+pub use arriving::BlobFollower;
 pub use blobs::{BlobWriter, Blobs};
 pub use cache_mounts::{CacheMountFound, CacheMountGuard, CacheMountKey, CacheMountRecord, CacheMountUse, CacheMounts};
 pub use collect::Collected;
@@ -67,6 +72,7 @@ pub use layers::{
 };
 pub use lease::Lease;
 pub use lock::LockGuard;
+pub use rebuild::Rebuilt;
 pub use scratch::ScratchDir;
 pub use store::Store;
 pub use usage::{Usage, UsageEntry};

@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use forge_image::{Digest, Hasher};
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 /// Answers a request as a good registry does (distribution specification 1.1).
 pub(super) fn answer(state: &mut State, request: &Received) -> Reply {
@@ -67,7 +68,9 @@ fn refuse(state: &State, request: &Received, repository: Option<&str>) -> Option
         }
         Access::Bearer { realm, .. } => {
             let token = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
+            let life = state.token_life.unwrap_or(Duration::MAX);
             let granted = token.and_then(|token| state.tokens.get(token));
+            let granted = granted.filter(|(_, since)| since.elapsed() < life).map(|(scopes, _)| scopes);
             let action = if matches!(request.method.as_str(), "GET" | "HEAD") { "pull" } else { "push" };
             let allowed = match (granted, repository) {
                 (None, _) => false,
@@ -109,7 +112,7 @@ fn token(state: &mut State, request: &Received) -> Reply {
     }
     let scopes = if known { asked } else { asked.iter().map(|scope| scope.replace(":pull,push", ":pull")).collect() };
     let token = format!("token-{}", state.number());
-    state.tokens.insert(token.clone(), scopes);
+    state.tokens.insert(token.clone(), (scopes, Instant::now()));
     let mut document = json!({"token": token, "expires_in": 300});
     if request.queried("offline_token") == ["true"] && known {
         document["refresh_token"] = format!("refresh-{user}").into();
@@ -170,13 +173,15 @@ fn get_blob(state: &State, repository: &str, name: &str, request: &Received) -> 
     let Some(bytes) = digest.as_ref().and_then(|digest| repository?.blobs.get(digest)) else {
         return error(404, "BLOB_UNKNOWN");
     };
-    let start = request
-        .header("range")
-        .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
-    match start {
-        Some(start) if start < bytes.len() => Reply::status(206)
-            .header("content-range", &format!("bytes {start}-{}/{}", bytes.len() - 1, bytes.len()))
-            .body(&bytes[start..]),
+    let range = request.header("range").and_then(|range| {
+        let (start, end) = range.strip_prefix("bytes=")?.split_once('-')?;
+        let last = bytes.len().saturating_sub(1);
+        Some((start.parse::<usize>().ok()?, end.parse::<usize>().map_or(last, |end| end.min(last))))
+    });
+    match range {
+        Some((start, end)) if start < bytes.len() && start <= end => Reply::status(206)
+            .header("content-range", &format!("bytes {start}-{end}/{}", bytes.len()))
+            .body(&bytes[start..=end]),
         Some(_) => Reply::status(416),
         None => Reply::status(200).header("docker-content-digest", name).body(bytes.clone()),
     }

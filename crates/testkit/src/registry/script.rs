@@ -62,6 +62,16 @@ pub struct Script {
     times: usize,
     instead: Option<Reply>,
     amend: Option<Amend>,
+    upload: UploadFate,
+}
+
+/// What becomes of a request's body on its way in.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct UploadFate {
+    /// The connection breaks after that many bytes; an upload keeps them, as real registries do.
+    pub cut_after: Option<usize>,
+    /// Waits for so long after each piece that is read.
+    pub pause: Duration,
 }
 
 impl Script {
@@ -74,6 +84,7 @@ impl Script {
             times: usize::MAX,
             instead: None,
             amend: None,
+            upload: UploadFate::default(),
         }
     }
 
@@ -92,9 +103,16 @@ impl Script {
         Self { instead: Some(reply), ..self }
     }
 
-    /// Changes the answer.
+    /// Changes the answer, after what was said before.
     pub fn amend(self, amend: impl Fn(&Received, &mut Reply) + Send + Sync + 'static) -> Self {
-        Self { amend: Some(Arc::new(amend)), ..self }
+        let before = self.amend;
+        let both: Amend = Arc::new(move |request, reply| {
+            if let Some(before) = &before {
+                before(request, reply);
+            }
+            amend(request, reply);
+        });
+        Self { amend: Some(both), ..self }
     }
 
     /// Breaks the connection after that many bytes of the body.
@@ -130,6 +148,27 @@ impl Script {
     /// Sends the client to another address, with 307.
     pub fn redirect(self, target: &str) -> Self {
         self.reply(Reply::status(307).header("location", target))
+    }
+
+    /// Breaks the connection after that many bytes of the request's body. An upload keeps what arrived.
+    pub fn cut_upload_after(mut self, bytes: usize) -> Self {
+        self.upload.cut_after = Some(bytes);
+        self
+    }
+
+    /// Reads the request's body slowly: waits after each piece.
+    pub fn slow_upload(mut self, pause: Duration) -> Self {
+        self.upload.pause = pause;
+        self
+    }
+
+    /// Waits before it answers.
+    pub fn delay(self, delay: Duration) -> Self {
+        self.amend(move |_, reply| reply.delay = delay)
+    }
+
+    pub(super) fn upload(&self) -> UploadFate {
+        self.upload
     }
 
     pub(super) fn take(&mut self, request: &Received) -> Option<Self> {

@@ -1,4 +1,5 @@
 use super::answer::{ReplyBody, into_response};
+use super::script::UploadFate;
 use super::state::{Access, State};
 use super::{Received, Reply, Script, protocol};
 use crate::certificate::{ServerCertificate, TestCa};
@@ -12,6 +13,7 @@ use std::io;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
@@ -194,6 +196,11 @@ impl TestRegistry {
         self.state().tokens.clear();
     }
 
+    /// Makes every token invalid so long after it was given, whatever the client was told.
+    pub fn expire_tokens_after(&self, life: Duration) {
+        self.state().token_life = Some(life);
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no handler panics while it holds the lock")
     }
@@ -234,16 +241,27 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, state: Arc<Mutex<Sta
 
 async fn respond(request: Request<Incoming>, state: Arc<Mutex<State>>) -> io::Result<Response<ReplyBody>> {
     let (parts, body) = request.into_parts();
-    let body = body.collect().await.map_err(io::Error::other)?.to_bytes().to_vec();
     let text = |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    let received = Received {
+    let mut received = Received {
         method: parts.method.to_string(),
         path: parts.uri.path().to_owned(),
         query: parts.uri.query().unwrap_or_default().to_owned(),
         headers: parts.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
-        body,
+        body: Vec::new(),
     };
-    let reply = decide(&mut state.lock().expect("no handler panics while it holds the lock"), &received);
+    let script = lock(&state).scripts.iter_mut().find_map(|script| script.take(&received));
+    let fate = script.as_ref().map(Script::upload).unwrap_or_default();
+    let whole = read(body, &fate, &mut received.body).await;
+    if let Err(error) = whole {
+        // What arrived of an upload stays, as with real registries; nobody is there to be answered.
+        let mut state = lock(&state);
+        state.log.push(received.clone());
+        if received.method == "PATCH" {
+            protocol::answer(&mut state, &received);
+        }
+        return Err(error);
+    }
+    let reply = decide(&mut lock(&state), &received, script);
     tokio::time::sleep(reply.delay).await;
     match reply.hang_up {
         true => Err(io::Error::other("hung up by the test")),
@@ -251,9 +269,28 @@ async fn respond(request: Request<Incoming>, state: Arc<Mutex<State>>) -> io::Re
     }
 }
 
-fn decide(state: &mut State, received: &Received) -> Reply {
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().expect("no handler panics while it holds the lock")
+}
+
+/// Reads a body into `into` until it ends or its fate is sealed.
+async fn read(mut body: Incoming, fate: &UploadFate, into: &mut Vec<u8>) -> io::Result<()> {
+    while let Some(frame) = body.frame().await {
+        let Ok(bytes) = frame.map_err(io::Error::other)?.into_data() else { continue };
+        let most = fate.cut_after.unwrap_or(usize::MAX) - into.len();
+        into.extend_from_slice(&bytes[..bytes.len().min(most)]);
+        if bytes.len() >= most {
+            return Err(io::Error::other("cut by the test"));
+        }
+        if !fate.pause.is_zero() {
+            tokio::time::sleep(fate.pause).await;
+        }
+    }
+    Ok(())
+}
+
+fn decide(state: &mut State, received: &Received, script: Option<Script>) -> Reply {
     state.log.push(received.clone());
-    let script = state.scripts.iter_mut().find_map(|script| script.take(received));
     let instead = script.as_ref().and_then(Script::instead);
     let mut reply = instead.unwrap_or_else(|| protocol::answer(state, received));
     if let Some(script) = script {

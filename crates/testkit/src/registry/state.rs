@@ -1,6 +1,7 @@
 use super::Script;
 use forge_image::Digest;
 use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
 
 /// A request that a registry has received.
 #[derive(Clone, Debug, Default)]
@@ -97,7 +98,9 @@ pub(super) struct State {
     pub scripts: Vec<Script>,
     pub access: Access,
     /// Valid tokens with their scopes, `repository:name:pull`.
-    pub tokens: HashMap<String, Vec<String>>,
+    pub tokens: HashMap<String, (Vec<String>, Instant)>,
+    /// How long tokens are valid.
+    pub token_life: Option<Duration>,
     pub counter: u64,
     pub origin: String,
 }
