@@ -79,6 +79,18 @@ impl Database {
         result
     }
 
+    /// Brings everything into the one file, which can then be given another name. Nobody may use the database any more.
+    pub(crate) fn close_into_one_file(self) -> Result<(), StoreError> {
+        let mut connections = self.idle.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let last = connections.pop();
+        drop(connections);
+        if let Some(connection) = last {
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+        }
+        Ok(())
+    }
+
     fn connection(&self) -> Result<Pooled<'_>, StoreError> {
         let idle = lock(&self.idle).pop();
         let connection = match idle {

@@ -24,6 +24,12 @@ pub enum StoreError {
         #[from]
         source: rusqlite::Error,
     },
+    /// The database is damaged, and cannot be made anew while others use it.
+    #[error("{} is damaged, and another forge uses the store", path.display())]
+    DatabaseInUse {
+        /// The database.
+        path: PathBuf,
+    },
     /// A row does not hold what forge wrote there.
     #[error("the store's database holds an invalid {what}: {value:?}")]
     InvalidRow {
@@ -199,13 +205,28 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the database itself is lost: absent, no database at all, or damaged.
+    pub(crate) fn is_lost_database(&self) -> bool {
+        use rusqlite::ErrorCode::{CannotOpen, DatabaseCorrupt, NotADatabase};
+        let Self::Database { source } = self else { return false };
+        match source.sqlite_error() {
+            Some(error) if matches!(error.code, CannotOpen | DatabaseCorrupt | NotADatabase) => true,
+            // An empty file is a database without tables.
+            Some(_) => source.to_string().contains("no such table"),
+            None => false,
+        }
+    }
+
     /// Who is to blame.
     pub fn kind(&self) -> ErrorKind {
         use StoreError::*;
         match self {
-            Io { .. } | Database { .. } | InvalidRow { .. } | NetworkFileSystem { .. } | NotAStore { .. } => {
-                ErrorKind::Environment
-            }
+            Io { .. }
+            | Database { .. }
+            | DatabaseInUse { .. }
+            | InvalidRow { .. }
+            | NetworkFileSystem { .. }
+            | NotAStore { .. } => ErrorKind::Environment,
             NewerFormat { .. } | DamagedFormat { .. } | ForeignOwner { .. } | OtherIdMaps { .. } => {
                 ErrorKind::Environment
             }

@@ -1,6 +1,5 @@
-use crate::StoreError;
 use crate::database::Database;
-use crate::file_system;
+use crate::{StoreError, file_system, name_files};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, Write};
@@ -8,16 +7,16 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 /// The layout that this forge writes and reads.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
-const FOLDERS: [&str; 8] =
-    ["blobs", "blobs/sha256", "blobs/sha512", "layers", "cache-mounts", "scratch", "locks", "leases"];
+const FOLDERS: [&str; 9] =
+    ["blobs", "blobs/sha256", "blobs/sha512", "layers", "names", "cache-mounts", "scratch", "locks", "leases"];
 const FILES: [&str; 5] = ["forge.db", "forge.db-wal", "forge.db-shm", "FORMAT", "FORMAT.new"];
 
 /// The `FORMAT` file: who made the store, and in which layout.
 ///
 /// ```text
-/// forge-store 2
+/// forge-store 3
 /// uid-map 0:0:4294967295
 /// gid-map 0:0:4294967295
 /// ```
@@ -155,7 +154,7 @@ fn create(root: &Path) -> Result<Format, StoreError> {
         // The mode of mkdir(2) is cut by the umask, which may be as tight as 0777.
         set_mode(&root.join(name), 0o700)?;
     }
-    create_database(root)?;
+    create_database(&root.join("forge.db"))?;
     let format = Format::own()?;
     write_durably(root, &folder, &format.to_text())?;
     Ok(format)
@@ -173,6 +172,7 @@ fn upgrade(root: &Path) -> Result<Format, StoreError> {
             create_folder(&root.join(name))?;
         }
         Database::upgrade(&root.join("forge.db"))?;
+        name_files::write_all(root, &Database::open(&root.join("forge.db"))?)?;
         let format = Format { version: VERSION, ..found };
         write_durably(root, &folder, &format.to_text())?;
         return Ok(format);
@@ -193,12 +193,11 @@ fn require_nothing_foreign(root: &Path) -> Result<(), StoreError> {
 }
 
 /// SQLite would make the file readable for all; the WAL and its index take over the mode of an existing one.
-fn create_database(root: &Path) -> Result<(), StoreError> {
-    let path = root.join("forge.db");
-    let file = File::options().append(true).create(true).mode(0o600).open(&path);
-    file.map_err(StoreError::io("create", &path))?;
-    set_mode(&path, 0o600)?;
-    Database::create(&path)
+pub(crate) fn create_database(path: &Path) -> Result<(), StoreError> {
+    let file = File::options().append(true).create(true).mode(0o600).open(path);
+    file.map_err(StoreError::io("create", path))?;
+    set_mode(path, 0o600)?;
+    Database::create(path)
 }
 
 fn write_durably(root: &Path, folder: &File, text: &str) -> Result<(), StoreError> {
@@ -225,10 +224,10 @@ mod tests {
 
     #[test]
     fn format_is_read_back_or_refused() {
-        let good = "forge-store 2\nuid-map 0:0:1\ngid-map 0:0:1\n";
+        let good = "forge-store 3\nuid-map 0:0:1\ngid-map 0:0:1\n";
         check(good, good);
-        check("forge-store 2\nuid-map 0:0:1\nlater x\ngid-map 0:0:1\n", good);
-        check("forge-store 3\nanything", "/r has store format 3, this forge reads up to 2");
+        check("forge-store 3\nuid-map 0:0:1\nlater x\ngid-map 0:0:1\n", good);
+        check("forge-store 4\nanything", "/r has store format 4, this forge reads up to 3");
         check("", "/r/FORMAT is damaged: it has no complete first line");
         check("forge-store 1", "/r/FORMAT is damaged: it has no complete first line");
         check("forge-store x\n", "/r/FORMAT is damaged: its version is not a number");

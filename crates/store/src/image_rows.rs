@@ -180,14 +180,15 @@ pub(crate) fn remove_name(connection: &Connection, name: &Reference) -> Result<b
     Ok(connection.prepare_cached("DELETE FROM names WHERE name = ?1")?.execute([name.to_string()])? > 0)
 }
 
-pub(crate) fn delete(connection: &Connection, id: &ImageId) -> Result<(), StoreError> {
+/// Removes an image, and returns the names that stood for it alone and are gone with it.
+pub(crate) fn delete(connection: &Connection, id: &ImageId) -> Result<Vec<Reference>, StoreError> {
     let orphaned = "DELETE FROM names WHERE name IN (SELECT name FROM name_images WHERE image = ?1)
-                    AND name NOT IN (SELECT name FROM name_images WHERE image <> ?1)";
-    connection.prepare_cached(orphaned)?.execute([id.digest().as_str()])?;
+                    AND name NOT IN (SELECT name FROM name_images WHERE image <> ?1) RETURNING name";
+    let names = strings(connection, orphaned, id.digest())?;
     let deleted = connection.prepare_cached("DELETE FROM images WHERE id = ?1")?.execute([id.digest().as_str()])?;
     match deleted {
         0 => Err(StoreError::ImageNotFound { image: id.clone() }),
-        _ => Ok(()),
+        _ => names.iter().map(|name| parse("image name", name)).collect(),
     }
 }
 
@@ -203,6 +204,15 @@ pub(crate) fn names_of(connection: &Connection, id: &ImageId, kind: NameKind) ->
         }
     };
     strings(connection, sql, id.digest())?.iter().map(|name| parse("image name", name)).collect()
+}
+
+/// All names, tags and digests, with what they stand for.
+pub(crate) fn list_names(connection: &Connection) -> Result<Vec<(Reference, Target)>, StoreError> {
+    let mut select = connection.prepare_cached("SELECT name FROM names ORDER BY name")?;
+    let names = select.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+    let target =
+        |name: &String| target_of(connection, name)?.ok_or_else(|| StoreError::invalid_row("image name", name));
+    names.iter().map(|name| Ok((parse("image name", name)?, target(name)?))).collect()
 }
 
 pub(crate) fn list(connection: &Connection) -> Result<Vec<(Option<Reference>, Target)>, StoreError> {

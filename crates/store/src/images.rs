@@ -1,5 +1,6 @@
+use crate::name_files::NameFile;
 use crate::opened::Opened;
-use crate::{Blobs, LayerId, Lease, StoreError, image_lookup, image_rows, layer_rows};
+use crate::{Blobs, LayerId, Lease, StoreError, image_lookup, image_rows, layer_rows, name_files};
 use forge_image::{Descriptor, Digest, ImageConfig, ImageId, Platform, Reference};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -77,7 +78,10 @@ impl Images {
                 Ok(())
             }
             // A name may already promise this image, so its new bytes have to be on the disk first.
-            Some(_) => layer_rows::make_durable(&self.opened, |transaction| image_rows::replace(transaction, image)),
+            Some(_) => {
+                layer_rows::make_durable(&self.opened, |transaction| image_rows::replace(transaction, image))?;
+                self.write_files_of(&image.id)
+            }
             None => self.opened.database().write(|transaction| image_rows::insert_new(transaction, image)),
         }
     }
@@ -135,11 +139,28 @@ impl Images {
         if durable && old.as_ref() == Some(target) {
             return Ok(old);
         }
+        self.write_file(name, target)?;
         let set = |transaction: &rusqlite::Transaction<'_>| image_rows::set_name(transaction, name, target);
         match durable {
             true => self.opened.database().write_durably(set),
             false => layer_rows::make_durable(&self.opened, set),
         }
+    }
+
+    /// Before the row, so that the sync that makes the row durable covers the file too.
+    fn write_file(&self, name: &Reference, target: &Target) -> Result<(), StoreError> {
+        let images = target.images.iter().map(|id| self.get(id)).collect::<Result<Vec<_>, _>>()?;
+        let images: Vec<Image> = images.into_iter().flatten().collect();
+        name_files::write(&self.opened, &NameFile::new(name, target, &images))
+    }
+
+    fn write_files_of(&self, id: &ImageId) -> Result<(), StoreError> {
+        for name in self.names_of(id)?.into_iter().chain(self.repo_digests(id)?) {
+            if let Some(target) = self.target(&name)? {
+                self.write_file(&name, &target)?;
+            }
+        }
+        Ok(())
     }
 
     /// What a name stands for.
@@ -173,7 +194,9 @@ impl Images {
     /// # Errors
     /// The database failed.
     pub fn untag(&self, name: &Reference) -> Result<bool, StoreError> {
-        self.opened.database().write_durably(|transaction| image_rows::remove_name(transaction, name))
+        let removed = self.opened.database().write_durably(|transaction| image_rows::remove_name(transaction, name))?;
+        name_files::remove(&self.opened, name)?;
+        Ok(removed)
     }
 
     /// Removes an image from the store's records; names that stood for nothing else go with it. Its layers and blobs go
@@ -182,7 +205,8 @@ impl Images {
     /// # Errors
     /// [`StoreError::ImageNotFound`], or the database failed.
     pub fn delete(&self, id: &ImageId) -> Result<(), StoreError> {
-        self.opened.database().write_durably(|transaction| image_rows::delete(transaction, id))
+        let names = self.opened.database().write_durably(|transaction| image_rows::delete(transaction, id))?;
+        names.iter().try_for_each(|name| name_files::remove(&self.opened, name))
     }
 
     /// The tags that stand for an image, alone or with others.

@@ -36,21 +36,45 @@ pub(crate) fn publish(
             lease.insert_layer(transaction, &existing)?;
             return Ok(Published::Existing(existing));
         }
-        insert(transaction, record, &checksum, opened.boot_id())?;
-        if let Some(chain) = chain {
-            let sql = "INSERT INTO chains VALUES (?1, ?2)";
-            transaction.prepare_cached(sql)?.execute(params![chain.digest().as_str(), record.id.as_str()])?;
-        }
-        for blob in &record.blobs {
-            insert_blob(transaction, &record.id, blob)?;
-        }
+        insert_all(transaction, record, &checksum, chain, Some(opened.boot_id()))?;
         lease.insert_layer(transaction, &record.id)?;
         std::fs::rename(staged, &path).map_err(StoreError::io("move into place", &path))?;
         Ok(Published::Stored)
     })
 }
 
-fn insert(connection: &Connection, record: &LayerRecord, checksum: &str, boot_id: &str) -> Result<(), StoreError> {
+/// Records a layer that was read from the disk and found whole.
+pub(crate) fn insert_durable(
+    connection: &Connection,
+    record: &LayerRecord,
+    checksum: &str,
+    chain: Option<&ChainId>,
+) -> Result<(), StoreError> {
+    insert_all(connection, record, checksum, chain, None)
+}
+
+/// The rows of a layer. Of two layers for one stack the first is found by it.
+fn insert_all(
+    connection: &Connection,
+    record: &LayerRecord,
+    checksum: &str,
+    chain: Option<&ChainId>,
+    boot_id: Option<&str>,
+) -> Result<(), StoreError> {
+    insert(connection, record, checksum, boot_id)?;
+    if let Some(chain) = chain {
+        let sql = "INSERT OR IGNORE INTO chains VALUES (?1, ?2)";
+        connection.prepare_cached(sql)?.execute(params![chain.digest().as_str(), record.id.as_str()])?;
+    }
+    record.blobs.iter().try_for_each(|blob| insert_blob(connection, &record.id, blob))
+}
+
+fn insert(
+    connection: &Connection,
+    record: &LayerRecord,
+    checksum: &str,
+    boot_id: Option<&str>,
+) -> Result<(), StoreError> {
     let sql = "INSERT INTO layers (id, content, bytes, entries, diff_id, is_foreign, index_checksum, stored, boot_id)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
     connection.prepare_cached(sql)?.execute(params![

@@ -2,6 +2,7 @@ use crate::database::Database;
 use crate::ids::LayerId;
 use crate::lock::LockGuard;
 use crate::owner::{self, DeadOwner, Owner, ProcessIdentity};
+use crate::rebuild::{Rebuilt, rebuild};
 use crate::removal::remove_tree;
 use crate::scratch::ScratchDir;
 use crate::{StoreError, format};
@@ -18,19 +19,39 @@ pub(crate) struct Opened {
     folder: File,
     boot_id: String,
     database: Database,
+    rebuilt: Option<Rebuilt>,
     /// Made with the first lease, scratch folder or blob: commands that only read leave no trace.
     owner: Mutex<Option<Owner>>,
     scratch_count: AtomicU64,
 }
 
 impl Opened {
+    /// Opens a store; where its database is lost, a new one is made of what is on disk.
     pub(crate) fn open(root: &Path) -> Result<Arc<Self>, StoreError> {
         let root = format::prepare(root)?;
+        match Self::open_prepared(root.clone(), None) {
+            Err(error) if error.is_lost_database() => {
+                let still_lost = || matches!(Self::open_prepared(root.clone(), None), Err(e) if e.is_lost_database());
+                let rebuilt = rebuild(&root, still_lost)?;
+                Self::open_prepared(root, rebuilt)
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_prepared(root: PathBuf, rebuilt: Option<Rebuilt>) -> Result<Arc<Self>, StoreError> {
         let database = Database::open(&root.join("forge.db"))?;
         let boot_id = owner::boot_id()?;
         let folder = File::open(&root).map_err(StoreError::io("open", &root))?;
-        let opened =
-            Self { root, folder, boot_id, database, owner: Mutex::new(None), scratch_count: AtomicU64::new(0) };
+        let opened = Self {
+            root,
+            folder,
+            boot_id,
+            database,
+            rebuilt,
+            owner: Mutex::new(None),
+            scratch_count: AtomicU64::new(0),
+        };
         opened.reap()?;
         Ok(Arc::new(opened))
     }
@@ -41,6 +62,10 @@ impl Opened {
 
     pub(crate) fn boot_id(&self) -> &str {
         &self.boot_id
+    }
+
+    pub(crate) fn rebuilt(&self) -> Option<&Rebuilt> {
+        self.rebuilt.as_ref()
     }
 
     pub(crate) fn database(&self) -> &Database {

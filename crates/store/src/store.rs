@@ -3,7 +3,7 @@ use crate::opened::Opened;
 use crate::usage::{self, Usage};
 use crate::verify;
 use crate::{
-    Blobs, CacheMounts, Finding, Images, LayerId, Layers, Lease, LockGuard, Repair, ScratchDir, StoreError,
+    Blobs, CacheMounts, Finding, Images, LayerId, Layers, Lease, LockGuard, Rebuilt, Repair, ScratchDir, StoreError,
     Verification, VerifyDepth, layer_rows,
 };
 use std::collections::HashSet;
@@ -22,7 +22,8 @@ pub struct Store {
 impl Store {
     /// Opens the store in a folder, and makes it there if the folder is absent or empty.
     ///
-    /// Several processes may do this at once. What dead processes left behind is removed.
+    /// Several processes may do this at once. What dead processes left behind is removed. Where the database is lost, a new one
+    /// is made of what is on disk: see [`Store::rebuilt`].
     ///
     /// # Errors
     /// The folder belongs to somebody else, holds something else, lies on a network file system, was written by a later
@@ -38,6 +39,11 @@ impl Store {
     /// The store's folder, links resolved.
     pub fn root(&self) -> &Path {
         self.opened.root()
+    }
+
+    /// What became of the records, where opening found the database lost and made a new one.
+    pub fn rebuilt(&self) -> Option<&Rebuilt> {
+        self.opened.rebuilt()
     }
 
     /// Bytes by digest.

@@ -24,6 +24,7 @@ mod index;
 mod index_format;
 mod known;
 mod limits;
+mod origin;
 mod owners;
 mod pax;
 mod placement;
@@ -44,6 +45,7 @@ pub use index::LayerIndex;
 pub use known::{KnownFile, KnownFiles};
 pub use limits::UnpackLimits;
 pub use tree::{MergedTree, TreeEntry, TreeFolder, TreeKind};
+pub(crate) use origin::Origin;
 
 use crate::layer_rows::{self, Published};
 use crate::opened::Opened;
@@ -202,6 +204,9 @@ impl Layers {
     ) -> Result<Published, StoreError> {
         let path = staged.join("index");
         std::fs::write(&path, index.encode()).map_err(StoreError::io("write", &path))?;
+        if let Some(foreign) = record.blobs.iter().find(|blob| blob.foreign) {
+            Origin::new(foreign, chain).write(staged)?;
+        }
         layer_rows::publish(&self.opened, staged, record, chain, lease)
     }
 

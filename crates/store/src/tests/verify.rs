@@ -131,3 +131,97 @@ fn f20_verify_holds_what_it_looks_at() {
     assert_eq!(store.verify(VerifyDepth::Bytes).unwrap().findings, []);
     assert!(running.path().is_dir());
 }
+
+/// Loses the database in some way, and compares what a new one is made of.
+fn check_rebuilt(lose: impl FnOnce(&std::path::Path), names: usize, lost: usize) {
+    let (_folder, store, layer) = filled();
+    let root = store.root().to_owned();
+    drop(store);
+    lose(&root);
+    let store = Store::open(&root).unwrap();
+    let rebuilt = store.rebuilt().expect("the database was lost").clone();
+    assert_eq!((rebuilt.names.len(), rebuilt.lost.len()), (names, lost), "{rebuilt:?}");
+    assert_eq!(store.verify(VerifyDepth::Bytes).unwrap().findings.len(), lost, "what was lost is a stray now");
+    if names == 1 {
+        let found = store.images().resolve("a:1").unwrap();
+        let image = store.images().get(&found.target.images[0]).unwrap().unwrap();
+        assert_eq!(image.layers, [layer]);
+    }
+    drop(store);
+    assert!(Store::open(&root).unwrap().rebuilt().is_none(), "once is enough");
+}
+
+#[test]
+fn f19_a_lost_database_is_made_anew_from_what_is_on_disk() {
+    let remove = |root: &std::path::Path| {
+        for file in ["forge.db", "forge.db-wal", "forge.db-shm"] {
+            let _ = fs::remove_file(root.join(file));
+        }
+    };
+    check_rebuilt(remove, 1, 0);
+    let zeros = |root: &std::path::Path| {
+        let _ = fs::remove_file(root.join("forge.db-wal"));
+        fs::write(root.join("forge.db"), vec![0; 8192]).unwrap();
+    };
+    check_rebuilt(zeros, 1, 0);
+    let truncate = |root: &std::path::Path| {
+        let _ = fs::remove_file(root.join("forge.db-wal"));
+        fs::write(root.join("forge.db"), "").unwrap();
+    };
+    check_rebuilt(truncate, 1, 0);
+    let with_damaged_layer = |root: &std::path::Path| {
+        remove(root);
+        let layer = fs::read_dir(root.join("layers")).unwrap().next().unwrap().unwrap().path();
+        fs::write(layer.join("tree/d/f"), "x").unwrap();
+    };
+    check_rebuilt(with_damaged_layer, 0, 1);
+}
+
+#[test]
+fn f19_a_lost_database_is_left_alone_while_others_use_the_store() {
+    let (_folder, store, _) = filled();
+    let _lease = store.lease("of a running build").unwrap();
+    fs::write(store.root().join("forge.db"), "").unwrap();
+    fs::write(store.root().join("forge.db-wal"), "").unwrap();
+    let error = Store::open(store.root()).err().expect("refused").to_string();
+    assert!(error.ends_with("forge.db is damaged, and another forge uses the store"), "{error}");
+}
+
+#[test]
+fn f19_a_repair_sets_a_damaged_database_aside() {
+    let (_folder, store, _) = filled();
+    let root = store.root().to_owned();
+    let damaged = Finding::Database { report: "malformed".to_owned() };
+    let repair = store.repair(&[damaged]).unwrap();
+    assert_eq!(repair.database, Some(root.join("forge.db.damaged")));
+    drop(store);
+    assert_eq!(Store::open(&root).unwrap().rebuilt().unwrap().names.len(), 1);
+}
+
+/// The second place follows what names stand for.
+#[test]
+fn f19_files_of_names_come_and_go_with_them() {
+    let (_folder, store, _) = filled();
+    let files = || super::names_in(&store.root().join("names")).len();
+    assert_eq!(files(), 1);
+    let target = store.images().target(&name("a:1")).unwrap().unwrap();
+    store.images().tag(&name("b:1"), &target).unwrap();
+    assert_eq!(files(), 2);
+    store.images().untag(&name("b:1")).unwrap();
+    assert_eq!(files(), 1);
+    store.images().delete(&target.images[0]).unwrap();
+    assert_eq!(files(), 0);
+}
+
+#[test]
+fn f41_a_store_of_an_earlier_format_gets_its_files_of_names() {
+    let (_folder, store, _) = filled();
+    let root = store.root().to_owned();
+    drop(store);
+    fs::remove_dir_all(root.join("names")).unwrap();
+    let format = fs::read_to_string(root.join("FORMAT")).unwrap();
+    fs::write(root.join("FORMAT"), format.replace("forge-store 3", "forge-store 2")).unwrap();
+    let store = Store::open(&root).unwrap();
+    assert_eq!(super::names_in(&root.join("names")).len(), 1);
+    assert_eq!(store.verify(VerifyDepth::Bytes).unwrap().findings, []);
+}

@@ -130,6 +130,8 @@ pub struct Repair {
     pub blobs: Vec<Digest>,
     /// Images that were dropped, with the names that stood for them alone: to be pulled or built again.
     pub images: Vec<(ImageId, Vec<Reference>)>,
+    /// Where a damaged database lies now; whoever opens the store next makes a new one of what is on disk.
+    pub database: Option<PathBuf>,
     /// Files without a record that were removed.
     pub strays: Vec<PathBuf>,
 }

@@ -3,15 +3,20 @@
 use super::{Finding, Repair};
 use crate::layer_rows::parse;
 use crate::opened::Opened;
-use crate::{StoreError, collect};
-use forge_image::{ImageId, Reference};
+use crate::{StoreError, collect, name_files, rebuild};
+use forge_image::ImageId;
 use rusqlite::{Connection, Transaction};
 
 /// Drops every damaged blob and layer, and the images and names that are nothing without them; removes files without a
 /// record. Builds and pulls bring back what they need.
 ///
-/// A damaged database is not mended here: [`crate::Store::rebuild`] makes a new one of what is on disk.
+/// A damaged database is set aside, and nothing else done: it says nothing about files. Opening the store then makes a new one
+/// of what is on disk.
 pub(crate) fn repair(opened: &Opened, findings: &[Finding]) -> Result<Repair, StoreError> {
+    if findings.iter().any(|finding| matches!(finding, Finding::Database { .. })) {
+        let database = rebuild::discard(opened.root(), &opened.owner_id()?)?;
+        return Ok(Repair { database, ..Repair::default() });
+    }
     let mut repair = opened.database().write_durably(|transaction| {
         let mut repair = Repair::default();
         for finding in findings {
@@ -21,6 +26,8 @@ pub(crate) fn repair(opened: &Opened, findings: &[Finding]) -> Result<Repair, St
         drop_needless_layers(transaction, &repair)?;
         Ok(repair)
     })?;
+    let gone = repair.images.iter().flat_map(|(_, names)| names);
+    gone.into_iter().try_for_each(|name| name_files::remove(opened, name))?;
     repair.strays = findings.iter().filter_map(stray).collect();
     collect::sweep(opened)?;
     Ok(repair)
@@ -81,13 +88,8 @@ fn drop_incomplete(transaction: &Transaction<'_>, repair: &mut Repair) -> Result
 }
 
 fn drop_image(transaction: &Transaction<'_>, image: &str, repair: &mut Repair) -> Result<(), StoreError> {
-    let alone = "SELECT name FROM name_images WHERE image = ?1
-                 AND name NOT IN (SELECT name FROM name_images WHERE image <> ?1)";
-    let mut select = transaction.prepare_cached(alone)?;
-    let names = select.query_map([image], |row| row.get(0))?.collect::<Result<Vec<String>, _>>()?;
-    let names = names.iter().map(|name| parse("image name", name)).collect::<Result<Vec<Reference>, _>>()?;
     let id: ImageId = parse("image ID", image)?;
-    crate::image_rows::delete(transaction, &id)?;
+    let names = crate::image_rows::delete(transaction, &id)?;
     repair.images.push((id, names));
     Ok(())
 }
