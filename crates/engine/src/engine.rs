@@ -111,6 +111,16 @@ impl Engine {
         made(&self.0.registry, || Ok(Arc::new(Registry::new(registry_options(self.options()))?)))
     }
 
+    /// A client that speaks plain HTTP to the registries of these names, for one output.
+    pub(crate) fn plain_registry(&self, names: &[Reference]) -> Result<Arc<Registry>, EngineError> {
+        let mut options = self.options().clone();
+        for name in names {
+            let host = options.registries.entry(name.registry().to_owned()).or_default();
+            (host.http, host.insecure) = (Some(true), true);
+        }
+        Ok(Arc::new(Registry::new(registry_options(&options))?))
+    }
+
     pub(crate) fn index(&self) -> Result<Arc<SqliteIndex>, EngineError> {
         made(&self.0.index, || Ok(Arc::new(SqliteIndex::open(&self.store().root().join("cache.db"))?)))
     }

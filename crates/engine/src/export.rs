@@ -2,16 +2,20 @@
 
 use crate::build::{Build, PlatformResult, count};
 use crate::destination::{OpenedDestination, open};
-use crate::engine::{Engine, blocking, until_cancelled};
+use crate::engine::{blocking, until_cancelled};
 use crate::steps::ShownStep;
-use crate::{BuildOutcome, Destination, EngineError, ImageOutput, LayerCompression, Output};
+use crate::{
+    BuildOutcome, Destination, DigestNames, EngineError, FilesOutput, ImageOutput, Keep, LayerCompression, MediaTypes,
+    Output, Push, Transport,
+};
 use forge_exporter::{
-    AssembledImage, BuiltTree, ExportSettings, Exported, ImageSet, LayoutDestination, assemble, to_docker, to_local,
-    to_oci, to_store, to_tar,
+    AssembledImage, BuiltTree, ExportSettings, Exported, FolderMode, ImageSet, LayoutDestination, PlatformFolders,
+    assemble, package, to_docker, to_local, to_oci, to_store, to_store_packaged, to_tar,
 };
 use forge_image::{Digest, Reference};
 use forge_session::{Event, WarningNotice};
 use forge_store::Compression;
+use std::path::Path;
 
 /// An output whose bytes are where they belong.
 enum Written {
@@ -25,8 +29,36 @@ enum Written {
 struct Nameless {
     images: ImageSet,
     settings: ExportSettings,
+    finality: Finality,
     /// What was pushed of it.
     pushed: Option<Exported>,
+}
+
+/// What the store does with an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Finality {
+    /// Keeps it without a manifest: one is made when it leaves.
+    Layers,
+    /// Keeps it with the manifest that was asked for.
+    Manifest,
+    /// Nothing.
+    Forgotten,
+}
+
+impl Finality {
+    fn of(output: &ImageOutput) -> Self {
+        let ImageOutput { names: _, digest_names, push: _, keep, compression, .. } = output;
+        let says_nothing = *digest_names == DigestNames::default()
+            && compression.is_none()
+            && !output.force_compression
+            && output.media_types == MediaTypes::Oci
+            && output.annotations.is_empty();
+        match (keep, says_nothing) {
+            (Keep::Nothing, _) => Self::Forgotten,
+            (Keep::Named, true) => Self::Layers,
+            (Keep::Named, false) => Self::Manifest,
+        }
+    }
 }
 
 impl Build {
@@ -43,7 +75,7 @@ impl Build {
             exported.push(match written {
                 Written::Whole(exported) => *exported,
                 Written::Image(image) => {
-                    let named = self.name(&image.images, &image.settings).await?;
+                    let named = self.name(&image).await?;
                     image.pushed.unwrap_or(named)
                 }
             });
@@ -90,14 +122,13 @@ impl Build {
                 let shown = ShownStep::start(events, "exporting to docker image format");
                 shown.end(self.to_docker_archive(image, destination, results).await)
             }
-            Output::Local(folder) => {
+            Output::Local(files, mode, folder) => {
                 let shown = ShownStep::start(events, "exporting to client directory");
-                let written = to_local(&self.transfer, &trees(results), self.epoch(results), folder).await;
-                shown.end(written).map_err(EngineError::from)
+                shown.end(self.to_folder(files, *mode, folder, results).await)
             }
-            Output::Tar(destination) => {
+            Output::Tar(files, destination) => {
                 let shown = ShownStep::start(events, "exporting to client tarball");
-                shown.end(self.to_tarball(destination, results).await)
+                shown.end(self.to_tarball(files, destination, results).await)
             }
         };
         exported.map(|exported| Some(Written::Whole(Box::new(exported))))
@@ -107,21 +138,35 @@ impl Build {
         let settings = self.settings(output, results);
         let shown = ShownStep::start(self.session.events(), "exporting to image");
         let images = shown.end(self.assemble(&settings, results).await)?;
-        let pushed = match output.push {
-            true => Some(self.push_image(&images, &settings).await?),
-            false => None,
+        let finality = Finality::of(output);
+        let pushed = match output.push.transport() {
+            Some(transport) => Some(self.push_image(&images, &settings, transport, finality).await?),
+            None => None,
         };
-        Ok(Written::Image(Box::new(Nameless { images, settings, pushed })))
+        Ok(Written::Image(Box::new(Nameless { images, settings, finality, pushed })))
     }
 
     /// Pushes under all names. The store has the image before, without a name, so that it can remember the digests
     /// that the registry knows it by.
-    async fn push_image(&self, images: &ImageSet, settings: &ExportSettings) -> Result<Exported, EngineError> {
+    async fn push_image(
+        &self,
+        images: &ImageSet,
+        settings: &ExportSettings,
+        transport: Transport,
+        finality: Finality,
+    ) -> Result<Exported, EngineError> {
         let shown = ShownStep::start(self.session.events(), "pushing image");
         let pushed = async {
-            let registry = self.engine.blocking(Engine::registry).await?;
-            let nameless = ExportSettings { names: Vec::new(), ..settings.clone() };
-            to_store(&self.transfer, images, &nameless).await?;
+            let names = settings.names.clone();
+            let registry = self.engine.blocking(move |engine| match transport {
+                Transport::Configured => engine.registry(),
+                Transport::Plain => engine.plain_registry(&names),
+            });
+            let registry = registry.await?;
+            if finality != Finality::Forgotten {
+                let nameless = ExportSettings { names: Vec::new(), ..settings.clone() };
+                to_store(&self.transfer, images, &nameless).await?;
+            }
             let pushed = forge_exporter::push(&self.transfer, &registry, images, settings).await?;
             Ok::<_, EngineError>(pushed.exported)
         };
@@ -129,14 +174,22 @@ impl Build {
     }
 
     /// Records an image in the store and gives it its names.
-    async fn name(&self, images: &ImageSet, settings: &ExportSettings) -> Result<Exported, EngineError> {
+    async fn name(&self, image: &Nameless) -> Result<Exported, EngineError> {
+        let Nameless { images, settings, finality, .. } = image;
+        if *finality == Finality::Forgotten {
+            return Ok(package(&self.transfer, images, settings).await?);
+        }
         let names: Vec<String> = settings.names.iter().map(Reference::to_string).collect();
         let step = match names.is_empty() {
             true => "writing image".to_owned(),
             false => format!("naming to {}", names.join(", ")),
         };
         let shown = ShownStep::start(self.session.events(), &step);
-        let exported = shown.end(to_store(&self.transfer, images, settings).await)?;
+        let exported = match finality {
+            Finality::Manifest => to_store_packaged(&self.transfer, images, settings).await,
+            _ => to_store(&self.transfer, images, settings).await,
+        };
+        let exported = shown.end(exported)?;
         if names.is_empty() {
             // A name is made durable with what it names; an id that is only printed must be too.
             self.engine.blocking(|engine| Ok(engine.store().sync()?)).await?;
@@ -181,9 +234,30 @@ impl Build {
         Ok(exported)
     }
 
-    async fn to_tarball(&self, destination: &Destination, results: &[PlatformResult]) -> Result<Exported, EngineError> {
+    async fn to_folder(
+        &self,
+        files: &FilesOutput,
+        mode: FolderMode,
+        folder: &Path,
+        results: &[PlatformResult],
+    ) -> Result<Exported, EngineError> {
+        let trees = trees(results);
+        let epoch = files.epoch.or(self.epoch(results));
+        let folders = files.folders.unwrap_or(PlatformFolders::for_platforms(trees.len()));
+        Ok(to_local(&self.transfer, &trees, epoch, folders, mode, folder).await?)
+    }
+
+    async fn to_tarball(
+        &self,
+        files: &FilesOutput,
+        destination: &Destination,
+        results: &[PlatformResult],
+    ) -> Result<Exported, EngineError> {
+        let trees = trees(results);
+        let epoch = files.epoch.or(self.epoch(results));
+        let folders = files.folders.unwrap_or(PlatformFolders::for_platforms(trees.len()));
         let OpenedDestination { stream, end } = self.open_destination(destination).await?;
-        let exported = to_tar(&self.transfer, &trees(results), self.epoch(results), stream).await?;
+        let exported = to_tar(&self.transfer, &trees, epoch, folders, stream).await?;
         blocking(move || end.complete()).await?;
         Ok(exported)
     }
@@ -195,13 +269,18 @@ impl Build {
     fn settings(&self, output: &ImageOutput, results: &[PlatformResult]) -> ExportSettings {
         let mut names = self.request.tags.clone();
         names.extend(output.names.iter().filter(|name| !self.request.tags.contains(name)).cloned());
+        let epoch = output.times.epoch.or(self.epoch(results));
         ExportSettings {
+            digest_names: digest_names(&output.digest_names, &names),
             names,
             compression: output.compression.map(compression),
             force_compression: output.force_compression,
-            source_date_epoch: self.epoch(results),
+            oci_mediatypes: output.media_types == MediaTypes::Oci,
+            source_date_epoch: epoch,
             // On wherever an epoch is set: times in layers are otherwise what makes two builds differ.
-            rewrite_timestamp: self.epoch(results).is_some(),
+            rewrite_timestamp: output.times.rewrite.unwrap_or(true),
+            push_by_digest: matches!(output.push, Push::Digest(_)),
+            annotations: output.annotations.clone(),
             ..ExportSettings::new(self.request.now)
         }
     }
@@ -214,6 +293,13 @@ impl Build {
         let images = ImageSet::new(images)?;
         Ok(if self.wants_index() { images.indexed() } else { images })
     }
+}
+
+/// The names that get the result's digest.
+fn digest_names(wanted: &DigestNames, names: &[Reference]) -> Vec<Reference> {
+    let canonical = names.iter().filter(|_| wanted.canonical);
+    let dangling = wanted.prefix.iter().filter(|_| names.is_empty() || !wanted.prefix_only_without_names);
+    canonical.chain(dangling).cloned().collect()
 }
 
 fn compression(layer: LayerCompression) -> Compression {

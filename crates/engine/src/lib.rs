@@ -27,6 +27,7 @@ mod key_agent;
 mod limits;
 mod missing;
 mod outcome;
+mod output;
 mod plausible;
 mod ports;
 mod private_key;
@@ -50,6 +51,7 @@ pub use handed::{AgentSource, SecretSource};
 
 pub use error::EngineError;
 pub use forge_executor::{CpuQuota, Footing, NamespaceIds, Resources, SwapLimit};
+pub use forge_exporter::{Annotation, AnnotationScope, FolderMode, PlatformFolders};
 pub use forge_frontend::TriggerRight;
 pub use forge_llb::{ExtraHost, Ulimit};
 pub use forge_worker::Resolver;
@@ -58,12 +60,15 @@ pub use outcome::{
     BuildOutcome, EngineInfo, HistoryRow, ImageDetails, ImageSummary, Loaded, PruneReport, PullOutcome, PushOutcome,
     Removal, RunOutcome, StepCounts, UsageReport, UsageRow,
 };
+pub use output::{
+    Destination, DigestNames, FilesOutput, ImageOutput, Keep, LayerCompression, MediaTypes, Output, Push, Times,
+    Transport,
+};
 pub use ports::Port;
 pub use remote::RemoteContext;
 pub use request::{
-    ArchiveFormat, ArchiveReader, Bind, BuildContext, BuildRequest, ContextStream, Destination, DockerfileSource,
-    EngineOptions, ImageOutput, KeyPair, LayerCompression, NamedContext, Network, Output, Proxy, PullPolicy,
-    RegistryHost, Rights, RunRequest, RunStreams, TmpfsMount,
+    ArchiveFormat, ArchiveReader, Bind, BuildContext, BuildRequest, ContextStream, DockerfileSource, EngineOptions,
+    KeyPair, NamedContext, Network, Proxy, PullPolicy, RegistryHost, Rights, RunRequest, RunStreams, TmpfsMount,
 };
 
 /// Runs the set-up of a container, and does not return, if this process was started for that. To be called first

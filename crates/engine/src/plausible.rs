@@ -1,7 +1,7 @@
 //! What of a build request cannot come to a good end, told before the first step runs.
 
-use crate::{BuildRequest, Destination, EngineError, ImageOutput, Output};
-use forge_image::{ErrorKind, Reference};
+use crate::{BuildRequest, Destination, EngineError, ImageOutput, Output, Push};
+use forge_image::{ErrorKind, Platform, Reference};
 
 /// Refuses outputs that can be seen to fail.
 pub(crate) fn check(request: &BuildRequest) -> Result<(), EngineError> {
@@ -23,8 +23,9 @@ fn check_name(name: &Reference) -> Result<(), EngineError> {
 fn check_output(request: &BuildRequest, output: &Output) -> Result<(), EngineError> {
     let (Output::Image(image) | Output::Oci(image, _) | Output::Docker(image, _)) = output else { return Ok(()) };
     image.names.iter().try_for_each(check_name)?;
+    check_annotations(request, image)?;
     match output {
-        Output::Image(image) if image.push => check_push(request, image),
+        Output::Image(image) if image.push.is_wanted() => check_push(request, image),
         Output::Docker(_, Destination::Directory(_)) => {
             Err(refused("docker's archive format is one stream: tar=false is not possible".to_owned())
                 .with_hint("use type=oci for a folder"))
@@ -37,10 +38,29 @@ fn check_output(request: &BuildRequest, output: &Output) -> Result<(), EngineErr
     }
 }
 
+/// An annotation for a platform that is not built would be lost.
+fn check_annotations(request: &BuildRequest, image: &ImageOutput) -> Result<(), EngineError> {
+    let host = [Platform::host()];
+    let built = if request.platforms.is_empty() { &host[..] } else { &request.platforms };
+    let lost = image.annotations.iter().find_map(|it| it.platform.as_ref().filter(|wanted| !built.contains(wanted)));
+    match lost {
+        Some(platform) => Err(refused(format!("an annotation is for {platform}, which is not built"))
+            .with_hint("name the platform with --platform")),
+        None => Ok(()),
+    }
+}
+
 fn check_push(request: &BuildRequest, image: &ImageOutput) -> Result<(), EngineError> {
-    match request.tags.is_empty() && image.names.is_empty() {
-        true => Err(refused("a tag is needed to push to a registry".to_owned()).with_hint("name the image with -t")),
-        false => Ok(()),
+    if request.tags.is_empty() && image.names.is_empty() {
+        return Err(refused("a tag is needed to push to a registry".to_owned()).with_hint("name the image with -t"));
+    }
+    // A name without a tag has the default one.
+    let tagged = request.tags.iter().find(|name| name.tag() != Some("latest"));
+    match (&image.push, tagged) {
+        (Push::Digest(_), Some(name)) => {
+            Err(refused(format!("can't push tagged ref {name} by digest")).with_hint("leave out the tag"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -94,12 +114,37 @@ mod tests {
     fn a_push_needs_a_name() {
         let pushed = |names: &[&str]| {
             let names = names.iter().map(|name| name.parse().unwrap()).collect();
-            Output::Image(ImageOutput { push: true, names, ..ImageOutput::default() })
+            Output::Image(ImageOutput {
+                push: Push::Names(crate::Transport::Configured),
+                names,
+                ..ImageOutput::default()
+            })
         };
         assert_eq!(told(&[], &[], pushed(&[])), "a tag is needed to push to a registry");
         assert_eq!(told(&["app"], &[], pushed(&[])), "fine");
         assert_eq!(told(&[], &[], pushed(&["app"])), "fine");
         assert_eq!(told(&[], &[], Output::Image(ImageOutput::default())), "fine");
+    }
+
+    #[test]
+    fn a_push_by_digest_moves_no_tag() {
+        let push = Push::Digest(crate::Transport::Configured);
+        let pushed = || Output::Image(ImageOutput { push: push.clone(), ..ImageOutput::default() });
+        assert_eq!(told(&["r.test/a:1"], &[], pushed()), "can't push tagged ref r.test/a:1 by digest");
+        assert_eq!(told(&["r.test/a"], &[], pushed()), "fine");
+    }
+
+    #[test]
+    fn annotations_for_platforms_that_are_not_built_are_refused() {
+        let annotation = crate::Annotation {
+            scope: crate::AnnotationScope::Manifest,
+            platform: Some("linux/s390x".parse().unwrap()),
+            key: "a".into(),
+            value: "b".into(),
+        };
+        let image = || Output::Image(ImageOutput { annotations: vec![annotation.clone()], ..ImageOutput::default() });
+        assert_eq!(told(&[], &[], image()), "an annotation is for linux/s390x, which is not built");
+        assert_eq!(told(&[], &["linux/s390x", "linux/amd64"], image()), "fine");
     }
 
     #[test]

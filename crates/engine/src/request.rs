@@ -1,4 +1,4 @@
-use crate::{AgentSource, Allowed, Limits, Port, RemoteContext, SecretSource};
+use crate::{AgentSource, Allowed, Limits, Output, Port, RemoteContext, SecretSource};
 use forge_executor::Resources;
 use forge_image::{Platform, Reference};
 use forge_llb::ExtraHost;
@@ -210,58 +210,6 @@ pub enum Network {
     Host,
     /// A loopback interface only.
     None,
-}
-
-/// Where a result goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// An image in the local store, and in its registry where `push` is set.
-    Image(ImageOutput),
-    /// An OCI image layout.
-    Oci(ImageOutput, Destination),
-    /// An archive as `docker save` writes it.
-    Docker(ImageOutput, Destination),
-    /// The files of the result in a folder.
-    Local(PathBuf),
-    /// The files of the result as a tar stream.
-    Tar(Destination),
-    /// Nothing: the result stays in the cache.
-    CacheOnly,
-}
-
-/// How an image is written.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ImageOutput {
-    /// Names besides those of the request.
-    pub names: Vec<Reference>,
-    /// Whether the image is pushed under all its names.
-    pub push: bool,
-    /// The compression of forge's own layers; gzip where `None`.
-    pub compression: Option<LayerCompression>,
-    /// Whether base layers are converted too.
-    pub force_compression: bool,
-}
-
-/// How layers are compressed when they leave the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LayerCompression {
-    /// Not at all.
-    Uncompressed,
-    /// gzip with a level from 0 to 9.
-    Gzip(Option<u32>),
-    /// zstd with a level from 0 to 22.
-    Zstd(Option<i32>),
-}
-
-/// Where bytes go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Destination {
-    /// A file, replaced atomically.
-    File(PathBuf),
-    /// A folder (`tar=false`).
-    Directory(PathBuf),
-    /// Standard output.
-    Stdout,
 }
 
 /// A foreground container as the user asked for it.

@@ -166,8 +166,17 @@ pub enum ExportError {
         /// The folder.
         folder: String,
     },
+    /// Two platforms that are not kept apart have a file of the same path.
+    #[error("two platforms have a file {}, and they are written into one folder", path.display())]
+    SamePath {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Everything that an image does not have would be removed from the root of this machine.
+    #[error("the root of the file system is not emptied for an image")]
+    WouldEmptyRoot,
     /// An annotation was asked for in an index, but the result has none.
-    #[error("annotation {key:?} is for an index, but the result is a single image")]
+    #[error("index annotations not supported for single platform export: {key:?}")]
     NoIndex {
         /// The annotation's key.
         key: String,
@@ -214,6 +223,7 @@ impl ExportError {
                 ErrorKind::UserInput
             }
             Self::FileName { .. } | Self::Nothing { .. } => ErrorKind::UserInput,
+            Self::SamePath { .. } | Self::WouldEmptyRoot => ErrorKind::UserInput,
             Self::SeveralPlatforms { .. } => ErrorKind::Unsupported,
             Self::Cancelled => ErrorKind::Cancelled,
             Self::DiffIdMismatch { .. } | Self::Thread(_) => ErrorKind::Internal,
@@ -227,6 +237,8 @@ impl ExportError {
                 Some("remove the name first, or ask for existing names to be replaced".to_owned())
             }
             Self::SeveralPlatforms { .. } => Some("use the OCI format, which holds an index".to_owned()),
+            Self::SamePath { .. } => Some("leave platform-split on, which gives each platform a folder".to_owned()),
+            Self::WouldEmptyRoot => Some("write with mode=copy, or name another folder".to_owned()),
             Self::Store { source, .. } => source.hint().map(str::to_owned),
             Self::Registry { source, .. } => source.hint(),
             Self::Load { source, .. } => source.hint(),

@@ -1,6 +1,7 @@
 //! A file tree written onto a folder.
 
-use crate::tree::{self, BuiltTree, TreeVisitor, walk};
+use crate::surplus;
+use crate::tree::{self, BuiltTree, PlatformFolders, TreeVisitor, walk};
 use crate::work::blocking;
 use crate::{ExportError, Exported};
 use forge_registry::TransferContext;
@@ -14,8 +15,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Writes merged file trees onto a folder; several platforms get a subfolder each. What is there stays, unless the
-/// image has something of the same name.
+/// What becomes of what is in a folder already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FolderMode {
+    /// It stays, unless the image has something of the same name.
+    #[default]
+    Copy,
+    /// What the image does not have is removed.
+    Delete,
+}
+
+/// Writes merged file trees onto a folder.
 ///
 /// Everything is written relative to the folder opened once, and no symbolic link is ever followed, neither one of
 /// the image nor one that was there (A30). Files belong to whoever runs forge, as with docker; devices and extended
@@ -28,16 +38,26 @@ pub async fn to_local(
     context: &TransferContext,
     trees: &[BuiltTree],
     source_date_epoch: Option<i64>,
+    folders: PlatformFolders,
+    mode: FolderMode,
     folder: &Path,
 ) -> Result<Exported, ExportError> {
     let (context, trees, folder) = (context.clone(), trees.to_vec(), folder.to_owned());
     blocking(move || {
+        if mode == FolderMode::Delete && is_root(&folder) {
+            return Err(ExportError::WouldEmptyRoot);
+        }
         let mut remarks = Vec::new();
-        for (built, name) in trees.iter().zip(tree::folders(&trees)?) {
-            let path = name.map_or_else(|| folder.clone(), |name| folder.join(name));
+        let merged = tree::open_all(&context, &trees, folders)?;
+        let names = tree::folders(&trees, folders)?;
+        for (tree, name) in merged.iter().zip(&names) {
+            let path = name.as_ref().map_or_else(|| folder.clone(), |name| folder.join(name));
             let mut writer = FolderWriter::open(&path, source_date_epoch)?;
-            walk(&tree::open(&context, &built.layers)?, &mut writer)?;
+            walk(tree, &mut writer)?;
             remarks.append(&mut writer.remarks);
+        }
+        if mode == FolderMode::Delete {
+            surplus::remove(&folder, &merged, &names)?;
         }
         Ok(Exported { descriptor: None, images: Vec::new(), names: Vec::new(), remarks })
     })
@@ -57,7 +77,7 @@ struct FolderWriter {
     remarks: Vec<String>,
 }
 
-const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::CLOEXEC);
+pub(crate) const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::CLOEXEC);
 
 impl FolderWriter {
     fn open(path: &Path, epoch: Option<i64>) -> Result<Self, ExportError> {
@@ -248,6 +268,10 @@ impl TreeVisitor for FolderWriter {
     }
 }
 
+fn is_root(folder: &Path) -> bool {
+    folder.canonicalize().is_ok_and(|folder| folder == Path::new("/"))
+}
+
 fn relative(entry: &TreeEntry) -> &Path {
     entry.path.strip_prefix("/").unwrap_or(&entry.path)
 }
@@ -256,14 +280,14 @@ fn file_name(path: &Path) -> &OsStr {
     path.file_name().expect("entries below the root have a name")
 }
 
-fn is_folder(parent: BorrowedFd<'_>, name: &OsStr) -> Result<bool, Errno> {
+pub(crate) fn is_folder(parent: BorrowedFd<'_>, name: &OsStr) -> Result<bool, Errno> {
     let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
 /// Removes a folder and all that is in it, by descriptors and without following a link (A66). Not recursive: a
 /// folder that is not empty yet is put back before its children.
-fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
     let mut todo = vec![PathBuf::from(name)];
     while let Some(path) = todo.pop() {
         let above = match path.parent() {
@@ -284,7 +308,7 @@ fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
     Ok(())
 }
 
-fn open_beneath(parent: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_beneath(parent: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
     fs::openat2(parent, path, FOLDER, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
 }
 

@@ -192,7 +192,9 @@ async fn original_index(
 fn keeps_documents(settings: &ExportSettings) -> bool {
     use AnnotationScope::{Index, Manifest, ManifestDescriptor};
     let changing = |scope| matches!(scope, Index | Manifest | ManifestDescriptor);
-    settings.compression.is_none() && !settings.annotations.iter().any(|entry| changing(entry.scope))
+    settings.compression.is_none()
+        && settings.oci_mediatypes
+        && !settings.annotations.iter().any(|entry| changing(entry.scope))
 }
 
 async fn stored(context: &TransferContext, descriptor: &Descriptor) -> Result<Option<Vec<u8>>, ExportError> {

@@ -191,7 +191,7 @@ async fn open(context: &TransferContext, blob: &Descriptor) -> Result<File, Expo
 }
 
 /// Puts configs, manifests and the index into the store: blobs are pushed from there, and the image keeps them.
-async fn keep_documents(context: &TransferContext, bundle: &Bundle) -> Result<(), ExportError> {
+pub(crate) async fn keep_documents(context: &TransferContext, bundle: &Bundle) -> Result<(), ExportError> {
     let (context, bundle) = (context.clone(), bundle.clone());
     blocking(move || {
         let documents = bundle.packages.iter().flat_map(|it| [&it.config, &it.manifest]);

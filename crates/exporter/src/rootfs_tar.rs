@@ -1,7 +1,7 @@
 //! The plain tar of a file tree.
 
 use crate::tar_stream::{TarEntry, TarStream};
-use crate::tree::{self, BuiltTree, TreeVisitor, walk};
+use crate::tree::{self, BuiltTree, PlatformFolders, TreeVisitor, walk};
 use crate::work::blocking;
 use crate::{ExportError, Exported};
 use forge_registry::TransferContext;
@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use tar::EntryType;
 
-/// Writes merged file trees as a plain tar; several platforms get a folder each. With an epoch every file has
+/// Writes merged file trees as a plain tar. With an epoch every file has
 /// that time, as with BuildKit.
 ///
 /// # Errors
@@ -21,20 +21,22 @@ pub async fn to_tar(
     context: &TransferContext,
     trees: &[BuiltTree],
     source_date_epoch: Option<i64>,
+    folders: PlatformFolders,
     stream: Box<dyn Write + Send>,
 ) -> Result<Exported, ExportError> {
     let (context, trees) = (context.clone(), trees.to_vec());
     blocking(move || {
+        let merged = tree::open_all(&context, &trees, folders)?;
         let mut tar = TarStream::new(BufWriter::with_capacity(1 << 20, stream));
         let mut remarks = Vec::new();
-        for (built, folder) in trees.iter().zip(tree::folders(&trees)?) {
+        for (tree, folder) in merged.iter().zip(tree::folders(&trees, folders)?) {
             if let Some(folder) = &folder {
                 tar.plain_folder(folder).map_err(ExportError::WriteStream)?;
             }
             let prefix = folder.map(PathBuf::from).unwrap_or_default();
             let links = HashMap::new();
             let mut writer = TreeTar { tar: &mut tar, prefix, epoch: source_date_epoch, links, remarks: &mut remarks };
-            walk(&tree::open(&context, &built.layers)?, &mut writer)?;
+            walk(tree, &mut writer)?;
         }
         tar.finish().map_err(ExportError::WriteStream)?;
         Ok(Exported { descriptor: None, images: Vec::new(), names: Vec::new(), remarks })

@@ -1,59 +1,15 @@
-//! Writes images of the store: under names in the store, or into archives.
+//! Writes images of the store into archives.
 
 use crate::docker_archive::{NamedBundle, write_docker};
 use crate::layout::{Layout, LayoutDestination};
 use crate::package::{Bundle, GZIP};
 use crate::work::blocking;
-use crate::{AssembledImage, ExportError, ExportSettings, Exported, ExportedImage, ImageSet};
+use crate::{ExportError, ExportSettings, Exported, ImageSet};
 use forge_image::Reference;
 use forge_registry::TransferContext;
-use forge_store::{Compression, Image, Target};
+use forge_store::{Compression, Target};
 use std::io::Write;
 use std::time::UNIX_EPOCH;
-
-/// Records images in the store and gives them the names of the settings. Nothing is compressed and no manifest is
-/// made: that happens when an image leaves the store. Without names the image stays, nameless.
-///
-/// # Errors
-/// The store cannot record it.
-pub async fn to_store(
-    context: &TransferContext,
-    images: &ImageSet,
-    settings: &ExportSettings,
-) -> Result<Exported, ExportError> {
-    let (context, images, settings) = (context.clone(), images.clone(), settings.clone());
-    blocking(move || {
-        let records = context.store.images();
-        for image in images.images() {
-            let record = record_of(image, &settings);
-            let put = records.put(&record, &image.config_bytes, &context.lease);
-            put.map_err(ExportError::store("record the image"))?;
-        }
-        let target = Target { index: None, images: images.images().iter().map(|image| image.id.clone()).collect() };
-        for name in &settings.names {
-            records.tag(name, &target).map_err(ExportError::store("name the image"))?;
-        }
-        let exported = |image: &AssembledImage| ExportedImage {
-            platform: image.platform.clone(),
-            id: image.id.clone(),
-            manifest: None,
-        };
-        let images = images.images().iter().map(exported).collect();
-        Ok(Exported { descriptor: None, images, names: settings.names, remarks: Vec::new() })
-    })
-    .await
-}
-
-fn record_of(image: &AssembledImage, settings: &ExportSettings) -> Image {
-    Image {
-        id: image.id.clone(),
-        platform: image.platform.clone(),
-        layers: image.layer_ids(),
-        manifest: image.manifest.clone(),
-        created: image.config.created.clone(),
-        stored: settings.now,
-    }
-}
 
 /// The format of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

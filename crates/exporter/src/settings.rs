@@ -19,6 +19,8 @@ pub struct ExportSettings {
     pub rewrite_timestamp: bool,
     /// Whether [`push`](crate::push) pushes by digest only and moves no tag.
     pub push_by_digest: bool,
+    /// Names without a tag under which the store pins the result's digest.
+    pub digest_names: Vec<Reference>,
     /// Annotations to be written.
     pub annotations: Vec<Annotation>,
     /// What time it is: the caller's clock, so that results do not depend on ours.
@@ -62,6 +64,7 @@ impl ExportSettings {
             source_date_epoch: None,
             rewrite_timestamp: false,
             push_by_digest: false,
+            digest_names: Vec::new(),
             annotations: Vec::new(),
             now,
         }

@@ -6,7 +6,7 @@ use forge_registry::TransferContext;
 use forge_store::{LayerId, MergedTree, TreeEntry, TreeKind};
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The file tree of one platform.
 #[derive(Clone, Debug)]
@@ -81,10 +81,39 @@ pub(crate) fn open(context: &TransferContext, layers: &[LayerId]) -> Result<Merg
     context.store.layers().tree(layers).map_err(ExportError::store("read the image's files"))
 }
 
-/// The folder of each tree: none for a single one, `os_architecture[_variant]` for several.
-pub(crate) fn folders(trees: &[BuiltTree]) -> Result<Vec<Option<String>>, ExportError> {
-    if let [_] = trees {
-        return Ok(vec![None]);
+/// Opens several trees; where they are written into one another, they must not have the same files.
+pub(crate) fn open_all(
+    context: &TransferContext,
+    trees: &[BuiltTree],
+    folders: PlatformFolders,
+) -> Result<Vec<MergedTree>, ExportError> {
+    let merged = trees.iter().map(|tree| open(context, &tree.layers)).collect::<Result<Vec<_>, _>>()?;
+    if folders == PlatformFolders::Never {
+        check_apart(&merged)?;
+    }
+    Ok(merged)
+}
+
+/// Whether each platform gets a folder of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlatformFolders {
+    /// Also a single one.
+    Always,
+    /// All are written into one another; a path that two of them have must be a folder in both.
+    Never,
+}
+
+impl PlatformFolders {
+    /// What is done where nobody says: several platforms get folders.
+    pub fn for_platforms(count: usize) -> Self {
+        if count > 1 { Self::Always } else { Self::Never }
+    }
+}
+
+/// The folder of each tree: none, or `os_architecture[_variant]`.
+pub(crate) fn folders(trees: &[BuiltTree], folders: PlatformFolders) -> Result<Vec<Option<String>>, ExportError> {
+    if folders == PlatformFolders::Never {
+        return Ok(vec![None; trees.len()]);
     }
     let mut seen = HashSet::new();
     let unique = |tree: &BuiltTree| {
@@ -95,6 +124,32 @@ pub(crate) fn folders(trees: &[BuiltTree]) -> Result<Vec<Option<String>>, Export
         }
     };
     trees.iter().map(unique).collect()
+}
+
+/// Refuses trees that are written into one another and have a file of the same path.
+fn check_apart(trees: &[MergedTree]) -> Result<(), ExportError> {
+    if let [_] = trees {
+        return Ok(());
+    }
+    let mut seen = HashSet::new();
+    trees.iter().try_for_each(|tree| walk(tree, &mut Apart { seen: &mut seen }))
+}
+
+struct Apart<'a> {
+    seen: &'a mut HashSet<PathBuf>,
+}
+
+impl TreeVisitor for Apart<'_> {
+    fn enter(&mut self, entry: &TreeEntry, _: &MergedTree) -> Result<(), ExportError> {
+        match entry.is_directory() || self.seen.insert(entry.path.clone()) {
+            true => Ok(()),
+            false => Err(ExportError::SamePath { path: entry.path.clone() }),
+        }
+    }
+
+    fn leave(&mut self, _: &TreeEntry) -> Result<(), ExportError> {
+        Ok(())
+    }
 }
 
 /// A platform's words come from foreign documents: only letters, digits and `_ - .` get into a file name, and never
@@ -137,8 +192,10 @@ mod tests {
     fn a30_platforms_do_not_share_a_folder() {
         let tree = |platform| BuiltTree { platform, layers: Vec::new() };
         let trees = [tree(platform("a", "b", None)), tree(platform("a", "b/", None)), tree(platform("a", "b_", None))];
-        assert!(matches!(folders(&trees), Err(ExportError::PlatformFolder { .. })));
-        assert_eq!(folders(&trees[..1]).unwrap(), [None]);
-        assert_eq!(folders(&trees[..2]).unwrap(), [Some("a_b".into()), Some("a_b_".into())]);
+        let always = PlatformFolders::Always;
+        assert!(matches!(folders(&trees, always), Err(ExportError::PlatformFolder { .. })));
+        assert_eq!(folders(&trees[..2], always).unwrap(), [Some("a_b".into()), Some("a_b_".into())]);
+        assert_eq!(folders(&trees, PlatformFolders::Never).unwrap(), [None, None, None]);
+        assert_eq!(PlatformFolders::for_platforms(1), PlatformFolders::Never);
     }
 }

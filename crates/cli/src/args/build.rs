@@ -56,6 +56,10 @@ pub struct BuildArgs {
     /// Label of the image (repeatable)
     #[arg(long = "label", value_name = "NAME=VALUE")]
     pub labels: Vec<String>,
+    /// Annotation of the image: [SCOPE,...:]NAME=VALUE, where a scope is manifest, index, manifest-descriptor or
+    /// index-descriptor, with [PLATFORM] behind it for one of several (repeatable)
+    #[arg(long = "annotation", value_name = "ANNOTATION")]
+    pub annotations: Vec<String>,
     /// Network of RUN steps: default, none or host
     #[arg(long, value_name = "MODE", default_value = "default")]
     pub network: String,
@@ -127,7 +131,6 @@ pub struct Refused;
 
 impl FlagTable for Refused {
     const FLAGS: &'static [Flag] = &[
-        flag("annotation", None, Shape::Value),
         flag("builder", None, Shape::Value),
         flag("cache-from", None, Shape::Value),
         flag("cache-to", None, Shape::Value),

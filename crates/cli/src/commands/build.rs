@@ -126,8 +126,8 @@ pub fn read_input() -> anyhow::Result<Vec<u8>> {
 fn refuse_binary_on_terminal(request: &BuildRequest) -> anyhow::Result<()> {
     use forge_engine::{Destination, Output};
     let to_stdout = request.outputs.iter().any(|output| match output {
-        Output::Tar(to) | Output::Oci(_, to) | Output::Docker(_, to) => *to == Destination::Stdout,
-        Output::Image(_) | Output::Local(_) | Output::CacheOnly => false,
+        Output::Tar(_, to) | Output::Oci(_, to) | Output::Docker(_, to) => *to == Destination::Stdout,
+        Output::Image(_) | Output::Local(..) | Output::CacheOnly => false,
     });
     match to_stdout && std::io::stdout().is_terminal() {
         true => anyhow::bail!("--output: refusing to write an archive to a terminal: name a file with dest="),

@@ -1,3 +1,4 @@
+use super::annotation::annotations;
 use super::context::{named_context, sources};
 use super::handed;
 use super::limits::{limits, resource_pairs};
@@ -8,7 +9,8 @@ use crate::args::BuildArgs;
 use crate::environment::Environment;
 use anyhow::{Context, bail};
 use forge_engine::{
-    Allowed, BuildRequest, ContextStream, ImageOutput, Limits, Network, Output, Resources, TriggerRight,
+    Allowed, BuildRequest, ContextStream, ImageOutput, Limits, Network, Output, Push, Resources, Transport,
+    TriggerRight,
 };
 use forge_image::Platform;
 use std::collections::BTreeMap;
@@ -106,7 +108,6 @@ pub fn build_request(
 /// A flag that buildx has and forge has not, and why.
 fn lacking(written: &str, flag: &str) -> anyhow::Error {
     let why = match flag {
-        "annotation" => "annotations are not written yet, labels are (--label)",
         "builder" => "a build runs in this process, there are no builders to choose from",
         "cache-from" | "cache-to" => "the cache is that of the local store, other places are not built yet",
         "policy" => "rules for sources are not read yet",
@@ -207,16 +208,43 @@ fn outputs(args: &BuildArgs) -> anyhow::Result<Vec<Output>> {
         _ => None,
     });
     match (image, args.push, args.load) {
-        (Some(image), push, _) => image.push |= push,
+        (Some(image), true, _) if !image.push.is_wanted() => image.push = Push::Names(Transport::Configured),
         (None, push, load) if push || load => {
+            let push = if push { Push::Names(Transport::Configured) } else { Push::No };
             outputs.push(Output::Image(ImageOutput { push, ..ImageOutput::default() }));
         }
         _ => {}
     }
+    annotate(&mut outputs, &args.annotations)?;
     if outputs.iter().filter(|output| goes_to_stdout(output)).count() > 1 {
         bail!("--output: only one result can go to standard output");
     }
     Ok(outputs)
+}
+
+/// `--annotation` holds for every image among the outputs; there is one where no output is named.
+fn annotate(outputs: &mut Vec<Output>, texts: &[String]) -> anyhow::Result<()> {
+    let read = texts.iter().map(|text| annotations(text)).collect::<anyhow::Result<Vec<_>>>()?;
+    let annotations = read.concat();
+    if annotations.is_empty() {
+        return Ok(());
+    }
+    if outputs.is_empty() {
+        outputs.push(Output::Image(ImageOutput::default()));
+    }
+    let images: Vec<&mut ImageOutput> = outputs.iter_mut().filter_map(image_of).collect();
+    if images.is_empty() {
+        bail!("--annotation: none of the outputs is an image");
+    }
+    images.into_iter().for_each(|image| image.annotations.extend(annotations.iter().cloned()));
+    Ok(())
+}
+
+fn image_of(output: &mut Output) -> Option<&mut ImageOutput> {
+    match output {
+        Output::Image(image) | Output::Oci(image, _) | Output::Docker(image, _) => Some(image),
+        Output::Local(..) | Output::Tar(..) | Output::CacheOnly => None,
+    }
 }
 
 fn build_network(args: &BuildArgs) -> anyhow::Result<Network> {
@@ -334,18 +362,38 @@ mod tests {
     #[test]
     fn push_and_load_join_the_outputs() {
         let outputs = |line: &str| request(line, Environment::default()).unwrap().outputs;
-        let image = |push| Output::Image(ImageOutput { push, ..ImageOutput::default() });
+        let image = |push| {
+            let push = if push { Push::Names(Transport::Configured) } else { Push::No };
+            Output::Image(ImageOutput { push, ..ImageOutput::default() })
+        };
+        let files = || output("out").unwrap();
         assert_eq!(outputs("."), []);
         assert_eq!(outputs("--push ."), [image(true)]);
         assert_eq!(outputs("--push --load ."), [image(true)]);
         assert_eq!(outputs("-o type=image --push ."), [image(true)]);
-        assert_eq!(outputs("-o out --load ."), [Output::Local("out".into()), image(false)]);
+        assert_eq!(outputs("-o out --load ."), [files(), image(false)]);
         assert!(error("-o - -o type=oci .").contains("only one result"));
     }
 
     #[test]
+    fn annotations_are_for_every_image_among_the_outputs() {
+        let outputs = |line: &str| request(line, Environment::default()).unwrap().outputs;
+        let counts = |line: &str| {
+            let mut outputs = outputs(line);
+            outputs.iter_mut().map(|output| image_of(output).map(|image| image.annotations.len())).collect::<Vec<_>>()
+        };
+        assert_eq!(counts("--annotation a=b --annotation index,manifest:c=d ."), [Some(3)]);
+        assert_eq!(
+            counts("--annotation a=b -o type=oci,dest=x,annotation.e=f -o out -o type=image ."),
+            [Some(2), None, Some(1)]
+        );
+        assert_eq!(error("--annotation a=b -o out ."), "--annotation: none of the outputs is an image");
+        assert_eq!(error("--annotation a ."), "invalid annotation \"a\", expected key=value");
+    }
+
+    #[test]
     fn every_flag_of_buildx_parses_and_the_missing_ones_are_refused_by_name() {
-        let flags = "annotation attest builder cache-from cache-to policy provenance sbom allow";
+        let flags = "attest builder cache-from cache-to policy provenance sbom allow";
         for flag in flags.split(' ') {
             assert!(error(&format!("--{flag} x .")).starts_with(&format!("--{flag}")), "{flag}");
         }
@@ -371,14 +419,14 @@ mod tests {
     /// reason.
     #[test]
     fn every_flag_of_buildx_has_an_answer() {
-        const BUILT: &str = "add-host=a:1.2.3.4 allow=network.host build-arg=A=1 build-context=x=. call=check cgroup-parent=x check \
+        const BUILT: &str = "add-host=a:1.2.3.4 annotation=manifest:a=b allow=network.host build-arg=A=1 build-context=x=. call=check cgroup-parent=x check \
             debug D file=Dockerfile f=x iidfile=i label=a=b load metadata-file=m network=none no-cache no-cache-filter=a \
             output=out o=out platform=local platform=linux/amd64,linux/arm64 progress=plain provenance=false pull push quiet q \
             resource=memory=1g sbom=false secret=id=a,src=Cargo.toml shm-size=1m ssh=default=Cargo.toml tag=x t=x target=x \
             ulimit=nofile=10 attest=type=sbom,disabled=true policy=disabled=true m=1g memory=1g c=10 cpu-shares=10 \
             cpu-period=10000 cpu-quota=10000 cpuset-cpus=0 cpuset-mems=0 rm force-rm print=outline";
         const NOTED: &str = "compress isolation=default security-opt=x squash";
-        const REFUSED: &str = "annotation=a=b attest=type=sbom builder=x cache-from=x cache-to=type=inline policy=x provenance=true \
+        const REFUSED: &str = "attest=type=sbom builder=x cache-from=x cache-to=type=inline policy=x provenance=true \
             provenance=mode=max sbom=true";
         let line = |flag: &str| match flag.split_once('=') {
             Some((name, value)) if name.len() == 1 => format!("-{name} {value} -t x ."),

@@ -1,5 +1,6 @@
 //! From flags to the engine's requests. Pure but for the files that flags name.
 
+mod annotation;
 mod build;
 mod call;
 mod context;

@@ -1,6 +1,11 @@
+use super::annotation::output_annotation;
 use super::{reference, unsupported};
 use anyhow::{Context, bail};
-use forge_engine::{Destination, ImageOutput, LayerCompression, Output};
+use forge_engine::{
+    Annotation, Destination, DigestNames, FilesOutput, FolderMode, ImageOutput, Keep, LayerCompression, MediaTypes,
+    Output, PlatformFolders, Push, Times, Transport,
+};
+use forge_image::Reference;
 use std::path::PathBuf;
 
 /// Reads one `--output`: a folder, `-`, or `type=…,key=value` in CSV as buildx takes it.
@@ -9,23 +14,26 @@ use std::path::PathBuf;
 /// Names the key that forge does not know or whose value is not one of its values.
 pub fn output(text: &str) -> anyhow::Result<Output> {
     if text == "-" {
-        return Ok(Output::Tar(Destination::Stdout));
+        return Ok(Output::Tar(FilesOutput::default(), Destination::Stdout));
     }
     if !text.contains('=') {
-        return Ok(Output::Local(PathBuf::from(text)));
+        return Ok(Output::Local(FilesOutput::default(), FolderMode::Copy, PathBuf::from(text)));
     }
     let mut fields = Fields::read(text)?;
     let kind = fields.take("type").context("--output: type is missing")?;
     let output = match kind.as_str() {
-        "image" => Output::Image(fields.image(false)?),
-        "registry" => Output::Image(fields.image(true)?),
-        "oci" => Output::Oci(fields.image(false)?, fields.archive()?),
-        "docker" => match fields.has("dest") {
-            true => Output::Docker(fields.image(false)?, fields.archive()?),
-            false => Output::Image(fields.image(false)?),
+        "image" => Output::Image(fields.stored_image(false)?),
+        "registry" => Output::Image(fields.stored_image(true)?),
+        "oci" => Output::Oci(fields.image()?, fields.archive()?),
+        "docker" => match fields.has("dest") || fields.has("tar") {
+            true => Output::Docker(fields.image()?, fields.archive()?),
+            false => Output::Image(fields.image()?),
         },
-        "local" => Output::Local(fields.take("dest").context("--output type=local: dest is missing")?.into()),
-        "tar" => Output::Tar(fields.file()),
+        "local" => {
+            let (files, mode) = (fields.files()?, fields.folder_mode()?);
+            Output::Local(files, mode, fields.take("dest").context("--output type=local: dest is missing")?.into())
+        }
+        "tar" => Output::Tar(fields.files()?, fields.file()),
         "cacheonly" => Output::CacheOnly,
         other => return Err(unsupported(&format!("--output type={other}"))),
     };
@@ -37,7 +45,9 @@ pub fn output(text: &str) -> anyhow::Result<Output> {
 pub fn goes_to_stdout(output: &Output) -> bool {
     matches!(
         output,
-        Output::Tar(Destination::Stdout) | Output::Oci(_, Destination::Stdout) | Output::Docker(_, Destination::Stdout)
+        Output::Tar(_, Destination::Stdout)
+            | Output::Oci(_, Destination::Stdout)
+            | Output::Docker(_, Destination::Stdout)
     )
 }
 
@@ -48,7 +58,12 @@ impl Fields {
         let pair = |field: String| -> anyhow::Result<(String, String)> {
             let (key, value) =
                 field.split_once('=').with_context(|| format!("--output: {field:?} is not key=value"))?;
-            Ok((key.trim().to_ascii_lowercase(), value.to_owned()))
+            // The names of annotations are the user's own.
+            let key = match key.trim() {
+                key if key.starts_with("annotation") => key.to_owned(),
+                key => key.to_ascii_lowercase(),
+            };
+            Ok((key, value.to_owned()))
         };
         Ok(Self(csv(text)?.into_iter().map(pair).collect::<anyhow::Result<_>>()?))
     }
@@ -63,33 +78,133 @@ impl Fields {
     }
 
     fn flag(&mut self, key: &str, default: bool) -> anyhow::Result<bool> {
+        Ok(self.switch(key)?.unwrap_or(default))
+    }
+
+    fn switch(&mut self, key: &str) -> anyhow::Result<Option<bool>> {
         match self.take(key).as_deref() {
-            None => Ok(default),
-            Some("" | "true" | "1") => Ok(true),
-            Some("false" | "0") => Ok(false),
+            None => Ok(None),
+            Some("" | "true" | "1") => Ok(Some(true)),
+            Some("false" | "0") => Ok(Some(false)),
             Some(other) => bail!("--output {key}={other}: expected true or false"),
         }
     }
 
     /// Takes a switch that forge has only in one position.
-    fn only(&mut self, key: &str, position: bool) -> anyhow::Result<()> {
+    fn only(&mut self, key: &str, position: bool, why: &str) -> anyhow::Result<()> {
         match self.flag(key, position)? == position {
             true => Ok(()),
-            false => Err(unsupported(&format!("--output {key}={}", !position))),
+            false => Err(anyhow::anyhow!("{}: {why}", unsupported(&format!("--output {key}={}", !position)))),
         }
     }
 
-    fn image(&mut self, push: bool) -> anyhow::Result<ImageOutput> {
-        self.only("oci-mediatypes", true)?;
-        self.only("store", true)?;
-        self.only("push-by-digest", false)?;
-        let names = self.take("name").unwrap_or_default();
-        Ok(ImageOutput {
-            names: names.split(',').filter(|name| !name.is_empty()).map(reference).collect::<anyhow::Result<_>>()?,
-            push: self.flag("push", push)?,
+    /// What holds for an image wherever it goes.
+    fn image(&mut self) -> anyhow::Result<ImageOutput> {
+        let media_types = self.media_types()?;
+        self.only("prefer-nondist-layers", false, "layers that may not be distributed are not pulled")?;
+        let times = Times { epoch: self.epoch()?, rewrite: self.switch("rewrite-timestamp")? };
+        let image = ImageOutput {
+            names: self.names("name")?,
             compression: self.compression()?,
             force_compression: self.flag("force-compression", false)?,
+            media_types,
+            annotations: self.annotations()?,
+            times,
+            ..ImageOutput::default()
+        };
+        match (&image.compression, media_types) {
+            (Some(LayerCompression::Zstd(_)), MediaTypes::Docker) => {
+                bail!("--output: compression=zstd cannot be combined with oci-mediatypes=false")
+            }
+            _ => Ok(image),
+        }
+    }
+
+    /// An image that the store keeps or a registry gets.
+    fn stored_image(&mut self, push: bool) -> anyhow::Result<ImageOutput> {
+        let image = self.image()?;
+        // The files of every layer in the store are unpacked.
+        if self.flag("unpack", false)? && image.times.rewrite == Some(true) {
+            bail!("--output: exporter option \"rewrite-timestamp\" conflicts with \"unpack\"");
+        }
+        let digest_names = DigestNames {
+            canonical: self.flag("name-canonical", false)?,
+            prefix: self.take("dangling-name-prefix").map(|prefix| reference(&prefix)).transpose()?,
+            // Written so in BuildKit.
+            prefix_only_without_names: self.flag("danging-name-empty-only", false)?,
+        };
+        let keep = if self.flag("store", true)? { Keep::Named } else { Keep::Nothing };
+        Ok(ImageOutput { push: self.push(push, &image.names)?, keep, digest_names, ..image })
+    }
+
+    fn push(&mut self, default: bool, names: &[Reference]) -> anyhow::Result<Push> {
+        let transport = match self.flag("registry.insecure", false)? {
+            true => Transport::Plain,
+            false => Transport::Configured,
+        };
+        let by_digest = self.flag("push-by-digest", false)?;
+        if let (true, Some(name)) = (by_digest, names.iter().find(|name| name.tag() != Some("latest"))) {
+            bail!("can't push tagged ref {name} by digest");
+        }
+        Ok(match (self.flag("push", default)?, by_digest) {
+            (true, false) => Push::Names(transport),
+            (true, true) => Push::Digest(transport),
+            (false, false) if transport == Transport::Configured => Push::No,
+            (false, _) => bail!("--output: push-by-digest and registry.insecure are for push=true"),
         })
+    }
+
+    fn media_types(&mut self) -> anyhow::Result<MediaTypes> {
+        const WHY: &str = "attestations are not written yet";
+        let oci = self.flag("oci-mediatypes", true)?;
+        if self.flag("oci-artifact", false)? {
+            match oci {
+                true => return Err(anyhow::anyhow!("{}: {WHY}", unsupported("--output oci-artifact=true"))),
+                false => bail!("--output: oci-artifact=true cannot be combined with oci-mediatypes=false"),
+            }
+        }
+        self.only("attestation-inline", false, WHY)?;
+        Ok(if oci { MediaTypes::Oci } else { MediaTypes::Docker })
+    }
+
+    fn names(&mut self, key: &str) -> anyhow::Result<Vec<Reference>> {
+        let names = self.take(key).unwrap_or_default();
+        if names == "*" {
+            let why = "a Dockerfile gives its image no name";
+            return Err(anyhow::anyhow!("{}: {why}", unsupported("--output name=*")));
+        }
+        names.split(',').filter(|name| !name.is_empty()).map(reference).collect()
+    }
+
+    fn annotations(&mut self) -> anyhow::Result<Vec<Annotation>> {
+        let (found, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.0)
+            .into_iter()
+            .map(|(key, value)| (output_annotation(&key, &value), (key, value)))
+            .partition(|(annotation, _)| annotation.is_some());
+        self.0 = rest.into_iter().map(|(_, field)| field).collect();
+        found.into_iter().filter_map(|(annotation, _)| annotation).collect()
+    }
+
+    fn epoch(&mut self) -> anyhow::Result<Option<i64>> {
+        let Some(text) = self.take("source-date-epoch") else { return Ok(None) };
+        let seconds = text.parse().ok().filter(|seconds| *seconds >= 0);
+        seconds.map(Some).with_context(|| format!("--output source-date-epoch={text}: expected seconds since 1970"))
+    }
+
+    fn files(&mut self) -> anyhow::Result<FilesOutput> {
+        let folders = self.switch("platform-split")?.map(|split| match split {
+            true => PlatformFolders::Always,
+            false => PlatformFolders::Never,
+        });
+        Ok(FilesOutput { epoch: self.epoch()?, folders })
+    }
+
+    fn folder_mode(&mut self) -> anyhow::Result<FolderMode> {
+        match self.take("mode").as_deref() {
+            None | Some("" | "copy") => Ok(FolderMode::Copy),
+            Some("delete") => Ok(FolderMode::Delete),
+            Some(other) => bail!("--output mode={other}: expected copy or delete"),
+        }
     }
 
     fn compression(&mut self) -> anyhow::Result<Option<LayerCompression>> {
@@ -170,8 +285,8 @@ mod tests {
 
     #[test]
     fn short_forms() {
-        assert_eq!(output("out").unwrap(), Output::Local("out".into()));
-        assert_eq!(output("-").unwrap(), Output::Tar(Destination::Stdout));
+        assert_eq!(output("out").unwrap(), Output::Local(FilesOutput::default(), FolderMode::Copy, "out".into()));
+        assert_eq!(output("-").unwrap(), Output::Tar(FilesOutput::default(), Destination::Stdout));
     }
 
     #[test]
@@ -185,9 +300,9 @@ mod tests {
             image.names.iter().map(ToString::to_string).collect::<Vec<_>>(),
             ["docker.io/library/a:latest", "docker.io/library/b:2"]
         );
-        assert!(image.push && image.compression == Some(LayerCompression::Zstd(Some(7))));
-        let Output::Image(image) = output("type=registry").unwrap() else { panic!() };
-        assert!(image.push);
+        assert_eq!(image.push, Push::Names(Transport::Configured));
+        assert_eq!(image.compression, Some(LayerCompression::Zstd(Some(7))));
+        assert_eq!(stored("type=registry").push, Push::Names(Transport::Configured));
         assert_eq!(output("type=docker").unwrap(), Output::Image(ImageOutput::default()));
         assert_eq!(
             output("type=oci,dest=x.tar").unwrap(),
@@ -200,23 +315,95 @@ mod tests {
         assert_eq!(output("type=oci").unwrap(), Output::Oci(ImageOutput::default(), Destination::Stdout));
     }
 
+    fn stored(text: &str) -> ImageOutput {
+        let Output::Image(image) = output(text).unwrap() else { panic!("{text}") };
+        image
+    }
+
+    /// The options of images that BuildKit's documentation lists; what has no effect here is refused elsewhere.
+    #[test]
+    fn every_option_of_an_image() {
+        let image = stored(
+            "type=image,name=a,push=true,push-by-digest=true,registry.insecure=true,name-canonical=true,store=false,unpack=true,\
+             dangling-name-prefix=d,danging-name-empty-only=true,oci-mediatypes=false,oci-artifact=false,\
+             attestation-inline=false,prefer-nondist-layers=false,source-date-epoch=7,rewrite-timestamp=false,\
+             compression=gzip,compression-level=3,force-compression=true,annotation.K=v,annotation-index.k=w",
+        );
+        assert_eq!((image.push, image.keep), (Push::Digest(Transport::Plain), Keep::Nothing));
+        assert!(image.digest_names.canonical && image.digest_names.prefix_only_without_names);
+        assert_eq!(image.digest_names.prefix.unwrap().to_string(), "docker.io/library/d:latest");
+        assert_eq!(image.media_types, MediaTypes::Docker);
+        assert_eq!(image.times, Times { epoch: Some(7), rewrite: Some(false) });
+        assert_eq!((image.compression, image.force_compression), (Some(LayerCompression::Gzip(Some(3))), true));
+        let keys: Vec<&str> = image.annotations.iter().map(|it| it.key.as_str()).collect();
+        assert_eq!(keys, ["K", "k"]);
+        assert_eq!(stored("type=image,unpack=true,store=true"), ImageOutput::default());
+    }
+
+    #[test]
+    fn options_that_exclude_each_other() {
+        assert_eq!(
+            error("type=image,unpack=true,rewrite-timestamp=true"),
+            "--output: exporter option \"rewrite-timestamp\" conflicts with \"unpack\""
+        );
+        assert_eq!(
+            error("type=oci,dest=x,compression=zstd,oci-mediatypes=false"),
+            "--output: compression=zstd cannot be combined with oci-mediatypes=false"
+        );
+        assert_eq!(
+            error("type=image,oci-artifact=true,oci-mediatypes=false"),
+            "--output: oci-artifact=true cannot be combined with oci-mediatypes=false"
+        );
+        assert_eq!(
+            error("type=image,name=r.test/a:1,push=true,push-by-digest=true"),
+            "can't push tagged ref r.test/a:1 by digest"
+        );
+        assert_eq!(
+            error("type=image,push-by-digest=true"),
+            "--output: push-by-digest and registry.insecure are for push=true"
+        );
+        assert!(error("type=image,source-date-epoch=x").contains("expected seconds since 1970"));
+        assert!(error("type=local,dest=x,mode=move").contains("expected copy or delete"));
+    }
+
     #[test]
     fn files() {
-        assert_eq!(output("type=local,dest=o").unwrap(), Output::Local("o".into()));
-        assert_eq!(output("type=tar,dest=-").unwrap(), Output::Tar(Destination::Stdout));
+        let plain = FilesOutput::default();
+        assert_eq!(output("type=local,dest=o").unwrap(), Output::Local(plain, FolderMode::Copy, "o".into()));
+        assert_eq!(output("type=tar,dest=-").unwrap(), Output::Tar(plain, Destination::Stdout));
+        let split = FilesOutput { epoch: Some(5), folders: Some(PlatformFolders::Always) };
+        assert_eq!(
+            output("type=local,dest=o,platform-split=true,source-date-epoch=5,mode=delete").unwrap(),
+            Output::Local(split, FolderMode::Delete, "o".into())
+        );
+        let merged = FilesOutput { folders: Some(PlatformFolders::Never), ..plain };
+        assert_eq!(
+            output("type=tar,dest=x,platform-split=false").unwrap(),
+            Output::Tar(merged, Destination::File("x".into()))
+        );
         assert_eq!(output("type=cacheonly").unwrap(), Output::CacheOnly);
     }
 
     #[test]
     fn what_is_not_there_is_named() {
+        assert_eq!(error("type=oci,push=true"), "--output type=oci: push is not supported by this version of forge");
         assert_eq!(
-            error("type=image,oci-mediatypes=false"),
-            "--output oci-mediatypes=false is not supported by this version of forge"
+            error("type=docker,context=x"),
+            "--output type=docker: context is not supported by this version of forge"
         );
         assert_eq!(
-            error("type=image,annotation.x=y"),
-            "--output type=image: annotation.x is not supported by this version of forge"
+            error("type=local,dest=x,attestation-prefix=y"),
+            "--output type=local: attestation-prefix is not supported by this version of forge"
         );
+        for (field, why) in [
+            ("prefer-nondist-layers=true", "layers that may not be distributed are not pulled"),
+            ("oci-artifact=true", "attestations are not written yet"),
+            ("attestation-inline=true", "attestations are not written yet"),
+            ("name=*", "a Dockerfile gives its image no name"),
+        ] {
+            let expect = format!("--output {field} is not supported by this version of forge: {why}");
+            assert_eq!(error(&format!("type=image,{field}")), expect);
+        }
         assert_eq!(error("type=moby"), "--output type=moby is not supported by this version of forge");
         assert_eq!(
             error("type=image,compression=estargz"),

@@ -13,6 +13,7 @@ mod corpus;
 #[path = "../../../../xtask/src/corpus_case.rs"]
 mod corpus_case;
 mod credentials;
+mod exporters;
 mod fixture;
 mod foreign;
 mod hostile;

@@ -122,7 +122,7 @@ async fn privileged_settings_that_exclude_each_other_are_refused() {
     let key = "a".to_owned();
     let index = Annotation { scope: AnnotationScope::Index, platform: None, key, value: String::new() };
     let annotated = ExportSettings { annotations: vec![index], ..settings(&[]) };
-    assert_eq!(refused(annotated).await, "annotation \"a\" is for an index, but the result is a single image");
+    assert_eq!(refused(annotated).await, "index annotations not supported for single platform export: \"a\"");
 }
 
 /// Every compression and both vocabularies, read by the oracle, which shares no code with the writer.

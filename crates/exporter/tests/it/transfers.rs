@@ -3,7 +3,7 @@
 use crate::support::{Pipe, Site, reference, run, settings, tar_files};
 use forge_exporter::{
     ArchiveFormat, ExistingNames, ExportSettings, ImageSet, LayoutDestination, LoadInput, LoadLimits, Pushed,
-    SavedImage, load, push, save, to_oci, to_store,
+    SavedImage, load, package, push, save, to_oci, to_store, to_store_packaged,
 };
 use forge_image::{Digest, MediaType, Platform};
 use forge_registry::{FetchError, LayoutName, Registry, RegistryOptions, from_oci_layout, pull, resolve_image};
@@ -469,4 +469,31 @@ async fn privileged_a_real_registry_takes_and_gives_images() {
     let other = Site::new();
     let pulled = pull(&other.context, &client(), &reference(&name("two/app")), &amd64()).await.unwrap();
     assert_eq!(pulled.resolved.id, images.images()[0].id);
+}
+
+/// What was asked of an image's documents holds when it leaves later; digests that were asked for are names.
+#[tokio::test]
+async fn privileged_an_image_keeps_the_manifest_that_was_asked_for() {
+    if !forge_testkit::privileged("privileged_an_image_keeps_the_manifest_that_was_asked_for") {
+        return;
+    }
+    let site = Site::new();
+    let zstd = Some(Compression::Zstd { level: None });
+    let digest_names = vec![reference("app:1"), reference("dangling")];
+    let settings = ExportSettings { compression: zstd, digest_names, ..settings(&["app:1"]) };
+    let images = site.image(&settings).await;
+    let stored = to_store_packaged(&site.context, &images, &settings).await.unwrap();
+    let digest = stored.descriptor.clone().unwrap().digest;
+    let names: Vec<String> = stored.names.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["docker.io/library/app:1".to_owned(), format!("docker.io/library/dangling@{digest}")]);
+    for name in ["app", "dangling"] {
+        let pinned = reference(name).with_digest(digest.clone());
+        assert!(site.context.store.images().target(&pinned).unwrap().is_some(), "{pinned}");
+    }
+    let saved = SavedImage { names: vec![reference("app:1")], target: site.target("app:1") };
+    let pipe = Pipe::default();
+    let exported = save(&site.context, &[saved], ArchiveFormat::Oci, pipe.writer()).await.unwrap();
+    assert_eq!(exported[0].descriptor.as_ref().unwrap().digest, digest);
+    let nothing = package(&site.context, &images, &settings).await.unwrap();
+    assert_eq!(nothing.descriptor, stored.descriptor);
 }

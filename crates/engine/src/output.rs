@@ -1,0 +1,154 @@
+//! Where a build's result goes, and in which form.
+
+use forge_exporter::{Annotation, FolderMode, PlatformFolders};
+use forge_image::Reference;
+use std::path::PathBuf;
+
+/// Where a result goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// An image in the local store, and in its registry where `push` is set.
+    Image(ImageOutput),
+    /// An OCI image layout.
+    Oci(ImageOutput, Destination),
+    /// An archive as `docker save` writes it.
+    Docker(ImageOutput, Destination),
+    /// The files of the result in a folder.
+    Local(FilesOutput, FolderMode, PathBuf),
+    /// The files of the result as a tar stream.
+    Tar(FilesOutput, Destination),
+    /// Nothing: the result stays in the cache.
+    CacheOnly,
+}
+
+/// How an image is written. What is said of layers, documents or digests (all but `names`, `push`, `keep`) has the manifest
+/// made at once; otherwise an image in the local store has none before it leaves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageOutput {
+    /// Names besides those of the request.
+    pub names: Vec<Reference>,
+    /// Names by digest that it gets too.
+    pub digest_names: DigestNames,
+    /// Whether the image is pushed under all its names.
+    pub push: Push,
+    /// Whether the local store keeps it.
+    pub keep: Keep,
+    /// The compression of forge's own layers; gzip where `None`.
+    pub compression: Option<LayerCompression>,
+    /// Whether base layers are converted too.
+    pub force_compression: bool,
+    /// The media types of its documents and layers.
+    pub media_types: MediaTypes,
+    /// Annotations of manifests, indexes and what points at them.
+    pub annotations: Vec<Annotation>,
+    /// The times in it.
+    pub times: Times,
+}
+
+/// How an image is pushed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Push {
+    /// Not at all.
+    #[default]
+    No,
+    /// Under its names.
+    Names(Transport),
+    /// By its digest alone: names must have no tag, and none is moved.
+    Digest(Transport),
+}
+
+/// How the registry of an output is spoken to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// As the configuration says.
+    #[default]
+    Configured,
+    /// By plain HTTP (`registry.insecure`).
+    Plain,
+}
+
+impl Push {
+    /// Whether anything is pushed.
+    pub fn is_wanted(&self) -> bool {
+        *self != Self::No
+    }
+
+    /// The transport of what is pushed.
+    pub(crate) fn transport(&self) -> Option<Transport> {
+        match self {
+            Self::No => None,
+            Self::Names(transport) | Self::Digest(transport) => Some(*transport),
+        }
+    }
+}
+
+/// Whether the local store keeps an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// Under its names.
+    #[default]
+    Named,
+    /// Not (`store=false`): the layers stay in the cache.
+    Nothing,
+}
+
+/// Names of an image that end in its digest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DigestNames {
+    /// `name@digest` for each of its names (`name-canonical`).
+    pub canonical: bool,
+    /// `prefix@digest` (`dangling-name-prefix`).
+    pub prefix: Option<Reference>,
+    /// The prefix only serves an image without any other name (`danging-name-empty-only`).
+    pub prefix_only_without_names: bool,
+}
+
+/// The vocabulary of media types.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MediaTypes {
+    /// That of the OCI image specification.
+    #[default]
+    Oci,
+    /// docker's schema 2.
+    Docker,
+}
+
+/// The times in an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    /// Seconds since 1970 that nothing in it is later than; that of the request where `None`.
+    pub epoch: Option<i64>,
+    /// Whether the times of files are changed too; where `None`, they are if there is an epoch.
+    pub rewrite: Option<bool>,
+}
+
+/// How the files of a result are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FilesOutput {
+    /// Seconds since 1970 that all files have for a time; that of the request where `None`.
+    pub epoch: Option<i64>,
+    /// Whether each platform gets a folder; where `None`, if there are several.
+    pub folders: Option<PlatformFolders>,
+}
+
+/// How layers are compressed when they leave the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerCompression {
+    /// Not at all.
+    Uncompressed,
+    /// gzip with a level from 0 to 9.
+    Gzip(Option<u32>),
+    /// zstd with a level from 0 to 22.
+    Zstd(Option<i32>),
+}
+
+/// Where bytes go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// A file, replaced atomically.
+    File(PathBuf),
+    /// A folder (`tar=false`).
+    Directory(PathBuf),
+    /// Standard output.
+    Stdout,
+}
