@@ -185,10 +185,11 @@ impl Server {
     fn try_start() -> io::Result<Self> {
         let (ours, theirs) = channel_pair()?;
         let binary = sys::shielded_binary()?;
+        // No working directory is asked for: a static program would then fork, which copies page tables and waits for
+        // the exec, where posix_spawn shares memory. The process goes to `/` by itself.
         let process = Command::new(sys::descriptor_path(binary.as_fd()))
             .arg0(SERVER_NAME)
             .env_clear()
-            .current_dir("/")
             .stdin(CommandStdio::from(theirs))
             .stdout(CommandStdio::null())
             .stderr(CommandStdio::null())

@@ -42,7 +42,7 @@ pub(super) struct Cgroups {
 
 /// The hierarchy of version 2, where it has controllers.
 struct Unified {
-    /// A mount of our own.
+    /// Its root.
     mount: OwnedFd,
     /// The group of this process.
     own: PathBuf,
@@ -224,7 +224,7 @@ fn program_policy() -> Result<Policy> {
 
 impl Unified {
     fn find() -> Option<Self> {
-        let mount = new_filesystem("cgroup2", &[], MountAttrFlags::empty()).ok()?;
+        let mount = unified_hierarchy().ok()?;
         let base = Self::path_of(&mount);
         let listed = std::fs::read_to_string(base.join("cgroup.controllers")).ok()?;
         let listed: Vec<_> = listed.split_whitespace().collect();
@@ -265,9 +265,40 @@ impl Unified {
     }
 }
 
-/// The version 2 cgroup of this process, through a mount of our own: hosts mount that hierarchy here or there or not.
+/// The root of the version 2 hierarchy, where the host has mounted it, or else in a mount of our own.
+///
+/// A mount of our own sets the hierarchy's options anew, for which the kernel waits for an RCU grace period or two: 8 to
+/// 18 ms after a pause.
+fn unified_hierarchy() -> Result<OwnedFd> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    match writable_unified(&mounts).find_map(open_unified) {
+        Some(mounted) => Ok(mounted),
+        None => new_filesystem("cgroup2", &[], MountAttrFlags::empty()).map_err(|_| Errno::NODEV),
+    }
+}
+
+/// Where `mountinfo` has the whole hierarchy with nothing but the group's permissions against writing.
+fn writable_unified(mounts: &str) -> impl Iterator<Item = &Path> {
+    mounts.lines().filter_map(|line| {
+        let (head, _) = line.split_once(" - cgroup2 ")?;
+        let fields: Vec<_> = head.split(' ').collect();
+        let (root, point, options) = (*fields.get(3)?, *fields.get(4)?, *fields.get(5)?);
+        (root == "/" && options.split(',').any(|option| option == "rw")).then_some(Path::new(point))
+    })
+}
+
+/// Opens it, unless something else is mounted over it.
+fn open_unified(point: &Path) -> Option<OwnedFd> {
+    const CGROUP2_SUPER_MAGIC: u32 = 0x6367_7270;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mounted = rustix::fs::open(point, flags, Mode::empty()).ok()?;
+    let kind = rustix::fs::fstatfs(&mounted).ok()?.f_type as u32;
+    (kind == CGROUP2_SUPER_MAGIC).then_some(mounted)
+}
+
+/// The version 2 cgroup of this process.
 fn own_unified_cgroup() -> Result<OwnedFd> {
-    let mount = new_filesystem("cgroup2", &[], MountAttrFlags::empty()).map_err(|_| Errno::NODEV)?;
+    let mount = unified_hierarchy()?;
     let path = own_path("0::")?;
     let relative = path.strip_prefix("/").unwrap_or(&path);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -496,6 +527,16 @@ fn remove_left_over(base: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_unified_hierarchy_is_taken_where_it_is_whole_and_writable() {
+        let mounts = "28 21 0:25 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
+                      30 21 0:27 / /ro ro,relatime shared:9 - cgroup2 cgroup2 rw\n\
+                      31 21 0:27 /a/b /part rw,relatime - cgroup2 cgroup2 rw\n\
+                      32 21 0:27 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw,nsdelegate\n";
+        let found: Vec<_> = writable_unified(mounts).collect();
+        assert_eq!(found, [Path::new("/sys/fs/cgroup/unified")]);
+    }
 
     #[test]
     fn legacy_hierarchies_are_found_by_controller_not_by_name() {

@@ -83,6 +83,7 @@ fn prepare() -> io::Result<Channel> {
     std::mem::forget(input);
     drop(null);
     let control = place_at_three(control)?;
+    rustix::process::chdir("/")?;
     sys::reset_signals();
     // Modes given to files and nodes are meant exactly; the payload gets a mask of its own.
     rustix::process::umask(rustix::fs::Mode::empty());
