@@ -42,7 +42,9 @@ impl Row<'_> {
 impl Bench {
     pub fn run(&self) -> Result<()> {
         self.steps()?;
+        self.growth()?;
         self.cached()?;
+        self.hundred_cached()?;
         self.container()?;
         self.context()?;
         self.layer()?;
@@ -66,11 +68,7 @@ impl Bench {
 
     fn steps(&self) -> Result<()> {
         let count = self.scaled(60);
-        let mut dockerfile = "FROM busybox\n".to_owned();
-        for step in 0..count {
-            writeln!(dockerfile, "RUN echo {step} > /step-{step}")?;
-        }
-        let context = self.context_of("steps", &dockerfile)?;
+        let context = self.context_of("steps", &chain("step", count)?)?;
         let build = || self.forge.command(&format!("build --no-cache -q -t steps {}", context.display()));
         let forge = plain(3, build)?;
         let bare_line = format!("for i in $(seq {count}); do unshare -mpfiu --mount-proc true; done");
@@ -83,6 +81,38 @@ impl Bench {
             bare_job: "as many unshare -mpfiu --mount-proc true",
         }
         .print();
+        Ok(())
+    }
+
+    /// The last steps of a long chain beside its first ones.
+    fn growth(&self) -> Result<()> {
+        let count = self.scaled(1000);
+        let part = count / 10;
+        let time = |steps: usize| -> Result<Duration> {
+            let context = self.context_of(&format!("chain-{steps}"), &chain("chain", steps)?)?;
+            plain(1, || self.forge.command(&format!("build -q -t chain {}", context.display())))
+        };
+        let first = time(part)?;
+        time(count - part)?;
+        let last = time(count)?;
+        Row {
+            case: &format!("steps {} to {count} of a chain", count - part + 1),
+            forge: last,
+            bare: first,
+            goal: "1.2",
+            bare_job: &format!("steps 1 to {part}"),
+        }
+        .print();
+        Ok(())
+    }
+
+    fn hundred_cached(&self) -> Result<()> {
+        let context = self.context_of("hundred", &chain("hundred", 100)?)?;
+        let build = || self.forge.command(&format!("build -q -t hundred {}", context.display()));
+        plain(1, build)?;
+        let forge = plain(11, build)?;
+        let bare = plain(11, || std::process::Command::new("true"))?;
+        Row { case: "100 steps, nothing changed", forge, bare, goal: "20 ms", bare_job: "true" }.print();
         Ok(())
     }
 
@@ -233,6 +263,15 @@ impl Bench {
             .print();
         Ok(())
     }
+}
+
+/// So many steps, each of which writes a file.
+fn chain(name: &str, steps: usize) -> Result<String> {
+    let mut dockerfile = "FROM busybox\n".to_owned();
+    for step in 0..steps {
+        writeln!(dockerfile, "RUN echo {step} > /{name}-{step}")?;
+    }
+    Ok(dockerfile)
 }
 
 /// The path of the largest file in a folder.
