@@ -29,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 mod arriving;
+mod background;
 mod blobs;
 mod cache_mounts;
 mod collect;

@@ -1,5 +1,7 @@
+use crate::background::Background;
 use crate::database::Database;
 use crate::ids::LayerId;
+use crate::layers::{Folds, Remembered};
 use crate::lock::LockGuard;
 use crate::owner::{self, DeadOwner, Owner, ProcessIdentity};
 use crate::rebuild::{Rebuilt, rebuild};
@@ -23,6 +25,9 @@ pub(crate) struct Opened {
     /// Made with the first lease, scratch folder or blob: commands that only read leave no trace.
     owner: Mutex<Option<Owner>>,
     scratch_count: AtomicU64,
+    remembered: Remembered,
+    background: Background,
+    folds: Folds,
 }
 
 impl Opened {
@@ -51,6 +56,9 @@ impl Opened {
             rebuilt,
             owner: Mutex::new(None),
             scratch_count: AtomicU64::new(0),
+            remembered: Remembered::default(),
+            background: Background::default(),
+            folds: Folds::default(),
         };
         opened.reap()?;
         Ok(Arc::new(opened))
@@ -70,6 +78,21 @@ impl Opened {
 
     pub(crate) fn database(&self) -> &Database {
         &self.database
+    }
+
+    /// What this process knows of layers.
+    pub(crate) fn remembered(&self) -> &Remembered {
+        &self.remembered
+    }
+
+    /// Work on scratch folders that nobody waits for.
+    pub(crate) fn background(&self) -> &Background {
+        &self.background
+    }
+
+    /// The trees made of several layers.
+    pub(crate) fn folds(&self) -> &Folds {
+        &self.folds
     }
 
     pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
@@ -162,6 +185,7 @@ impl Opened {
 
 impl Drop for Opened {
     fn drop(&mut self) {
+        self.background.finish();
         let owner = self.owner.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(owner) = owner {
             // What fails here is cleared up by the next process that opens the store: it finds the owner dead.

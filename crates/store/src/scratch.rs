@@ -15,14 +15,24 @@ use std::sync::Arc;
 pub struct ScratchDir {
     path: PathBuf,
     // Keeps the owner alive, without which somebody else would remove the folder.
-    _opened: Arc<Opened>,
+    opened: Arc<Opened>,
 }
 
 impl ScratchDir {
     pub(crate) fn create(opened: Arc<Opened>, purpose: &str) -> Result<Self, StoreError> {
         let path = opened.scratch_path(purpose)?;
         DirBuilder::new().mode(0o700).create(&path).map_err(StoreError::io("create", &path))?;
-        Ok(Self { path, _opened: opened })
+        Ok(Self { path, opened })
+    }
+
+    /// Takes over a folder that was made.
+    pub(crate) fn of(opened: Arc<Opened>, path: PathBuf) -> Self {
+        Self { path, opened }
+    }
+
+    /// Has the folder removed beside whatever comes next; it may still be there when this returns.
+    pub(crate) fn remove_later(mut self) {
+        self.opened.background().remove(std::mem::take(&mut self.path));
     }
 
     /// The folder.

@@ -101,12 +101,12 @@ async fn blocking<T: Send + 'static>(
 fn fold(store: &Store, layers: &[LayerId]) -> Result<ContentDigest, CacheError> {
     let mut hasher = Hasher::new_derive_key("forge content of a stack of layers v1");
     for layer in layers {
-        let record = store.layers().get(layer).map_err(|error| failed(error.kind(), error))?;
-        let Some(record) = record else {
+        let content = store.layers().content(layer).map_err(|error| failed(error.kind(), error))?;
+        let Some(content) = content else {
             let message = format!("layer {layer} is gone");
             return Err(CacheError::Result { kind: ErrorKind::Environment, message, source: None });
         };
-        hasher.update(record.content.as_bytes());
+        hasher.update(content.as_bytes());
     }
     Ok(hasher.finalize().into())
 }

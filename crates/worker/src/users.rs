@@ -175,12 +175,9 @@ fn number(text: &str) -> Result<Option<u32>, UserError> {
 }
 
 fn read(tree: &MergedTree, path: &'static str) -> Result<String, UserError> {
-    let resolved = tree.resolve(Path::new(path))?;
-    if tree.lookup(&resolved)?.is_none() {
-        return Ok(String::new());
-    }
+    let Some(file) = tree.open_resolved(Path::new(path))? else { return Ok(String::new()) };
     let mut bytes = Vec::new();
-    let limited = tree.open(&resolved)?.take(LIMIT + 1).read_to_end(&mut bytes);
+    let limited = file.take(LIMIT + 1).read_to_end(&mut bytes);
     limited.map_err(|source| UserError::Read { path, source })?;
     match bytes.len() as u64 > LIMIT {
         true => Err(UserError::TooLarge { path }),

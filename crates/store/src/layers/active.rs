@@ -21,7 +21,7 @@ pub struct ActiveLayer {
     pub(super) lower: MergedTree,
     pub(super) merged: MergedTree,
     // Dropped last: it removes the folders that the fields above name.
-    pub(super) _scratch: ScratchDir,
+    pub(super) scratch: ScratchDir,
 }
 
 impl ActiveLayer {

@@ -18,6 +18,7 @@ mod entry;
 mod entry_name;
 mod error;
 mod extract;
+mod fold;
 mod folder;
 mod foreign;
 mod index;
@@ -29,6 +30,7 @@ mod owners;
 mod pax;
 mod placement;
 mod restack;
+mod root;
 mod tar_reader;
 mod tar_writer;
 mod tree;
@@ -41,18 +43,22 @@ pub(crate) use check::check_tree;
 pub use entry::{EntryKind, LayerEntry, Metadata, path_order};
 pub use error::LayerError;
 pub use extract::Extracted;
+pub(crate) use fold::Folds;
 pub use index::LayerIndex;
 pub use known::{KnownFile, KnownFiles};
 pub use limits::UnpackLimits;
-pub use tree::{MergedTree, TreeEntry, TreeFolder, TreeKind};
 pub(crate) use origin::Origin;
+pub(crate) use root::Remembered;
+pub use tree::{MergedTree, TreeEntry, TreeFolder, TreeKind};
 
+use crate::background::LAYER_FOLDERS;
 use crate::layer_rows::{self, Published};
 use crate::opened::Opened;
-use crate::{Blobs, LayerId, LayerRecord, Lease, StoreError};
+use crate::{Blobs, ContentDigest, LayerId, LayerRecord, Lease, ScratchDir, StoreError};
 use forge_image::{ChainId, DiffId};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 /// The layers of a store.
@@ -61,11 +67,13 @@ pub struct Layers {
     opened: Arc<Opened>,
     blobs: Blobs,
     limits: UnpackLimits,
+    /// How many layers were begun.
+    prepared: Arc<AtomicU64>,
 }
 
 impl Layers {
     pub(crate) fn new(opened: Arc<Opened>, blobs: Blobs) -> Self {
-        Self { opened, blobs, limits: UnpackLimits::default() }
+        Self { opened, blobs, limits: UnpackLimits::default(), prepared: Arc::default() }
     }
 
     /// The same layers, with other limits for what is unpacked.
@@ -80,6 +88,19 @@ impl Layers {
     /// The database failed.
     pub fn get(&self, id: &LayerId) -> Result<Option<LayerRecord>, StoreError> {
         layer_rows::get(&self.opened, id)
+    }
+
+    /// The digest of what a layer says; `None` for one that is not there.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn content(&self, id: &LayerId) -> Result<Option<ContentDigest>, StoreError> {
+        if let Some(known) = self.opened.remembered().content(id) {
+            return Ok(Some(known));
+        }
+        let content = self.get(id)?.map(|record| record.content);
+        content.inspect(|content| self.opened.remembered().remember_content(id, *content));
+        Ok(content)
     }
 
     /// When a layer came into the store, to the second; `None` for one that is not there.
@@ -124,15 +145,17 @@ impl Layers {
     /// # Errors
     /// A layer is not in the store.
     pub fn tree(&self, layers: &[LayerId]) -> Result<MergedTree, StoreError> {
-        MergedTree::new(self.lower_dirs(layers)?)
+        let roots = layers.iter().rev().map(|id| self.opened.remembered().root(id, self.tree_folder(id)).map(Arc::new));
+        Ok(MergedTree::of(roots.collect::<Result<_, _>>()?))
     }
 
-    /// The trees of a stack of layers, given lowest first, as an overlay wants them: top-most first.
+    /// The trees of a stack of layers, given lowest first, as an overlay wants them: top-most first. Those of a high
+    /// stack are fewer than its layers, see `fold`; they stay as long as the store is open.
     ///
     /// # Errors
-    /// A layer is not in the store.
+    /// A layer is not in the store, or the file system failed.
     pub fn lower_dirs(&self, layers: &[LayerId]) -> Result<Vec<PathBuf>, StoreError> {
-        layers.iter().rev().map(|id| self.tree_path(id)).collect()
+        self.mounted_dirs(layers)
     }
 
     /// Begins a layer over its parents, lowest first. The parents must be held by a lease until it is committed.
@@ -140,18 +163,15 @@ impl Layers {
     /// # Errors
     /// A parent is not in the store, or the file system failed.
     pub fn prepare(&self, parents: &[LayerId]) -> Result<ActiveLayer, StoreError> {
-        let lower_dirs = self.lower_dirs(parents)?;
-        let lower = MergedTree::new(lower_dirs.clone())?;
-        let scratch = self.opened.scratch("layer")?;
+        let lower = self.tree(parents)?;
+        let lower_dirs = if parents.len() <= fold::HIGH { lower.paths() } else { self.mounted_dirs(parents)? };
+        let scratch = self.layer_folders()?;
         let staged = scratch.path().join("layer");
         let (upper, work) = (staged.join("tree"), scratch.path().join("work"));
-        for path in [&staged, &upper, &work] {
-            crate::scratch::create_private(path)?;
-        }
         apply::copy_root(&lower, &upper)?;
-        let merged = MergedTree::new([std::slice::from_ref(&upper), &lower_dirs].concat())?;
+        let merged = lower.under(root::Root::open(upper.clone())?);
         let parents = parents.to_vec();
-        Ok(ActiveLayer { staged, upper, work, lower_dirs, parents, lower, merged, _scratch: scratch })
+        Ok(ActiveLayer { staged, upper, work, lower_dirs, parents, lower, merged, scratch })
     }
 
     /// Makes a layer of what changed: entries proved equal to the lower ones, by metadata and bytes, are dropped, the
@@ -179,7 +199,25 @@ impl Layers {
         let index = commit::diff(&active.upper, &active.lower, known)?;
         let record = self.record_of(&index);
         self.publish(&active.staged, &index, &record, None, lease)?;
+        active.scratch.remove_later();
         Ok(record)
+    }
+
+    /// A scratch folder with those of a layer in it, made ahead where layers are made one after the other.
+    fn layer_folders(&self) -> Result<ScratchDir, StoreError> {
+        let background = self.opened.background();
+        if self.prepared.fetch_add(1, Ordering::Relaxed) > 0 {
+            let ready = background.take_prepared();
+            background.prepare(self.opened.scratch_path("layer")?);
+            if let Some(path) = ready {
+                return Ok(ScratchDir::of(self.opened.clone(), path));
+            }
+        }
+        let scratch = self.opened.scratch("layer")?;
+        for folder in LAYER_FOLDERS {
+            crate::scratch::create_private(&scratch.path().join(folder))?;
+        }
+        Ok(scratch)
     }
 
     fn record_of(&self, index: &LayerIndex) -> LayerRecord {
@@ -207,11 +245,17 @@ impl Layers {
         if let Some(foreign) = record.blobs.iter().find(|blob| blob.foreign) {
             Origin::new(foreign, chain).write(staged)?;
         }
-        layer_rows::publish(&self.opened, staged, record, chain, lease)
+        let published = layer_rows::publish(&self.opened, staged, record, chain, lease)?;
+        self.opened.remembered().remember_content(&record.id, record.content);
+        Ok(published)
+    }
+
+    fn tree_folder(&self, id: &LayerId) -> PathBuf {
+        self.path(id).join("tree")
     }
 
     fn tree_path(&self, id: &LayerId) -> Result<PathBuf, StoreError> {
-        let path = self.path(id).join("tree");
+        let path = self.tree_folder(id);
         if path.is_dir() { Ok(path) } else { self.absent(id) }
     }
 

@@ -85,7 +85,12 @@ fn link_tree(from: &Path, to: &Path, index: &LayerIndex) -> Result<(), StoreErro
     Ok(())
 }
 
-fn link_entry(source: &OwnedFd, target: &OwnedFd, entry: &LayerEntry, markers: Markers) -> rustix::io::Result<()> {
+pub(super) fn link_entry(
+    source: &OwnedFd,
+    target: &OwnedFd,
+    entry: &LayerEntry,
+    markers: Markers,
+) -> rustix::io::Result<()> {
     let (parent, name) = split_path(&entry.path).expect("the root is no entry of a folder");
     let name = OsStr::from_bytes(name);
     let into = folder::open_folder(target.as_fd(), parent)?;
@@ -106,7 +111,7 @@ fn link(source: &OwnedFd, parent: &[u8], name: &OsStr, into: &OwnedFd) -> rustix
     rustix::fs::linkat(folder::open_folder(source.as_fd(), parent)?, name, into, name, AtFlags::empty())
 }
 
-fn finish_folder(target: &OwnedFd, entry: &LayerEntry, markers: Markers) -> rustix::io::Result<()> {
+pub(super) fn finish_folder(target: &OwnedFd, entry: &LayerEntry, markers: Markers) -> rustix::io::Result<()> {
     let place = if entry.path.is_empty() { b"." } else { &entry.path[..] };
     apply::set_all(target.as_fd(), place, &entry.metadata)?;
     if let EntryKind::Directory { opaque: true, .. } = entry.kind {

@@ -1,6 +1,7 @@
 use super::entry::{Metadata, join_path};
 use super::error::{LayerError, shown};
 use super::folder::{self, Node, NodeKind};
+use super::root::Root;
 use super::xattr::Markers;
 use crate::StoreError;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -24,13 +25,8 @@ const MAX_HOPS: usize = 40;
 #[derive(Clone)]
 pub struct MergedTree {
     /// Top-most first.
-    roots: Arc<[Root]>,
+    roots: Arc<[Arc<Root>]>,
     markers: Markers,
-}
-
-struct Root {
-    path: PathBuf,
-    folder: OwnedFd,
 }
 
 /// Something in a [`MergedTree`].
@@ -108,16 +104,21 @@ pub(super) struct Level {
 
 /// One layer's part of a folder.
 enum Part<'a> {
-    Root(BorrowedFd<'a>),
+    Root(&'a Root),
     Opened(OwnedFd),
 }
 
-impl AsFd for Part<'_> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
+impl Part<'_> {
+    fn folder(&self) -> Result<BorrowedFd<'_>, StoreError> {
         match self {
-            Self::Root(folder) => *folder,
-            Self::Opened(folder) => folder.as_fd(),
+            Self::Root(root) => root.folder(),
+            Self::Opened(folder) => Ok(folder.as_fd()),
         }
+    }
+
+    /// Whether it is certain that there is nothing of that name.
+    fn lacks(&self, name: &[u8]) -> bool {
+        matches!(self, Self::Root(root) if root.lacks(name))
     }
 }
 
@@ -151,13 +152,24 @@ enum Last {
 impl MergedTree {
     /// Opens a stack of trees, top-most first.
     pub(super) fn new(paths: Vec<PathBuf>) -> Result<Self, StoreError> {
-        let markers = paths.first().map_or(Markers::User, |path| Markers::of(path));
-        let open = |path: PathBuf| {
-            let folder = folder::open_root(&path).map_err(StoreError::os("open", &path))?;
-            Ok::<_, StoreError>(Root { path, folder })
-        };
-        let roots = paths.into_iter().map(open).collect::<Result<Arc<[Root]>, _>>()?;
-        Ok(Self { roots, markers })
+        let roots = paths.into_iter().map(|path| Root::open(path).map(Arc::new));
+        Ok(Self::of(roots.collect::<Result<_, _>>()?))
+    }
+
+    /// A stack of trees, top-most first.
+    pub(super) fn of(roots: Vec<Arc<Root>>) -> Self {
+        let markers = roots.first().map_or(Markers::User, |top| Markers::of(top.path()));
+        Self { roots: roots.into(), markers }
+    }
+
+    /// The same with one more tree on top.
+    pub(super) fn under(&self, top: Root) -> Self {
+        Self::of(std::iter::once(Arc::new(top)).chain(self.roots.iter().cloned()).collect())
+    }
+
+    /// Where the trees lie, top-most first.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        self.roots.iter().map(|root| root.path().to_owned()).collect()
     }
 
     /// What is at a path; the last component is not followed. Without any layer there is nothing, not even a root.
@@ -210,23 +222,36 @@ impl MergedTree {
     pub fn open(&self, path: &Path) -> Result<File, StoreError> {
         let walk = self.walk(path.as_os_str().as_bytes(), Last::Keep)?;
         let found = walk.found.ok_or_else(|| not_found(&walk.path))?;
-        let TreeKind::File { .. } = tree_kind(found.node.kind.clone()) else {
-            return Err(LayerError::NotRegular { path: shown(&walk.path), found: found.node.kind.name() }.into());
-        };
-        self.open_found(&walk.path, found.layer)
+        self.open_regular(&walk.path, &found)
+    }
+
+    /// Opens a regular file for reading, symbolic links followed inside the root; `None` where there is nothing.
+    ///
+    /// # Errors
+    /// Something else is there; a file system call failed, or too many symbolic links.
+    pub fn open_resolved(&self, path: &Path) -> Result<Option<File>, StoreError> {
+        let walk = self.walk(path.as_os_str().as_bytes(), Last::Follow)?;
+        walk.found.map(|found| self.open_regular(&walk.path, &found)).transpose()
+    }
+
+    fn open_regular(&self, path: &[u8], found: &Found) -> Result<File, StoreError> {
+        match found.node.kind {
+            NodeKind::File { .. } => self.open_found(path, found.layer),
+            _ => Err(LayerError::NotRegular { path: shown(path), found: found.node.kind.name() }.into()),
+        }
     }
 
     /// Where the entry lies on disk, for copies in the kernel. The file must not be changed.
     pub fn disk_path(&self, entry: &TreeEntry) -> PathBuf {
-        self.roots[entry.layer].path.join(entry.path.strip_prefix("/").expect("paths of entries are absolute"))
+        self.roots[entry.layer].path().join(entry.path.strip_prefix("/").expect("paths of entries are absolute"))
     }
 
     /// Opens a file that was found in one layer.
     pub(super) fn open_found(&self, path: &[u8], layer: usize) -> Result<File, StoreError> {
         let root = &self.roots[layer];
-        let error = || StoreError::os("open", root.path.join(OsStr::from_bytes(path)));
+        let error = || StoreError::os("open", root.path().join(OsStr::from_bytes(path)));
         let (parent, name) = super::entry::split_path(path).ok_or_else(|| not_found(path))?;
-        let parent = folder::open_folder(root.folder.as_fd(), parent).map_err(error())?;
+        let parent = folder::open_folder(root.folder()?, parent).map_err(error())?;
         Ok(folder::open_file(parent.as_fd(), name).map_err(error())?.into())
     }
 
@@ -246,7 +271,7 @@ impl MergedTree {
     /// The root folder; `None` when there are no layers.
     pub(super) fn root(&self) -> Result<Option<Found>, StoreError> {
         let Some(top) = self.roots.first() else { return Ok(None) };
-        let node = folder::read_root(top.folder.as_fd(), self.markers).map_err(StoreError::os("read", &top.path))?;
+        let node = folder::read_root(top.folder()?, self.markers).map_err(StoreError::os("read", top.path()))?;
         // Overlayfs merges all roots, whatever marker they carry.
         let level = Level { path: Vec::new(), layers: (0..self.roots.len()).collect() };
         Ok(Some(Found { node, layer: 0, level: Some(level) }))
@@ -256,11 +281,10 @@ impl MergedTree {
         let mut parts = Vec::with_capacity(level.layers.len());
         for &layer in &level.layers {
             let root = &self.roots[layer];
-            let error = StoreError::os("open", root.path.join(OsStr::from_bytes(&level.path)));
-            // The root's own are open, and looked at for every path.
+            let error = || StoreError::os("open", root.path().join(OsStr::from_bytes(&level.path)));
             let part = match level.path.is_empty() {
-                true => Part::Root(root.folder.as_fd()),
-                false => Part::Opened(folder::open_folder(root.folder.as_fd(), &level.path).map_err(error)?),
+                true => Part::Root(root),
+                false => Part::Opened(folder::open_folder(root.folder()?, &level.path).map_err(error())?),
             };
             parts.push((layer, part));
         }
@@ -352,16 +376,19 @@ impl OpenLevel<'_> {
     }
 
     fn read(&self, part: usize, name: &[u8]) -> Result<Option<Node>, StoreError> {
-        let (layer, folder) = &self.parts[part];
+        let (layer, part) = &self.parts[part];
+        if part.lacks(name) {
+            return Ok(None);
+        }
         let error = || StoreError::os("read", self.disk_path(*layer, name));
-        folder::read_node(folder.as_fd(), name, self.tree.markers).map_err(error())
+        folder::read_node(part.folder()?, name, self.tree.markers).map_err(error())
     }
 
     /// Visits every visible name once, in no order.
     pub(super) fn each_child(&self, mut visit: impl FnMut(&[u8], Found)) -> Result<(), StoreError> {
         let mut seen = BTreeSet::new();
-        for (part, (layer, folder)) in self.parts.iter().enumerate() {
-            let names = folder::names(folder).map_err(StoreError::os("read", self.disk_path(*layer, b"")))?;
+        for (part, (layer, opened)) in self.parts.iter().enumerate() {
+            let names = folder::names(opened.folder()?).map_err(StoreError::os("read", self.disk_path(*layer, b"")))?;
             for name in names {
                 if seen.contains(&name) {
                     continue;
@@ -380,7 +407,7 @@ impl OpenLevel<'_> {
 
     fn disk_path(&self, layer: usize, name: &[u8]) -> PathBuf {
         let path = join_path(&self.level.path, name);
-        self.tree.roots[layer].path.join(OsStr::from_bytes(&path))
+        self.tree.roots[layer].path().join(OsStr::from_bytes(&path))
     }
 }
 

@@ -1,0 +1,269 @@
+//! High stacks: overlayfs takes 500 layers, and every one of them costs each mount and each look-up of a name.
+//!
+//! From [`HIGH`] layers on, neighbours are mounted as one tree, in overlayfs's own format, whose files are links to theirs:
+//! [`BLOCK`] of them, `BLOCK`², and so on, counted from the lowest layer, so that blocks stay as they are while a stack
+//! grows and each layer is linked once for each size. Such a tree is made once by a process, in its scratch folder; it
+//! is no layer and has no record.
+
+use super::Layers;
+use super::entry::{EntryKind, LayerEntry, split_path};
+use super::folder;
+use super::restack::{finish_folder, link_entry};
+use super::xattr::Markers;
+use crate::removal::remove_tree;
+use crate::{LayerId, StoreError};
+use rustix::fs::{AtFlags, FileType};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// Stacks up to this height are mounted as they are.
+pub(super) const HIGH: usize = 16;
+/// How many layers, or blocks of layers, become one tree.
+const BLOCK: usize = 8;
+/// A layer with more entries than this is mounted by itself as long as there is room: each entry is a link to make.
+const THIN: usize = 256;
+/// Half of what overlayfs takes: then fat layers are folded too.
+const CROWDED: usize = 250;
+
+/// The blocks that were folded, each with the trees to mount for it, top-most first.
+#[derive(Default)]
+pub(crate) struct Folds(Mutex<HashMap<(Vec<LayerId>, bool), Vec<PathBuf>>>);
+
+impl Layers {
+    /// The trees to mount for a stack, lowest layer first; trees come top-most first.
+    pub(super) fn mounted_dirs(&self, layers: &[LayerId]) -> Result<Vec<PathBuf>, StoreError> {
+        if layers.len() <= HIGH {
+            return layers.iter().rev().map(|id| self.tree_path(id)).collect();
+        }
+        let dirs = self.folded_dirs(layers, false)?;
+        if dirs.len() <= CROWDED { Ok(dirs) } else { self.folded_dirs(layers, true) }
+    }
+
+    fn folded_dirs(&self, layers: &[LayerId], fat_too: bool) -> Result<Vec<PathBuf>, StoreError> {
+        let mut rest = layers;
+        let mut blocks = Vec::new();
+        while !rest.is_empty() {
+            let (block, above) = rest.split_at(largest_block(rest.len()));
+            blocks.push(block);
+            rest = above;
+        }
+        let mut dirs = Vec::new();
+        for block in blocks.into_iter().rev() {
+            match block {
+                [single] => dirs.push(self.tree_folder(single)),
+                block => dirs.extend(self.block_dirs(block, fat_too)?),
+            }
+        }
+        Ok(dirs)
+    }
+
+    fn block_dirs(&self, block: &[LayerId], fat_too: bool) -> Result<Vec<PathBuf>, StoreError> {
+        let key = (block.to_vec(), fat_too);
+        // Whoever needs the same block waits for it.
+        let mut folds = self.opened.folds().0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(dirs) = folds.get(&key) {
+            return Ok(dirs.clone());
+        }
+        let mut dirs = Vec::new();
+        let mut thin = Vec::new();
+        for id in block {
+            let entries = self.index(id)?.entries().to_vec();
+            if entries.len() > THIN && !fat_too {
+                self.end_run(&mut thin, &mut dirs)?;
+                dirs.push(self.tree_path(id)?);
+            } else {
+                thin.push((self.tree_path(id)?, entries));
+            }
+        }
+        self.end_run(&mut thin, &mut dirs)?;
+        dirs.reverse();
+        folds.insert(key, dirs.clone());
+        Ok(dirs)
+    }
+
+    fn end_run(&self, run: &mut Vec<(PathBuf, Vec<LayerEntry>)>, dirs: &mut Vec<PathBuf>) -> Result<(), StoreError> {
+        match run.as_slice() {
+            [] => {}
+            [(alone, _)] => dirs.push(alone.clone()),
+            _ => dirs.push(self.fold(run)?),
+        }
+        run.clear();
+        Ok(())
+    }
+
+    /// Makes one tree of several, given lowest first.
+    fn fold(&self, trees: &[(PathBuf, Vec<LayerEntry>)]) -> Result<PathBuf, StoreError> {
+        let path = self.opened.scratch_path("fold")?;
+        crate::scratch::create_private(&path)?;
+        let target = folder::open_root(&path).map_err(StoreError::os("open", &path))?;
+        let markers = Markers::of(&path);
+        let mut fold = Fold { path, target, markers, folders: BTreeMap::new() };
+        for (tree, entries) in trees {
+            let source = folder::open_root(tree).map_err(StoreError::os("open", tree))?;
+            entries.iter().try_for_each(|entry| fold.put(&source, entry))?;
+        }
+        fold.finish()
+    }
+}
+
+/// The largest power of [`BLOCK`] that a count holds.
+fn largest_block(count: usize) -> usize {
+    std::iter::successors(Some(1), |size| Some(size * BLOCK)).take_while(|size| *size <= count).last().unwrap_or(1)
+}
+
+/// A tree in the making.
+struct Fold {
+    path: PathBuf,
+    target: OwnedFd,
+    markers: Markers,
+    /// What became of each folder so far.
+    folders: BTreeMap<Vec<u8>, LayerEntry>,
+}
+
+impl Fold {
+    /// Puts an entry over what is there, as overlayfs would show it.
+    fn put(&mut self, source: &OwnedFd, entry: &LayerEntry) -> Result<(), StoreError> {
+        let EntryKind::Directory { opaque, .. } = entry.kind else {
+            self.clear(&entry.path)?;
+            return link_entry(source, &self.target, entry, self.markers).map_err(self.error(&entry.path));
+        };
+        let before = self.folders.get(&entry.path);
+        let hid = before.is_some_and(|before| matches!(before.kind, EntryKind::Directory { opaque: true, .. }));
+        let mut hides = opaque;
+        if opaque || before.is_none() {
+            // A deletion or a file that was there hides what lies below all of these trees.
+            hides |= hid | self.clear(&entry.path)?;
+            if !entry.path.is_empty() {
+                link_entry(source, &self.target, entry, self.markers).map_err(self.error(&entry.path))?;
+            }
+        }
+        let kind = EntryKind::Directory { opaque: hides | hid, implied: false };
+        self.folders.insert(entry.path.clone(), LayerEntry { kind, ..entry.clone() });
+        Ok(())
+    }
+
+    /// Takes away what is at a path; says whether there was something.
+    fn clear(&mut self, path: &[u8]) -> Result<bool, StoreError> {
+        let Some((parent, name)) = split_path(path) else { return Ok(false) };
+        let inside = [path, b"/"].concat();
+        self.folders.retain(|folder, _| folder != path && !folder.starts_with(&inside));
+        let folder = folder::open_folder(self.target.as_fd(), parent).map_err(self.error(path))?;
+        let name = OsStr::from_bytes(name);
+        let found = match rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(found) => found,
+            Err(Errno::NOENT) => return Ok(false),
+            Err(errno) => return Err(self.error(path)(errno)),
+        };
+        match FileType::from_raw_mode(found.st_mode) {
+            FileType::Directory => remove_tree(&self.path.join(OsStr::from_bytes(parent)), name)?,
+            _ => rustix::fs::unlinkat(&folder, name, AtFlags::empty()).map_err(self.error(path))?,
+        }
+        Ok(true)
+    }
+
+    /// Gives every folder the metadata that shows, the inner ones first.
+    fn finish(self) -> Result<PathBuf, StoreError> {
+        for entry in self.folders.values().rev() {
+            finish_folder(&self.target, entry, self.markers).map_err(self.error(&entry.path))?;
+        }
+        Ok(self.path)
+    }
+
+    fn error(&self, path: &[u8]) -> impl FnOnce(Errno) -> StoreError {
+        StoreError::os("fold", Path::join(&self.path, OsStr::from_bytes(path)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layers::{ActiveLayer, MergedTree, TreeEntry};
+    use crate::{Lease, Store};
+    use std::fs;
+
+    /// Everything that a stack shows but inodes, which links of links keep and copies do not.
+    fn shown(tree: &MergedTree) -> Vec<String> {
+        let line = |entry: &TreeEntry| format!("{:?} {:?} {:?}", entry.path, entry.kind, entry.metadata());
+        let mut lines = Vec::new();
+        let mut todo = vec![tree.children(Path::new("/")).unwrap()];
+        while let Some(entries) = todo.pop() {
+            lines.extend(entries.iter().map(line));
+            let inner = entries.iter().filter_map(TreeEntry::folder);
+            todo.extend(inner.map(|folder| tree.children_of(&folder).unwrap()));
+        }
+        lines
+    }
+
+    /// One change, chosen by a number: a file written, a file or folder deleted, or a folder made anew.
+    fn change(active: &ActiveLayer, choice: u64) {
+        let (folder, file) = (format!("d{}", choice % 3), format!("f{}", choice / 3 % 3));
+        let (upper, inside) = (active.upper(), active.upper().join(&folder));
+        let open = |path: &Path| fs::File::open(path).unwrap();
+        let is_there = |path: &str| active.lower().lookup_physical(path.as_bytes()).unwrap().is_some();
+        match choice / 9 % 8 {
+            0 if is_there(&folder) => active.put_whiteout(open(upper).as_fd(), OsStr::new(&folder)).unwrap(),
+            1 => {
+                fs::create_dir(&inside).unwrap();
+                active.make_opaque(open(upper).as_fd(), OsStr::new(&folder)).unwrap();
+                fs::write(inside.join(&file), choice.to_string()).unwrap();
+            }
+            2 => fs::write(&inside, "a file where a folder was").unwrap(),
+            3 if is_there(&format!("{folder}/{file}")) => {
+                fs::create_dir(&inside).unwrap();
+                active.put_whiteout(open(&inside).as_fd(), OsStr::new(&file)).unwrap();
+            }
+            _ => {
+                fs::create_dir(&inside).unwrap();
+                fs::write(inside.join(&file), choice.to_string()).unwrap();
+                fs::hard_link(inside.join(&file), inside.join("link")).unwrap();
+            }
+        }
+    }
+
+    fn stack(store: &Store, lease: &Lease, height: usize, mut seed: u64) -> Vec<LayerId> {
+        let mut stack = Vec::new();
+        for _ in 0..height {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let active = store.layers().prepare(&stack).unwrap();
+            change(&active, seed >> 33);
+            stack.push(store.layers().commit(active, lease).unwrap().id);
+        }
+        stack
+    }
+
+    #[test]
+    fn privileged_a_folded_stack_shows_what_its_layers_show() {
+        if !rustix::process::geteuid().is_root() {
+            return; // only root makes whiteouts with trusted attributes
+        }
+        for seed in 0..8 {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("store")).unwrap();
+            let lease = store.lease("test").unwrap();
+            let stack = stack(&store, &lease, BLOCK * BLOCK + 3 * BLOCK + 5, seed);
+            let dirs = store.layers().lower_dirs(&stack).unwrap();
+            assert_eq!(dirs.len(), 1 + 3 + 5);
+            assert_eq!(shown(&MergedTree::new(dirs).unwrap()), shown(&store.layers().tree(&stack).unwrap()), "{seed}");
+        }
+    }
+
+    #[test]
+    fn low_stacks_are_mounted_as_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("store")).unwrap();
+        let lease = store.lease("test").unwrap();
+        let mut stack = Vec::new();
+        for _ in 0..=HIGH {
+            let active = store.layers().prepare(&stack).unwrap();
+            fs::write(active.upper().join(format!("f{}", stack.len())), "x").unwrap();
+            stack.push(store.layers().commit(active, &lease).unwrap().id);
+        }
+        assert_eq!(store.layers().lower_dirs(&stack[..HIGH]).unwrap().len(), HIGH);
+        assert_eq!(store.layers().lower_dirs(&stack).unwrap().len(), 2 + 1);
+    }
+}
