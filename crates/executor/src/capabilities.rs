@@ -84,6 +84,12 @@ impl Capabilities {
         self.0
     }
 
+    /// The names of those in the set, with `CAP_`.
+    pub(crate) fn names(self) -> impl Iterator<Item = String> {
+        let held = move |(number, _): &(usize, &&str)| self.0 >> number & 1 == 1;
+        NAMES.iter().enumerate().filter(held).map(|(_, name)| format!("CAP_{name}"))
+    }
+
     /// True when every one of `other` is in this set.
     pub fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0

@@ -102,6 +102,14 @@ pub enum ExecutorError {
         /// What is wrong with them.
         reason: String,
     },
+    /// The OCI runtime refused.
+    #[error("{} cannot run the container: {message}", runtime.display())]
+    Runtime {
+        /// The program.
+        runtime: PathBuf,
+        /// Its own words.
+        message: String,
+    },
     /// The process that sets containers up ended while it was needed.
     #[error("the sandbox set-up process ended unexpectedly while trying to {action}")]
     InitDied {
@@ -131,6 +139,7 @@ impl ExecutorError {
             Self::System { .. }
             | Self::InitDied { .. }
             | Self::NamespaceRefused { .. }
+            | Self::Runtime { .. }
             | Self::SubordinateIds { .. } => ErrorKind::Environment,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Protocol { .. } => ErrorKind::Internal,

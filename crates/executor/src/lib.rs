@@ -6,7 +6,8 @@
 //! already turned those into directories and a [`SandboxSpec`].
 //!
 //! Reading order: [`SandboxSpec`] (what to run), [`Executor`] and [`Container`] (the seam), [`NamespaceExecutor`]
-//! (the implementation on Linux namespaces), then `init` (what happens on the other side of the clone).
+//! (the implementation on Linux namespaces) and [`RuntimeExecutor`] (the one that leaves most of it to runc or crun), then
+//! `init` (what happens on the other side of the clone).
 //!
 //! A process that uses [`NamespaceExecutor`] must call [`init_if_requested`] first thing in `main`: containers are
 //! set up by a small single-threaded process, which is this same program executed again.
@@ -22,6 +23,7 @@ mod message;
 mod namespaces;
 mod profile;
 mod resources;
+mod runtime;
 mod seccomp;
 mod spec;
 mod user_namespace;
@@ -34,6 +36,8 @@ pub use hidden::Hidden;
 pub use init::init_if_requested;
 pub use namespaces::NamespaceExecutor;
 pub use resources::{CpuQuota, GroupPlacement, Resources, SharedGroup, SwapLimit, Usage};
+pub use runtime::RuntimeExecutor;
+pub use seccomp::{SeccompAction, SeccompComparison, SeccompCondition, SeccompProfile, SeccompRule};
 pub use spec::{
     ContainerId, DeviceKind, DeviceNode, DevicePolicy, GrantedNodes, IdMap, IdMappings, MountFlags, MountSource,
     MountSpec, NetworkMode, OverlayChanges, ProcessSpec, ProcessUser, Rlimit, RlimitResource, RootFs, SandboxSpec,

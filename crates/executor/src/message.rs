@@ -28,22 +28,7 @@ pub(crate) enum Message {
     /// Server to caller, once: ready to serve, and what cannot be enforced on this machine.
     Serving { notices: Vec<String> },
     /// Caller to server: clone an init. Descriptors: init's end of its own channel, write end of the exit pipe.
-    Spawn {
-        /// The network to see.
-        network: NetworkMode,
-        /// Whether it may change its network, which nobody else can use then.
-        owns_network: bool,
-        /// The devices to reach.
-        devices: DevicePolicy,
-        /// A cgroup that no other container is in, since this one could freeze or kill it.
-        own_group: bool,
-        /// The name of a group made for limits.
-        id: String,
-        /// Its limits.
-        resources: Box<Resources>,
-        /// Its place.
-        group: Box<GroupPlacement>,
-    },
+    Spawn(Box<Order>),
     /// Caller to server: prepare private networks. Answered by `Network`.
     PrepareNetwork,
     /// Server to caller: the host's address in them, or why there are none.
@@ -74,10 +59,37 @@ pub(crate) enum Message {
     Terminal,
     /// Init to caller: `Start` will execute the program.
     Ready,
-    /// Caller to init. Answered by end of file (the channel closes on exec) or `Failed`.
+    /// Shim to caller: an OCI runtime has made the container. Descriptor: pidfd of its first process.
+    Process,
+    /// Caller to init. Answered by end of file (the channel closes on exec), `Started` or `Failed`.
     Start,
+    /// Shim to caller: the runtime has started the program.
+    Started,
+    /// Shim to caller, its last word: how the first process ended, and what its memory group counted.
+    Ended { status: i32, group_peak_bytes: u64, memory_kills: u64 },
     /// Init or server to caller, its last word.
     Failed(Failure),
+}
+
+/// What is to be cloned.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Order {
+    /// Who makes the rest of the container.
+    pub(crate) maker: Maker,
+    /// The network to see.
+    pub(crate) network: NetworkMode,
+    /// Whether it may change its network, which nobody else can use then.
+    pub(crate) owns_network: bool,
+    /// The devices to reach.
+    pub(crate) devices: DevicePolicy,
+    /// A cgroup that no other container is in, since this one could freeze or kill it.
+    pub(crate) own_group: bool,
+    /// The name of a group made for limits.
+    pub(crate) id: String,
+    /// Its limits.
+    pub(crate) resources: Resources,
+    /// Its place.
+    pub(crate) group: GroupPlacement,
 }
 
 /// What init needs to know.
@@ -89,6 +101,18 @@ pub(crate) struct Configuration {
     pub(crate) streams: [bool; 3],
     #[serde(with = "wire::one")]
     pub(crate) runtime_dir: PathBuf,
+    /// The OCI runtime to make the container with, if any.
+    #[serde(with = "wire::optional")]
+    pub(crate) oci_runtime: Option<PathBuf>,
+}
+
+/// What the set-up process clones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Maker {
+    /// The container's first process.
+    Init,
+    /// A process that has an OCI runtime make the container, in a mount and a PID namespace around it.
+    Shim,
 }
 
 /// The groups made for one controller, the innermost first.
@@ -182,6 +206,11 @@ pub(crate) enum Failure {
     Unsupported {
         what: String,
     },
+    Runtime {
+        #[serde(with = "wire::one")]
+        runtime: PathBuf,
+        message: String,
+    },
 }
 
 impl Failure {
@@ -205,6 +234,7 @@ impl From<Failure> for ExecutorError {
             Failure::MountRefused { target, reason } => Self::MountRefused { target, reason },
             Failure::RootRefused { reason } => Self::RootRefused { reason },
             Failure::Unsupported { what } => Self::Unsupported { what },
+            Failure::Runtime { runtime, message } => Self::Runtime { runtime, message },
         }
     }
 }
@@ -231,21 +261,7 @@ impl Channel {
 
     /// Sends one message; `EPIPE` when nobody listens any more.
     pub(crate) fn send(&self, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let body = serde_json::to_vec(message)?;
-        let length = u32::try_from(body.len()).map_err(|_| io::Error::from(Errno::TOOBIG))?;
-        let mut bytes = length.to_le_bytes().to_vec();
-        bytes.extend(body);
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !descriptors.is_empty() {
-            ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
-        }
-        let first = [IoSlice::new(&bytes)];
-        let mut sent = retry_on_intr(|| sendmsg(&self.0, &first, &mut ancillary, SendFlags::NOSIGNAL))?;
-        while sent < bytes.len() {
-            sent += retry_on_intr(|| rustix::net::send(&self.0, &bytes[sent..], SendFlags::NOSIGNAL))?;
-        }
-        Ok(())
+        send(self.0.as_fd(), message, descriptors)
     }
 
     /// Receives the next message, or `None` when the other side has closed its end between two messages.
@@ -285,6 +301,37 @@ impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// As [`Channel::send`], for whoever does not own the channel.
+pub(crate) fn send(socket: BorrowedFd<'_>, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let body = serde_json::to_vec(message)?;
+    let length = u32::try_from(body.len()).map_err(|_| io::Error::from(Errno::TOOBIG))?;
+    let mut bytes = length.to_le_bytes().to_vec();
+    bytes.extend(body);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+    }
+    let first = [IoSlice::new(&bytes)];
+    let mut sent = retry_on_intr(|| sendmsg(socket, &first, &mut ancillary, SendFlags::NOSIGNAL))?;
+    while sent < bytes.len() {
+        sent += retry_on_intr(|| rustix::net::send(socket, &bytes[sent..], SendFlags::NOSIGNAL))?;
+    }
+    Ok(())
+}
+
+/// Receives one descriptor, with whatever text comes along: a runtime's terminal.
+pub(crate) fn receive_descriptor(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut text = [0; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    retry_on_intr(|| {
+        let mut slices = [IoSliceMut::new(&mut text)];
+        recvmsg(socket, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    collect(&mut ancillary).pop().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
 fn collect(ancillary: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {

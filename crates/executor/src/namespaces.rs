@@ -1,8 +1,11 @@
 use crate::container::{Container, Executor, ExitStatus, Stdio, StdioTarget};
 use crate::copied::{self, Copies};
 use crate::init::{SERVER_NAME, layout, sys};
-use crate::message::{Channel, Configuration, ExitReport, GroupPaths, Message, StubRecord};
-use crate::{Capabilities, ContainerId, DevicePolicy, ExecutorError, ProcessSpec, RootFs, SandboxSpec, Usage};
+use crate::message::{Channel, Configuration, ExitReport, GroupPaths, Maker, Message, Order, StubRecord};
+use crate::{
+    Capabilities, ContainerId, DevicePolicy, ExecutorError, GroupPlacement, NetworkMode, ProcessSpec, Resources,
+    RootFs, SandboxSpec, Usage,
+};
 use rustix::fs::{AtFlags, FileType, fstat, statat, unlinkat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -45,6 +48,30 @@ impl NamespaceExecutor {
             .map_err(|source| ExecutorError::system(format!("resolve {}", runtime_dir.display()), source))?;
         Ok(Self { server: Arc::new(Server::start()?), runtime_dir })
     }
+
+    /// Creates a container, through an OCI runtime if one is given.
+    pub(crate) fn create_with(
+        &self,
+        oci_runtime: Option<&Path>,
+        id: &ContainerId,
+        spec: &SandboxSpec,
+        io: Stdio,
+    ) -> Result<Box<dyn Container>, ExecutorError> {
+        check(spec)?;
+        let mut spec = spec.clone();
+        let copies = self.copies(&mut spec, id)?;
+        let streams = Streams::collect(io, spec.process.terminal)?;
+        let configuration = Configuration {
+            id: id.as_str().into(),
+            spec,
+            streams: streams.given,
+            runtime_dir: self.runtime_dir.clone(),
+            oci_runtime: oci_runtime.map(Path::to_owned),
+        };
+        let mut container = self.server.spawn(configuration, &streams)?;
+        container.copies = Mutex::new(copies);
+        Ok(Box::new(container))
+    }
 }
 
 impl NamespaceExecutor {
@@ -62,7 +89,7 @@ fn prepare_directory(runtime: &Path) -> io::Result<()> {
     private.recursive(true).mode(0o700).create(runtime)?;
     let mut open = DirBuilder::new();
     open.recursive(true).mode(0o755);
-    for name in [layout::ROOT, layout::STAGING, layout::EMPTY] {
+    for name in [layout::ROOT, layout::STAGING, layout::EMPTY, layout::BUNDLE] {
         open.create(runtime.join(name))?;
     }
     for layer in [layout::STUBS, layout::STUBS_ETC] {
@@ -82,19 +109,7 @@ fn prepare_directory(runtime: &Path) -> io::Result<()> {
 
 impl Executor for NamespaceExecutor {
     fn create(&self, id: &ContainerId, spec: &SandboxSpec, io: Stdio) -> Result<Box<dyn Container>, ExecutorError> {
-        check(spec)?;
-        let mut spec = spec.clone();
-        let copies = self.copies(&mut spec, id)?;
-        let streams = Streams::collect(io, spec.process.terminal)?;
-        let configuration = Configuration {
-            id: id.as_str().into(),
-            spec,
-            streams: streams.given,
-            runtime_dir: self.runtime_dir.clone(),
-        };
-        let mut container = self.server.spawn(configuration, &streams)?;
-        container.copies = Mutex::new(copies);
-        Ok(Box::new(container))
+        self.create_with(None, id, spec, io)
     }
 
     fn private_network(&self) -> Result<Ipv4Addr, ExecutorError> {
@@ -246,23 +261,16 @@ impl Server {
         let (ours, theirs) = channel_pair().map_err(failed)?;
         let (exit_read, exit_write) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
         let spec = &configuration.spec;
-        let request = Message::Spawn {
-            network: spec.network,
-            owns_network: spec.process.capabilities.contains(Capabilities::NET_ADMIN),
-            devices: spec.devices,
-            own_group: matches!(spec.devices, DevicePolicy::StandardAnd(_))
-                || spec.writable_sys
-                || spec.process.capabilities.contains(Capabilities::SYS_ADMIN),
-            id: configuration.id.clone(),
-            resources: Box::new(spec.resources.clone()),
-            group: Box::new(spec.group.clone()),
-        };
+        let order = order(&configuration);
+        let maker = order.maker;
+        let request = Message::Spawn(Box::new(order));
         let memory_limit = smallest_memory_limit(spec);
         // The answer comes through the container's own channel, so that nobody waits for anybody else's clone.
         self.greeted()?.channel.send(&request, &[theirs.as_fd(), exit_write.as_fd()]).map_err(failed)?;
         drop((theirs, exit_write));
         let container = NamespaceContainer {
             server: Arc::clone(self),
+            maker,
             channel: Mutex::new(Channel::new(ours)),
             pidfd: OnceLock::new(),
             address: OnceLock::new(),
@@ -286,6 +294,34 @@ impl Drop for Server {
             lock(&self.connection).channel = Channel::new(replacement);
             let _ = lock(&self.process).wait();
         }
+    }
+}
+
+/// What is to be cloned for a container. An OCI runtime makes groups and empty networks itself.
+fn order(configuration: &Configuration) -> Order {
+    let Configuration { id, spec, oci_runtime, .. } = configuration;
+    let holds = |capability| spec.process.capabilities.contains(capability);
+    let order = Order {
+        maker: Maker::Init,
+        network: spec.network,
+        owns_network: holds(Capabilities::NET_ADMIN),
+        devices: spec.devices,
+        own_group: matches!(spec.devices, DevicePolicy::StandardAnd(_))
+            || spec.writable_sys
+            || holds(Capabilities::SYS_ADMIN),
+        id: id.clone(),
+        resources: spec.resources.clone(),
+        group: spec.group.clone(),
+    };
+    match oci_runtime {
+        None => order,
+        Some(_) => Order {
+            maker: Maker::Shim,
+            network: if spec.network == NetworkMode::None { NetworkMode::Host } else { spec.network },
+            resources: Resources::default(),
+            group: GroupPlacement::default(),
+            ..order
+        },
     }
 }
 
@@ -323,8 +359,9 @@ struct Stub {
 struct NamespaceContainer {
     /// Keeps the set-up process alive, whose end would be the container's.
     server: Arc<Server>,
+    maker: Maker,
     channel: Mutex<Channel>,
-    /// Set before `create` returns.
+    /// Of the first process. Set before `create` returns.
     pidfd: OnceLock<OwnedFd>,
     address: OnceLock<Option<Ipv4Addr>>,
     exit: Mutex<Exit>,
@@ -369,8 +406,11 @@ impl NamespaceContainer {
             (Message::Spawned { notices, address }, Some(pidfd)) => {
                 let _ = self.address.set(address); // it comes once
                 lock(&self.server.limit_notices).extend(notices);
-                drop(self.pidfd.set(pidfd));
+                if self.maker == Maker::Init {
+                    drop(self.pidfd.set(pidfd));
+                }
             }
+            (Message::Process, Some(pidfd)) => drop(self.pidfd.set(pidfd)),
             (Message::Confined { groups, notices }, _) => {
                 *lock(&self.cgroups) = groups;
                 lock(&self.server.limit_notices).extend(notices);
@@ -398,7 +438,7 @@ impl NamespaceContainer {
             let mut raw = [0; ExitReport::SIZE];
             let count = retry_on_intr(|| rustix::io::read(pipe, &mut raw));
             *exit = match count {
-                Ok(ExitReport::SIZE) => self.conclude(&ExitReport::from_bytes(raw)),
+                Ok(ExitReport::SIZE) => self.conclude(&self.completed(ExitReport::from_bytes(raw))),
                 _ => Exit::Lost,
             };
         }
@@ -410,6 +450,19 @@ impl NamespaceContainer {
                 Err(died("wait for a container"))
             }
         }
+    }
+
+    /// What is reported of a shim is its own end; how the container ended is its last word.
+    fn completed(&self, report: ExitReport) -> ExitReport {
+        if self.maker == Maker::Init {
+            return report;
+        }
+        while let Ok(Some((message, _))) = self.receive("hear how a container ended") {
+            if let Message::Ended { status, group_peak_bytes, memory_kills } = message {
+                return ExitReport { status, group_peak_bytes, memory_kills, ..report };
+            }
+        }
+        report
     }
 
     /// Reads the counters of the container's groups as long as they exist.
@@ -507,7 +560,7 @@ impl Container for NamespaceContainer {
         let sent = lock(&self.channel).send(&Message::Start, &[]);
         sent.map_err(|source| ExecutorError::system("start a container", source))?;
         match self.receive("start a container")? {
-            None => Ok(()), // the channel closed on exec
+            None | Some((Message::Started, _)) => Ok(()), // the channel closes on exec
             Some((Message::Failed(failure), _)) => Err(failure.into()),
             Some((message, _)) => Err(unexpected(&message)),
         }

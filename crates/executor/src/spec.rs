@@ -1,5 +1,5 @@
 use crate::hidden::{self, Hidden};
-use crate::{Capabilities, ExecutorError, GroupPlacement, Resources, profile, wire};
+use crate::{Capabilities, ExecutorError, GroupPlacement, Resources, SeccompProfile, profile, wire};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fmt;
@@ -285,12 +285,14 @@ pub enum RlimitResource {
 }
 
 /// Whether system calls are filtered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Seccomp {
     /// Docker's default policy, less what `docs/deviations.md` names.
     Default,
     /// No filter.
     Unconfined,
+    /// A policy of the caller's.
+    Profile(Box<SeccompProfile>),
 }
 
 /// Which device nodes may be opened.

@@ -381,7 +381,7 @@ fn legacy_hierarchy(controller: &str) -> Result<(PathBuf, PathBuf)> {
 }
 
 /// Joins what `mountinfo` says of the hierarchy with what `cgroup` says of the process.
-fn find_legacy(mounts: &str, cgroups: &str, controller: &str) -> Option<(PathBuf, PathBuf)> {
+pub(super) fn find_legacy(mounts: &str, cgroups: &str, controller: &str) -> Option<(PathBuf, PathBuf)> {
     let lists = |names: &str| names.split(',').any(|name| name == controller);
     let (root, point) = mounts.lines().find_map(|line| {
         let (head, tail) = line.split_once(" - cgroup ")?;

@@ -34,9 +34,7 @@ pub(super) fn become_user(spec: &SandboxSpec, rights: &Rights) -> Result<(), Fai
     if process.no_new_privileges {
         set_no_new_privs(true).doing(|| "set no_new_privs".into())?;
     }
-    if spec.seccomp == Seccomp::Default {
-        let filter = seccomp::default_filter(granted)
-            .ok_or(Failure::Unsupported { what: "the default system call filter on this architecture".into() })?;
+    if let Some(filter) = filter(&spec.seccomp, granted)? {
         sys::install_filter(&filter).doing(|| "install the system call filter".into())?;
     }
     set_ids(process, rights)?;
@@ -44,6 +42,15 @@ pub(super) fn become_user(spec: &SandboxSpec, rights: &Rights) -> Result<(), Fai
     sys::set_capabilities(effective.bits()).doing(|| "set capabilities".into())?;
     // Changing credentials has cleared it.
     set_parent_process_death_signal(Some(Signal::KILL)).doing(|| "set the parent-death signal".into())
+}
+
+fn filter(policy: &Seccomp, granted: Capabilities) -> Result<Option<Vec<sys::BpfInstruction>>, Failure> {
+    let unknown = || Failure::Unsupported { what: "a system call filter on this architecture".into() };
+    match policy {
+        Seccomp::Unconfined => Ok(None),
+        Seccomp::Default => seccomp::default_filter(granted).ok_or_else(unknown).map(Some),
+        Seccomp::Profile(profile) => seccomp::profile_filter(profile).ok_or_else(unknown).map(Some),
+    }
 }
 
 fn drop_bounding_set(keep: u64) -> Result<(), Failure> {
@@ -68,6 +75,11 @@ fn set_ids(process: &ProcessSpec, rights: &Rights) -> Result<(), Failure> {
         .and_then(|()| set_thread_res_gid(gid, gid, gid))
         .and_then(|()| set_thread_res_uid(uid, uid, uid))
         .doing(|| format!("become user {}:{}", user.uid, user.gid))
+}
+
+/// How far this process may raise a limit, and now has.
+pub(super) fn hard_limit(limit: &crate::Rlimit) -> u64 {
+    sys::raised_limit(kernel_resource(limit.resource), limit.hard)
 }
 
 fn kernel_resource(resource: RlimitResource) -> Resource {

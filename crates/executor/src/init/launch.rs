@@ -15,6 +15,15 @@ use std::path::Path;
 /// it too.
 pub(super) fn enter_directory(root: &Root, process: &ProcessSpec) -> Result<(), Failure> {
     let path = process.cwd.as_path();
+    let directory = make_directory(root, process)?;
+    rustix::process::fchdir(&directory).doing(|| format!("enter {}", path.display()))?;
+    let reason = || "it is outside the root".into();
+    still_inside(root, &directory).map_err(|_| Failure::WorkingDirectory { path: path.into(), reason: reason() })
+}
+
+/// Opens the working directory, making it when missing.
+pub(super) fn make_directory(root: &Root, process: &ProcessSpec) -> Result<OwnedFd, Failure> {
+    let path = process.cwd.as_path();
     let refused = |reason: &str| Failure::WorkingDirectory { path: path.into(), reason: reason.into() };
     if !path.has_root() {
         return Err(refused("not an absolute path"));
@@ -35,8 +44,34 @@ pub(super) fn enter_directory(root: &Root, process: &ProcessSpec) -> Result<(), 
     if system.f_type as u32 == PROC_SUPER_MAGIC {
         return Err(refused("it is inside procfs"));
     }
-    rustix::process::fchdir(&directory).doing(|| format!("enter {}", path.display()))?;
-    still_inside(root, &directory).map_err(|_| refused("it is outside the root"))
+    Ok(directory)
+}
+
+/// Looks for the program as execve(2) would, to tell what is missing from what is no program. What only a runtime's own mounts
+/// would show is left to the runtime.
+pub(super) fn find(root: &Root, process: &ProcessSpec) -> Result<(), Failure> {
+    let program = Program::new(process)?;
+    let mut refusal = None;
+    for candidate in &program.candidates {
+        let path = process.cwd.join(OsStr::from_bytes(candidate.as_bytes()));
+        let unseen = ["/proc", "/sys", "/dev"].iter().any(|folder| path.starts_with(folder));
+        match root.open(&path).and_then(fstat) {
+            _ if unseen => return Ok(()),
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Ok(stat) => {
+                let file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+                if file && stat.st_mode & 0o111 != 0 {
+                    return Ok(());
+                }
+                refusal = refusal.or(Some(Errno::ACCESS));
+            }
+            Err(_) => return Ok(()),
+        }
+    }
+    match refusal {
+        Some(errno) => Err(program.not_executable(errno)),
+        None => Err(Failure::NotFound { program: program.name }),
+    }
 }
 
 /// The kernel prefixes `(unreachable)` to a working directory that is not below the root.

@@ -1,14 +1,17 @@
 //! The far side of the set-up: a small single-threaded process, started from the same binary, that clones containers.
 //!
 //! `server` loops over requests and children; `setup` is the life of one container's init from the clone to execve(2),
-//! with `mounts`, `root`, `devices`, `stubs`, `identity` and `launch` as its chapters.
+//! with `mounts`, `root`, `devices`, `stubs`, `identity` and `launch` as its chapters; `shim` is that of a process which has an
+//! OCI runtime do most of it, by a `bundle`.
 
+mod bundle;
 mod cgroups;
 mod device_program;
 mod devices;
 mod identity;
 mod launch;
 mod limits;
+mod memory_group;
 mod mounts;
 mod network;
 mod paths;
@@ -17,6 +20,7 @@ mod rights;
 mod root;
 mod server;
 mod setup;
+mod shim;
 pub(crate) mod sys;
 
 pub(crate) use paths::restore_mtime;

@@ -115,6 +115,24 @@ pub(super) struct Prepared<'a> {
     kind: PointKind,
 }
 
+impl Prepared<'_> {
+    /// Where it goes.
+    pub(super) fn target(&self) -> &Path {
+        &self.spec.target
+    }
+
+    /// Attaches it in a folder of our own instead.
+    pub(super) fn place(&self, folder: &OwnedFd, name: &str) -> std::result::Result<(), Failure> {
+        let made = match self.kind {
+            PointKind::Directory => mkdirat(folder, name, Mode::from_raw_mode(0o700)),
+            PointKind::File => write_file(folder.as_fd(), name, &[], 0o600),
+        };
+        made.and_then(|()| openat(folder, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))
+            .and_then(|point| attach(self.mount.as_fd(), point.as_fd()))
+            .doing(|| format!("place what is mounted on {}", self.target().display()))
+    }
+}
+
 /// What is ready before the host's tree is left.
 pub(super) struct Preparation<'a> {
     pub(super) mounts: Vec<Prepared<'a>>,

@@ -50,6 +50,11 @@ impl Root {
         root.map(Self).doing(|| "open the container's root".into())
     }
 
+    /// Takes the root of a tree that is attached somewhere.
+    pub(super) fn of(tree: OwnedFd) -> Self {
+        Self(tree)
+    }
+
     /// Opens what is there, as a handle on the place only (`O_PATH`).
     pub(super) fn open(&self, path: &Path) -> Result<OwnedFd> {
         self.resolve(path, OFlags::PATH, ResolveFlags::empty())

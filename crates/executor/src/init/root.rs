@@ -19,6 +19,8 @@ pub(crate) mod layout {
     pub(crate) const ROOT: &str = "root";
     /// A lower layer for overlays of mounts that have none.
     pub(crate) const EMPTY: &str = "empty";
+    /// Where a container of an OCI runtime has its bundle and the runtime's own files, likewise.
+    pub(crate) const BUNDLE: &str = "bundle";
     /// Where each container attaches its generated files, likewise.
     pub(crate) const STAGING: &str = "staging";
     /// Lowest layer with the mount points every container needs.

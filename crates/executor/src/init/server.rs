@@ -1,8 +1,8 @@
 use super::cgroups::{Cgroups, GROUP_PREFIX, Group, Wish};
 use super::network::{Networks, PrivateNetwork};
 use super::rights::Rights;
-use super::{setup, sys};
-use crate::message::{Channel, Doing, ExitReport, Failure, Message};
+use super::{setup, shim, sys};
+use crate::message::{self, Channel, Doing, ExitReport, Failure, Maker, Message, Order};
 use crate::{DevicePolicy, NetworkMode};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
@@ -13,10 +13,14 @@ use std::os::fd::{AsFd, OwnedFd};
 /// Namespaces every container gets; the mount namespace keeps the host's table unchanged.
 const NAMESPACES: u64 = (libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) as u64;
 
+/// Those of them that an OCI runtime makes itself.
+const MADE_BY_RUNTIMES: u64 = (libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) as u64;
+
 /// A container whose end has to be reported.
 struct Child {
     pid: i32,
     pidfd: OwnedFd,
+    maker: Maker,
     /// The caller reads the status from the other end; closing it unwritten says that the server died.
     exit: OwnedFd,
     group: Option<Group>,
@@ -129,58 +133,66 @@ fn answer(control: &Channel, machine: &mut Machine, children: &mut Vec<Child>) -
     let Some((message, descriptors)) = control.receive()? else {
         return Ok(false);
     };
-    let (namespaces, cgroups) = (machine.namespaces, &machine.cgroups);
-    let Message::Spawn { network, owns_network, devices, own_group, id, resources, group } = message else {
-        return match message {
-            Message::PrepareNetwork => control.send(&Message::Network(machine.networks.prepare()), &[]).map(|()| true),
-            _ => Err(io::ErrorKind::InvalidData.into()),
-        };
-    };
-    let [channel, exit] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| io::ErrorKind::InvalidData)?;
-    let (new_network, private) = match network {
-        NetworkMode::Host => (0, None),
-        NetworkMode::None => (libc::CLONE_NEWNET as u64, None),
-        NetworkMode::Private => match machine.networks.take() {
-            Ok(network) => (0, Some(network)),
-            Err(reason) => {
-                refuse(channel, Failure::Unsupported { what: format!("a private network ({reason})") });
-                return Ok(true);
+    match message {
+        Message::PrepareNetwork => control.send(&Message::Network(machine.networks.prepare()), &[])?,
+        Message::Spawn(order) => {
+            let [channel, exit] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| io::ErrorKind::InvalidData)?;
+            match spawn(&order, machine, &channel, exit) {
+                Ok(child) => children.push(child),
+                Err(failure) => refuse(channel, failure),
             }
-        },
-    };
-    let number = channel_number(&channel);
+        }
+        _ => return Err(io::ErrorKind::InvalidData.into()),
+    }
+    Ok(true)
+}
+
+/// Clones what becomes, or makes, a container.
+fn spawn(order: &Order, machine: &mut Machine, channel: &OwnedFd, exit: OwnedFd) -> Result<Child, Failure> {
+    let (new_network, private) = network(order, machine)?;
+    let number = channel_number(channel);
     let wish = Wish {
-        name: format!("{GROUP_PREFIX}{id}-{}-{number}", std::process::id()),
-        resources: &setup::group_limits(&resources),
-        placement: &group,
+        name: format!("{GROUP_PREFIX}{}-{}-{number}", order.id, std::process::id()),
+        resources: &setup::group_limits(&order.resources),
+        placement: &order.group,
     };
     let mut notices = Vec::new();
-    let group = match target(cgroups, devices, &wish, own_group.then_some(number), &mut notices) {
-        Ok(group) => group,
-        Err(failure) => {
-            refuse(channel, failure);
-            return Ok(true);
-        }
+    let means = setup::Means { cgroups: &machine.cgroups, rights: &machine.rights, number };
+    let group = target(means.cgroups, order.devices, &wish, order.own_group.then_some(number), &mut notices)?;
+    let namespaces = match order.maker {
+        Maker::Init => machine.namespaces | new_network,
+        Maker::Shim => machine.namespaces & !MADE_BY_RUNTIMES,
     };
     // SAFETY: this process never starts a thread.
-    match unsafe { sys::clone3(namespaces | new_network, group.as_ref().map(Group::directory)) } {
+    match unsafe { sys::clone3(namespaces, group.as_ref().map(Group::directory)) } {
         Ok(sys::Cloned::Child) => {
             let entered = private.map_or(Ok(()), |network| sys::enter_network(network.namespace()));
-            setup::run(channel, &setup::Means { cgroups, rights: &machine.rights }, entered)
+            match order.maker {
+                Maker::Init => setup::run(channel.as_fd(), &means, entered),
+                Maker::Shim => shim::run(channel.as_fd(), &means, entered),
+            }
         }
         Ok(sys::Cloned::Parent { pid, pidfd }) => {
             let address = private.as_ref().map(|network| network.address);
             // A caller that has given this container up is no reason to end the others.
-            let _ = Channel::new(channel).send(&Message::Spawned { address, notices }, &[pidfd.as_fd()]);
-            let network = private.map(|network| (network, !owns_network));
-            children.push(Child { pid, pidfd, exit, group, network });
+            let _ = message::send(channel.as_fd(), &Message::Spawned { address, notices }, &[pidfd.as_fd()]);
+            let network = private.map(|network| (network, !order.owns_network));
+            Ok(Child { pid, pidfd, maker: order.maker, exit, group, network })
         }
-        Err(errno) => {
-            let action = "create namespaces".into();
-            refuse(channel, Failure::System { action, errno: errno.raw_os_error() });
-        }
+        Err(errno) => Err(errno).doing(|| "create namespaces".into()),
     }
-    Ok(true)
+}
+
+/// The flag for a new network namespace, or one that was made ready.
+fn network(order: &Order, machine: &mut Machine) -> Result<(u64, Option<PrivateNetwork>), Failure> {
+    match order.network {
+        NetworkMode::Host => Ok((0, None)),
+        NetworkMode::None => Ok((libc::CLONE_NEWNET as u64, None)),
+        NetworkMode::Private => match machine.networks.take() {
+            Ok(network) => Ok((0, Some(network))),
+            Err(reason) => Err(Failure::Unsupported { what: format!("a private network ({reason})") }),
+        },
+    }
 }
 
 /// The group to clone into: one with limits, or what the device policy asks for.
@@ -205,7 +217,7 @@ fn channel_number(channel: &OwnedFd) -> u64 {
 
 fn refuse(channel: OwnedFd, failure: Failure) {
     // A caller that has gone need not be told.
-    let _ = Channel::new(channel).send(&Message::Failed(failure), &[]);
+    let _ = message::send(channel.as_fd(), &Message::Failed(failure), &[]);
 }
 
 fn drain(signals: &OwnedFd) {
@@ -245,7 +257,8 @@ fn report(children: &mut Vec<Child>, ended: &sys::Ended, networks: &mut Networks
 
 /// The parent-death signal is cleared by set-user-ID programs, so each init is killed by hand.
 fn end_all(mut children: Vec<Child>, networks: &mut Networks) {
-    for child in &children {
+    // A shim notices by itself that the caller has gone, and has its runtime clean up.
+    for child in children.iter().filter(|child| child.maker == Maker::Init) {
         // It fails only for a child that has ended.
         let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
     }

@@ -21,13 +21,15 @@ use std::path::Path;
 pub(super) struct Means<'a> {
     pub(super) cgroups: &'a Cgroups,
     pub(super) rights: &'a Rights,
+    /// One that no other living container of the server has.
+    pub(super) number: u64,
 }
 
 /// The life of a container's init, from the clone to the execution of the payload.
 ///
 /// `entered` is what became of the way into its network.
-pub(super) fn run(channel: OwnedFd, means: &Means<'_>, entered: rustix::io::Result<()>) -> ! {
-    let channel = isolate(channel.as_fd());
+pub(super) fn run(channel: BorrowedFd<'_>, means: &Means<'_>, entered: rustix::io::Result<()>) -> ! {
+    let channel = isolate(channel);
     // Unwinding would end in the server's loop, of which this process is a copy.
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
         channel.as_ref().map(|channel| (channel, live(channel, means, entered)))
@@ -46,7 +48,7 @@ fn live(channel: &Channel, means: &Means<'_>, entered: rustix::io::Result<()>) -
     let Ok(Some((Message::Configure(configuration), descriptors))) = channel.receive() else {
         return Ok(());
     };
-    let Configuration { id, spec, streams, runtime_dir } = *configuration;
+    let Configuration { id, spec, streams, runtime_dir, .. } = *configuration;
     means.rights.require(&spec.process.user)?;
     confine(&id, &spec, means.cgroups, channel)?;
     let container = Container::build(&spec, &runtime_dir, means, channel)?;
@@ -67,12 +69,12 @@ fn live(channel: &Channel, means: &Means<'_>, entered: rustix::io::Result<()>) -
 }
 
 /// Closes what the server had open, but the channel.
-fn isolate(channel: BorrowedFd<'_>) -> rustix::io::Result<Channel> {
+pub(super) fn isolate(channel: BorrowedFd<'_>) -> rustix::io::Result<Channel> {
     sys::keep_only(channel).map(Channel::new)
 }
 
 /// Leaves the server's session, keyring and signal settings.
-fn detach() -> Result<(), Failure> {
+pub(super) fn detach() -> Result<(), Failure> {
     set_parent_process_death_signal(Some(Signal::KILL)).doing(|| "set the parent-death signal".into())?;
     setsid().doing(|| "start a session".into())?;
     sys::reset_signals();
@@ -174,7 +176,7 @@ impl Container {
     }
 }
 
-fn announce(stubs: Vec<Stub>, removal: StubRemoval, channel: &Channel) {
+pub(super) fn announce(stubs: Vec<Stub>, removal: StubRemoval, channel: &Channel) {
     for stub in stubs.into_iter().filter(|stub| stub.is_point || removal == StubRemoval::WithParents) {
         // A caller that has gone cleans nothing up.
         let _ = channel.send(&Message::Stub(stub.record), &[stub.parent.as_fd()]);

@@ -297,6 +297,17 @@ pub(super) fn set_rlimit(resource: Resource, soft: u64, hard: u64) -> Result<()>
     set.map_err(from_nix)
 }
 
+/// The hard limit, after trying to raise it as far as this.
+pub(super) fn raised_limit(resource: Resource, wanted: u64) -> u64 {
+    let limits = || getrlimit(resource).unwrap_or((u64::MAX, u64::MAX));
+    let (soft, hard) = limits();
+    if wanted > hard {
+        // What the kernel refuses is found in the answer.
+        let _ = setrlimit(resource, soft, wanted);
+    }
+    limits().1
+}
+
 /// One instruction of a classic BPF program.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

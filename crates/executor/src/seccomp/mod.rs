@@ -3,7 +3,11 @@
 //! `seccompiler` and its like have one match action per filter and no i386, where docker's policy has both EPERM and
 //! ENOSYS and admits 32-bit programs; hence this small compiler. Tests run its output through an interpreter.
 
+mod clauses;
+mod docker;
+mod named;
 mod policy;
+mod profile;
 mod program;
 
 use crate::Capabilities;
@@ -11,6 +15,9 @@ use crate::init::sys::BpfInstruction;
 use policy::Rule;
 use program::Decision;
 use std::sync::OnceLock;
+
+pub(crate) use named::default_profile;
+pub use profile::{SeccompAction, SeccompComparison, SeccompCondition, SeccompProfile, SeccompRule};
 
 /// The filter of an ordinary container, compiled before the first one is cloned and inherited by all.
 static COMMON: OnceLock<Vec<BpfInstruction>> = OnceLock::new();
@@ -29,6 +36,11 @@ pub(crate) fn default_filter(granted: Capabilities) -> Option<Vec<BpfInstruction
         true => Some(COMMON.get_or_init(|| compile(granted)).clone()),
         false => Some(compile(granted)),
     }
+}
+
+/// The filter of a policy of the caller's, or `None` as above.
+pub(crate) fn profile_filter(profile: &SeccompProfile) -> Option<Vec<BpfInstruction>> {
+    cfg!(target_arch = "x86_64").then(|| clauses::compile(profile))
 }
 
 fn compile(granted: Capabilities) -> Vec<BpfInstruction> {

@@ -2,8 +2,8 @@
 
 use super::policy::{NONE, TABLE};
 use super::program::{
-    ARCH_I386, ARCH_X86_64, JUMP, JUMP_AT_LEAST, JUMP_BITS, JUMP_EQUAL, LOAD, RETURN, RETURN_ALLOW, RETURN_ERRNO,
-    RETURN_KILL, X32_BIT,
+    AND, ARCH_I386, ARCH_X86_64, JUMP, JUMP_ABOVE, JUMP_AT_LEAST, JUMP_BITS, JUMP_EQUAL, LOAD, RETURN, RETURN_ALLOW,
+    RETURN_ERRNO, RETURN_KILL, X32_BIT,
 };
 use super::*;
 
@@ -26,7 +26,9 @@ fn run(program: &[BpfInstruction], arch: u32, number: u32, argument: u64) -> u32
             JUMP => at += k as usize,
             JUMP_EQUAL => jump_if(accumulator == k),
             JUMP_AT_LEAST => jump_if(accumulator >= k),
+            JUMP_ABOVE => jump_if(accumulator > k),
             JUMP_BITS => jump_if(accumulator & k != 0),
+            AND => accumulator &= k,
             RETURN => return k,
             other => panic!("unknown instruction {other:#x}"),
         }
@@ -68,7 +70,7 @@ fn expected(rule: Rule, granted: Capabilities, argument: u32) -> &'static str {
     }
 }
 
-/// Seen to fail with the two branches of `JUMP_BITS` swapped in `leaf`, and with `low` and `high` swapped in `search`.
+/// Seen to fail with the two branches of `JUMP_BITS` swapped in `Decision::code`, and with `low` and `high` swapped in `search`.
 #[test]
 fn a82_every_number_on_both_architectures_gets_the_policy_s_verdict() {
     let arguments = [0, 1, 8, 16, 37, 38, 39, 40, 41, 0x11, 0x2_0000, 0x2_0008, 0x1000_0000, 0x7e02_0000, u32::MAX];
@@ -181,4 +183,58 @@ fn rows_are_sorted_and_unique() {
 #[test]
 fn the_program_is_small() {
     assert!(compile(Capabilities::DEFAULT).len() < 600);
+}
+
+/// Seen to fail with the two distances of `JUMP_ABOVE` swapped in `compare`.
+#[test]
+fn p15_comparisons_of_a_file_s_policy_are_those_of_64_bit_numbers() {
+    let edges =
+        [0, 1, 5, u64::from(u32::MAX), 1 << 32, (1 << 32) + 5, (5 << 32) + 1, (5 << 32) + 5, u64::MAX - 1, u64::MAX];
+    type Make = fn(u64) -> SeccompComparison;
+    let kinds: [(Make, fn(u64, u64) -> bool); 7] = [
+        (SeccompComparison::NotEqual, |argument, value| argument != value),
+        (SeccompComparison::Less, |argument, value| argument < value),
+        (SeccompComparison::LessOrEqual, |argument, value| argument <= value),
+        (SeccompComparison::Equal, |argument, value| argument == value),
+        (SeccompComparison::GreaterOrEqual, |argument, value| argument >= value),
+        (SeccompComparison::Greater, |argument, value| argument > value),
+        (
+            |value| SeccompComparison::MaskedEqual { mask: 0xff_0000_00ff, value: value & 0xff_0000_00ff },
+            |argument, value| argument & 0xff_0000_00ff == value & 0xff_0000_00ff,
+        ),
+    ];
+    for ((make, holds), value) in kinds.iter().flat_map(|kind| edges.map(|value| (kind, value))) {
+        let one = SeccompCondition::new(0, make(value));
+        let first =
+            SeccompRule { names: vec!["getpid".into()], action: SeccompAction::Allow, conditions: vec![one, one] };
+        let second =
+            SeccompRule { names: first.names.clone(), action: SeccompAction::Errno(7), conditions: Vec::new() };
+        let profile = SeccompProfile { default: SeccompAction::KillProcess, narrow: false, rules: vec![first, second] };
+        let program = profile_filter(&profile).expect("a filter");
+        for argument in edges {
+            let expect = if holds(argument, value) { RETURN_ALLOW } else { RETURN_ERRNO | 7 };
+            assert_eq!(run(&program, ARCH_X86_64, 39, argument), expect, "{argument:#x} {:?}", one.comparison);
+        }
+        assert_eq!(run(&program, ARCH_X86_64, 40, 0), RETURN_KILL);
+        assert_eq!(run(&program, ARCH_I386, 20, 0), RETURN_KILL, "32-bit programs are not admitted");
+    }
+}
+
+/// The default policy by names, as runtimes get it, compiled again: the same verdicts as the table's own filter.
+#[test]
+fn a82_the_policy_by_names_says_what_the_table_says() {
+    let arguments =
+        [0, 1, 8, 37, 38, 39, 40, 41, 63, 0x2_0008, 0x1000_0000, 0x7e02_0000, u64::from(u32::MAX), 1 << 32 | 38];
+    for granted in [Capabilities::DEFAULT, Capabilities::NONE, Capabilities::ALL] {
+        let own = compile(granted);
+        let named = profile_filter(&default_profile(granted)).expect("a filter");
+        for (arch, number) in [ARCH_X86_64, ARCH_I386].into_iter().flat_map(|arch| (0..600).map(move |n| (arch, n))) {
+            // Families that no kernel has fail either way.
+            let socket = [(ARCH_X86_64, 41), (ARCH_I386, 359)].contains(&(arch, number));
+            for argument in arguments.into_iter().filter(|argument| !socket || argument & 0xffff_ffff < 64) {
+                let (own, named) = (run(&own, arch, number, argument), run(&named, arch, number, argument));
+                assert_eq!(own, named, "{arch:#x} {number} {argument:#x}");
+            }
+        }
+    }
 }

@@ -184,7 +184,7 @@ pub fn run(spec: &SandboxSpec) -> Result<Output, ExecutorError> {
     run_on(executor(), spec)
 }
 
-pub fn run_on(executor: &NamespaceExecutor, spec: &SandboxSpec) -> Result<Output, ExecutorError> {
+pub fn run_on(executor: &dyn Executor, spec: &SandboxSpec) -> Result<Output, ExecutorError> {
     let ((out, out_write), (err, err_write)) = (pipe(), pipe());
     let io = Stdio { stdin: StdioTarget::Null, stdout: StdioTarget::Fd(out_write), stderr: StdioTarget::Fd(err_write) };
     let (stdout, stderr) = (drain(out), drain(err));

@@ -8,6 +8,7 @@ mod fixture;
 mod lifecycle;
 mod limits;
 mod network;
+mod oci;
 mod payload;
 mod probe;
 mod process;
@@ -28,6 +29,7 @@ fn main() {
         lifecycle::TESTS,
         limits::TESTS,
         network::TESTS,
+        oci::TESTS,
         attacks::TESTS,
         surface::TESTS,
         probe::TESTS,

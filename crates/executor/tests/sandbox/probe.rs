@@ -1,17 +1,17 @@
 //! The whole picture from inside: one script, one expected file.
 
-use crate::fixture::{Fixture, run};
-use forge_executor::NetworkMode;
+use crate::fixture::{Fixture, executor, run_on};
+use forge_executor::{Executor, NetworkMode};
 use std::fs;
 
 pub const TESTS: &[(&str, fn())] =
     &[("privileged_s5_probe_as_root", as_root), ("privileged_s5_probe_as_user", as_user)];
 
-const SCRIPT: &str = include_str!("probe.sh");
+pub const SCRIPT: &str = include_str!("probe.sh");
 
 /// Replaces what differs from machine to machine: namespace numbers by whether they are the caller's own, pipe numbers,
 /// a clamped limit, and kernel files that may be missing.
-fn normalise(text: &str) -> String {
+pub fn normalise(text: &str) -> String {
     let (masks, rest): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with("mask "));
     assert_eq!(masks.len(), 9, "{text}");
     rest.into_iter()
@@ -40,13 +40,18 @@ fn masked_well(line: &str) -> bool {
 }
 
 pub fn probe(user: u32) -> String {
+    of(executor(), user)
+}
+
+/// The same on another executor.
+pub fn of(executor: &dyn Executor, user: u32) -> String {
     let fixture = Fixture::new();
     let mut spec = fixture.shell(SCRIPT);
     spec.network = NetworkMode::None;
     spec.process.user.uid = user;
     spec.process.user.gid = user;
     spec.process.env.push("HOME=/root".into());
-    normalise(&run(&spec).expect("runs").stdout)
+    normalise(&run_on(executor, &spec).expect("runs").stdout)
 }
 
 /// Docker's picture but for three places where it is stricter: tun does not open, the cgroup root is read-only, and
