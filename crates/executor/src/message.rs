@@ -30,7 +30,11 @@ pub(crate) enum Message {
     /// Caller to server: clone an init. Descriptors: init's end of its own channel, write end of the exit pipe.
     Spawn(Box<Order>),
     /// Caller to server: prepare private networks. Answered by `Network`.
-    PrepareNetwork,
+    PrepareNetwork {
+        /// Where files of the executor may be.
+        #[serde(with = "wire::one")]
+        runtime_dir: PathBuf,
+    },
     /// Server to caller: the host's address in them, or why there are none.
     Network(Result<Ipv4Addr, String>),
     /// Server to caller, on the container's channel. Descriptor: pidfd of the init.

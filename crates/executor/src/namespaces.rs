@@ -113,7 +113,7 @@ impl Executor for NamespaceExecutor {
     }
 
     fn private_network(&self) -> Result<Ipv4Addr, ExecutorError> {
-        let answer = self.server.private_network()?;
+        let answer = self.server.private_network(&self.runtime_dir)?;
         answer.map_err(|reason| ExecutorError::Unsupported { what: format!("a private network ({reason})") })
     }
 
@@ -233,13 +233,14 @@ impl Server {
     }
 
     /// Asks once.
-    fn private_network(&self) -> Result<Result<Ipv4Addr, String>, ExecutorError> {
+    fn private_network(&self, runtime: &Path) -> Result<Result<Ipv4Addr, String>, ExecutorError> {
         let failed = |source| ExecutorError::system("talk to the sandbox set-up process", source);
         let mut connection = self.greeted()?;
         if let Some(known) = &connection.network {
             return Ok(known.clone());
         }
-        connection.channel.send(&Message::PrepareNetwork, &[]).map_err(failed)?;
+        let request = Message::PrepareNetwork { runtime_dir: runtime.to_owned() };
+        connection.channel.send(&request, &[]).map_err(failed)?;
         let answer = match connection.channel.receive().map_err(failed)? {
             Some((Message::Network(answer), _)) => answer,
             Some((message, _)) => return Err(unexpected(&message)),

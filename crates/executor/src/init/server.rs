@@ -51,7 +51,8 @@ fn serve() -> io::Result<()> {
     let rights = Rights::find();
     let cgroups = Cgroups::establish(&rights);
     let notices = cgroups.notices();
-    let mut machine = Machine { namespaces, rights, cgroups, networks: Networks::new() };
+    let networks = Networks::new(rights.trusted);
+    let mut machine = Machine { namespaces, rights, cgroups, networks };
     control.send(&Message::Serving { notices }, &[])?;
     crate::seccomp::compile_common();
     let mut children = Vec::new();
@@ -134,7 +135,9 @@ fn answer(control: &Channel, machine: &mut Machine, children: &mut Vec<Child>) -
         return Ok(false);
     };
     match message {
-        Message::PrepareNetwork => control.send(&Message::Network(machine.networks.prepare()), &[])?,
+        Message::PrepareNetwork { runtime_dir } => {
+            control.send(&Message::Network(machine.networks.prepare(&runtime_dir)), &[])?;
+        }
         Message::Spawn(order) => {
             let [channel, exit] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| io::ErrorKind::InvalidData)?;
             match spawn(&order, machine, &channel, exit) {
@@ -173,7 +176,7 @@ fn spawn(order: &Order, machine: &mut Machine, channel: &OwnedFd, exit: OwnedFd)
             }
         }
         Ok(sys::Cloned::Parent { pid, pidfd }) => {
-            let address = private.as_ref().map(|network| network.address);
+            let address = private.as_ref().and_then(|network| network.address);
             // A caller that has given this container up is no reason to end the others.
             let _ = message::send(channel.as_fd(), &Message::Spawned { address, notices }, &[pidfd.as_fd()]);
             let network = private.map(|network| (network, !order.owns_network));

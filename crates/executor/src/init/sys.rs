@@ -205,6 +205,14 @@ pub(crate) fn can_mount() -> Result<()> {
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map(drop)
 }
 
+/// Has a program killed when this process ends.
+pub(super) fn end_with_parent(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let work = || Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?);
+    // SAFETY: the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(work) };
+}
+
 /// Sends a signal, if its process is still there.
 pub(super) fn send_signal(process: i32, signal: i32) {
     // SAFETY: no memory is involved; a process that has ended is an error that changes nothing.

@@ -1,26 +1,33 @@
 //! The same containers for an ordinary user. Root runs this program again as a user made for it, whom only a mount
 //! namespace of the test's own knows.
 
-use crate::fixture::{Fixture, executor, output, run as run_in_sandbox};
+use crate::fixture::{Fixture, executor, output, run as run_in_sandbox, run_on};
 use crate::{attacks, lifecycle, limits, network, probe, process, surface};
-use forge_executor::{Executor, NamespaceIds};
+use forge_executor::{Executor, NamespaceExecutor, NamespaceIds, NetworkMode, SandboxSpec};
 use libtest_mimic::{Arguments, Trial};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 pub const TESTS: &[(&str, fn())] = &[("rootless_everything_again_as_a_user", everything_again)];
 
 const ASKED: &str = "FORGE_TEST_ROOTLESS";
 
 /// What cannot be so for a user, with what stands for it below.
-const OTHERWISE: [&str; 7] = [
-    "privileged_full_privileges",     // opens a device that it makes
-    "privileged_a81_socket_families", // rootless_a81
-    "privileged_a87_devices",         // rootless_a87
-    "privileged_a87_granted_devices", // the same
-    "privileged_a88_cgroups",         // rootless_a88
-    "privileged_a96_fork_bomb",       // needs a group
-    "privileged_s5_probe",            // rootless_s5
+const OTHERWISE: [&str; 12] = [
+    "privileged_full_privileges",                             // opens a device that it makes
+    "privileged_a81_socket_families",                         // rootless_a81
+    "privileged_a87_devices",                                 // rootless_a87
+    "privileged_a87_granted_devices",                         // the same
+    "privileged_a88_cgroups",                                 // rootless_a88
+    "privileged_a96_fork_bomb",                               // needs a group
+    "privileged_s5_probe",                                    // rootless_s5
+    "privileged_a_private_network_has_an_address",            // rootless_private_networks
+    "privileged_the_host_reaches_a_container",                // it does not
+    "privileged_a93_containers",                              // they have no address for each other
+    "privileged_private_networks_leave",                      // rootless_helpers_end
+    "privileged_a_killed_set_up_process_leaves_no_interface", // the same
 ];
 
 const INSIDE: &[(&str, fn())] = &[
@@ -30,6 +37,8 @@ const INSIDE: &[(&str, fn())] = &[
     ("rootless_a88_cgroups", a88_cgroups),
     ("rootless_a95_groups_and_owners", a95_groups),
     ("rootless_what_is_not_enforced_is_said", notices),
+    ("rootless_a92_private_networks_by_a_helper", private_networks),
+    ("rootless_helpers_end_with_the_set_up_process", helpers_end),
 ];
 
 pub fn is_asked_for() -> bool {
@@ -56,6 +65,7 @@ pub fn run() -> ! {
 /// The shell stays: with the last process of a mount namespace go the names of the files in it, as of this program.
 const ENTER: &str = "set -e; mount --bind \"$FOLDER\" /mnt; mount --bind \"$PROGRAM\" /mnt/program; \
     for file in subuid subgid passwd; do mount --bind /mnt/$file /etc/$file; done; cd /mnt; \
+    [ ! -e /dev/net/tun ] || { mknod -m 666 tun c 10 200; mount --bind tun /dev/net/tun; }; \
     setpriv --reuid=4242 --regid=4242 --groups=4343 env TMPDIR=/mnt/tmp FORGE_TEST_ROOTLESS=1 /mnt/program --test-threads 2";
 
 fn everything_again() {
@@ -117,6 +127,87 @@ fn a95_groups() {
                   for id in 1 1000 65536; do touch /tmp/$id && chown $id:$id /tmp/$id && stat -c %u:%g /tmp/$id; done; \
                   chown 65537 /tmp/1 2>/dev/null && echo FOREIGN; stat -c %u /proc/sys/kernel/core_pattern";
     assert_eq!(output(script), "0\n1:1\n1000:1000\n65536:65536\n65534\n");
+}
+
+/// Whether there is one, after saying that there is none.
+fn has_helper() -> bool {
+    let found = ["/usr/bin/pasta", "/usr/bin/slirp4netns"].iter().any(|path| std::path::Path::new(path).exists());
+    if !found || !std::path::Path::new("/dev/net/tun").exists() {
+        println!("SKIPPED (needs pasta or slirp4netns, and /dev/net/tun): private networks of a user");
+        return false;
+    }
+    true
+}
+
+fn private(mut spec: SandboxSpec) -> SandboxSpec {
+    spec.network = NetworkMode::Private;
+    spec
+}
+
+/// The host is reached as any other machine would be, its loopback is not. Seen to fail (the listener was reached) with
+/// neither `--no-map-gw` nor `--disable-host-loopback`.
+fn private_networks() {
+    if !has_helper() {
+        return;
+    }
+    executor().private_network().expect("a private network");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let port = listener.local_addr().expect("address").port();
+    let script = format!(
+        "ip -o addr | tr -s ' ' | cut -d ' ' -f 2,4; g=$(ip route | sed -n 's/default via \\([^ ]*\\) dev eth0.*/\\1/p'); \
+         test -n \"$g\" && echo way; for a in 127.0.0.1 $g; do nc -w 1 $a {port} </dev/null && echo REACHED $a; done; true"
+    );
+    let seen = run_in_sandbox(&private(Fixture::new().shell(&script))).expect("runs").success();
+    let lines: Vec<_> = seen.lines().collect();
+    assert!(lines[0] == "lo 127.0.0.1/8" && seen.contains("eth0 ") && lines.last() == Some(&"way"), "{seen}");
+    listener.set_nonblocking(true).expect("mode");
+    assert!(listener.accept().is_err(), "somebody came");
+}
+
+/// Programs of the user that carry packets.
+fn helpers() -> usize {
+    let name = |entry: std::fs::DirEntry| std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+    let all = std::fs::read_dir("/proc").expect("procfs").flatten();
+    all.filter(|entry| entry.metadata().is_ok_and(|data| std::os::unix::fs::MetadataExt::uid(&data) == 0))
+        .filter(|entry| holds_runtime(entry.path()))
+        .map(name)
+        .filter(|name| ["pasta", "passt", "slirp4netns"].iter().any(|helper| name.starts_with(helper)))
+        .count()
+}
+
+/// Whether a process is a child of this one's children.
+fn holds_runtime(process: std::path::PathBuf) -> bool {
+    let parent = |path: &std::path::Path| -> Option<u32> {
+        let stat = std::fs::read_to_string(path.join("stat")).ok()?;
+        stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
+    };
+    let above = parent(&process).and_then(|pid| parent(std::path::Path::new(&format!("/proc/{pid}"))));
+    above == Some(std::process::id())
+}
+
+fn helpers_end() {
+    if !has_helper() {
+        return;
+    }
+    let fixture = Fixture::new();
+    let before = helpers();
+    let own = NamespaceExecutor::new(&fixture.path("run")).expect("executor");
+    own.private_network().expect("a private network");
+    let seen = run_on(&own, &private(fixture.shell("ip route"))).expect("runs").success();
+    assert!(seen.contains("default via"), "{seen}");
+    assert!(helpers() > before, "none was found");
+    assert!(
+        std::fs::read_dir(fixture.path("run"))
+            .expect("folder")
+            .flatten()
+            .all(|entry| { !entry.file_name().to_string_lossy().starts_with("network-") })
+    );
+    drop(own);
+    let begin = Instant::now();
+    while helpers() > before {
+        assert!(begin.elapsed() < Duration::from_secs(5), "a helper is left");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn notices() {

@@ -7,21 +7,25 @@
 //! There is no bridge: each container has a wire of its own, on which nobody but the host answers. Everything belongs
 //! to the set-up process, so that nothing survives it: interfaces go with their namespaces, the firewall table with its
 //! socket. Namespaces are used again by the next container once every process in them is dead.
+//!
+//! Who may not do this has a program of theirs carry the packets, see [`helper`].
 
 mod firewall;
 mod forwarding;
+mod helper;
 mod link;
 mod netlink;
 
 use super::sys;
 use firewall::{Plan, Table};
 use forwarding::Forwarding;
+use helper::Helper;
 use link::{Links, Route, index_of};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, Result};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// First halves of networks that are tried, until one is in nobody's way.
 const NETWORKS: [[u8; 2]; 6] = [[10, 209], [10, 217], [10, 241], [172, 29], [172, 30], [10, 83]];
@@ -35,15 +39,29 @@ const PREFIX: &str = "forge";
 
 /// The private networks of one set-up process.
 pub(super) struct Networks {
-    router: Option<Router>,
+    carrier: Option<Carrier>,
     free: Vec<PrivateNetwork>,
+    /// Whether the host's network is this process's to change.
+    trusted: bool,
+    runtime: PathBuf,
+}
+
+/// What brings packets out of namespaces.
+enum Carrier {
+    Router(Box<Router>),
+    /// A program for each; the first half of the network in all of them, and how many were begun.
+    Helpers {
+        network: [u8; 2],
+        begun: u32,
+    },
 }
 
 /// A network namespace with a way out.
 pub(super) struct PrivateNetwork {
     namespace: OwnedFd,
-    /// Of the container.
-    pub(super) address: Ipv4Addr,
+    /// Of the container, where the host reaches it.
+    pub(super) address: Option<Ipv4Addr>,
+    _helper: Option<Helper>,
 }
 
 impl PrivateNetwork {
@@ -56,16 +74,19 @@ impl PrivateNetwork {
 pub(super) type Reason = String;
 
 impl Networks {
-    pub(super) fn new() -> Self {
-        Self { router: None, free: Vec::new() }
+    pub(super) fn new(trusted: bool) -> Self {
+        Self { carrier: None, free: Vec::new(), trusted, runtime: PathBuf::from("/nowhere") }
     }
 
     /// Makes the first namespace, and tells the host's address in all of them.
-    pub(super) fn prepare(&mut self) -> std::result::Result<Ipv4Addr, Reason> {
+    pub(super) fn prepare(&mut self, runtime: &Path) -> std::result::Result<Ipv4Addr, Reason> {
+        runtime.clone_into(&mut self.runtime);
         let network = self.take()?;
         self.free.push(network);
-        let router = self.router.as_ref().ok_or("there is no router")?;
-        Ok(router.gateway())
+        match self.carrier.as_ref().ok_or("there is no router")? {
+            Carrier::Router(router) => Ok(router.gateway()),
+            Carrier::Helpers { network: [a, b], .. } => Ok(own_address().unwrap_or(Ipv4Addr::new(*a, *b, 0, 2))),
+        }
     }
 
     /// A namespace that no process is in.
@@ -73,11 +94,29 @@ impl Networks {
         if let Some(network) = self.free.pop() {
             return Ok(network);
         }
-        if self.router.is_none() {
-            self.router = Some(Router::set_up()?);
+        if self.carrier.is_none() {
+            self.carrier = Some(self.find_carrier()?);
         }
-        let router = self.router.as_mut().ok_or("there is no router")?;
-        router.connect().map_err(|errno| format!("a network namespace cannot be connected ({errno})"))
+        match self.carrier.as_mut().ok_or("there is no router")? {
+            Carrier::Router(router) => {
+                router.connect().map_err(|errno| format!("a network namespace cannot be connected ({errno})"))
+            }
+            Carrier::Helpers { network, begun } => {
+                *begun += 1;
+                let point = self.runtime.join(format!("network-{}-{begun}", std::process::id()));
+                let (namespace, helper) = helper::connect(*network, &point)?;
+                Ok(PrivateNetwork { namespace, address: None, _helper: Some(helper) })
+            }
+        }
+    }
+
+    /// Root of a namespace may be root of the network too, and mostly is not.
+    fn find_carrier(&self) -> std::result::Result<Carrier, Reason> {
+        match Router::set_up() {
+            Ok(router) => Ok(Carrier::Router(Box::new(router))),
+            Err(reason) if self.trusted => Err(reason),
+            Err(_) => Ok(Carrier::Helpers { network: unused_network()?, begun: 0 }),
+        }
     }
 
     /// Takes back a namespace that nobody could change.
@@ -86,6 +125,22 @@ impl Networks {
             self.free.push(network);
         }
     }
+}
+
+/// The address by which the host sends to the world, and by which it can be reached from there. No packet is sent.
+fn own_address() -> Option<Ipv4Addr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    // Of a block for documentation, which is nobody's.
+    socket.connect((Ipv4Addr::new(198, 51, 100, 1), 9)).ok()?;
+    match socket.local_addr().ok()?.ip() {
+        IpAddr::V4(address) if !address.is_loopback() && !address.is_unspecified() => Some(address),
+        _ => None,
+    }
+}
+
+fn unused_network() -> std::result::Result<[u8; 2], Reason> {
+    let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    free_network(&routes).ok_or_else(|| "all networks that forge may use are taken".to_owned())
 }
 
 /// What all namespaces share.
@@ -107,8 +162,7 @@ impl Router {
                 errno => format!("{what} ({errno})"),
             }
         };
-        let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
-        let network = free_network(&routes).ok_or("all networks that forge may use are taken")?;
+        let network = unused_network()?;
         if let Some(chain) = foreign_firewall() {
             return Err(chain);
         }
@@ -155,7 +209,7 @@ impl Router {
             .and_then(|index| inner.configure(index, Some((address, 16)), &[Route::Default(gateway)]));
         sys::enter_network(self.own_namespace.as_fd())?;
         configured?;
-        Ok(PrivateNetwork { namespace, address })
+        Ok(PrivateNetwork { namespace, address: Some(address), _helper: None })
     }
 
     /// Leaves this process in the new namespace.
