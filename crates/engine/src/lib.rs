@@ -38,6 +38,7 @@ mod sandbox;
 mod session;
 mod steps;
 mod usage;
+mod verify;
 
 pub use call::{
     Answer, Call, CallOutcome, CheckError, CheckReport, Finding, Outline, OutlineArg, OutlineCache, OutlineRequirement,
@@ -54,6 +55,7 @@ pub use forge_executor::{CpuQuota, Footing, NamespaceIds, Resources, SwapLimit};
 pub use forge_exporter::{Annotation, AnnotationScope, FolderMode, PlatformFolders};
 pub use forge_frontend::TriggerRight;
 pub use forge_llb::{ExtraHost, Ulimit};
+pub use forge_store::{BlobFault, Finding as StoreFinding, LayerFault, Repair, TreeFault, Verification, VerifyDepth};
 pub use forge_worker::Resolver;
 pub use limits::Limits;
 pub use outcome::{
@@ -70,6 +72,7 @@ pub use request::{
     ArchiveFormat, ArchiveReader, Bind, BuildContext, BuildRequest, ContextStream, DockerfileSource, EngineOptions,
     KeyPair, NamedContext, Network, Proxy, PullPolicy, RegistryHost, Rights, RunRequest, RunStreams, TmpfsMount,
 };
+pub use verify::VerifyReport;
 
 /// Runs the set-up of a container, and does not return, if this process was started for that. To be called first
 /// of all in the `main` of every program that uses [`Engine`]: the executor starts that very program again.

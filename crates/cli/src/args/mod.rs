@@ -8,6 +8,7 @@ mod registry;
 mod run;
 mod store;
 mod unsupported;
+mod verify;
 
 pub use build::BuildArgs;
 pub use debug::{DebugArgs, DebugCommand, LlbArgs};
@@ -16,6 +17,7 @@ pub use limits::LimitArgs;
 pub use registry::{LoginArgs, LogoutArgs, PullArgs, PushArgs};
 pub use run::RunArgs;
 pub use store::{DuArgs, InfoArgs, PruneArgs, VersionArgs};
+pub use verify::{StoreArgs, StoreCommand, VerifyArgs};
 
 use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
@@ -89,6 +91,8 @@ pub enum Command {
     Du(DuArgs),
     /// Remove build cache and dangling images
     Prune(PruneArgs),
+    /// Look after the store
+    Store(StoreArgs),
     /// Show what forge makes of things
     Debug(DebugArgs),
     /// Show the version

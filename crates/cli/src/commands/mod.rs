@@ -9,8 +9,9 @@ mod inspect;
 mod registry;
 mod run;
 mod store;
+mod verify;
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, StoreCommand};
 use crate::config;
 use crate::environment::Environment;
 use crate::failure::Failure;
@@ -31,7 +32,9 @@ struct Start {
 
 impl Start {
     fn engine(&self) -> Result<Engine, Failure> {
-        Ok(Engine::open(self.options.clone())?)
+        let engine = Engine::open(self.options.clone())?;
+        engine.notices_of_store().iter().for_each(|notice| output::note(notice));
+        Ok(engine)
     }
 
     fn style(&self) -> Style {
@@ -74,6 +77,9 @@ pub fn run(cli: Cli, standing: &Standing) -> Result<u8, Failure> {
         Command::Logout(args) => registry::logout(&start, &args),
         Command::Du(args) => store::du(&start, &args),
         Command::Prune(args) => store::prune(&start, &args),
+        Command::Store(args) => match args.what {
+            StoreCommand::Verify(args) => return verify::verify(&start, &args),
+        },
         Command::Debug(args) => debug::debug(&start, &args),
         Command::Version(args) => store::version(&args),
         Command::Info(args) => store::info(&start, &args),

@@ -124,6 +124,17 @@ impl Forge {
     }
 }
 
+/// After each test the store must be whole, to the byte (U5 of every row of attacks and faults).
+impl Drop for Forge {
+    fn drop(&mut self) {
+        if std::thread::panicking() || !self.store().join("FORMAT").exists() {
+            return;
+        }
+        let outcome = self.forge(&["store", "verify", "--full"]);
+        assert_eq!(outcome.code, 0, "forge store verify --full\n{}{}", outcome.stdout, outcome.stderr);
+    }
+}
+
 impl Outcome {
     /// The steps of the Dockerfile, in the order of the log.
     pub fn steps(&self) -> Vec<(String, Step)> {

@@ -29,3 +29,4 @@ mod rootless;
 mod routes;
 mod run;
 mod sandbox;
+mod store;
