@@ -31,7 +31,7 @@ const COMMON: &str = "common";
 /// Where groups with limits are: processes and controllers for children exclude each other, so not in the others.
 const LIMITS: &str = "forge-limits";
 /// With what the names of groups with limits begin.
-pub(super) const GROUP_PREFIX: &str = "forge-c-";
+pub(crate) const GROUP_PREFIX: &str = "forge-c-";
 
 /// What the server found out about this machine, inherited by every init.
 pub(super) struct Cgroups {

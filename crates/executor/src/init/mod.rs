@@ -23,11 +23,16 @@ mod setup;
 mod shim;
 pub(crate) mod sys;
 
+pub(crate) use cgroups::GROUP_PREFIX;
+pub(crate) use network::PREFIX as NETWORK_INTERFACE_PREFIX;
 pub(crate) use paths::restore_mtime;
 pub(crate) use root::layout;
 
 /// Name under which the server is executed; no user types it.
 pub(crate) const SERVER_NAME: &str = "forge-sandbox-init";
+
+/// What its first thread is called, by which it is found among the processes of a machine.
+pub(crate) const SERVER_COMM: &str = "forge-init";
 
 /// Becomes the sandbox set-up process if that is what this process was executed for, and never returns then.
 ///

@@ -54,6 +54,7 @@ fn serve() -> io::Result<()> {
     let networks = Networks::new(rights.trusted);
     let mut machine = Machine { namespaces, rights, cgroups, networks };
     control.send(&Message::Serving { notices }, &[])?;
+    sweep_beside();
     crate::seccomp::compile_common();
     let mut children = Vec::new();
     // Liveness: every iteration answers one request or reaps; nothing else in the loop blocks.
@@ -69,6 +70,15 @@ fn serve() -> io::Result<()> {
     }
     end_all(children, &mut machine.networks);
     Ok(())
+}
+
+/// Removes what killed containers left, in a process of its own: the first container does not wait for it.
+fn sweep_beside() {
+    // SAFETY: this process never starts a thread.
+    if let Ok(None) = unsafe { sys::fork() } {
+        crate::left_over::sweep();
+        sys::exit_now(0);
+    }
 }
 
 /// Detaches from whoever started us: no terminal, no stray descriptors, no ignored signals.
@@ -94,7 +104,8 @@ fn prepare() -> io::Result<Channel> {
     rustix::process::umask(rustix::fs::Mode::empty());
     // Ctrl-C in a terminal must reach forge, which then ends its containers in order, and not this process.
     rustix::process::setsid()?;
-    rustix::thread::set_name(c"forge-init")?;
+    let name = std::ffi::CString::new(super::SERVER_COMM).map_err(|_| io::ErrorKind::InvalidInput)?;
+    rustix::thread::set_name(&name)?;
     Ok(Channel::new(control))
 }
 
@@ -160,7 +171,8 @@ fn spawn(order: &Order, machine: &mut Machine, channel: &OwnedFd, exit: OwnedFd)
         placement: &order.group,
     };
     let mut notices = Vec::new();
-    let means = setup::Means { cgroups: &machine.cgroups, rights: &machine.rights, number };
+    let server = std::process::id();
+    let means = setup::Means { cgroups: &machine.cgroups, rights: &machine.rights, number, server };
     let group = target(means.cgroups, order.devices, &wish, order.own_group.then_some(number), &mut notices)?;
     let namespaces = match order.maker {
         Maker::Init => machine.namespaces | new_network,

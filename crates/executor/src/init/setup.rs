@@ -23,6 +23,8 @@ pub(super) struct Means<'a> {
     pub(super) rights: &'a Rights,
     /// One that no other living container of the server has.
     pub(super) number: u64,
+    /// The process number of the server.
+    pub(super) server: u32,
 }
 
 /// The life of a container's init, from the clone to the execution of the payload.

@@ -176,7 +176,7 @@ impl Assembly<'_> {
 
     /// Below the shim's own group, or where the caller wants it.
     fn group(&self) -> Result<String, Failure> {
-        let own = format!("{GROUP_PREFIX}{}-{}", self.id, self.means.number);
+        let own = format!("{GROUP_PREFIX}{}-{}-{}", self.id, self.means.server, self.means.number);
         let Some(parent) = &self.spec.group.parent else { return Ok(own) };
         let path = parent.join(own).into_os_string();
         path.into_string().map_err(|_| Failure::Unsupported { what: "a cgroup parent that is not UTF-8".into() })

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout)]
 
 mod attacks;
+mod checker;
 mod fixture;
 mod lifecycle;
 mod limits;
@@ -30,6 +31,7 @@ fn main() {
         limits::TESTS,
         network::TESTS,
         oci::TESTS,
+        checker::TESTS,
         attacks::TESTS,
         surface::TESTS,
         probe::TESTS,

@@ -29,7 +29,7 @@ pub const TESTS: &[(&str, fn())] = &[
 ];
 
 /// The runtimes of this machine.
-fn runtimes() -> &'static [(&'static str, RuntimeExecutor)] {
+pub fn runtimes() -> &'static [(&'static str, RuntimeExecutor)] {
     static ALL: OnceLock<(TempDir, Vec<(&str, RuntimeExecutor)>)> = OnceLock::new();
     let make = || {
         let directory = tempfile::tempdir().expect("temporary directory");

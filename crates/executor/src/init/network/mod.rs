@@ -35,7 +35,7 @@ const MOST_FREE: usize = 8;
 const ATTEMPTS: u32 = 4096;
 const INTERFACE: &str = "eth0";
 /// What the host's ends are called, followed by the second half of the address.
-const PREFIX: &str = "forge";
+pub(crate) const PREFIX: &str = "forge";
 
 /// The private networks of one set-up process.
 pub(super) struct Networks {
