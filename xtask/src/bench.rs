@@ -2,7 +2,6 @@
 
 mod cases;
 mod measure;
-mod registry;
 
 use crate::demo::{Forge, release_binary};
 use crate::{busybox, packages};

@@ -2,7 +2,7 @@
 
 use crate::command::{self, command};
 use crate::test_run::{self, Scope};
-use crate::{crates, licences, tidy};
+use crate::{crates, licences, tidy, torture};
 use anyhow::Result;
 
 /// Cheap checks first, so that a slip is told within seconds.
@@ -15,5 +15,9 @@ pub fn run(scope: Scope) -> Result<()> {
     tidy::check()?;
     licences::check()?;
     command::run(&mut command("cargo clippy --workspace --all-targets -- -D warnings"))?;
+    if scope == Scope::All {
+        command::run(&mut command("cargo build --package forge"))?;
+        torture::run_sampled()?;
+    }
     test_run::run(scope)
 }

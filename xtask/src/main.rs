@@ -14,10 +14,12 @@ mod differential;
 mod fuzz;
 mod licences;
 mod packages;
+mod registry;
 mod test_run;
 mod tidy;
+mod torture;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -33,6 +35,8 @@ const USAGE: &str = "cargo xtask COMMAND
                    build the examples with forge and with Debian's buildah, and compare the images
   fuzz [--seconds N] [TARGET]...
                    random tests, a minute each
+  torture [--points N] [NAME…]
+                   kill forge at N system calls (default 200) of a build, a pull, a push and more; nothing may be damaged
   bench [--quick]  forge beside the bare cost of each job, as ratios
   busybox FILE     write a busybox base image, as an archive for `forge load`";
 
@@ -56,6 +60,10 @@ fn run() -> Result<()> {
         ["check"] => check::run(test_run::Scope::All),
         ["check", "--fast"] => check::run(test_run::Scope::Fast),
         ["fuzz", ref words @ ..] => fuzz::run(words),
+        ["torture", "--points", points, ref names @ ..] => {
+            torture::run(demo::release_binary()?, points.parse().context("--points takes a number")?, names)
+        }
+        ["torture", ref names @ ..] => torture::run(demo::release_binary()?, 200, names),
         ["bench"] => bench::run(bench::Size::Full),
         ["bench", "--quick"] => bench::run(bench::Size::Quick),
         ["corpus"] => corpus::check(&[], false),

@@ -1,7 +1,7 @@
 use super::Size;
 use super::measure::{median, plain, shell};
-use super::registry::Registry;
 use crate::demo::Forge;
+use crate::registry::Registry;
 use anyhow::Result;
 use std::fmt::Write as _;
 use std::fs;

@@ -18,8 +18,8 @@ pub fn verify(start: &Start, args: &VerifyArgs) -> Result<u8, Failure> {
         text += &repair_text(repair);
     }
     output::print(&text)?;
-    let is_whole = report.found.findings.is_empty() || report.repair.is_some();
-    Ok(if is_whole { 0 } else { 1 })
+    let is_damaged = report.found.findings.iter().any(|finding| !matches!(finding, StoreFinding::Stray { .. }));
+    Ok(if is_damaged && report.repair.is_none() { 1 } else { 0 })
 }
 
 fn found_text(found: &Verification) -> String {
@@ -29,10 +29,13 @@ fn found_text(found: &Verification) -> String {
     if found.bytes > 0 {
         let _ = write!(text, ", {} read", units::size(found.bytes));
     }
-    match found.findings.len() {
-        0 => text + ": whole\n",
-        1 => text + ": 1 finding\n",
-        count => text + &format!(": {count} findings\n"),
+    let is_stray = |finding: &&StoreFinding| matches!(finding, StoreFinding::Stray { .. });
+    let strays = found.findings.iter().filter(is_stray).count();
+    match (found.findings.len() - strays, strays) {
+        (0, 0) => text + ": whole\n",
+        (0, strays) => text + &format!(": whole, {strays} files without a record, which the next prune removes\n"),
+        (1, _) => text + ": 1 finding\n",
+        (count, _) => text + &format!(": {count} findings\n"),
     }
 }
 
