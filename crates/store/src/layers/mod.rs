@@ -145,7 +145,11 @@ impl Layers {
     /// # Errors
     /// A layer is not in the store.
     pub fn tree(&self, layers: &[LayerId]) -> Result<MergedTree, StoreError> {
-        let roots = layers.iter().rev().map(|id| self.opened.remembered().root(id, self.tree_folder(id)).map(Arc::new));
+        let root = |id| match self.opened.remembered().root(id, self.tree_folder(id))? {
+            Some(root) => Ok(Arc::new(root)),
+            None => self.absent(id),
+        };
+        let roots = layers.iter().rev().map(root);
         Ok(MergedTree::of(roots.collect::<Result<_, _>>()?))
     }
 

@@ -54,21 +54,21 @@ pub(crate) struct Remembered {
 }
 
 impl Remembered {
-    /// The tree at a path, which must be that layer's.
-    pub(super) fn root(&self, id: &LayerId, path: PathBuf) -> Result<Root, StoreError> {
+    /// The tree at a path, which must be that layer's; `None` where it has none.
+    pub(super) fn root(&self, id: &LayerId, path: PathBuf) -> Result<Option<Root>, StoreError> {
         if let Some(names) = lock(&self.names).get(id) {
-            return Ok(Root { path, folder: OnceLock::new(), names: names.clone() });
+            return Ok(Some(Root { path, folder: OnceLock::new(), names: names.clone() }));
         }
         let folder = match folder::open_root(&path) {
             Ok(folder) => folder,
-            Err(Errno::NOENT | Errno::NOTDIR) => return Err(StoreError::LayerNotFound { layer: id.clone() }),
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
             Err(errno) => return Err(StoreError::os("open", &path)(errno)),
         };
         let names = folder::names(&folder).map_err(StoreError::os("read", &path))?;
         let names = (names.len() <= MOST_NAMES).then(|| Arc::from(names));
         lock(&self.names).insert(id.clone(), names.clone());
         // Not kept open: a stack may be higher than a process may have descriptors.
-        Ok(Root { path, folder: OnceLock::new(), names })
+        Ok(Some(Root { path, folder: OnceLock::new(), names }))
     }
 
     pub(crate) fn content(&self, id: &LayerId) -> Option<ContentDigest> {
