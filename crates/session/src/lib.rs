@@ -59,4 +59,11 @@ pub trait Session: Send + Sync {
 
     /// Cancelled when the build is to stop: everything that runs for it must then end soon.
     fn cancellation(&self) -> &CancellationToken;
+
+    /// Gives up the place that a step has among those that run at once, while it waits for what another one holds.
+    /// Nothing where places are not counted.
+    async fn leave_place(&self) {}
+
+    /// Waits for a place again, or until the build is to stop.
+    async fn take_place(&self) {}
 }

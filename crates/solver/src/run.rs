@@ -74,7 +74,7 @@ impl Run {
             plan,
             session: Arc::new(BuildSession { session, cancellation: cancellation.clone() }),
             index_turn: tokio::sync::Mutex::default(),
-            slots: solver.max_parallelism.map(|slots| Semaphore::new(slots.clamp(1, Semaphore::MAX_PERMITS))),
+            slots: solver.max_parallelism.map(|slots| Arc::new(Semaphore::new(slots.clamp(1, Semaphore::MAX_PERMITS)))),
         });
         let (todo, over, tasks) = (Vec::new(), Vec::new(), JoinSet::new());
         Self { shared, steps, todo, over, tasks, failure: None, _cancel_on_drop: cancellation.drop_guard() }

@@ -2,6 +2,7 @@ use async_trait::async_trait;
 use forge_session::{Context, CredentialError, Credentials, EventSink, Secret, SecretError, Session};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 /// The caller's session with a token of the build's own, so that a failed step can stop the others without
@@ -38,6 +39,60 @@ impl Session for BuildSession {
 
     fn cancellation(&self) -> &CancellationToken {
         &self.cancellation
+    }
+}
+
+/// The build's session with one step's place among those that run at once.
+pub(crate) struct StepSession {
+    build: Arc<dyn Session>,
+    slots: Arc<Semaphore>,
+    place: Mutex<Option<OwnedSemaphorePermit>>,
+}
+
+impl StepSession {
+    /// A step without a place.
+    pub fn new(build: Arc<dyn Session>, slots: Arc<Semaphore>) -> Self {
+        Self { build, slots, place: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl Session for StepSession {
+    fn context(&self, name: &str) -> Option<Arc<dyn Context>> {
+        self.build.context(name)
+    }
+
+    async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
+        self.build.credentials(registry).await
+    }
+
+    async fn secret(&self, id: &str) -> Result<Option<Secret>, SecretError> {
+        self.build.secret(id).await
+    }
+
+    async fn ssh_agent(&self, id: &str) -> Result<Option<OwnedFd>, SecretError> {
+        self.build.ssh_agent(id).await
+    }
+
+    fn events(&self) -> &dyn EventSink {
+        self.build.events()
+    }
+
+    fn cancellation(&self) -> &CancellationToken {
+        self.build.cancellation()
+    }
+
+    async fn leave_place(&self) {
+        self.place.lock().await.take();
+    }
+
+    async fn take_place(&self) {
+        let mut place = self.place.lock().await;
+        if place.is_none() {
+            let taken = self.cancellation().run_until_cancelled(self.slots.clone().acquire_owned()).await;
+            // The semaphore is never closed; whoever is cancelled sees it by the token.
+            *place = taken.and_then(Result::ok);
+        }
     }
 }
 

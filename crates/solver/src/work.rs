@@ -1,6 +1,7 @@
 //! What is done for a step beside the loop: asking the worker, reading inputs, asking the cache, running.
 
 use crate::plan::{Plan, PlannedStep};
+use crate::session::StepSession;
 use crate::step::{ContentPart, Keys, Known};
 use crate::{CacheMap, ExecuteRequest, Execution, Solver, WorkerError, progress};
 use forge_cache::{CacheError, CacheIndex, CacheKey, InputPart, OpKey, ResultRef, Selector, StepRecord};
@@ -17,7 +18,7 @@ pub(crate) struct Shared {
     /// A [`crate::session::BuildSession`].
     pub session: Arc<dyn Session>,
     /// `None` for no bound.
-    pub slots: Option<Semaphore>,
+    pub slots: Option<Arc<Semaphore>>,
     /// Lets one step at a time ask the index: it has one connection, and without this thousands of steps would
     /// wait for it in hundreds of threads.
     pub index_turn: tokio::sync::Mutex<()>,
@@ -157,11 +158,24 @@ impl StepWork {
 
     /// Runs the vertex as soon as a slot is free.
     async fn run(&self, inputs: Vec<ResultRef>, started: &Started) -> Result<Execution, WorkerError> {
-        let cancellation = self.session().cancellation();
-        let _slot = match &self.shared.slots {
-            Some(slots) => Some(cancellation.run_until_cancelled(slots.acquire()).await.ok_or(WorkerError::Cancelled)?),
-            None => None,
+        let session: Arc<dyn Session> = match &self.shared.slots {
+            Some(slots) => Arc::new(StepSession::new(self.session().clone(), slots.clone())),
+            None => self.session().clone(),
         };
+        session.take_place().await;
+        let result = self.run_in_place(inputs, started, &session).await;
+        // What outlives the step, such as a log, may hold the session longer.
+        session.leave_place().await;
+        result
+    }
+
+    async fn run_in_place(
+        &self,
+        inputs: Vec<ResultRef>,
+        started: &Started,
+        session: &Arc<dyn Session>,
+    ) -> Result<Execution, WorkerError> {
+        let cancellation = session.cancellation();
         if cancellation.is_cancelled() {
             return Err(WorkerError::Cancelled);
         }
@@ -169,7 +183,7 @@ impl StepWork {
         let at = *started.get_or_init(SystemTime::now);
         progress::start(self.session().events(), &self.shared.plan, self.step, at);
         let request = ExecuteRequest { vertex: planned.vertex.clone(), digest: planned.digest.clone(), inputs };
-        let execution = self.shared.solver.worker.execute(request, self.session()).await?;
+        let execution = self.shared.solver.worker.execute(request, session).await?;
         match execution.outputs.len() >= planned.vertex.op.outputs() {
             true => Ok(execution),
             false => Err(WorkerError::internal("the worker returned too few results")),

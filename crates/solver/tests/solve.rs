@@ -321,6 +321,23 @@ async fn waiting_for_another_build_holds_no_slot() {
     assert_eq!(fake.ran(), ["shared", "own", "goal"]);
 }
 
+/// Without [`Session::leave_place`] in the fake's step this waits for ever.
+#[tokio::test(start_paused = true)]
+async fn a_step_that_waits_for_another_one_lets_it_run() {
+    let fake = Fake::default();
+    fake.set("first", |behaviour| behaviour.waits_for = Some("second".to_owned()));
+    fake.set("second", |behaviour| behaviour.takes = SECOND);
+    let mut builder = GraphBuilder::default();
+    let (first, second) = (builder.add("first", &[]), builder.add("second", &[]));
+    let goal = builder.add("goal", &[&first, &second]);
+    let graph = builder.goal(&goal);
+    let bounded = forge_solver::Solver { max_parallelism: Some(1), ..solver(&fake) };
+    let (solved, _) =
+        tokio::time::timeout(60 * SECOND, solve(&bounded, &graph)).await.expect("nobody waits in a circle");
+    solved.unwrap();
+    assert_eq!(fake.ran(), ["first", "second", "goal"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_next_build_takes_over_when_the_owner_is_cancelled() {
     let fake = Fake::default();

@@ -37,6 +37,8 @@ pub struct Behaviour {
     pub text: Option<String>,
     /// Never kept.
     pub uncacheable: bool,
+    /// It has to wait for another step's end, as for a folder that both use.
+    pub waits_for: Option<String>,
 }
 
 /// The worker and the results in one. Clones share everything.
@@ -52,6 +54,7 @@ struct State {
     log: Mutex<Option<PathBuf>>,
     ran: Mutex<Vec<String>>,
     mapped: Mutex<Vec<String>>,
+    ended: Mutex<BTreeSet<String>>,
     running: AtomicUsize,
     most: AtomicUsize,
     digests: AtomicUsize,
@@ -242,7 +245,15 @@ impl Worker for Fake {
         let behaviour = self.behaviour(name);
         // Reading the inputs fails the test when one of them is not there.
         let inputs: Vec<String> = request.inputs.iter().map(|input| self.text(input)).collect();
+        if let Some(other) = &behaviour.waits_for {
+            session.leave_place().await;
+            while !self.0.ended.lock().unwrap().contains(other) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            session.take_place().await;
+        }
         let told = session.cancellation().run_until_cancelled(pause(behaviour.takes)).await;
+        self.0.ended.lock().unwrap().insert(name.clone());
         self.0.running.fetch_sub(1, Ordering::SeqCst);
         assert!(!behaviour.panics, "{name} panics");
         match (told, behaviour.fails, behaviour.context) {

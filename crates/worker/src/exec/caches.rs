@@ -131,6 +131,8 @@ impl Wanted<'_> {
             if let Some((guard, how)) = guard {
                 if waits {
                     self.say(context, &waiting, begin, Some(SystemTime::now()));
+                    // With the folder: who else wants it has no place either, so that nobody waits in a circle.
+                    context.session.take_place().await;
                 }
                 let line = describe(guard.record(), how, SystemTime::now());
                 self.say(context, &line, begin, Some(SystemTime::now()));
@@ -138,6 +140,7 @@ impl Wanted<'_> {
             }
             if !waits {
                 self.say(context, &waiting, begin, None);
+                context.session.leave_place().await;
                 waits = true;
             }
             pause = pauses.next().map_or(pause, |&milliseconds| Duration::from_millis(milliseconds));
