@@ -28,18 +28,43 @@ pub(crate) async fn run(
     let prepared = Prepared::new(op, executor, context, secrets, agents.clone(), caches).await?;
     let Prepared { root, changed, step, caches } = prepared;
     let agents: Vec<String> = agents.into_iter().flatten().collect();
-    let (ended, usage) = run_process(op, step, &agents, context).await?;
-    // Nothing of the step lives any more: whoever waits for a cache may have it.
-    if !caches.is_empty() {
-        tokio::task::spawn_blocking(move || caches.release()).await.map_err(WorkError::from)??;
+    let files = Files { op: op.clone(), context: context.clone(), root, changed, caches };
+    let Ran { ended, usage, outputs } = run_process(op, step, &agents, context, files).await?;
+    match outputs {
+        Some(outputs) => Ok(Execution { outputs, usage: usage.map(step_usage) }),
+        None => Err(failure(op, ended.status, ended.last_lines)),
     }
-    if !succeeded(op, ended.status) {
-        return Err(failure(op, ended.status, ended.last_lines));
+}
+
+/// What became of a step.
+struct Ran {
+    ended: StepEnd,
+    usage: Option<Usage>,
+    /// `None` if the process failed.
+    outputs: Option<Vec<ResultRef>>,
+}
+
+/// The files of a step, until its process has ended.
+struct Files {
+    op: ExecOp,
+    context: StepContext,
+    root: ActiveLayer,
+    changed: Vec<ChangedMount>,
+    caches: Caches,
+}
+
+impl Files {
+    /// Keeps what the step changed, if it did what it should. Nothing of it may live any more. Blocks.
+    fn settle(self, status: ExitStatus) -> Result<Option<Vec<ResultRef>>, WorkError> {
+        // First of all: others may wait for a cache.
+        if !self.caches.is_empty() {
+            self.caches.release()?;
+        }
+        match succeeded(&self.op, status) {
+            true => outputs(&self.op, &self.context, self.root, self.changed).map(Some),
+            false => Ok(None),
+        }
     }
-    let (op, context) = (op.clone(), context.clone());
-    let outputs = tokio::task::spawn_blocking(move || outputs(&op, &context, root, changed));
-    let outputs = outputs.await.map_err(WorkError::from)??;
-    Ok(Execution { outputs, usage: usage.map(step_usage) })
 }
 
 /// A step that can be started.
@@ -91,21 +116,24 @@ fn agent_socket(op: &ExecOp, agents: &[Option<String>]) -> Option<String> {
     sockets.zip(agents).find(|(_, agent)| agent.is_some()).map(|(mount, _)| mount.target.clone())
 }
 
-/// Runs the process to its end, or kills it when the build is to stop.
+/// Runs the process to its end and keeps its files, all on one thread; kills it when the build is to stop.
 async fn run_process(
     op: &ExecOp,
     step: Step,
     agents: &[String],
     context: &StepContext,
-) -> Result<(StepEnd, Option<Usage>), WorkerError> {
+    files: Files,
+) -> Result<Ran, WorkerError> {
     let (container, output) = step.into_parts();
     let container: Arc<dyn Container> = container.into();
     let relays = Relays::start(container.take_listeners(), agents, &context.session).map_err(WorkError::from)?;
     let (running, vertex, reporter) = (container.clone(), context.vertex.clone(), context.session.clone());
-    let run = move || {
+    let run = move || -> Result<Result<Ran, WorkError>, ExecError> {
         let log = StepLog { vertex: &vertex, events: reporter.events() };
         let ended = Step::run(&*running, output, &log);
-        running.delete().map_err(ExecError::from).and(ended).map(|ended| (ended, running.usage()))
+        let ended = running.delete().map_err(ExecError::from).and(ended)?;
+        let outputs = files.settle(ended.status);
+        Ok(outputs.map(|outputs| Ran { ended, usage: running.usage(), outputs }))
     };
     let mut running = tokio::task::spawn_blocking(run);
     let ended = tokio::select! {
@@ -120,7 +148,7 @@ async fn run_process(
     relays.stop().await;
     match ended {
         None => Err(WorkerError::Cancelled),
-        Some(ended) => ended.map_err(WorkError::from)?.map_err(|error| explain(op, error)),
+        Some(ended) => Ok(ended.map_err(WorkError::from)?.map_err(|error| explain(op, error))??),
     }
 }
 
