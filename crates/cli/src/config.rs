@@ -64,7 +64,27 @@ pub fn engine_options(global: &GlobalArgs, environment: &Environment, is_root: b
         },
         max_parallelism: file.worker.oci.max_parallelism,
         device_folders: DEVICE_FOLDERS.map(PathBuf::from).to_vec(),
+        oci_runtime: None,
     })
+}
+
+/// The runtime that a flag or the environment names: a path, or a name along the `PATH`.
+///
+/// # Errors
+/// There is none of that name.
+pub fn oci_runtime(flag: Option<&str>, environment: &Environment) -> anyhow::Result<Option<PathBuf>> {
+    let Some(named) = flag.or_else(|| environment.filled("FORGE_OCI_RUNTIME")) else { return Ok(None) };
+    if named.contains('/') {
+        let path = std::path::absolute(named).with_context(|| format!("--oci-runtime {named}"))?;
+        return if path.is_file() { Ok(Some(path)) } else { Err(anyhow!("--oci-runtime {named}: no such file")) };
+    }
+    // Users who are not administrators often have no sbin in theirs.
+    let folders = [environment.get("PATH").unwrap_or_default(), "/usr/sbin:/sbin:/usr/bin:/bin"].join(":");
+    let mut places = folders.split(':').filter(|folder| folder.starts_with('/')).map(|folder| Path::new(folder).join(named));
+    match places.find(|path| path.is_file()) {
+        Some(path) => Ok(Some(path)),
+        None => Err(anyhow!("--oci-runtime {named}: there is no such program in the PATH")),
+    }
 }
 
 /// docker's `config.json`.

@@ -1,11 +1,11 @@
 //! Foreground containers.
 
 use crate::engine::{Engine, blocking};
-use crate::ports::Published;
+use crate::ports::{self, Published};
 use crate::running::{self, Entry, Record};
 use crate::sandbox::{sandbox, wanted_network};
-use crate::{EngineError, Network, PullPolicy, RunOutcome, RunRequest, RunStreams};
-use forge_executor::{Container, ContainerId, Executor, ExecutorError, ExitStatus, Stdio, StdioTarget};
+use crate::{EngineError, Network, Port, PullPolicy, RunOutcome, RunRequest, RunStreams};
+use forge_executor::{Container, ContainerId, ExecutorError, ExitStatus, Stdio, StdioTarget};
 use forge_image::{ErrorKind, Platform, Reference};
 use forge_session::EventSink;
 use forge_store::{ActiveLayer, Image, LayerId, Lease};
@@ -67,8 +67,8 @@ impl Engine {
     ) -> Result<RunningContainer, EngineError> {
         self.warm_up(request.network);
         let image = self.image_to_run(&request, events, cancel.clone()).await?;
-        let published = Published::take(&request.ports).await?;
-        let ports_wanted = !request.ports.is_empty();
+        let wanted = self.ports(&request, &image).await?;
+        let published = Published::take(&wanted).await?;
         let engine = self.clone();
         let mut running = blocking(move || {
             let lease = engine.store().lease("run")?;
@@ -87,8 +87,11 @@ impl Engine {
         })
         .await?;
         match running.container.address() {
-            Some(address) => running.ports = published.lead_to(address),
-            None if ports_wanted => {
+            Some(address) => {
+                running.notices.extend_from_slice(published.notices());
+                running.ports = published.lead_to(address);
+            }
+            None if !wanted.is_empty() => {
                 running
                     .notices
                     .push("published ports lead nowhere: the container has no network of its own".to_owned());
@@ -109,6 +112,22 @@ impl Engine {
         });
     }
 
+    /// The ports of the flags, and those that are exposed where all of them are wanted. One that a flag leads somewhere
+    /// is not published twice.
+    async fn ports(&self, request: &RunRequest, image: &Image) -> Result<Vec<Port>, EngineError> {
+        let mut all = request.ports.clone();
+        if request.publish_all {
+            let id = image.id.clone();
+            let mut config = self.blocking(move |engine| Ok(engine.store().images().config(&id)?)).await?;
+            let added = request.exposed.iter().map(|port| (port.clone(), serde_json::Value::Null));
+            config.config.exposed_ports.extend(added);
+            let published = |port: &Port| all.iter().any(|one| (one.container, one.protocol) == (port.container, port.protocol));
+            let more: Vec<_> = ports::exposed(&config).into_iter().filter(|port| !published(port)).collect();
+            all.extend(more);
+        }
+        Ok(all)
+    }
+
     async fn image_to_run(
         &self,
         request: &RunRequest,
@@ -121,6 +140,7 @@ impl Engine {
             PullPolicy::Missing | PullPolicy::Never => self.stored_image(&request.image, &platform).await?,
         };
         if let Some(image) = stored {
+            self.bring_to_run(&image, events, cancel).await?;
             return Ok(image);
         }
         if request.pull == PullPolicy::Never {

@@ -3,7 +3,7 @@ use crate::session::LocalSession;
 use crate::steps::ShownStep;
 use crate::{EngineError, EngineInfo, EngineOptions, PullOutcome, PushOutcome};
 use forge_cache::{CacheIndex, Flights, SqliteIndex};
-use forge_executor::{Executor, ExecutorError, NamespaceExecutor};
+use forge_executor::{Executor, ExecutorError, NamespaceExecutor, RuntimeExecutor};
 use forge_exporter::{ExportError, ExportSettings, ImageSet, Pushed};
 use forge_image::{ErrorKind, Platform, Reference};
 use forge_registry::{
@@ -24,7 +24,7 @@ struct Parts {
     options: EngineOptions,
     store: Store,
     // Made when first needed: a cached build needs no sandbox, `images` no registry.
-    executor: OnceLock<Arc<NamespaceExecutor>>,
+    executor: OnceLock<Arc<dyn Executor>>,
     executor_turn: Mutex<()>,
     registry: OnceLock<Arc<Registry>>,
     index: OnceLock<Arc<SqliteIndex>>,
@@ -94,11 +94,17 @@ impl Engine {
         blocking(move || work(&engine)).await
     }
 
-    pub(crate) fn executor(&self) -> Result<Arc<NamespaceExecutor>, ExecutorError> {
+    pub(crate) fn executor(&self) -> Result<Arc<dyn Executor>, ExecutorError> {
         let directory = self.store().root().join("run");
         // Whoever needs it early and whoever needs it later should not start two.
         let _turn = self.0.executor_turn.lock().unwrap_or_else(PoisonError::into_inner);
-        made(&self.0.executor, || Ok(Arc::new(NamespaceExecutor::new(&directory)?)))
+        made(&self.0.executor, || {
+            let namespaces = Arc::new(NamespaceExecutor::new(&directory)?);
+            Ok(match &self.options().oci_runtime {
+                Some(runtime) => Arc::new(RuntimeExecutor::new(namespaces, runtime)),
+                None => namespaces as Arc<dyn Executor>,
+            })
+        })
     }
 
     /// What the sandboxes of this engine could not enforce; nothing if there were none.

@@ -14,6 +14,7 @@ mod container;
 mod context;
 mod definition;
 mod destination;
+mod devices;
 mod dockerfile;
 mod emulation;
 mod engine;
@@ -24,6 +25,7 @@ mod export;
 mod handed;
 mod images;
 mod key_agent;
+mod leaks;
 mod limits;
 mod missing;
 mod outcome;
@@ -57,6 +59,7 @@ pub use forge_frontend::TriggerRight;
 pub use forge_llb::{ExtraHost, Ulimit};
 pub use forge_store::{BlobFault, Finding as StoreFinding, LayerFault, Repair, TreeFault, Verification, VerifyDepth};
 pub use forge_worker::Resolver;
+pub use leaks::leaks;
 pub use limits::Limits;
 pub use outcome::{
     BuildOutcome, EngineInfo, HistoryRow, ImageDetails, ImageSummary, Loaded, PruneReport, PullOutcome, PushOutcome,
@@ -66,8 +69,10 @@ pub use output::{
     Destination, DigestNames, FilesOutput, ImageOutput, Keep, LayerCompression, MediaTypes, Output, Push, Times,
     Transport,
 };
-pub use ports::Port;
+pub use devices::Device;
+pub use ports::{Port, Protocol};
 pub use remote::RemoteContext;
+pub use request::SyscallFilter;
 pub use request::{
     ArchiveFormat, ArchiveReader, Bind, BuildContext, BuildRequest, ContextStream, DockerfileSource, EngineOptions,
     KeyPair, NamedContext, Network, Proxy, PullPolicy, RegistryHost, Rights, RunRequest, RunStreams, TmpfsMount,

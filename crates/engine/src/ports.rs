@@ -1,26 +1,72 @@
-//! Published ports: connections to the host are handed on to a container.
+//! Published ports: connections to the host, and packets, are handed on to a container.
+
+mod datagrams;
 
 use crate::EngineError;
-use forge_image::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use tokio::net::{TcpListener, TcpStream};
+use forge_image::{ErrorKind, ImageConfig};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinHandle;
 
-/// A port of the host that leads to one of the container (`-p`), by TCP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A port of the host that leads to one of the container (`-p`).
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
+    /// What is spoken.
+    pub protocol: Protocol,
     /// The host's address; every one where `None`.
     pub address: Option<IpAddr>,
-    /// The host's port; 0 for any that is free.
-    pub host: u16,
+    /// The host's port: the first of these that is free; 0 for any.
+    pub host: RangeInclusive<u16>,
     /// The container's port.
     pub container: u16,
+}
+
+/// What is spoken on a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Connections.
+    Tcp,
+    /// Packets.
+    Udp,
+}
+
+impl Protocol {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// The ports that an image exposes, each on any free one of the host (`-P`). What is no port is passed over.
+pub(crate) fn exposed(config: &ImageConfig) -> Vec<Port> {
+    let port = |text: &String| {
+        let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let protocol = match protocol.to_ascii_lowercase().as_str() {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            _ => return None,
+        };
+        let container = number.parse().ok().filter(|number| *number != 0)?;
+        Some(Port { protocol, address: None, host: 0..=0, container })
+    };
+    config.config.exposed_ports.keys().filter_map(port).collect()
+}
+
+/// A port that is taken on the host.
+enum Socket {
+    Stream(TcpListener),
+    Datagram(UdpSocket),
 }
 
 /// Ports that are taken on the host.
 #[derive(Default)]
 pub(crate) struct Published {
-    listeners: Vec<(TcpListener, u16)>,
+    sockets: Vec<(Socket, u16)>,
+    notices: Vec<String>,
 }
 
 impl Published {
@@ -28,19 +74,66 @@ impl Published {
     pub(crate) async fn take(ports: &[Port]) -> Result<Self, EngineError> {
         let mut published = Self::default();
         for port in ports {
-            let address = SocketAddr::new(port.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port.host);
-            let listener = TcpListener::bind(address).await.map_err(|error| {
-                EngineError::caused(ErrorKind::Environment, error).context(&format!("cannot publish {address}"))
+            let (socket, address) = bind(port).await.map_err(|error| {
+                let place = SocketAddr::new(port.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), *port.host.start());
+                EngineError::caused(ErrorKind::Environment, error).context(&format!("cannot publish {place}"))
             })?;
-            published.listeners.push((listener, port.container));
+            if port.host.start() != port.host.end() || *port.host.start() == 0 {
+                let (container, protocol) = (port.container, port.protocol.name());
+                published.notices.push(format!("port {container}/{protocol} is published on {address}"));
+            }
+            published.sockets.push((socket, port.container));
         }
         Ok(published)
     }
 
-    /// Hands connections on until the tasks are aborted.
+    /// Which ports were chosen, one line each.
+    pub(crate) fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Hands on what comes until the tasks are aborted.
     pub(crate) fn lead_to(self, container: Ipv4Addr) -> Vec<JoinHandle<()>> {
-        let serve = |(listener, port)| tokio::spawn(serve(listener, (container, port).into()));
-        self.listeners.into_iter().map(serve).collect()
+        let serve = |(socket, port)| match socket {
+            Socket::Stream(listener) => tokio::spawn(serve(listener, (container, port).into())),
+            Socket::Datagram(outside) => tokio::spawn(datagrams::serve(outside, (container, port).into())),
+        };
+        self.sockets.into_iter().map(serve).collect()
+    }
+}
+
+async fn bind(port: &Port) -> io::Result<(Socket, SocketAddr)> {
+    let mut outcome = Err(io::ErrorKind::AddrInUse.into());
+    for number in port.host.clone() {
+        outcome = match port.address {
+            Some(address) => bind_to(port.protocol, (address, number).into()).await,
+            // Of both versions, where the machine has the sixth.
+            None => match bind_to(port.protocol, (Ipv6Addr::UNSPECIFIED, number).into()).await {
+                Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                    bind_to(port.protocol, (Ipv4Addr::UNSPECIFIED, number).into()).await
+                }
+                bound => bound,
+            },
+        };
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
+}
+
+async fn bind_to(protocol: Protocol, address: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
+    match protocol {
+        Protocol::Tcp => {
+            let listener = TcpListener::bind(address).await?;
+            let bound = listener.local_addr()?;
+            Ok((Socket::Stream(listener), bound))
+        }
+        Protocol::Udp => {
+            let socket = UdpSocket::bind(address).await?;
+            let bound = socket.local_addr()?;
+            Ok((Socket::Datagram(socket), bound))
+        }
     }
 }
 
@@ -69,14 +162,28 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    fn port(protocol: Protocol, host: RangeInclusive<u16>, container: u16) -> Port {
+        Port { protocol, address: Some(Ipv4Addr::LOCALHOST.into()), host, container }
+    }
+
+    fn address(published: &Published) -> SocketAddr {
+        match &published.sockets[0].0 {
+            Socket::Stream(listener) => listener.local_addr().unwrap(),
+            Socket::Datagram(socket) => socket.local_addr().unwrap(),
+        }
+    }
+
     #[tokio::test]
     async fn what_comes_in_goes_through_in_both_directions() {
         let inside = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port =
-            Port { address: Some(Ipv4Addr::LOCALHOST.into()), host: 0, container: inside.local_addr().unwrap().port() };
-        let published = Published::take(&[port]).await.unwrap();
-        let outside = published.listeners[0].0.local_addr().unwrap();
-        assert!(Published::take(&[Port { host: outside.port(), ..port }]).await.is_err());
+        let container = inside.local_addr().unwrap().port();
+        let published = Published::take(&[port(Protocol::Tcp, 0..=0, container)]).await.unwrap();
+        let outside = address(&published);
+        assert_eq!(published.notices(), [format!("port {container}/tcp is published on {outside}")]);
+        let taken = outside.port();
+        assert!(Published::take(&[port(Protocol::Tcp, taken..=taken, container)]).await.is_err());
+        let next = taken..=taken.saturating_add(20);
+        assert_ne!(address(&Published::take(&[port(Protocol::Tcp, next, container)]).await.unwrap()), outside);
         let tasks = published.lead_to(Ipv4Addr::LOCALHOST);
         tokio::spawn(async move {
             let (mut stream, _) = inside.accept().await.unwrap();
@@ -91,5 +198,43 @@ mod tests {
         stream.read_to_string(&mut answer).await.unwrap();
         assert_eq!(answer, "HELLO");
         tasks.iter().for_each(JoinHandle::abort);
+    }
+
+    #[tokio::test]
+    async fn packets_find_their_way_back_to_who_sent_them() {
+        let inside = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let container = inside.local_addr().unwrap().port();
+        let published = Published::take(&[port(Protocol::Udp, 0..=0, container)]).await.unwrap();
+        let outside = address(&published);
+        let tasks = published.lead_to(Ipv4Addr::LOCALHOST);
+        tokio::spawn(async move {
+            let mut packet = [0; 64];
+            loop {
+                let (length, from) = inside.recv_from(&mut packet).await.unwrap();
+                inside.send_to(&packet[..length].to_ascii_uppercase(), from).await.unwrap();
+            }
+        });
+        let mut clients = Vec::new();
+        for text in ["one", "two"] {
+            let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            client.send_to(text.as_bytes(), outside).await.unwrap();
+            clients.push((client, text.to_uppercase()));
+        }
+        for (client, expect) in clients {
+            let mut answer = [0; 64];
+            let (length, from) = client.recv_from(&mut answer).await.unwrap();
+            assert_eq!((std::str::from_utf8(&answer[..length]).unwrap(), from), (expect.as_str(), outside));
+        }
+        tasks.iter().for_each(JoinHandle::abort);
+    }
+
+    #[test]
+    fn what_an_image_exposes_is_published() {
+        let mut config = ImageConfig::default();
+        for text in ["80/tcp", "53/udp", "8080", "99/sctp", "x/tcp", "0/tcp"] {
+            config.config.exposed_ports.insert(text.to_owned(), serde_json::json!({}));
+        }
+        let found: Vec<_> = exposed(&config).iter().map(|port| (port.protocol, port.container)).collect();
+        assert_eq!(found, [(Protocol::Tcp, 80), (Protocol::Udp, 53), (Protocol::Tcp, 8080)]);
     }
 }

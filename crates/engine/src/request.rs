@@ -1,4 +1,4 @@
-use crate::{AgentSource, Allowed, Limits, Output, Port, RemoteContext, SecretSource};
+use crate::{AgentSource, Allowed, Device, Limits, Output, Port, RemoteContext, SecretSource};
 use forge_executor::Resources;
 use forge_image::{Platform, Reference};
 use forge_llb::ExtraHost;
@@ -29,6 +29,8 @@ pub struct EngineOptions {
     pub max_parallelism: Option<usize>,
     /// Folders with specifications of devices (Container Device Interface); a later one counts more. They need not exist.
     pub device_folders: Vec<PathBuf>,
+    /// The OCI runtime that runs steps and containers instead of forge's own sandbox, by its absolute path.
+    pub oci_runtime: Option<PathBuf>,
 }
 
 /// How a registry host is reached (`[registry."host"]` of buildkitd.toml).
@@ -263,6 +265,12 @@ pub struct RunRequest {
     pub labels: Vec<(String, String)>,
     /// `-p`.
     pub ports: Vec<Port>,
+    /// `-P`: the ports that the image exposes are published too.
+    pub publish_all: bool,
+    /// `--expose`, as an image's own: `PORT/PROTOCOL`.
+    pub exposed: Vec<String>,
+    /// `--device`.
+    pub devices: Vec<Device>,
 }
 
 /// What a container may do beyond or short of docker's default.
@@ -276,12 +284,26 @@ pub struct Rights {
     pub dropped: Vec<String>,
     /// No rights are gained by executing a program.
     pub no_new_privileges: bool,
-    /// No system call is refused by a filter.
-    pub unfiltered: bool,
+    /// Which system calls are refused.
+    pub filter: SyscallFilter,
     /// Nothing of `/proc` and `/sys` is masked or made read-only.
     pub bare_system_paths: bool,
     /// Further groups of the process, by name or number.
     pub groups: Vec<String>,
+}
+
+/// The filter of a container's system calls (`--security-opt seccomp=…`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SyscallFilter {
+    /// docker's, or none where everything is given.
+    #[default]
+    Default,
+    /// docker's in any case.
+    Builtin,
+    /// None.
+    Unconfined,
+    /// A policy in docker's format.
+    Profile(Vec<u8>),
 }
 
 /// A file system in memory (`--tmpfs`).

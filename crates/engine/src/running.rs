@@ -61,6 +61,16 @@ pub(crate) fn enter(run: &Path, record: &Record) -> Result<Entry, EngineError> {
     Ok(Entry { path, _lock: file })
 }
 
+/// Entries that nobody locks: those of killed ones.
+pub(crate) fn left_over(run: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(run.join("containers")).into_iter().flatten().flatten().map(|entry| entry.path());
+    let unlocked = |path: &PathBuf| {
+        let lock = |file: File| flock(&file, FlockOperation::NonBlockingLockShared);
+        path.extension().is_some_and(|kind| kind == "json") && File::open(path).is_ok_and(|file| lock(file).is_ok())
+    };
+    entries.filter(unlocked).collect()
+}
+
 /// Reads the entry of a container that runs; removes one that does not.
 fn others(path: &Path) -> Option<Record> {
     if path.extension()? != "json" {

@@ -1,9 +1,10 @@
 //! What a container may see and do, from the user's wishes and the image's.
 
 use crate::limits::bound;
-use crate::{EngineError, Limits, Network, Rights, RunRequest, TmpfsMount};
+use crate::{EngineError, Limits, Network, Rights, RunRequest, SyscallFilter, TmpfsMount, devices};
 use forge_executor::{
     Capabilities, MountFlags, MountSource, MountSpec, ProcessSpec, ProcessUser, RootFs, SandboxSpec, Seccomp,
+    SeccompProfile,
 };
 use forge_image::{ErrorKind, ImageConfig};
 use forge_store::ActiveLayer;
@@ -60,7 +61,12 @@ pub(crate) fn sandbox(
     spec.mounts.extend(binds(request));
     spec.mounts.extend(request.tmpfs.iter().map(tmpfs));
     spec.hostname = hostname;
-    grant(spec, &request.rights)
+    let mut spec = grant(spec, &request.rights)?;
+    if request.rights.privileged {
+        devices::show_all(&mut spec);
+    }
+    devices::grant(&request.devices, &mut spec)?;
+    Ok(spec)
 }
 
 fn limit(spec: &mut SandboxSpec, limits: &Limits) -> Result<(), EngineError> {
@@ -93,9 +99,15 @@ fn grant(spec: SandboxSpec, rights: &Rights) -> Result<SandboxSpec, EngineError>
         spec.process.capabilities = capabilities(&rights.added, &rights.dropped)?;
     }
     spec.process.no_new_privileges = rights.no_new_privileges;
-    if rights.unfiltered {
-        spec.seccomp = Seccomp::Unconfined;
-    }
+    spec.seccomp = match &rights.filter {
+        SyscallFilter::Default => spec.seccomp,
+        SyscallFilter::Builtin => Seccomp::Default,
+        SyscallFilter::Unconfined => Seccomp::Unconfined,
+        SyscallFilter::Profile(text) => {
+            let profile = SeccompProfile::from_docker(text, spec.process.capabilities);
+            Seccomp::Profile(Box::new(profile?))
+        }
+    };
     if rights.bare_system_paths {
         spec.masked_paths.clear();
         spec.readonly_paths.clear();

@@ -27,6 +27,7 @@ impl Home {
             proxy: Proxy::default(),
             max_parallelism: None,
             device_folders: Vec::new(),
+            oci_runtime: None,
         };
         let engine = Engine::open(options.clone()).unwrap();
         Self { engine, store: Store::open(&options.root).unwrap(), _folder: folder }

@@ -51,6 +51,7 @@ mod owner;
 mod rebuild;
 mod removal;
 mod schema;
+mod left_over;
 mod scratch;
 mod selections;
 mod store;
@@ -74,6 +75,7 @@ pub use layers::{
 pub use lease::Lease;
 pub use lock::LockGuard;
 pub use rebuild::Rebuilt;
+pub use left_over::left_over;
 pub use scratch::ScratchDir;
 pub use store::Store;
 pub use usage::{Usage, UsageEntry};

@@ -112,6 +112,9 @@ pub struct BuildArgs {
     /// Limit of all steps together, with the same keys (repeatable)
     #[arg(long = "total-resource", value_name = "KEY=VALUE")]
     pub total_resources: Vec<String>,
+    /// Run steps with an OCI runtime (runc, crun, or a path) instead of forge's own sandbox [env: FORGE_OCI_RUNTIME]
+    #[arg(long, value_name = "NAME|PATH")]
+    pub oci_runtime: Option<String>,
     #[command(flatten)]
     pub limits: LimitArgs,
     /// docker build removes intermediate containers; there are none

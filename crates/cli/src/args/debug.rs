@@ -12,6 +12,8 @@ pub struct DebugArgs {
 pub enum DebugCommand {
     /// Show what a Dockerfile is lowered to, without building it
     Llb(LlbArgs),
+    /// List what killed forges left on this machine and in the store; exit code 1 if there is anything
+    Leaks,
 }
 
 /// `forge debug llb`.

@@ -101,6 +101,17 @@ pub enum Command {
     Info(InfoArgs),
 }
 
+impl Command {
+    /// The OCI runtime that its flag names.
+    pub fn oci_runtime(&self) -> Option<&str> {
+        match self {
+            Self::Build(args) => args.oci_runtime.as_deref(),
+            Self::Run(args) => args.oci_runtime.as_deref(),
+            _ => None,
+        }
+    }
+}
+
 impl Cli {
     /// Reads a command line; the first word is the program's name.
     ///

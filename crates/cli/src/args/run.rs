@@ -69,9 +69,18 @@ pub struct RunArgs {
     /// File system in memory; options: size, mode, ro, exec, suid, dev (repeatable)
     #[arg(long = "tmpfs", value_name = "CONTAINER[:OPTIONS]")]
     pub tmpfs: Vec<String>,
-    /// Port of the host that leads to one of the container, by TCP (repeatable)
-    #[arg(short = 'p', long = "publish", value_name = "[IP:][HOST:]CONTAINER")]
+    /// Port of the host that leads to one of the container; ranges as 8000-8010 (repeatable)
+    #[arg(short = 'p', long = "publish", value_name = "[IP:][HOST:]CONTAINER[/udp]")]
     pub ports: Vec<String>,
+    /// Publish every exposed port on a free one of the host
+    #[arg(short = 'P', long)]
+    pub publish_all: bool,
+    /// Port for -P beside those of the image (repeatable)
+    #[arg(long, value_name = "PORT[/udp]")]
+    pub expose: Vec<String>,
+    /// Device of the host, or folder of devices, that the container may use; rights of r, w and m (repeatable)
+    #[arg(long = "device", value_name = "HOST[:CONTAINER][:rwm]")]
+    pub devices: Vec<String>,
     /// Capability to give, or ALL (repeatable)
     #[arg(long = "cap-add", value_name = "NAME", value_delimiter = ',')]
     pub cap_add: Vec<String>,
@@ -81,7 +90,7 @@ pub struct RunArgs {
     /// Give all capabilities and devices, filter and mask nothing
     #[arg(long)]
     pub privileged: bool,
-    /// no-new-privileges, seccomp=unconfined, seccomp=builtin, systempaths=unconfined, apparmor=unconfined or label=disable (repeatable)
+    /// no-new-privileges, seccomp=FILE (docker's format), seccomp=unconfined, seccomp=builtin, systempaths=unconfined, apparmor=unconfined or label=disable (repeatable)
     #[arg(long = "security-opt", value_name = "OPTION")]
     pub security: Vec<String>,
     /// Further group of the command, by name or id (repeatable)
@@ -111,6 +120,9 @@ pub struct RunArgs {
     /// Pass signals on to the command; only true so far
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     pub sig_proxy: Option<String>,
+    /// Run the container with an OCI runtime (runc, crun, or a path) instead of forge's own sandbox [env: FORGE_OCI_RUNTIME]
+    #[arg(long, alias = "runtime", value_name = "NAME|PATH")]
+    pub oci_runtime: Option<String>,
     #[command(flatten)]
     pub limits: LimitArgs,
     /// Print help
@@ -137,7 +149,6 @@ impl FlagTable for Refused {
         flag("cpu-rt-runtime", None, Shape::Value),
         flag("detach", Some('d'), Shape::Switch),
         flag("detach-keys", None, Shape::Value),
-        flag("device", None, Shape::Value),
         flag("device-cgroup-rule", None, Shape::Value),
         flag("device-read-bps", None, Shape::Value),
         flag("device-read-iops", None, Shape::Value),
@@ -145,7 +156,6 @@ impl FlagTable for Refused {
         flag("device-write-iops", None, Shape::Value),
         flag("disable-content-trust", None, Shape::Switch),
         flag("domainname", None, Shape::Value),
-        flag("expose", None, Shape::Value),
         flag("gpus", None, Shape::Value),
         flag("health-cmd", None, Shape::Value),
         flag("health-interval", None, Shape::Value),
@@ -172,9 +182,7 @@ impl FlagTable for Refused {
         flag("oom-kill-disable", None, Shape::Switch),
         flag("oom-score-adj", None, Shape::Value),
         flag("pid", None, Shape::Value),
-        flag("publish-all", Some('P'), Shape::Switch),
         flag("restart", None, Shape::Value),
-        flag("runtime", None, Shape::Value),
         flag("storage-opt", None, Shape::Value),
         flag("sysctl", None, Shape::Value),
         flag("use-api-socket", None, Shape::Switch),

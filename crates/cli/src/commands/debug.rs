@@ -11,10 +11,20 @@ use forge_engine::{BuildRequest, ContextStream, DefinitionFormat};
 use std::io::IsTerminal;
 use std::time::SystemTime;
 
-pub fn debug(start: &Start, args: &DebugArgs) -> Result<(), Failure> {
+pub fn debug(start: &Start, args: &DebugArgs) -> Result<u8, Failure> {
     match &args.what {
-        DebugCommand::Llb(args) => llb(start, args),
+        DebugCommand::Llb(args) => llb(start, args).map(|()| 0),
+        DebugCommand::Leaks => leaks(start),
     }
+}
+
+/// The store is not opened, which would remove what is to be seen.
+fn leaks(start: &Start) -> Result<u8, Failure> {
+    let leaks = forge_engine::leaks(&start.options.root)?;
+    for leak in &leaks {
+        output::print(&format!("{}\n", sanitise::line(leak)))?;
+    }
+    Ok(u8::from(!leaks.is_empty()))
 }
 
 fn llb(start: &Start, args: &LlbArgs) -> Result<(), Failure> {

@@ -14,7 +14,7 @@ mod verify;
 use crate::args::{Cli, Command, StoreCommand};
 use crate::config;
 use crate::environment::Environment;
-use crate::failure::Failure;
+use crate::failure::{BEFORE_START, Failure};
 use crate::interrupt::Interrupts;
 use crate::output;
 use crate::progress::Style;
@@ -58,7 +58,9 @@ pub fn error_prefix(command: &Command) -> &'static str {
 /// What the user is to be told, and the exit code.
 pub fn run(cli: Cli, standing: &Standing) -> Result<u8, Failure> {
     let environment = Environment::of_process();
-    let options = config::engine_options(&cli.global, &environment, standing.is_root())?;
+    let mut options = config::engine_options(&cli.global, &environment, standing.is_root())?;
+    options.oci_runtime = config::oci_runtime(cli.command.oci_runtime(), &environment)
+        .map_err(|error| Failure::from(error).with_code(BEFORE_START))?;
     standing.note(&cli.command).inspect(|note| output::note(note));
     let start = Start { environment, options };
     match cli.command {
@@ -80,7 +82,7 @@ pub fn run(cli: Cli, standing: &Standing) -> Result<u8, Failure> {
         Command::Store(args) => match args.what {
             StoreCommand::Verify(args) => return verify::verify(&start, &args),
         },
-        Command::Debug(args) => debug::debug(&start, &args),
+        Command::Debug(args) => return debug::debug(&start, &args),
         Command::Version(args) => store::version(&args),
         Command::Info(args) => store::info(&start, &args),
     }?;

@@ -9,6 +9,7 @@ mod limits;
 mod llb;
 mod mounts;
 mod output;
+mod reached;
 mod rights;
 mod run;
 

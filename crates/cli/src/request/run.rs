@@ -1,11 +1,11 @@
 use super::limits::limits;
 use super::mounts::mounts;
 use super::rights::rights;
-use super::{network, platform, refuse, unsupported};
+use super::{network, platform, reached, refuse, unsupported};
 use crate::args::RunArgs;
 use crate::environment::Environment;
 use anyhow::{Context, bail};
-use forge_engine::{ExtraHost, Port, PullPolicy, Resolver, RunRequest};
+use forge_engine::{ExtraHost, PullPolicy, Resolver, RunRequest};
 use std::path::Path;
 
 /// Turns flags into a request; `folder` is where relative paths start.
@@ -29,11 +29,14 @@ pub fn run_request(args: &RunArgs, environment: &Environment, folder: &Path) -> 
         user: args.user.clone(),
         binds,
         tmpfs,
-        rights: rights(args)?,
+        rights: rights(args, folder)?,
         init: args.init,
         name: args.name.as_deref().map(container_name).transpose()?,
         labels: args.labels.iter().map(|label| super::build::key_value(label)).collect(),
-        ports: args.ports.iter().map(|text| port(text)).collect::<anyhow::Result<_>>()?,
+        ports: args.ports.iter().map(|text| reached::ports(text)).collect::<anyhow::Result<Vec<_>>>()?.concat(),
+        publish_all: args.publish_all,
+        exposed: args.expose.iter().map(|text| reached::exposed(text)).collect::<anyhow::Result<Vec<_>>>()?.concat(),
+        devices: args.devices.iter().map(|text| reached::device(text)).collect::<anyhow::Result<_>>()?,
         network: network(&args.network)?,
         extra_hosts: args.add_hosts.iter().map(|text| extra_host(text)).collect::<anyhow::Result<_>>()?,
         resolver: Resolver {
@@ -70,36 +73,6 @@ fn container_name(text: &str) -> anyhow::Result<String> {
         true => Ok(text.to_owned()),
         false => bail!("Invalid container name ({text}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"),
     }
-}
-
-/// `[IP:][HOST:]CONTAINER[/PROTOCOL]`.
-fn port(text: &str) -> anyhow::Result<Port> {
-    let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    if !protocol.eq_ignore_ascii_case("tcp") {
-        return Err(unsupported(&format!("--publish {text} (a protocol that is not TCP)")));
-    }
-    let invalid = || format!("invalid port specification: {text:?}");
-    let (outside, container) = ports.rsplit_once(':').map_or((None, ports), |(outside, port)| (Some(outside), port));
-    if ports.contains('-') {
-        return Err(unsupported(&format!("--publish {text} (a range of ports)")));
-    }
-    let (address, host) =
-        match outside.map(|outside| outside.rsplit_once(':').map_or((None, outside), |(a, b)| (Some(a), b))) {
-            Some((address, host)) => (address, host),
-            None => (None, ""),
-        };
-    let address =
-        address.map(|text| text.trim_start_matches('[').trim_end_matches(']')).filter(|text| !text.is_empty());
-    let number = |text: &str| text.parse::<u16>().ok().with_context(invalid);
-    let container = number(container)?;
-    if container == 0 {
-        bail!(invalid());
-    }
-    Ok(Port {
-        address: address.map(str::parse).transpose().ok().with_context(invalid)?,
-        host: if host.is_empty() { 0 } else { number(host)? },
-        container,
-    })
 }
 
 fn extra_host(text: &str) -> anyhow::Result<ExtraHost> {
@@ -203,11 +176,10 @@ mod tests {
     fn what_is_not_there_is_refused_by_name() {
         for flag in [
             "-d",
-            "--device /dev/fuse",
-            "-P",
-            "-p 53:53/udp",
+            "--device acme.com/gpu=0",
+            "-p 53:53/sctp",
             "--volumes-from x",
-            "--security-opt seccomp=/f",
+            "--security-opt writable-cgroups=true",
             "--detach-keys x",
         ] {
             assert!(error(&format!("{flag} busybox")).contains("not supported by this version of forge"), "{flag}");
@@ -222,19 +194,6 @@ mod tests {
         assert!(error("--network web b").contains("--network web is not supported"));
         assert!(error("--pull sometimes b").contains("invalid pull option"));
         assert!(error("--sig-proxy=false b").contains("--sig-proxy=false"));
-    }
-
-    #[test]
-    fn ports_have_dockers_forms() {
-        let read = |text: &str| port(text).map(|port| (port.address.map(|a| a.to_string()), port.host, port.container));
-        assert_eq!(read("80").unwrap(), (None, 0, 80));
-        assert_eq!(read("8080:80/tcp").unwrap(), (None, 8080, 80));
-        assert_eq!(read("127.0.0.1:8080:80").unwrap(), (Some("127.0.0.1".into()), 8080, 80));
-        assert_eq!(read("127.0.0.1::80").unwrap(), (Some("127.0.0.1".into()), 0, 80));
-        assert_eq!(read("[::1]:8080:80").unwrap(), (Some("::1".into()), 8080, 80));
-        for wrong in ["", "0", "80:", "x:80", "99999:80", "1.2.3:1:2", "53:53/udp", "80-90:80-90"] {
-            assert!(port(wrong).is_err(), "{wrong}");
-        }
     }
 
     #[test]

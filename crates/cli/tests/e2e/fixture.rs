@@ -79,6 +79,8 @@ impl Forge {
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("HOME", self.home.path()).env("FORGE_ROOT", self.store());
         command.env("FORGE_CONFIG", self.path("forge.toml"));
+        // The whole suite can be run through an OCI runtime.
+        command.envs(std::env::var_os("FORGE_OCI_RUNTIME").map(|runtime| ("FORGE_OCI_RUNTIME", runtime)));
         command
     }
 

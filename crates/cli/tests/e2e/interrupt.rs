@@ -7,12 +7,12 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-fn signal(child: &Child, signal: Signal) {
+pub fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_raw(child.id().try_into().unwrap()).unwrap(), signal).unwrap();
 }
 
 /// Reads a stream until a line contains a text.
-fn read_until(stream: impl Read, part: &str) {
+pub fn read_until(stream: impl Read, part: &str) {
     let found = BufReader::new(stream).lines().map_while(Result::ok).any(|line| line.contains(part));
     assert!(found, "{part:?} never came");
 }
@@ -22,7 +22,7 @@ fn mounts_below(folder: &str) -> Vec<String> {
     table.lines().filter(|line| line.contains(folder)).map(str::to_owned).collect()
 }
 
-fn processes_with(argument: &str) -> usize {
+pub fn processes_with(argument: &str) -> usize {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     entries
         .filter(|entry| {
@@ -33,7 +33,7 @@ fn processes_with(argument: &str) -> usize {
 
 /// Waits until something is so: the end of a process group takes the kernel a moment.
 #[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < Duration::from_secs(10), "{what}");

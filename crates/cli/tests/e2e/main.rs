@@ -7,6 +7,7 @@ mod build;
 #[path = "../../../../xtask/src/busybox.rs"]
 mod busybox;
 mod cache;
+mod cleanliness;
 mod call;
 mod contexts;
 mod corpus;
@@ -28,5 +29,6 @@ mod remote;
 mod rootless;
 mod routes;
 mod run;
+mod runtime;
 mod sandbox;
 mod store;
