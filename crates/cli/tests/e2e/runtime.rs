@@ -1,6 +1,6 @@
 //! Steps and containers through an OCI runtime, and what else of the host is let into a container.
 
-use crate::fixture::{Forge, find, run};
+use crate::fixture::{Forge, find, have, run};
 use std::net::UdpSocket;
 use std::time::Duration;
 
@@ -89,8 +89,18 @@ fn privileged_packets_and_exposed_ports_are_published() {
     let Some(forge) = Forge::privileged("packets_and_exposed_ports_are_published") else { return };
     let context = forge.context("context", &[("Dockerfile", "FROM busybox\nEXPOSE 7/udp\n")]);
     forge.build(&["-t", "exposing", &context]);
-    let script = "sleep 0.2; nc -u -l -p 7 -e cat";
-    let mut command = forge.command(&["run", "--rm", "-P", "exposing", "sh", "-c", script]);
+    // No program of busybox's answers packets; perl is on every Debian.
+    let script = "socket(S, PF_INET, SOCK_DGRAM, 0); bind(S, sockaddr_in(7, INADDR_ANY)); \
+                  while (1) { my $from = recv(S, my $text, 99, 0); send(S, $text, 0, $from) }";
+    if !have("packets_and_exposed_ports_are_published", &["perl"]) {
+        return;
+    }
+    let mut words = vec!["run", "--rm", "-P", "-v", "/usr:/usr:ro", "-v", "/lib:/lib:ro"];
+    if std::path::Path::new("/lib64").exists() {
+        words.extend(["-v", "/lib64:/lib64:ro"]);
+    }
+    words.extend(["exposing", "/usr/bin/perl", "-MSocket", "-e", script]);
+    let mut command = forge.command(&words);
     let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stderr.take().unwrap()), &mut line).unwrap();
