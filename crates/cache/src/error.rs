@@ -33,6 +33,9 @@ pub enum CacheError {
         /// The cause.
         source: serde_json::Error,
     },
+    /// What is kept of a step's inputs, or of a build's steps, cannot be understood.
+    #[error("the cache index holds damaged inputs of a step")]
+    DamagedInputs,
     /// A lock file of a flight cannot be used.
     #[error("cannot lock {path}")]
     Lock {
@@ -60,9 +63,11 @@ impl CacheError {
     /// Who is to blame.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Index { .. } | Self::NewerFormat { .. } | Self::Lock { .. } | Self::Damaged { .. } => {
-                ErrorKind::Environment
-            }
+            Self::Index { .. }
+            | Self::NewerFormat { .. }
+            | Self::Lock { .. }
+            | Self::Damaged { .. }
+            | Self::DamagedInputs => ErrorKind::Environment,
             Self::Result { kind, .. } => *kind,
             Self::Cancelled => ErrorKind::Cancelled,
         }
@@ -72,7 +77,7 @@ impl CacheError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NewerFormat { .. } => Some("use the forge that wrote it, or another --root".to_owned()),
-            Self::Damaged { .. } | Self::Index { .. } => {
+            Self::Damaged { .. } | Self::DamagedInputs | Self::Index { .. } => {
                 Some("the cache index can be removed at any time; the next build then runs every step".to_owned())
             }
             _ => None,

@@ -2,7 +2,7 @@ use crate::{CacheError, CacheKey};
 use forge_session::{SingleFlight, Turn};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -48,6 +48,12 @@ impl Flights {
         cancellation.run_until_cancelled(self.take(key)).await.unwrap_or(Err(CacheError::Cancelled))
     }
 
+    /// The process that runs the step of this key now, as far as can be told.
+    pub fn owner(&self, key: &CacheKey) -> Option<u32> {
+        let Some(folder) = &self.folder else { return Some(std::process::id()) };
+        std::fs::read_to_string(folder.join(key.to_string())).ok()?.trim().parse().ok()
+    }
+
     async fn take(&self, key: &CacheKey) -> Result<FlightGuard, CacheError> {
         let turn = self.turns.turn(*key).await;
         let lock = match &self.folder {
@@ -58,7 +64,7 @@ impl Flights {
     }
 }
 
-/// A locked file; dropping it removes the file and then lets the lock go.
+/// A locked file that holds the number of its process; dropping it removes the file and then lets the lock go.
 struct LockFile {
     path: PathBuf,
     _file: File,
@@ -82,7 +88,13 @@ impl LockFile {
     fn try_take(folder: &Path, path: &Path) -> io::Result<Option<File>> {
         let file = open(folder, path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(is_at(&file, path)?.then_some(file)),
+            Ok(()) if is_at(&file, path)? => {
+                // For people who wait; whoever died may have left a longer number.
+                file.set_len(0)?;
+                (&file).write_all(std::process::id().to_string().as_bytes())?;
+                Ok(Some(file))
+            }
+            Ok(()) => Ok(None),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(errno) => Err(errno.into()),
         }

@@ -1,4 +1,4 @@
-use crate::{CacheError, CacheKey, StepRecord};
+use crate::{BuildId, BuildSteps, CacheError, CacheKey, StepInputs, StepRecord};
 use forge_store::LayerId;
 use std::collections::HashSet;
 use std::time::SystemTime;
@@ -13,11 +13,36 @@ pub trait CacheIndex: Send + Sync {
     /// The index cannot be read.
     fn query(&self, key: &CacheKey) -> Result<Option<StepRecord>, CacheError>;
 
-    /// Keeps a record under each of the keys, in place of what was there. A record that has no key left is gone.
+    /// Keeps a record, and what its keys were made of, under each of the keys, in place of what was there. A record that
+    /// has no key left is gone.
     ///
     /// # Errors
     /// The index cannot be written.
-    fn save(&self, keys: &[CacheKey], record: &StepRecord) -> Result<(), CacheError>;
+    fn save(&self, keys: &[CacheKey], record: &StepRecord, inputs: &StepInputs) -> Result<(), CacheError>;
+
+    /// The earliest record whose results amount to this; see [`StepRecord::result`].
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    fn equal(&self, result: &CacheKey) -> Result<Option<StepRecord>, CacheError>;
+
+    /// What the keys of the record under this key were made of.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    fn inputs(&self, key: &CacheKey) -> Result<Option<StepInputs>, CacheError>;
+
+    /// The steps of the last build of that identity.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    fn last_build(&self, build: &BuildId) -> Result<Option<BuildSteps>, CacheError>;
+
+    /// Makes a build the last one of its identity. Writes only where its steps are not those of the one before.
+    ///
+    /// # Errors
+    /// The index cannot be written.
+    fn note_build(&self, build: &BuildId, steps: &BuildSteps, now: SystemTime) -> Result<(), CacheError>;
 
     /// Makes the record under `existing` be found under further keys too; `false` if there is none.
     ///

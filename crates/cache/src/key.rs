@@ -1,3 +1,4 @@
+use crate::{MadeLayer, ResultRef};
 use blake3::Hasher;
 use forge_store::ContentDigest;
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,26 @@ impl CacheKey {
     /// The key that tells whether the same op saw the same bytes, wherever they came from.
     pub fn content(op: &OpKey, inputs: &[InputPart]) -> Self {
         Self::hash("forge cache content key v1", op, inputs)
+    }
+
+    /// What results amount to: equal for two runs, of whatever steps, that made the same of the same layers. `None` where
+    /// nothing was made.
+    ///
+    /// The layers below the top-most one take part by their ids: a layer's folders have the metadata of those below them.
+    pub fn result(outputs: &[ResultRef], made: &[Option<MadeLayer>]) -> Option<Self> {
+        let mut hasher = Hasher::new_derive_key("forge cache result v1");
+        hasher.update(&(outputs.len() as u64).to_le_bytes());
+        for (output, made) in outputs.iter().zip(made) {
+            let layers = output.layers();
+            let below = if made.is_some() { layers.split_last()?.1 } else { layers };
+            hasher.update(&(below.len() as u64).to_le_bytes());
+            below.iter().for_each(|layer| _ = hasher.update(layer.as_str().as_bytes()));
+            match made {
+                Some(made) => hasher.update(b"M").update(made.content.as_bytes()),
+                None => hasher.update(b"-"),
+            };
+        }
+        made.iter().any(Option::is_some).then(|| Self(*hasher.finalize().as_bytes()))
     }
 
     fn hash(context: &str, op: &OpKey, inputs: &[InputPart]) -> Self {

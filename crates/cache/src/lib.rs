@@ -4,15 +4,18 @@
 //! and records; results are [`ResultRef`]s that a [`ResultStore`] answers for.
 //!
 //! Reading order: [`CacheKey`], [`OpKey`]; [`ResultRef`], [`Selector`], [`ResultStore`]; [`StepRecord`],
-//! [`CacheIndex`], [`SqliteIndex`], [`MemoryIndex`]; [`Flights`]; [`Download`]; [`CacheError`].
+//! [`StepInputs`], [`Listing`], [`changes`]; [`BuildSteps`]; [`CacheIndex`], [`SqliteIndex`], [`MemoryIndex`]; [`Flights`]; [`Download`]; [`CacheError`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 mod downloads;
 mod error;
+mod explain;
 mod flights;
+mod history;
 mod index;
 mod key;
+mod listing;
 mod memory;
 mod record;
 mod result;
@@ -20,10 +23,13 @@ mod sqlite;
 
 pub use downloads::{Download, DownloadKey};
 pub use error::CacheError;
+pub use explain::{Change, changes};
 pub use flights::{FlightGuard, Flights};
+pub use history::{BuildId, BuildSteps, BuiltStep, Counterpart};
 pub use index::CacheIndex;
 pub use key::{CacheKey, CacheKeyError, InputPart, OpKey};
+pub use listing::{EntryChange, ListedEntry, ListedKind, Listing};
 pub use memory::MemoryIndex;
-pub use record::{StepRecord, StepUsage};
-pub use result::{ResultRef, ResultStore, SelectedPath, Selector};
+pub use record::{StepInputs, StepRecord, StepUsage};
+pub use result::{MadeLayer, ResultRef, ResultStore, SelectedPath, Selector};
 pub use sqlite::SqliteIndex;

@@ -1,4 +1,4 @@
-use crate::{CacheError, CacheIndex, CacheKey, StepRecord};
+use crate::{BuildId, BuildSteps, CacheError, CacheIndex, CacheKey, StepInputs, StepRecord};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -14,11 +14,13 @@ pub struct MemoryIndex(Mutex<State>);
 struct State {
     keys: HashMap<CacheKey, u64>,
     records: BTreeMap<u64, Kept>,
+    builds: HashMap<BuildId, BuildSteps>,
     next: u64,
 }
 
 struct Kept {
     record: StepRecord,
+    inputs: StepInputs,
     keys: BTreeSet<CacheKey>,
 }
 
@@ -69,15 +71,34 @@ impl CacheIndex for MemoryIndex {
         Ok(self.state().get(key).map(|kept| kept.record.clone()))
     }
 
-    fn save(&self, keys: &[CacheKey], record: &StepRecord) -> Result<(), CacheError> {
+    fn save(&self, keys: &[CacheKey], record: &StepRecord, inputs: &StepInputs) -> Result<(), CacheError> {
         let mut state = self.state();
         if keys.is_empty() {
             return Ok(());
         }
         let id = state.next;
         state.next += 1;
-        state.records.insert(id, Kept { record: record.clone(), keys: BTreeSet::new() });
+        state.records.insert(id, Kept { record: record.clone(), inputs: inputs.clone(), keys: BTreeSet::new() });
         keys.iter().for_each(|key| state.point(*key, id));
+        Ok(())
+    }
+
+    fn equal(&self, result: &CacheKey) -> Result<Option<StepRecord>, CacheError> {
+        let state = self.state();
+        let equal = state.records.values().find(|kept| kept.record.result.as_ref() == Some(result));
+        Ok(equal.map(|kept| kept.record.clone()))
+    }
+
+    fn inputs(&self, key: &CacheKey) -> Result<Option<StepInputs>, CacheError> {
+        Ok(self.state().get(key).map(|kept| kept.inputs.clone()))
+    }
+
+    fn last_build(&self, build: &BuildId) -> Result<Option<BuildSteps>, CacheError> {
+        Ok(self.state().builds.get(build).cloned())
+    }
+
+    fn note_build(&self, build: &BuildId, steps: &BuildSteps, _now: SystemTime) -> Result<(), CacheError> {
+        self.state().builds.insert(*build, steps.clone());
         Ok(())
     }
 

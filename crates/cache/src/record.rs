@@ -1,4 +1,4 @@
-use crate::{InputPart, ResultRef};
+use crate::{CacheError, CacheKey, InputPart, Listing, ResultRef};
 use forge_store::LayerId;
 use std::sync::OnceLock;
 use std::time::SystemTime;
@@ -10,12 +10,14 @@ use std::time::SystemTime;
 pub struct StepRecord {
     /// What users saw, `[build 2/5] RUN make`.
     pub name: String,
-    /// What the key was made of, in readable form: name and value, in order.
-    pub key_inputs: Vec<(String, String)>,
-    /// What each input contributed to the content key: tells which of them changed.
-    pub input_parts: Vec<InputPart>,
+    /// Whether it brought something in from elsewhere: an image, a repository, a download.
+    pub is_source: bool,
     /// The results, one for each output.
     pub outputs: Vec<ResultRef>,
+    /// What the results amount to, as [`CacheKey::result`] says; `None` where that is not known.
+    pub result: Option<CacheKey>,
+    /// The bytes of the layers that it made: what removing the record would free.
+    pub bytes: u64,
     /// How long the step ran, in milliseconds.
     pub wall_ms: u64,
     /// What its processes used; `None` for a step that ran none.
@@ -26,6 +28,61 @@ pub struct StepRecord {
     pub last_used: SystemTime,
     /// The boot during which the record was written: its result was not necessarily on disk when that boot ended.
     pub boot_id: String,
+}
+
+/// What a record's keys were made of, for people: read only to say why a step was not found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepInputs {
+    /// Name and value, in order.
+    pub readable: Vec<(String, String)>,
+    /// What each input contributed to the content key: tells which of them changed.
+    pub parts: Vec<InputPart>,
+    /// For inputs of which only a part was read, by their number: what that was.
+    pub listings: Vec<(usize, Listing)>,
+}
+
+impl StepInputs {
+    /// The bytes that [`StepInputs::from_bytes`] reads: the length of a JSON document with the readable values and the
+    /// parts (4 bytes, little endian), the document, then for each listing the number of its input (4 bytes) and itself.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let document = serde_json::to_vec(&(&self.readable, &self.parts)).expect("lists of strings have a JSON form");
+        let mut out = Vec::with_capacity(document.len() + 64);
+        out.extend_from_slice(&(document.len() as u32).to_le_bytes());
+        out.extend_from_slice(&document);
+        for (input, listing) in &self.listings {
+            out.extend_from_slice(&(*input as u32).to_le_bytes());
+            listing.encode(&mut out);
+        }
+        out
+    }
+
+    /// Reads what [`StepInputs::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// The bytes are something else.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CacheError> {
+        Self::decode(bytes).ok_or(CacheError::DamagedInputs)
+    }
+
+    fn decode(mut bytes: &[u8]) -> Option<Self> {
+        let length = usize::try_from(number(&mut bytes)?).ok()?;
+        let (readable, parts) = serde_json::from_slice(bytes.split_off(..length)?).ok()?;
+        let mut listings = Vec::new();
+        while !bytes.is_empty() {
+            let input = usize::try_from(number(&mut bytes)?).ok()?;
+            listings.push((input, Listing::decode(&mut bytes)?));
+        }
+        Some(Self { readable, parts, listings })
+    }
+
+    /// What an input showed, where only a part of it was read.
+    pub fn listing(&self, input: usize) -> Option<&Listing> {
+        self.listings.iter().find(|(of, _)| *of == input).map(|(_, listing)| listing)
+    }
+}
+
+fn number(bytes: &mut &[u8]) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.split_off(..4)?.try_into().ok()?))
 }
 
 /// What the processes of a step used.

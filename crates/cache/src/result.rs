@@ -1,4 +1,4 @@
-use crate::CacheError;
+use crate::{CacheError, Listing};
 use async_trait::async_trait;
 use forge_session::Session;
 use forge_store::{ContentDigest, LayerId};
@@ -35,6 +35,15 @@ impl ResultRef {
             Self::Context { .. } => &[],
         }
     }
+}
+
+/// What the top-most layer of a result amounts to, when it was made just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MadeLayer {
+    /// Its content.
+    pub content: ContentDigest,
+    /// The bytes of its files.
+    pub bytes: u64,
 }
 
 /// A path of a result that an op reads.
@@ -90,8 +99,31 @@ pub trait ResultStore: Send + Sync {
     /// The store cannot be read.
     async fn acquire(&self, result: &ResultRef) -> Result<bool, CacheError>;
 
-    /// The digest of what a selector shows of a result: names, types, modes, owners, link targets, attributes and
-    /// bytes. Ends soon after the session is cancelled, with [`CacheError::Cancelled`].
+    /// Gives up a result that was made just now and that nobody else knows: an earlier one takes its place. What cannot
+    /// be removed at once is left to the next collection.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    async fn discard(&self, _result: &ResultRef) -> Result<(), CacheError> {
+        Ok(())
+    }
+
+    /// What a selector with paths shows of a result, entry by entry: for saying later what changed. Cheap where
+    /// [`ResultStore::content_digest`] was asked for the same before. `None` where the store keeps no such lists.
+    ///
+    /// # Errors
+    /// The result cannot be read.
+    async fn listing(
+        &self,
+        _result: &ResultRef,
+        _selector: &Selector,
+        _session: &Arc<dyn Session>,
+    ) -> Result<Option<Listing>, CacheError> {
+        Ok(None)
+    }
+
+    /// The digest of what a selector shows of a result: names, types, modes, owners, link targets, attributes,
+    /// bytes, and the times that steps set. Ends soon after the session is cancelled, with [`CacheError::Cancelled`].
     ///
     /// # Errors
     /// The result cannot be read.

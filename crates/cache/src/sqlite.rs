@@ -1,5 +1,5 @@
 use crate::memory::TOUCH_INTERVAL;
-use crate::{CacheError, CacheIndex, CacheKey, ResultRef, StepRecord, StepUsage};
+use crate::{BuildId, BuildSteps, CacheError, CacheIndex, CacheKey, ResultRef, StepInputs, StepRecord, StepUsage};
 use forge_store::LayerId;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use std::collections::HashSet;
@@ -10,23 +10,27 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// The format of the file, in SQLite's `user_version`. Another number here makes older files be emptied.
-const FORMAT: i64 = 2;
+const FORMAT: i64 = 3;
 
 /// How long a writer waits for another process. Transactions here take well under a millisecond.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// `records` holds the records, `keys` what they are found under.
+/// `records` holds the records, `keys` what they are found under, `inputs` what their keys were made of
+/// ([`StepInputs::to_bytes`]), `builds` the steps of the last build of each identity, as JSON.
 ///
 /// Times are milliseconds since the epoch; lists are JSON. `boot` is the boot id of the writer.
 const SCHEMA: &str = "
+    DROP TABLE IF EXISTS builds;
+    DROP TABLE IF EXISTS inputs;
     DROP TABLE IF EXISTS keys;
     DROP TABLE IF EXISTS records;
     CREATE TABLE records (
         id INTEGER PRIMARY KEY,
         name TEXT NOT NULL,
+        is_source INTEGER NOT NULL,
         outputs TEXT NOT NULL,
-        key_inputs TEXT NOT NULL,
-        input_parts TEXT NOT NULL,
+        result BLOB,
+        bytes INTEGER NOT NULL,
         wall_ms INTEGER NOT NULL,
         cpu_us INTEGER,
         peak_memory INTEGER,
@@ -39,12 +43,25 @@ const SCHEMA: &str = "
         record INTEGER NOT NULL REFERENCES records (id) ON DELETE CASCADE
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX keys_of_record ON keys (record);
+    CREATE INDEX records_by_result ON records (result);
+    CREATE TABLE inputs (
+        record INTEGER PRIMARY KEY REFERENCES records (id) ON DELETE CASCADE,
+        inputs BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE builds (
+        build BLOB PRIMARY KEY,
+        noted INTEGER NOT NULL,
+        steps TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
 ";
+
+/// So many builds are remembered; those that were not noted for the longest are forgotten first.
+const MOST_BUILDS: i64 = 1000;
 
 /// The columns of a record, in the order in which [`read_record`] takes them.
 macro_rules! columns {
     () => {
-        "name, outputs, key_inputs, input_parts, wall_ms, cpu_us, peak_memory, created, last_used, boot"
+        "name, is_source, outputs, result, bytes, wall_ms, cpu_us, peak_memory, created, last_used, boot"
     };
 }
 
@@ -55,6 +72,7 @@ macro_rules! columns {
 pub struct SqliteIndex {
     connection: Mutex<Connection>,
     path: PathBuf,
+    emptied: Option<i64>,
 }
 
 impl SqliteIndex {
@@ -69,8 +87,16 @@ impl SqliteIndex {
         let mut connection = Connection::open(path).map_err(error)?;
         match prepare(&mut connection).map_err(error)? {
             found if found > FORMAT => Err(CacheError::NewerFormat { path: path.to_owned(), found, known: FORMAT }),
-            _ => Ok(Self { connection: Mutex::new(connection), path: path.to_owned() }),
+            found => {
+                let emptied = (1..FORMAT).contains(&found).then_some(found);
+                Ok(Self { connection: Mutex::new(connection), path: path.to_owned(), emptied })
+            }
         }
+    }
+
+    /// The earlier format of the file, if it had one: then its records were of no use any more, and the index is empty.
+    pub fn emptied(&self) -> Option<i64> {
+        self.emptied
     }
 
     /// Runs a read.
@@ -112,7 +138,7 @@ impl From<rusqlite::Error> for Failure {
     }
 }
 
-/// Sets the connection up and brings the schema to [`FORMAT`]; gives back the format that the file then has.
+/// Sets the connection up and brings the schema to [`FORMAT`]; gives back the format that the file had.
 fn prepare(connection: &mut Connection) -> Result<i64, rusqlite::Error> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;")?;
@@ -130,7 +156,7 @@ fn prepare(connection: &mut Connection) -> Result<i64, rusqlite::Error> {
     transaction.execute_batch(SCHEMA)?;
     transaction.pragma_update(None, "user_version", FORMAT)?;
     transaction.commit()?;
-    Ok(FORMAT)
+    Ok(found)
 }
 
 fn format(connection: &Connection) -> Result<i64, rusqlite::Error> {
@@ -167,14 +193,55 @@ impl CacheIndex for SqliteIndex {
         })
     }
 
-    fn save(&self, keys: &[CacheKey], record: &StepRecord) -> Result<(), CacheError> {
+    fn save(&self, keys: &[CacheKey], record: &StepRecord, inputs: &StepInputs) -> Result<(), CacheError> {
         if keys.is_empty() {
             return Ok(());
         }
-        let columns = Columns::encode(record);
+        let (columns, inputs) = (Columns::encode(record), inputs.to_bytes());
         self.write(|transaction| {
             let id = insert(transaction, &columns)?;
+            let sql = "INSERT INTO inputs (record, inputs) VALUES (?1, ?2)";
+            transaction.prepare_cached(sql)?.execute(params![id, inputs])?;
             keys.iter().try_for_each(|key| point(transaction, key, id))
+        })
+    }
+
+    fn equal(&self, result: &CacheKey) -> Result<Option<StepRecord>, CacheError> {
+        const SQL: &str = concat!("SELECT ", columns!(), " FROM records WHERE result = ?1 ORDER BY id LIMIT 1");
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(SQL)?;
+            let columns = statement.query_row([result.as_bytes()], Columns::read).optional()?;
+            columns.map(Columns::decode).transpose()
+        })
+    }
+
+    fn inputs(&self, key: &CacheKey) -> Result<Option<StepInputs>, CacheError> {
+        const SQL: &str = "SELECT inputs FROM inputs WHERE record = (SELECT record FROM keys WHERE key = ?1)";
+        let bytes: Option<Vec<u8>> = self.read(|connection| {
+            Ok(connection.prepare_cached(SQL)?.query_row([key.as_bytes()], |row| row.get(0)).optional()?)
+        })?;
+        bytes.map(|bytes| StepInputs::from_bytes(&bytes)).transpose()
+    }
+
+    fn last_build(&self, build: &BuildId) -> Result<Option<BuildSteps>, CacheError> {
+        self.read(|connection| {
+            let steps: Option<String> = last_build(connection, build)?;
+            steps.map(|steps| parse("the last build", &steps)).transpose()
+        })
+    }
+
+    fn note_build(&self, build: &BuildId, steps: &BuildSteps, now: SystemTime) -> Result<(), CacheError> {
+        let steps = json(steps);
+        if self.read(|connection| Ok(last_build(connection, build)?))?.is_some_and(|last| last == steps) {
+            return Ok(());
+        }
+        self.write(|transaction| {
+            let sql = "INSERT OR REPLACE INTO builds VALUES (?1, ?2, ?3)";
+            transaction.prepare_cached(sql)?.execute(params![build.as_bytes(), millis(now), steps])?;
+            let sql = "DELETE FROM builds WHERE build IN
+                       (SELECT build FROM builds ORDER BY noted DESC LIMIT -1 OFFSET ?1)";
+            transaction.prepare_cached(sql)?.execute([MOST_BUILDS])?;
+            Ok(())
         })
     }
 
@@ -217,7 +284,7 @@ impl CacheIndex for SqliteIndex {
     fn remove_where(&self, unwanted: &mut dyn FnMut(&StepRecord) -> bool) -> Result<Vec<StepRecord>, CacheError> {
         let mut all = self.read(|connection| {
             let mut statement = connection.prepare_cached(concat!("SELECT ", columns!(), ", id FROM records"))?;
-            let rows = statement.query_map([], |row| Ok((Columns::read(row)?, row.get::<_, i64>(10)?)))?;
+            let rows = statement.query_map([], |row| Ok((Columns::read(row)?, row.get::<_, i64>(11)?)))?;
             let decode = |row: Result<(Columns, i64), rusqlite::Error>| -> Result<(i64, StepRecord), Failure> {
                 let (columns, id) = row?;
                 Ok((id, columns.decode()?))
@@ -244,7 +311,7 @@ impl CacheIndex for SqliteIndex {
         );
         self.read(|connection| {
             let mut statement = connection.prepare_cached(SQL)?;
-            let rows = statement.query_map([], |row| Ok((row.get::<_, [u8; 32]>(10)?, Columns::read(row)?)))?;
+            let rows = statement.query_map([], |row| Ok((row.get::<_, [u8; 32]>(11)?, Columns::read(row)?)))?;
             rows.map(|row| {
                 let (key, columns) = row?;
                 Ok((CacheKey::from_bytes(key), columns.decode()?))
@@ -269,13 +336,21 @@ impl CacheIndex for SqliteIndex {
 }
 
 fn insert(transaction: &Transaction<'_>, columns: &Columns) -> Result<i64, Failure> {
-    const SQL: &str =
-        concat!("INSERT INTO records (", columns!(), ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) RETURNING id");
-    let Columns { name, outputs, key_inputs, input_parts, wall_ms, cpu_us, peak_memory, created, last_used, boot } =
+    const SQL: &str = concat!(
+        "INSERT INTO records (",
+        columns!(),
+        ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) RETURNING id"
+    );
+    let Columns { name, is_source, outputs, result, bytes, wall_ms, cpu_us, peak_memory, created, last_used, boot } =
         columns;
     let values =
-        params![name, outputs, key_inputs, input_parts, wall_ms, cpu_us, peak_memory, created, last_used, boot];
+        params![name, is_source, outputs, result, bytes, wall_ms, cpu_us, peak_memory, created, last_used, boot];
     Ok(transaction.prepare_cached(SQL)?.query_row(values, |row| row.get(0))?)
+}
+
+fn last_build(connection: &Connection, build: &BuildId) -> Result<Option<String>, rusqlite::Error> {
+    let mut statement = connection.prepare_cached("SELECT steps FROM builds WHERE build = ?1")?;
+    statement.query_row([build.as_bytes()], |row| row.get(0)).optional()
 }
 
 fn record_of(transaction: &Transaction<'_>, key: &CacheKey) -> Result<Option<i64>, Failure> {
@@ -302,9 +377,10 @@ fn delete(transaction: &Transaction<'_>, id: i64) -> Result<bool, Failure> {
 /// A record as its row holds it.
 struct Columns {
     name: String,
+    is_source: bool,
     outputs: String,
-    key_inputs: String,
-    input_parts: String,
+    result: Option<[u8; 32]>,
+    bytes: i64,
     wall_ms: i64,
     cpu_us: Option<i64>,
     peak_memory: Option<i64>,
@@ -317,15 +393,16 @@ impl Columns {
     fn read(row: &Row<'_>) -> Result<Self, rusqlite::Error> {
         Ok(Self {
             name: row.get(0)?,
-            outputs: row.get(1)?,
-            key_inputs: row.get(2)?,
-            input_parts: row.get(3)?,
-            wall_ms: row.get(4)?,
-            cpu_us: row.get(5)?,
-            peak_memory: row.get(6)?,
-            created: row.get(7)?,
-            last_used: row.get(8)?,
-            boot: row.get(9)?,
+            is_source: row.get(1)?,
+            outputs: row.get(2)?,
+            result: row.get(3)?,
+            bytes: row.get(4)?,
+            wall_ms: row.get(5)?,
+            cpu_us: row.get(6)?,
+            peak_memory: row.get(7)?,
+            created: row.get(8)?,
+            last_used: row.get(9)?,
+            boot: row.get(10)?,
         })
     }
 
@@ -333,8 +410,9 @@ impl Columns {
         Self {
             name: record.name.clone(),
             outputs: json(&record.outputs),
-            key_inputs: json(&record.key_inputs),
-            input_parts: json(&record.input_parts),
+            is_source: record.is_source,
+            result: record.result.map(|result| *result.as_bytes()),
+            bytes: signed(record.bytes),
             wall_ms: signed(record.wall_ms),
             cpu_us: record.usage.map(|usage| signed(usage.cpu_us)),
             peak_memory: record.usage.map(|usage| signed(usage.peak_memory)),
@@ -347,8 +425,9 @@ impl Columns {
     fn decode(self) -> Result<StepRecord, Failure> {
         Ok(StepRecord {
             outputs: parse(&self.name, &self.outputs)?,
-            key_inputs: parse(&self.name, &self.key_inputs)?,
-            input_parts: parse(&self.name, &self.input_parts)?,
+            is_source: self.is_source,
+            result: self.result.map(CacheKey::from_bytes),
+            bytes: unsigned(self.bytes),
             wall_ms: unsigned(self.wall_ms),
             usage: self
                 .cpu_us

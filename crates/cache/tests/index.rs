@@ -23,18 +23,34 @@ fn time(seconds: u64) -> SystemTime {
 fn record(name: &str, layers: &[u8]) -> StepRecord {
     StepRecord {
         name: name.to_owned(),
-        key_inputs: vec![("args".to_owned(), "\"make\" \u{1f527}".to_owned())],
-        input_parts: vec![
-            InputPart::Key { key: key("parent"), output: 1 },
-            InputPart::Content(blake3::hash(b"content").into()),
-        ],
+        is_source: false,
         outputs: vec![ResultRef::Layers(layers.iter().map(|number| layer(*number)).collect()), ResultRef::scratch()],
+        result: Some(key("result")),
+        bytes: 4711,
         wall_ms: 17,
         usage: Some(StepUsage { cpu_us: 12_345, peak_memory: 64 << 20 }),
         created: time(1_000_000),
         last_used: time(1_000_000),
         boot_id: "boot".to_owned(),
     }
+}
+
+fn inputs() -> StepInputs {
+    let path = b"src/main.rs".to_vec();
+    let (kind, mode, owner) = (ListedKind::File, Some(0o644), None);
+    let listed = ListedEntry { path, kind, mode, owner, content: *b"contents", rest: [0; 8] };
+    StepInputs {
+        readable: vec![("args".to_owned(), "\"make\" \u{1f527}".to_owned())],
+        parts: vec![
+            InputPart::Key { key: key("parent"), output: 1 },
+            InputPart::Content(blake3::hash(b"content").into()),
+        ],
+        listings: vec![(1, Listing::new(vec![listed]))],
+    }
+}
+
+fn save(index: &dyn CacheIndex, keys: &[CacheKey], record: &StepRecord) {
+    index.save(keys, record, &inputs()).unwrap();
 }
 
 /// Runs a check on both indexes.
@@ -53,7 +69,7 @@ fn a_record_comes_back_as_it_was_under_each_key() {
     on_both(|index| {
         let made = record("made", &[1, 2]);
         assert_eq!(index.query(&key("a")).unwrap(), None);
-        index.save(&[key("a"), key("b")], &made).unwrap();
+        save(index, &[key("a"), key("b")], &made);
         assert_eq!(index.query(&key("a")).unwrap(), Some(made.clone()));
         assert_eq!(index.query(&key("b")).unwrap(), Some(made.clone()));
         let smallest = key("a").min(key("b"));
@@ -62,15 +78,54 @@ fn a_record_comes_back_as_it_was_under_each_key() {
 }
 
 #[test]
+fn what_keys_were_made_of_comes_back_beside_the_record() {
+    on_both(|index| {
+        assert_eq!(index.inputs(&key("a")).unwrap(), None);
+        save(index, &[key("a")], &record("made", &[1]));
+        assert_eq!(index.inputs(&key("a")).unwrap(), Some(inputs()));
+        index.remove(&key("a")).unwrap();
+        assert_eq!(index.inputs(&key("a")).unwrap(), None);
+    });
+}
+
+#[test]
+fn the_earliest_of_equal_results_is_found() {
+    on_both(|index| {
+        assert_eq!(index.equal(&key("result")).unwrap(), None);
+        for (name, number) in [("first", 1), ("second", 2)] {
+            save(index, &[key(name)], &record(name, &[number]));
+        }
+        assert_eq!(index.equal(&key("result")).unwrap().unwrap().name, "first");
+        index.remove(&key("first")).unwrap();
+        assert_eq!(index.equal(&key("result")).unwrap().unwrap().name, "second");
+    });
+}
+
+#[test]
+fn the_last_build_is_remembered_by_its_identity() {
+    on_both(|index| {
+        let (one, other) = (BuildId::new(&[b"a", b"bc"]), BuildId::new(&[b"ab", b"c"]));
+        assert_ne!(one, other);
+        let steps = |name: &str| BuildSteps(vec![BuiltStep { name: name.to_owned(), key: key(name) }]);
+        assert_eq!(index.last_build(&one).unwrap(), None);
+        index.note_build(&one, &steps("x"), time(1)).unwrap();
+        index.note_build(&one, &steps("x"), time(2)).unwrap();
+        index.note_build(&one, &steps("y"), time(3)).unwrap();
+        assert_eq!(index.last_build(&one).unwrap(), Some(steps("y")));
+        assert_eq!(index.last_build(&other).unwrap(), None);
+    });
+}
+
+#[test]
 fn a_record_without_keys_is_gone() {
     on_both(|index| {
-        index.save(&[key("a"), key("b")], &record("old", &[1])).unwrap();
-        index.save(&[key("a")], &record("new", &[2])).unwrap();
+        save(index, &[key("a"), key("b")], &record("old", &[1]));
+        save(index, &[key("a")], &record("new", &[2]));
         assert_eq!(index.query(&key("b")).unwrap().unwrap().name, "old");
-        index.save(&[key("b")], &record("new too", &[3])).unwrap();
+        save(index, &[key("b")], &record("new too", &[3]));
         assert_eq!(names(index), ["new", "new too"]);
         assert_eq!(index.all_layers().unwrap(), HashSet::from([layer(2), layer(3)]));
-        index.save(&[], &record("nameless", &[4])).unwrap();
+        save(index, &[], &record("nameless", &[4]));
         assert_eq!(index.list().unwrap().len(), 2);
     });
 }
@@ -79,8 +134,8 @@ fn a_record_without_keys_is_gone() {
 fn further_keys_lead_to_the_same_record() {
     on_both(|index| {
         assert!(!index.link(&[key("b")], &key("a")).unwrap());
-        index.save(&[key("a")], &record("one", &[1])).unwrap();
-        index.save(&[key("b")], &record("two", &[2])).unwrap();
+        save(index, &[key("a")], &record("one", &[1]));
+        save(index, &[key("b")], &record("two", &[2]));
         assert!(index.link(&[key("b"), key("c"), key("a")], &key("a")).unwrap());
         assert_eq!(names(index), ["one"]);
         assert!(index.remove(&key("c")).unwrap());
@@ -93,8 +148,8 @@ fn further_keys_lead_to_the_same_record() {
 #[test]
 fn uses_are_noted_once_an_hour_and_order_the_list() {
     on_both(|index| {
-        index.save(&[key("a")], &record("a", &[1])).unwrap();
-        index.save(&[key("b")], &record("b", &[2])).unwrap();
+        save(index, &[key("a")], &record("a", &[1]));
+        save(index, &[key("b")], &record("b", &[2]));
         let used = |name: &str| index.query(&key(name)).unwrap().unwrap().last_used;
         index.touch(&[key("a"), key("none")], time(1_000_000 + 3599)).unwrap();
         assert_eq!(used("a"), time(1_000_000));
@@ -111,7 +166,7 @@ fn uses_are_noted_once_an_hour_and_order_the_list() {
 fn unwanted_records_are_removed_with_all_their_keys() {
     on_both(|index| {
         for (name, number) in [("a", 1), ("b", 2), ("c", 3)] {
-            index.save(&[key(name), key(&format!("{name}2"))], &record(name, &[number])).unwrap();
+            save(index, &[key(name), key(&format!("{name}2"))], &record(name, &[number]));
         }
         let removed = index.remove_where(&mut |record| record.name != "b").unwrap();
         let mut removed: Vec<String> = removed.into_iter().map(|record| record.name).collect();
@@ -132,7 +187,7 @@ fn records_outlive_the_index_and_are_seen_by_others_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cache.db");
     let (one, two) = (open(&path), open(&path));
-    one.save(&[key("a")], &record("a", &[1])).unwrap();
+    save(&one, &[key("a")], &record("a", &[1]));
     assert_eq!(two.query(&key("a")).unwrap().unwrap().name, "a");
     drop((one, two));
     assert_eq!(open(&path).query(&key("a")).unwrap().unwrap().name, "a");
@@ -149,7 +204,7 @@ fn many_users_at_once_lose_nothing() {
             std::thread::spawn(move || {
                 let index = open(&path);
                 for number in 0..25 {
-                    index.save(&[key(&format!("{thread} {number}")), key("shared")], &record("x", &[1])).unwrap();
+                    save(&index, &[key(&format!("{thread} {number}")), key("shared")], &record("x", &[1]));
                     index.query(&key("shared")).unwrap().unwrap();
                 }
             })
@@ -169,19 +224,22 @@ fn a_file_of_another_format_is_refused_or_emptied() {
         let connection = rusqlite::Connection::open(&path).unwrap();
         connection.pragma_update(None, "user_version", format).unwrap();
     };
-    open(&path).save(&[key("a")], &record("a", &[1])).unwrap();
+    save(&open(&path), &[key("a")], &record("a", &[1]));
     format(99);
     let error = SqliteIndex::open(&path).err().unwrap();
     assert!(matches!(error, CacheError::NewerFormat { found: 99, .. }), "{error}");
-    format(0);
-    assert!(open(&path).list().unwrap().is_empty());
+    format(2);
+    let index = open(&path);
+    assert!(index.list().unwrap().is_empty());
+    assert_eq!(index.emptied(), Some(2));
+    assert_eq!(open(&path).emptied(), None);
 }
 
 #[test]
 fn damage_is_an_error_and_not_a_miss() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cache.db");
-    open(&path).save(&[key("a")], &record("a", &[1])).unwrap();
+    save(&open(&path), &[key("a")], &record("a", &[1]));
     rusqlite::Connection::open(&path).unwrap().execute("UPDATE records SET outputs = '[{}]'", []).unwrap();
     let error = open(&path).query(&key("a")).unwrap_err();
     assert_eq!(error.to_string(), "the cache index holds a damaged record for \"a\"");
@@ -197,7 +255,7 @@ fn opening_and_asking_are_fast() {
     let path = folder.path().join("cache.db");
     let index = open(&path);
     for number in 0..1000 {
-        index.save(&[key(&number.to_string())], &record("x", &[1])).unwrap();
+        save(&index, &[key(&number.to_string())], &record("x", &[1]));
     }
     drop(index);
     let measure = || {

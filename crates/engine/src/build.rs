@@ -16,19 +16,20 @@ use crate::steps::ShownStep;
 use crate::{
     BuildContext, BuildOutcome, BuildRequest, DockerfileSource, EngineError, NamedContext, Network, StepCounts,
 };
+use forge_cache::BuildId;
 use forge_exporter::BuiltImage;
 use forge_frontend::{
-    Dockerfile, FrontendError, ImageKeySource, ImageRequest, LowerOptions, Lowered, LoweredImage, Problem,
-    ResolvedImage, ResolvedImages, SourceTime, TimeRequest, Warning,
+    Arguments, Dockerfile, FrontendError, ImageKeySource, ImageRequest, Instruction, LowerOptions, Lowered,
+    LoweredImage, Problem, ResolvedImage, ResolvedImages, SourceTime, TimeRequest, Warning,
 };
 use forge_image::{ErrorKind, Platform, chain};
 use forge_llb::{ExtraHost, NetworkMode, ResolveMode, without_credentials};
 use forge_registry::TransferContext;
 use forge_session::{Event, EventSink, Session, SourceSpan, WarningNotice};
-use forge_solver::{SolveError, Solved, Solver, WorkerError};
+use forge_solver::{OnFailure, Remembered, SolveError, Solved, Solver, WorkerError};
 use forge_worker::{ImageResolver, LocalResults, LocalWorker, WorkError};
-use futures_util::future::try_join_all;
-use std::collections::BTreeMap;
+use futures_util::future::{join_all, try_join_all};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::OnceCell;
@@ -161,8 +162,12 @@ impl Build {
         lowered.iter().try_for_each(|image| entitlements::check(image, &self.request, &text))?;
         let warnings = self.report(&lowered[0], &text);
         let solver = self.solver().await?;
-        let solved = lowered.iter().map(|image| self.solve(solver, image, &text));
-        let solved = try_join_all(solved).await?;
+        let read = (&dockerfile, &text);
+        let solved = lowered.iter().zip(&platforms).map(|(image, platform)| self.solve(solver, image, read, platform));
+        let solved = match self.request.on_failure {
+            OnFailure::CancelOthers => try_join_all(solved).await?,
+            OnFailure::FinishOthers => join_all(solved).await.into_iter().collect::<Result<_, _>>()?,
+        };
         let parts = platforms.into_iter().zip(lowered).zip(solved);
         let results = parts.map(|((platform, lowered), solved)| PlatformResult { lowered, solved, platform }).collect();
         self.export(results, warnings).await
@@ -308,6 +313,7 @@ impl Build {
 
     async fn new_solver(&self) -> Result<Solver, EngineError> {
         let (transfer, images) = (self.transfer.clone(), self.images.clone());
+        let on_failure = self.request.on_failure;
         let (each, together) = (self.request.limits.resources.clone(), self.request.total_limits.clone());
         let solver = self.engine.blocking(move |engine| {
             let (store, lease) = (transfer.store, transfer.lease);
@@ -322,6 +328,7 @@ impl Build {
                 index: engine.cache_index()?,
                 flights: engine.flights()?,
                 max_parallelism: engine.options().max_parallelism,
+                on_failure,
             };
             Ok((worker, solver))
         });
@@ -331,8 +338,25 @@ impl Build {
         Ok(solver)
     }
 
-    async fn solve(&self, solver: &Solver, image: &LoweredImage, text: &DockerfileText) -> Result<Solved, EngineError> {
-        let error = match solver.solve(&image.graph, self.session.clone()).await {
+    /// What the build is compared with: the last one of the same file, context, target and platform.
+    pub(crate) fn remembered(&self, dockerfile: &Dockerfile, platform: &Platform) -> Remembered {
+        let context = self.main.files.identity();
+        let target = self.request.target.as_deref().unwrap_or_default();
+        let shown = platform.to_string();
+        let words =
+            [context.as_bytes(), dockerfile.name().as_bytes(), target.as_bytes(), shown.as_bytes()];
+        Remembered { id: BuildId::new(&words), arguments: arguments(dockerfile), explain: self.request.explain }
+    }
+
+    async fn solve(
+        &self,
+        solver: &Solver,
+        image: &LoweredImage,
+        (dockerfile, text): (&Dockerfile, &DockerfileText),
+        platform: &Platform,
+    ) -> Result<Solved, EngineError> {
+        let remembered = self.remembered(dockerfile, platform);
+        let error = match solver.solve_again(&image.graph, self.session.clone(), remembered).await {
             Ok(solved) => return Ok(solved),
             Err(error) => error,
         };
@@ -388,6 +412,20 @@ pub(crate) fn count(results: &[PlatformResult]) -> StepCounts {
         }
     }
     counts
+}
+
+fn name_of(definition: &str) -> String {
+    definition.split('=').next().unwrap_or_default().to_owned()
+}
+
+/// The names of all build arguments.
+fn arguments(dockerfile: &Dockerfile) -> BTreeSet<String> {
+    let is_arg = |instruction: &&Instruction| instruction.keyword.text.eq_ignore_ascii_case("ARG");
+    let names = |instruction: &Instruction| match &instruction.arguments {
+        Arguments::Words(words) => words.iter().map(|word| name_of(&word.text)).collect(),
+        _ => Vec::new(),
+    };
+    dockerfile.instructions().iter().filter(is_arg).flat_map(names).collect()
 }
 
 fn ignore_patterns(text: &[u8]) -> Result<Vec<String>, EngineError> {

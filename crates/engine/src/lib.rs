@@ -57,6 +57,7 @@ pub use forge_executor::{CpuQuota, Footing, NamespaceIds, Resources, SwapLimit};
 pub use forge_exporter::{Annotation, AnnotationScope, FolderMode, PlatformFolders};
 pub use forge_frontend::TriggerRight;
 pub use forge_llb::{ExtraHost, Ulimit};
+pub use forge_solver::{Explain, OnFailure};
 pub use forge_store::{BlobFault, Finding as StoreFinding, LayerFault, Repair, TreeFault, Verification, VerifyDepth};
 pub use forge_worker::Resolver;
 pub use leaks::leaks;

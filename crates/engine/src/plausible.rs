@@ -98,6 +98,8 @@ mod tests {
             extra_hosts: Vec::new(),
             limits: crate::Limits::default(),
             total_limits: crate::Resources::default(),
+            on_failure: crate::OnFailure::CancelOthers,
+            explain: crate::Explain::FirstCauses,
             now: UNIX_EPOCH,
         };
         match check(&request) {

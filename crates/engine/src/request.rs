@@ -3,6 +3,7 @@ use forge_executor::Resources;
 use forge_image::{Platform, Reference};
 use forge_llb::ExtraHost;
 use forge_session::Redacted;
+use forge_solver::{Explain, OnFailure};
 use forge_worker::Resolver;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -115,6 +116,10 @@ pub struct BuildRequest {
     pub limits: Limits,
     /// Bounds of all steps together.
     pub total_limits: Resources,
+    /// What becomes of the other steps when one fails.
+    pub on_failure: OnFailure,
+    /// Which of the steps that run say why.
+    pub explain: Explain,
     /// The time that the image says it was made.
     pub now: SystemTime,
 }

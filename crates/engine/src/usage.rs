@@ -50,10 +50,9 @@ impl Engine {
             }
             _ => 0,
         };
-        let is_source = record.input_parts.is_empty();
         Ok(UsageRow {
             id: key.to_string(),
-            kind: if is_source { "source.image" } else { "regular" }.to_owned(),
+            kind: if record.is_source { "source.image" } else { "regular" }.to_owned(),
             description: record.name.clone(),
             bytes,
             in_use: own.is_some_and(|layer| leased.contains(layer)),

@@ -3,13 +3,15 @@
 //! The crate knows no op: what a vertex is worth as a key and what running it means is the [`Worker`]'s business,
 //! results are handles that it passes on. It touches no file and starts no process.
 //!
-//! Reading order: [`Solver`], [`Solved`], [`SolveError`]; [`Worker`], [`CacheMap`], [`ExecuteRequest`],
+//! Reading order: [`Solver`], [`Solved`], [`SolveError`]; [`Remembered`], [`MissCause`]; [`StepForecast`]; [`Worker`], [`CacheMap`], [`ExecuteRequest`],
 //! [`Execution`], [`WorkerError`]; then `plan` (what the goal needs, as a `petgraph` graph), `run` (the loop), `step` (the
 //! states of a step), `work` (what is done beside the loop).
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 mod error;
+mod explain;
+mod forecast;
 mod plan;
 mod progress;
 mod run;
@@ -19,6 +21,8 @@ mod work;
 mod worker;
 
 pub use error::{SolveError, WorkerError};
+pub use explain::{Explain, MissCause, NamedChange, Remembered};
+pub use forecast::{Expected, Forecast, StepForecast};
 pub use worker::{CacheMap, ExecuteRequest, Execution, InputKey, Worker};
 
 use forge_cache::{CacheIndex, Flights, ResultRef, ResultStore};
@@ -39,6 +43,25 @@ pub struct Solver {
     pub flights: Arc<Flights>,
     /// How many steps may run at once; `None` for no bound.
     pub max_parallelism: Option<usize>,
+    /// What becomes of the other steps when one fails.
+    pub on_failure: OnFailure,
+}
+
+/// What becomes of the other steps of a build when one fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFailure {
+    /// They are told to stop.
+    #[default]
+    CancelOthers,
+    /// Those that do not need what it makes go on to their end. The first failure is the build's.
+    FinishOthers,
+}
+
+/// Whether steps are run, or only asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Build,
+    Forecast,
 }
 
 /// What came of a build.
@@ -61,6 +84,8 @@ pub struct StepOutcome {
     pub cached: bool,
     /// Its results; empty where nothing needed them.
     pub result: Vec<ResultRef>,
+    /// Why it ran, where the build is compared with an earlier one.
+    pub miss: Option<MissCause>,
 }
 
 impl Solver {
@@ -71,8 +96,37 @@ impl Solver {
     /// as cached. Dropping the future aborts the build and cancels the session that its steps see.
     ///
     /// # Errors
-    /// A step failed (the others are then cancelled and have ended), or the session was cancelled.
+    /// A step failed (the others have ended, see [`OnFailure`]), or the session was cancelled.
     pub async fn solve(&self, graph: &Graph, session: Arc<dyn Session>) -> Result<Solved, SolveError> {
-        run::Run::new(self, plan::Plan::new(graph), session).run().await
+        run::Run::new(self, plan::Plan::new(graph), session, None, Mode::Build).run().await
+    }
+
+    /// The same for a build that is compared with the last one of its identity: steps that run say why, as lines of
+    /// their logs.
+    ///
+    /// # Errors
+    /// As with [`Solver::solve`].
+    pub async fn solve_again(
+        &self,
+        graph: &Graph,
+        session: Arc<dyn Session>,
+        remembered: Remembered,
+    ) -> Result<Solved, SolveError> {
+        run::Run::new(self, plan::Plan::new(graph), session, Some(remembered), Mode::Build).run().await
+    }
+
+    /// Says what [`Solver::solve_again`] would do, in the graph's order. Contexts are read and images resolved, but no
+    /// step runs, nothing is noted in the index, and no other build is waited for.
+    ///
+    /// # Errors
+    /// An input cannot be read, or the session was cancelled.
+    pub async fn forecast(
+        &self,
+        graph: &Graph,
+        session: Arc<dyn Session>,
+        remembered: Remembered,
+    ) -> Result<Vec<StepForecast>, SolveError> {
+        let solver = Self { flights: Arc::new(Flights::in_process()), ..self.clone() };
+        run::Run::new(&solver, plan::Plan::new(graph), session, Some(remembered), Mode::Forecast).forecast().await
     }
 }

@@ -1,16 +1,21 @@
+use crate::explain::{MissCause, Notes, Remembered};
 use crate::plan::{Input, Plan, PlannedStep};
 use crate::progress::{self, Ending};
 use crate::session::BuildSession;
 use crate::step::{Known, State};
 use crate::work::{Outcome, PendingKeys, PendingPart, Shared, Started, StepWork};
-use crate::{CacheMap, InputKey, SolveError, Solved, Solver, StepOutcome, WorkerError};
+use crate::{
+    CacheMap, Forecast, InputKey, Mode, OnFailure, SolveError, Solved, Solver, StepForecast, StepOutcome, WorkerError,
+};
 use forge_cache::{InputPart, ResultRef, Selector};
+use forge_llb::Op;
 use forge_session::Session;
 use futures_util::FutureExt as _;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
+use std::time::SystemTime;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::DropGuard;
 
@@ -66,7 +71,13 @@ struct Step {
 }
 
 impl Run {
-    pub fn new(solver: &Solver, plan: Plan, session: Arc<dyn Session>) -> Self {
+    pub fn new(
+        solver: &Solver,
+        plan: Plan,
+        session: Arc<dyn Session>,
+        remembered: Option<Remembered>,
+        mode: Mode,
+    ) -> Self {
         let cancellation = session.cancellation().child_token();
         let steps = plan.graph.node_indices().map(|step| Step::new(plan.graph.neighbors(step).count())).collect();
         let shared = Arc::new(Shared {
@@ -75,6 +86,10 @@ impl Run {
             session: Arc::new(BuildSession { session, cancellation: cancellation.clone() }),
             index_turn: tokio::sync::Mutex::default(),
             slots: solver.max_parallelism.map(|slots| Arc::new(Semaphore::new(slots.clamp(1, Semaphore::MAX_PERMITS)))),
+            mode,
+            notes: Notes::default(),
+            remembered,
+            last: OnceCell::new(),
         });
         let (todo, over, tasks) = (Vec::new(), Vec::new(), JoinSet::new());
         Self { shared, steps, todo, over, tasks, failure: None, _cancel_on_drop: cancellation.drop_guard() }
@@ -82,19 +97,28 @@ impl Run {
 
     /// The loop.
     ///
-    /// Liveness. Call a step *open* until it is `Complete`, `Skipped` or `Failed`. Each open step is in one of three
-    /// ways: a task works for it, and its message will come, because tasks only wait for workers (which end when
-    /// told to), for a slot (held by executing steps only) or for a flight (held by steps that are past all
-    /// waiting for other steps); or it waits for inputs, counted in `missing`, each of which is open and was
-    /// wanted, and which come before it in the plan, so that there is no circle; or it is `Fast` and unwanted.
-    /// Hence as long as the goal is open a task is running. When no task is left, the build is over: the goal is
-    /// complete, or the build failed and everything that ran for it has ended.
-    pub async fn run(mut self) -> Result<Solved, SolveError> {
+    /// Liveness. Call a step *open* until it is `Complete`, `Skipped`, `WouldRun` or `Failed`, and *blocked* when one of
+    /// its inputs is blocked, `WouldRun` or `Failed`. Each open step that is not blocked is in one of three ways: a task
+    /// works for it, and its message will come, because tasks only wait for workers (which end when told to), for a slot
+    /// (held by executing steps only) or for a flight (held by steps that are past all waiting for other steps); or it
+    /// waits for inputs, counted in `missing`, of which one is open, not blocked and wanted, and which come before it in
+    /// the plan, so that there is no circle; or it is `Fast` and unwanted. Hence as long as the goal is open and not
+    /// blocked a task is running. When no task is left, the build is over: the goal is complete; or the build failed, and
+    /// what ran for it has ended; or it was only to be foretold.
+    async fn evaluate(&mut self) {
         self.begin();
         while let Some(message) = self.next_message().await {
             self.take(message);
             self.settle();
             self.report();
+        }
+    }
+
+    /// Evaluates the goal.
+    pub async fn run(mut self) -> Result<Solved, SolveError> {
+        self.evaluate().await;
+        if self.failure.is_some() {
+            self.note_build().await;
         }
         match self.failure.take() {
             Some(failure) => Err(failure),
@@ -122,7 +146,7 @@ impl Run {
             biased;
             // The build's token, not the session's: both are cancelled then, and after a failure of ours there is
             // nothing more to be told.
-            () = shared.session.cancellation().cancelled(), if self.failure.is_none() => Some(Message::Cancelled),
+            () = shared.session.cancellation().cancelled(), if !self.is_stopping() => Some(Message::Cancelled),
             joined = self.tasks.join_next() => {
                 // Tasks catch their panics, and none is aborted while the loop runs.
                 joined.map(|joined| joined.expect("a task of the solver neither panics nor is aborted"))
@@ -135,7 +159,7 @@ impl Run {
             Message::Cancelled => self.failure = Some(SolveError::Cancelled),
             Message::Mapped { step, result: Ok(map) } => self.mapped(step, map),
             Message::Keyed { step, result: Ok(known) } => self.keyed(step, known),
-            Message::Asked { step, result: Ok(Some(outputs)) } => self.complete(step, outputs, Ending::Cached),
+            Message::Asked { step, result: Ok(Some(outputs)) } => self.complete(step, outputs, None, Ending::Cached),
             Message::Asked { step, result: Ok(None) } => self.require_inputs(step),
             Message::Ended { step, started, result: Ok(outcome) } => self.ended(step, outcome, &started),
             Message::Ended { step, started, result: Err(error) } => self.failed(step, error, &started),
@@ -148,7 +172,7 @@ impl Run {
     /// Does what follows, until nothing does. After a failure nothing follows.
     fn settle(&mut self) {
         while let Some(todo) = self.todo.pop() {
-            if self.failure.is_some() {
+            if self.is_stopping() {
                 self.todo.clear();
                 return;
             }
@@ -217,6 +241,7 @@ impl Run {
     }
 
     fn keyed(&mut self, step: usize, known: Known) {
+        self.shared.notes.keyed(step, &known);
         self.steps[step].state = State::Fast(Arc::new(known));
         self.todo.extend(self.steps[step].wanted.then_some(Todo::Begin(step)));
         self.tell_unkeyed_consumers(step);
@@ -273,17 +298,24 @@ impl Run {
     }
 
     fn ended(&mut self, step: usize, outcome: Outcome, started: &Started) {
-        let ending = match started.get() {
-            Some(started) if !outcome.cached => Ending::Ran { started: *started },
-            _ => Ending::Cached,
-        };
-        self.complete(step, outcome.outputs, ending);
+        match (outcome, started.get()) {
+            (Outcome::Ran { outputs, miss }, Some(started)) => {
+                self.complete(step, outputs, miss, Ending::Ran { started: *started });
+            }
+            (Outcome::Cached(outputs) | Outcome::Ran { outputs, .. }, _) => {
+                self.complete(step, outputs, None, Ending::Cached);
+            }
+            (Outcome::WouldRun(miss), _) => {
+                let Some(known) = self.steps[step].state.known().cloned() else { return };
+                self.steps[step].state = State::WouldRun { known, miss };
+            }
+        }
     }
 
-    fn complete(&mut self, step: usize, outputs: Vec<ResultRef>, ending: Ending) {
+    fn complete(&mut self, step: usize, outputs: Vec<ResultRef>, miss: Option<MissCause>, ending: Ending) {
         let Some(known) = self.steps[step].state.known().cloned() else { return };
         let (cached, has_key) = (matches!(ending, Ending::Cached), known.keys.is_some());
-        self.steps[step].state = State::Complete { known, outputs, cached };
+        self.steps[step].state = State::Complete { known, outputs, cached, miss };
         self.over.push((step, ending));
         self.todo.push(Todo::Release(step));
         self.tell_waiting_consumers(step);
@@ -314,18 +346,29 @@ impl Run {
         }
     }
 
-    /// Notes why a step failed. The first failure ends the build; the others are told to stop.
+    /// Notes why a step failed. The first failure is the build's; the others are told to stop, or go on where they can.
     fn failed(&mut self, step: usize, error: WorkerError, started: &Started) {
         self.steps[step].state = State::Failed;
-        let over = self.failure.is_some();
+        let over = self.is_stopping();
         // What had not begun when the build ended just stays undone.
         if !over || started.get().is_some() {
             let ending = Ending::Failed { started: started.get().copied(), error: error.to_string() };
             self.over.push((step, ending));
         }
-        if !over {
+        if self.failure.is_none() {
             self.failure = Some(self.step_error(step, error));
+        }
+        if self.is_stopping() {
             self.shared.session.cancellation().cancel();
+        }
+    }
+
+    /// Whether nothing new is to begin.
+    fn is_stopping(&self) -> bool {
+        match &self.failure {
+            None => false,
+            Some(SolveError::Step { .. }) => self.shared.solver.on_failure == OnFailure::CancelOthers,
+            Some(_) => true,
         }
     }
 
@@ -347,7 +390,7 @@ impl Run {
                 None => return Err(self.stuck()),
             },
         };
-        self.touch_records().await;
+        self.note_uses().await;
         let steps = (0..self.steps.len()).map(|step| self.outcome(step)).collect();
         Ok(Solved { result, steps })
     }
@@ -358,8 +401,9 @@ impl Run {
         SolveError::Stuck { waiting: (0..self.steps.len()).filter(open).map(name).take(10).collect() }
     }
 
-    /// Notes that records were used, those of skipped steps too: they are needed as soon as what follows changes.
-    async fn touch_records(&self) {
+    /// Notes that records were used, those of skipped steps too: they are needed as soon as what follows changes. And what
+    /// the next build is to be compared with.
+    async fn note_uses(&self) {
         let used = |step: &Step| match &step.state {
             State::Complete { known, cached: true, .. } | State::Skipped(known) => {
                 Some(known.keys.as_ref()?.definition)
@@ -367,9 +411,50 @@ impl Run {
             _ => None,
         };
         let keys: Vec<_> = self.steps.iter().filter_map(used).collect();
-        let now = std::time::SystemTime::now();
+        let now = SystemTime::now();
         // The build has succeeded. All that is lost is how recently its records were used.
         _ = self.shared.on_index(move |index| index.touch(&keys, now)).await;
+        self.note_build().await;
+    }
+
+    /// Notes what the next build is to be compared with. Of a build that failed, that is what it came to, and what the one
+    /// before it was where it came to nothing.
+    async fn note_build(&self) {
+        let Some(remembered) = &self.shared.remembered else { return };
+        let is_done = |step: usize| matches!(self.steps[step].state, State::Complete { .. } | State::Skipped(_));
+        let (build, now) = (remembered.id, SystemTime::now());
+        let last = match self.failure {
+            Some(_) => self.shared.on_index(move |index| index.last_build(&build)).await.ok().flatten(),
+            None => None,
+        };
+        let steps = self.shared.notes.steps(&self.shared.plan, is_done, last.as_ref());
+        // All that is lost is an explanation.
+        _ = self.shared.on_index(move |index| index.note_build(&build, &steps, now)).await;
+    }
+
+    /// Asks for everything and runs nothing.
+    pub async fn forecast(mut self) -> Result<Vec<StepForecast>, SolveError> {
+        self.evaluate().await;
+        if let Some(failure) = self.failure {
+            return Err(failure);
+        }
+        let mut forecasts = Vec::with_capacity(self.steps.len());
+        for step in 0..self.steps.len() {
+            forecasts.push(self.step_forecast(step).await);
+        }
+        Ok(forecasts)
+    }
+
+    async fn step_forecast(&self, step: usize) -> StepForecast {
+        let PlannedStep { digest, vertex, .. } = self.planned(step);
+        let forecast = match &self.steps[step].state {
+            State::WouldRun { miss, .. } => Forecast::Runs(miss.clone()),
+            State::Complete { .. } | State::Skipped(_) | State::Fast(_) => Forecast::Cached,
+            _ => Forecast::Unknown,
+        };
+        let is_source = matches!(vertex.op, Op::Source(_));
+        let expected = self.work(step).expected().await;
+        StepForecast { digest: digest.clone(), name: vertex.metadata.name.clone(), is_source, forecast, expected }
     }
 
     fn outcome(&self, step: usize) -> StepOutcome {
@@ -379,6 +464,10 @@ impl Run {
             digest: digest.clone(),
             name: vertex.metadata.name.clone(),
             cached: matches!(state, State::Skipped(_) | State::Complete { cached: true, .. }),
+            miss: match state {
+                State::Complete { miss, .. } => miss.clone(),
+                _ => None,
+            },
             result: state.outputs().unwrap_or_default().to_vec(),
         }
     }

@@ -1,4 +1,4 @@
-use crate::CacheMap;
+use crate::{CacheMap, MissCause};
 use forge_cache::{CacheKey, InputPart, ResultRef, Selector};
 use std::sync::Arc;
 
@@ -27,8 +27,10 @@ pub(crate) enum State {
     Waiting { known: Arc<Known>, missing: usize },
     /// Inputs are being read, the cache asked for the content key, and on a miss the vertex is run.
     Slow(Arc<Known>),
-    /// The results are there.
-    Complete { known: Arc<Known>, outputs: Vec<ResultRef>, cached: bool },
+    /// The results are there. `miss`: why it ran, where that was asked.
+    Complete { known: Arc<Known>, outputs: Vec<ResultRef>, cached: bool, miss: Option<MissCause> },
+    /// It would have to run, which is not wanted: nothing above it can be completed.
+    WouldRun { known: Arc<Known>, miss: MissCause },
     /// Everything that could want the result was found without it.
     Skipped(Arc<Known>),
     /// It failed or was cancelled.
@@ -44,6 +46,7 @@ impl State {
             | Self::Waiting { known, .. }
             | Self::Slow(known)
             | Self::Complete { known, .. }
+            | Self::WouldRun { known, .. }
             | Self::Skipped(known) => Some(known),
             Self::Initial | Self::Unkeyed { .. } | Self::Keying | Self::Failed => None,
         }

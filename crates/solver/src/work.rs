@@ -1,15 +1,25 @@
 //! What is done for a step beside the loop: asking the worker, reading inputs, asking the cache, running.
 
+use crate::explain::{Explain, MissCause, Missed, Notes, ReadInputs, Remembered};
 use crate::plan::{Plan, PlannedStep};
 use crate::session::StepSession;
 use crate::step::{ContentPart, Keys, Known};
-use crate::{CacheMap, ExecuteRequest, Execution, Solver, WorkerError, progress};
-use forge_cache::{CacheError, CacheIndex, CacheKey, InputPart, OpKey, ResultRef, Selector, StepRecord};
-use forge_session::Session;
+use crate::{CacheMap, ExecuteRequest, Execution, Expected, InputKey, Mode, Solver, WorkerError, progress};
+use forge_cache::{
+    BuildSteps, CacheError, CacheIndex, CacheKey, FlightGuard, InputPart, OpKey, ResultRef, Selector, StepInputs,
+    StepRecord,
+};
+use forge_llb::Op;
+use forge_session::{Event, LogStream, Session};
 use futures_util::future::try_join_all;
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
-use std::time::{Instant, SystemTime};
-use tokio::sync::Semaphore;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::{OnceCell, Semaphore};
+
+/// How long a step waits for another build before it says so: at first, and from then on.
+const FIRST_WATCH: Duration = Duration::from_secs(5);
+const LATER_WATCH: Duration = Duration::from_secs(60);
 
 /// What all steps of a build share.
 pub(crate) struct Shared {
@@ -22,12 +32,23 @@ pub(crate) struct Shared {
     /// Lets one step at a time ask the index: it has one connection, and without this thousands of steps would
     /// wait for it in hundreds of threads.
     pub index_turn: tokio::sync::Mutex<()>,
+    pub mode: Mode,
+    /// What is known of the steps so far, for saying why one was not found.
+    pub notes: Notes,
+    /// `None` where nobody is to be told.
+    pub remembered: Option<Remembered>,
+    /// The last build, read by the first step that is not found.
+    pub last: OnceCell<Option<BuildSteps>>,
 }
 
-/// The results of a step, and how they came about.
-pub(crate) struct Outcome {
-    pub outputs: Vec<ResultRef>,
-    pub cached: bool,
+/// What came of a step.
+pub(crate) enum Outcome {
+    /// The cache had its results.
+    Cached(Vec<ResultRef>),
+    /// It ran; `miss` says why, where that was asked.
+    Ran { outputs: Vec<ResultRef>, miss: Option<MissCause> },
+    /// It would have to run, and is not to.
+    WouldRun(MissCause),
 }
 
 /// Works for one step. Each method is one task of the loop.
@@ -81,12 +102,17 @@ impl StepWork {
         if record.outputs.len() < self.planned().vertex.op.outputs() {
             return Ok(None);
         }
-        for output in &record.outputs {
+        Ok(self.acquire(&record.outputs).await?.then_some(record.outputs))
+    }
+
+    /// Holds results; `false` where one is gone.
+    async fn acquire(&self, outputs: &[ResultRef]) -> Result<bool, WorkerError> {
+        for output in outputs {
             if !self.shared.solver.results.acquire(output).await? {
-                return Ok(None);
+                return Ok(false);
             }
         }
-        Ok(Some(record.outputs))
+        Ok(true)
     }
 
     /// Gets the results of a step whose inputs are all there, by the content key or by running it.
@@ -97,19 +123,49 @@ impl StepWork {
         started: Started,
     ) -> Result<Outcome, WorkerError> {
         let (Some(op), Some(keys), true) = (&known.map.op, &known.keys, known.map.cacheable) else {
-            let Execution { outputs, .. } = self.run(inputs, &started).await?;
-            return Ok(Outcome { outputs, cached: false });
+            // What has no key is only looked at.
+            if self.shared.mode == Mode::Forecast && known.map.op.is_some() {
+                return Ok(Outcome::WouldRun(MissCause::Asked));
+            }
+            let Execution { outputs, .. } = self.run(inputs, &started, None).await?;
+            return Ok(Outcome::Ran { outputs, miss: None });
         };
         let content = self.content_keys(op, keys, &inputs).await?;
         if self.planned().vertex.metadata.ignore_cache {
-            return self.run_and_save(&known, content, inputs, &started).await;
+            return self.missed(&known, content, inputs, &started).await;
         }
         // The cache is asked once the flight is ours: whoever had it before has saved what it made.
-        let _flight = self.shared.solver.flights.acquire(&content.key, self.session().cancellation()).await?;
+        let _flight = self.flight(&content.key).await?;
         match self.find_by_content(&content).await? {
-            Some(outcome) => Ok(outcome),
-            None => self.run_and_save(&known, content, inputs, &started).await,
+            Some(outputs) => Ok(Outcome::Cached(outputs)),
+            None => self.missed(&known, content, inputs, &started).await,
         }
+    }
+
+    /// Waits until nobody else runs the step, and says from time to time who does.
+    async fn flight(&self, key: &CacheKey) -> Result<FlightGuard, WorkerError> {
+        let flights = &self.shared.solver.flights;
+        let mut turn = pin!(flights.acquire(key, self.session().cancellation()));
+        let mut pause = FIRST_WATCH;
+        loop {
+            if let Ok(guard) = tokio::time::timeout(pause, &mut turn).await {
+                return Ok(guard?);
+            }
+            let owner = match flights.owner(key) {
+                Some(owner) if owner == std::process::id() => "another build of this process".to_owned(),
+                Some(owner) => format!("process {owner}"),
+                None => "another process".to_owned(),
+            };
+            self.tell(&format!("waiting for {owner}, which runs the same step"));
+            pause = LATER_WATCH;
+        }
+    }
+
+    /// Writes a line into the step's log.
+    fn tell(&self, text: &str) {
+        let vertex = self.planned().digest.digest().clone();
+        let (data, timestamp) = (format!("forge: {text}\n").into_bytes(), SystemTime::now());
+        self.session().events().emit(Event::Log { vertex, stream: LogStream::Stderr, data, timestamp });
     }
 
     async fn content_keys(&self, op: &OpKey, keys: &Keys, inputs: &[ResultRef]) -> Result<ContentKeys, WorkerError> {
@@ -122,29 +178,106 @@ impl StepWork {
         Ok(ContentKeys::new(op, keys, parts))
     }
 
-    async fn find_by_content(&self, content: &ContentKeys) -> Result<Option<Outcome>, WorkerError> {
+    async fn find_by_content(&self, content: &ContentKeys) -> Result<Option<Vec<ResultRef>>, WorkerError> {
         let Some(outputs) = self.find(content.key).await? else { return Ok(None) };
-        let (key, further) = (content.key, content.further.clone());
-        // `false` is a record that was removed just now: the results are leased, and the next build makes a new one.
-        _ = self.on_index(move |index| index.link(&further, &key)).await?;
-        Ok(Some(Outcome { outputs, cached: true }))
+        if self.shared.mode == Mode::Build {
+            let (key, further) = (content.key, content.further.clone());
+            // `false` is a record that was removed just now: the results are leased, and the next build makes a new one.
+            _ = self.on_index(move |index| index.link(&further, &key)).await?;
+        }
+        Ok(Some(outputs))
     }
 
-    async fn run_and_save(
+    /// Runs a step that was not found, or says that it would have to.
+    async fn missed(
         &self,
         known: &Known,
         content: ContentKeys,
         inputs: Vec<ResultRef>,
         started: &Started,
     ) -> Result<Outcome, WorkerError> {
+        self.shared.notes.missed(self.step);
+        let made_of = self.made_of(known, &content, &inputs).await;
+        let miss = self.cause(known, &made_of).await;
+        match self.shared.mode {
+            Mode::Forecast => Ok(Outcome::WouldRun(miss.unwrap_or(MissCause::FirstBuild))),
+            Mode::Build => {
+                let outputs = self.run_and_save(content, made_of, inputs, miss.as_ref(), started).await?;
+                Ok(Outcome::Ran { outputs, miss })
+            }
+        }
+    }
+
+    /// What the step, or what it was in the last build, took when it last ran.
+    pub async fn expected(&self) -> Option<Expected> {
+        let (key, earlier) =
+            self.shared.notes.keys(&self.shared.plan, self.step, self.shared.last.get().and_then(Option::as_ref));
+        let find = move |index: &dyn CacheIndex| {
+            for key in [key, earlier].into_iter().flatten() {
+                if let Some(record) = index.query(&key)? {
+                    return Ok(Some(record));
+                }
+            }
+            Ok(None)
+        };
+        let record = self.on_index(find).await.ok().flatten()?;
+        Some(Expected { wall_ms: record.wall_ms, bytes: record.bytes })
+    }
+
+    /// What the keys are made of, for people. What cannot be listed is not, and fails nothing.
+    async fn made_of(&self, known: &Known, content: &ContentKeys, inputs: &[ResultRef]) -> StepInputs {
+        let results = &self.shared.solver.results;
+        let mut listings = Vec::new();
+        for (number, (key, input)) in known.map.inputs.iter().zip(inputs).enumerate() {
+            if let InputKey::Content(selector) = key
+                && !selector.paths.is_empty()
+                && let Ok(Some(listing)) = results.listing(input, selector, self.session()).await
+            {
+                listings.push((number, listing));
+            }
+        }
+        StepInputs { readable: known.map.readable.clone(), parts: content.parts.clone(), listings }
+    }
+
+    /// Why the step was not found; `None` where nobody asks.
+    async fn cause(&self, known: &Known, made_of: &StepInputs) -> Option<MissCause> {
+        let Shared { plan, notes, remembered, .. } = &*self.shared;
+        let remembered = remembered.as_ref()?;
+        let id = remembered.id;
+        let read = async || self.on_index(move |index| index.last_build(&id)).await.ok().flatten();
+        let last = self.shared.last.get_or_init(read).await.as_ref();
+        let missed = Missed { plan, notes, remembered, last, step: self.step };
+        Some(missed.cause(known, made_of, self).await)
+    }
+
+    /// The line that says why the step runs, where it is to be said.
+    fn told(&self, miss: Option<&MissCause>) -> Option<String> {
+        let (miss, remembered) = (miss?, self.shared.remembered.as_ref()?);
+        let is_told = match remembered.explain {
+            Explain::Everything => true,
+            Explain::FirstCauses => matches!(miss, MissCause::Changed(_) | MissCause::Lost) && miss.is_first(),
+        };
+        is_told.then(|| format!("not cached: {miss}"))
+    }
+
+    async fn run_and_save(
+        &self,
+        content: ContentKeys,
+        made_of: StepInputs,
+        inputs: Vec<ResultRef>,
+        miss: Option<&MissCause>,
+        started: &Started,
+    ) -> Result<Vec<ResultRef>, WorkerError> {
         let begin = Instant::now();
-        let Execution { outputs, usage } = self.run(inputs, started).await?;
+        let Execution { outputs, made, usage } = self.run(inputs, started, self.told(miss)).await?;
         let now = SystemTime::now();
+        let vertex = &self.planned().vertex;
         let record = StepRecord {
-            name: self.planned().vertex.metadata.name.clone(),
-            key_inputs: known.map.readable.clone(),
-            input_parts: content.parts,
-            outputs: outputs.clone(),
+            name: vertex.metadata.name.clone(),
+            is_source: matches!(vertex.op, Op::Source(_)),
+            result: CacheKey::result(&outputs, &made),
+            bytes: made.iter().flatten().map(|made| made.bytes).sum(),
+            outputs,
             wall_ms: u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
             usage,
             created: now,
@@ -152,18 +285,41 @@ impl StepWork {
             boot_id: StepRecord::current_boot().to_owned(),
         };
         let keys = [vec![content.key], content.further].concat();
-        self.on_index(move |index| index.save(&keys, &record)).await?;
-        Ok(Outcome { outputs, cached: false })
+        self.keep(Arc::new(Kept { keys, record, made_of })).await
     }
 
-    /// Runs the vertex as soon as a slot is free.
-    async fn run(&self, inputs: Vec<ResultRef>, started: &Started) -> Result<Execution, WorkerError> {
+    /// Keeps what a step made. Where an earlier run made the same, its results take their place and the new ones are given
+    /// up: what was made from the earlier ones then stays what follows from these, byte for byte.
+    async fn keep(&self, kept: Arc<Kept>) -> Result<Vec<ResultRef>, WorkerError> {
+        let keep = kept.clone();
+        let earlier = self.on_index(move |index| keep.save_unless_equal(index)).await?;
+        let Some(earlier) = earlier else { return Ok(kept.record.outputs.clone()) };
+        let is_there = self.acquire(&earlier).await?;
+        let outputs = if is_there { earlier } else { kept.record.outputs.clone() };
+        let record = StepRecord { outputs: outputs.clone(), ..kept.record.clone() };
+        let keep = kept.clone();
+        self.on_index(move |index| index.save(&keep.keys, &record, &keep.made_of)).await?;
+        for (new, stays) in kept.record.outputs.iter().zip(&outputs) {
+            if new != stays {
+                self.shared.solver.results.discard(new).await?;
+            }
+        }
+        Ok(outputs)
+    }
+
+    /// Runs the vertex as soon as a slot is free; its log begins with a line of ours, if there is one.
+    async fn run(
+        &self,
+        inputs: Vec<ResultRef>,
+        started: &Started,
+        line: Option<String>,
+    ) -> Result<Execution, WorkerError> {
         let session: Arc<dyn Session> = match &self.shared.slots {
             Some(slots) => Arc::new(StepSession::new(self.session().clone(), slots.clone())),
             None => self.session().clone(),
         };
         session.take_place().await;
-        let result = self.run_in_place(inputs, started, &session).await;
+        let result = self.run_in_place(inputs, started, line, &session).await;
         // What outlives the step, such as a log, may hold the session longer.
         session.leave_place().await;
         result
@@ -173,6 +329,7 @@ impl StepWork {
         &self,
         inputs: Vec<ResultRef>,
         started: &Started,
+        line: Option<String>,
         session: &Arc<dyn Session>,
     ) -> Result<Execution, WorkerError> {
         let cancellation = session.cancellation();
@@ -182,6 +339,7 @@ impl StepWork {
         let planned = self.planned();
         let at = *started.get_or_init(SystemTime::now);
         progress::start(self.session().events(), &self.shared.plan, self.step, at);
+        line.iter().for_each(|line| self.tell(line));
         let request = ExecuteRequest { vertex: planned.vertex.clone(), digest: planned.digest.clone(), inputs };
         let execution = self.shared.solver.worker.execute(request, session).await?;
         match execution.outputs.len() >= planned.vertex.op.outputs() {
@@ -195,6 +353,34 @@ impl StepWork {
         work: impl FnOnce(&dyn CacheIndex) -> Result<T, CacheError> + Send + 'static,
     ) -> Result<T, WorkerError> {
         self.shared.on_index(work).await
+    }
+}
+
+impl ReadInputs for StepWork {
+    async fn inputs(&self, key: CacheKey) -> Option<StepInputs> {
+        // Whatever cannot be read explains nothing, and fails nothing.
+        self.on_index(move |index| index.inputs(&key)).await.ok().flatten()
+    }
+}
+
+/// What is kept of a step that ran.
+struct Kept {
+    keys: Vec<CacheKey>,
+    record: StepRecord,
+    made_of: StepInputs,
+}
+
+impl Kept {
+    /// Saves the record, unless an earlier run made the same: then its results are given back.
+    fn save_unless_equal(&self, index: &dyn CacheIndex) -> Result<Option<Vec<ResultRef>>, CacheError> {
+        let earlier = match &self.record.result {
+            Some(result) => index.equal(result)?,
+            None => None,
+        };
+        match earlier.filter(|earlier| earlier.outputs != self.record.outputs) {
+            Some(earlier) => Ok(Some(earlier.outputs)),
+            None => index.save(&self.keys, &self.record, &self.made_of).map(|()| None),
+        }
     }
 }
 

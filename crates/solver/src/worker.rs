@@ -1,6 +1,6 @@
 use crate::WorkerError;
 use async_trait::async_trait;
-use forge_cache::{OpKey, ResultRef, Selector, StepUsage};
+use forge_cache::{MadeLayer, OpKey, ResultRef, Selector, StepUsage};
 use forge_llb::{Vertex, VertexDigest};
 use forge_session::Session;
 use std::sync::Arc;
@@ -65,13 +65,22 @@ pub struct ExecuteRequest {
 pub struct Execution {
     /// The results, one for each output of the vertex.
     pub outputs: Vec<ResultRef>,
+    /// For each output what its top-most layer amounts to, where that was made now: a result of an earlier run that
+    /// amounts to the same on the same layers takes its place.
+    pub made: Vec<Option<MadeLayer>>,
     /// What its processes used, if it ran some.
     pub usage: Option<StepUsage>,
 }
 
 impl Execution {
-    /// What a step made that ran no process.
+    /// Results of which no more is known, of a step that ran no process.
     pub fn new(outputs: Vec<ResultRef>) -> Self {
-        Self { outputs, usage: None }
+        Self { made: vec![None; outputs.len()], outputs, usage: None }
+    }
+
+    /// Makes a result an output whose top-most layer was made now.
+    pub fn set(&mut self, output: usize, result: ResultRef, made: MadeLayer) {
+        self.outputs[output] = result;
+        self.made[output] = Some(made);
     }
 }

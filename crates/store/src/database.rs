@@ -1,5 +1,5 @@
 use crate::StoreError;
-use crate::schema::{SCHEMA, SCHEMA_2};
+use crate::schema::{COLUMNS_3, SCHEMA, SCHEMA_2};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use std::ops::{Deref, DerefMut};
@@ -39,7 +39,15 @@ impl Database {
 
     /// Makes the tables that a store of an earlier format lacks. The caller holds the lock under which a store is made.
     pub(crate) fn upgrade(path: &Path) -> Result<(), StoreError> {
-        Ok(connect(path)?.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA_2} COMMIT;"))?)
+        let mut connection = connect(path)?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(SCHEMA_2)?;
+        for column in COLUMNS_3 {
+            if !transaction.column_exists(None, "layers", column)? {
+                transaction.execute_batch(&format!("ALTER TABLE layers ADD COLUMN {column} INTEGER"))?;
+            }
+        }
+        Ok(transaction.commit()?)
     }
 
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {

@@ -1,3 +1,4 @@
+use crate::FileTimes;
 use forge_image::{Descriptor, DiffId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -31,6 +32,8 @@ pub struct LayerRecord {
     pub id: LayerId,
     /// What its entries amount to.
     pub content: ContentDigest,
+    /// Which modification times took part in that.
+    pub times: FileTimes,
     /// The bytes of its regular files, each link group once.
     pub bytes: u64,
     /// The number of entries; an empty diff has none.

@@ -2,7 +2,7 @@
 
 use crate::lease::now;
 use crate::opened::Opened;
-use crate::{ContentDigest, LayerBlob, LayerId, LayerRecord, Lease, StoreError, TarOptions, collect};
+use crate::{ContentDigest, FileTimes, LayerBlob, LayerId, LayerRecord, Lease, StoreError, TarOptions, collect};
 use forge_image::{ChainId, DiffId};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use std::path::Path;
@@ -75,8 +75,10 @@ fn insert(
     checksum: &str,
     boot_id: Option<&str>,
 ) -> Result<(), StoreError> {
-    let sql = "INSERT INTO layers (id, content, bytes, entries, diff_id, is_foreign, index_checksum, stored, boot_id)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+    let sql = "INSERT INTO layers (id, content, bytes, entries, diff_id, is_foreign, index_checksum, stored, boot_id,
+                                   times_from, times_until)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+    let times = record.times.to_columns();
     connection.prepare_cached(sql)?.execute(params![
         record.id.as_str(),
         record.content.to_string(),
@@ -86,7 +88,9 @@ fn insert(
         record.foreign,
         checksum,
         now(),
-        boot_id
+        boot_id,
+        times.map(|(from, _)| from),
+        times.map(|(_, until)| until)
     ])?;
     Ok(())
 }
@@ -112,17 +116,20 @@ pub(crate) fn exists(connection: &Connection, id: &LayerId) -> Result<bool, Stor
 /// The record of a layer with its blobs.
 pub(crate) fn get(opened: &Opened, id: &LayerId) -> Result<Option<LayerRecord>, StoreError> {
     opened.database().read(|connection| {
-        let sql = "SELECT content, bytes, entries, diff_id, is_foreign FROM layers WHERE id = ?1";
+        let sql = "SELECT content, bytes, entries, diff_id, is_foreign, times_from, times_until FROM layers
+                   WHERE id = ?1";
         let columns = |row: &Row<'_>| {
             let numbers = (row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)? as u64);
-            Ok((row.get::<_, String>(0)?, numbers, row.get::<_, Option<String>>(3)?, row.get(4)?))
+            let times = row.get::<_, Option<i64>>(5)?.zip(row.get::<_, Option<i64>>(6)?);
+            let times = FileTimes::from_columns(times);
+            Ok((row.get::<_, String>(0)?, times, numbers, row.get::<_, Option<String>>(3)?, row.get(4)?))
         };
         let row = connection.prepare_cached(sql)?.query_row([id.as_str()], columns).optional()?;
-        let Some((content, (bytes, entries), diff_id, foreign)) = row else { return Ok(None) };
+        let Some((content, times, (bytes, entries), diff_id, foreign)) = row else { return Ok(None) };
         let content: ContentDigest = parse("content digest", &content)?;
         let diff_id = diff_id.map(|text| parse("diff id", &text)).transpose()?;
         let blobs = blobs_of(connection, id)?;
-        Ok(Some(LayerRecord { id: id.clone(), content, bytes, entries, diff_id, foreign, blobs }))
+        Ok(Some(LayerRecord { id: id.clone(), content, times, bytes, entries, diff_id, foreign, blobs }))
     })
 }
 
@@ -274,6 +281,21 @@ fn forget(opened: &Opened, id: &LayerId) -> Result<(), StoreError> {
         Ok(())
     })?;
     collect::empty_trash(opened)
+}
+
+/// Drops the record of a layer that only this lease holds, and says whether it did; the files are trash then.
+pub(crate) fn discard(opened: &Opened, id: &LayerId, lease: &Lease) -> Result<bool, StoreError> {
+    lease.forget_layer(id);
+    opened.database().write(|transaction| {
+        lease.delete_layer(transaction, id)?;
+        let sql = "DELETE FROM layers WHERE id = ?1 AND id NOT IN (SELECT layer FROM image_layers)
+                   AND id NOT IN (SELECT layer FROM lease_layers) AND id NOT IN (SELECT layer FROM selections)";
+        let is_gone = transaction.prepare_cached(sql)?.execute([id.as_str()])? > 0;
+        if is_gone {
+            collect::insert_trash(transaction, "layer", id.as_str())?;
+        }
+        Ok(is_gone)
+    })
 }
 
 /// Makes all that has a record now survive a power cut, and then what `act` writes.

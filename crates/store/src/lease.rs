@@ -105,6 +105,18 @@ impl Lease {
         Ok(())
     }
 
+    /// Within a transaction that drops the layer, or leaves it to a collection.
+    pub(crate) fn delete_layer(&self, connection: &Connection, id: &LayerId) -> Result<(), StoreError> {
+        let sql = "DELETE FROM lease_layers WHERE lease = ?1 AND layer = ?2";
+        connection.prepare_cached(sql)?.execute(params![self.id, id.as_str()])?;
+        Ok(())
+    }
+
+    /// Before that: who asks for the layer again is told the truth.
+    pub(crate) fn forget_layer(&self, id: &LayerId) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&Held::Layer(id.clone()));
+    }
+
     fn holds(&self, what: &Held) -> bool {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(what)
     }

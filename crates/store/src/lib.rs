@@ -36,6 +36,7 @@ mod collect;
 mod database;
 mod error;
 mod file_system;
+mod file_times;
 mod format;
 mod ids;
 mod image_lookup;
@@ -66,6 +67,7 @@ pub use blobs::{BlobWriter, Blobs};
 pub use cache_mounts::{CacheMountFound, CacheMountGuard, CacheMountKey, CacheMountRecord, CacheMountUse, CacheMounts};
 pub use collect::Collected;
 pub use error::StoreError;
+pub use file_times::FileTimes;
 pub use ids::{Compression, ContentDigest, IdError, LayerBlob, LayerId, LayerRecord, TarOptions};
 pub use images::{Found, Image, Images, Target};
 pub use layers::{

@@ -52,7 +52,9 @@ CREATE TABLE layers (
     is_foreign     INTEGER NOT NULL,
     index_checksum TEXT NOT NULL,
     stored         INTEGER NOT NULL,
-    boot_id        TEXT
+    boot_id        TEXT,
+    times_from     INTEGER,
+    times_until    INTEGER
 );
 CREATE INDEX layers_not_durable ON layers (boot_id) WHERE boot_id IS NOT NULL;
 
@@ -147,3 +149,7 @@ CREATE TABLE IF NOT EXISTS selections (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS selections_by_layer ON selections (layer);
 ";
+
+/// The columns of `layers` that stores of format 3 have beyond those of format 2: the time, in nanoseconds since the
+/// epoch, within which a modification time is not part of the content; NULL where all are.
+pub(crate) const COLUMNS_3: [&str; 2] = ["times_from", "times_until"];

@@ -1,6 +1,6 @@
 //! The layer index as a file: round trip, damage.
 
-use forge_store::{EntryKind, LayerEntry, LayerIndex, Metadata};
+use forge_store::{EntryKind, FileTimes, LayerEntry, LayerIndex, Metadata};
 use std::collections::BTreeMap;
 
 fn sample() -> LayerIndex {
@@ -45,9 +45,25 @@ fn an_index_survives_its_file() {
 #[test]
 fn the_content_digest_is_what_it_was() {
     assert_eq!(
-        sample().content_digest().to_string(),
-        "38eb60a1c18a3561ecb77e92df528944af7cf74ff9297bd9d9b670e41d21bc1c"
+        sample().content_digest(&FileTimes::Ignored).to_string(),
+        "c526700f1a20f564a59ff7e470335c0441aed7a6f016db12ce2b9d0a361e4986"
     );
+}
+
+#[test]
+fn only_times_that_are_content_change_the_digest() {
+    let digest = |times: FileTimes, mtime: (i64, u32)| {
+        let mut entries = sample().entries().to_vec();
+        entries.iter_mut().filter(|entry| entry.path == b"f").for_each(|entry| entry.metadata.mtime = mtime);
+        LayerIndex::new(entries).unwrap().content_digest(&times)
+    };
+    let step = FileTimes::ContentOutside { from: 10_000_000_000, until: 20_500_000_000 };
+    assert_eq!(digest(step, (10, 0)), digest(step, (20, 500_000_000)));
+    assert_ne!(digest(step, (10, 0)), digest(step, (20, 500_000_001)));
+    assert_ne!(digest(step, (7, 0)), digest(step, (8, 0)), "what `touch -d` sets is content");
+    assert_ne!(digest(FileTimes::Content, (10, 0)), digest(FileTimes::Content, (11, 0)));
+    // The first moment there is, and no time at all.
+    assert_ne!(digest(FileTimes::Content, (0, 0)), digest(FileTimes::Ignored, (0, 0)));
 }
 
 #[test]
@@ -56,38 +72,38 @@ fn times_and_implied_folders_are_not_content() {
     let change = |change: &dyn Fn(&mut LayerEntry)| {
         let mut entries = index.entries().to_vec();
         entries.iter_mut().for_each(change);
-        LayerIndex::new(entries).unwrap().content_digest()
+        LayerIndex::new(entries).unwrap().content_digest(&FileTimes::Ignored)
     };
-    assert_eq!(change(&|entry| entry.metadata.mtime = (5, 5)), index.content_digest());
+    assert_eq!(change(&|entry| entry.metadata.mtime = (5, 5)), index.content_digest(&FileTimes::Ignored));
     assert_eq!(
         change(&|entry| if entry.is_implied() {
             entry.metadata.mode = 0
         }),
-        index.content_digest()
+        index.content_digest(&FileTimes::Ignored)
     );
     assert_ne!(
         change(&|entry| if entry.path == b"f" {
             entry.metadata.mode = 0
         }),
-        index.content_digest()
+        index.content_digest(&FileTimes::Ignored)
     );
     assert_ne!(
         change(&|entry| if entry.path == b"f" {
             entry.metadata.uid = 0
         }),
-        index.content_digest()
+        index.content_digest(&FileTimes::Ignored)
     );
     assert_ne!(
         change(&|entry| if entry.path == b"f" {
             entry.metadata.xattrs.clear()
         }),
-        index.content_digest()
+        index.content_digest(&FileTimes::Ignored)
     );
     assert_ne!(
         change(&|entry| if entry.path == b"a/\xff\n" {
             entry.link = None
         }),
-        index.content_digest()
+        index.content_digest(&FileTimes::Ignored)
     );
 }
 

@@ -5,7 +5,7 @@ use crate::selection::{SelectedRoot, Selection};
 use crate::source_tree::{SourceEntry, SourceError, SourceKind, SourceTree};
 use crate::stat_index::StatIndex;
 use blake3::{Hash, Hasher};
-use forge_cache::{SelectedPath, Selector};
+use forge_cache::{ListedEntry, ListedKind, Listing, SelectedPath, Selector};
 use forge_store::ContentDigest;
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -21,13 +21,13 @@ pub(crate) fn paths(selector: &Selector) -> Vec<SelectedPath> {
 }
 
 /// Digests what a selector shows, one selection for each of its paths, the files hashed: names, types, modes, owners (of
-/// layers), link targets and groups, attributes and bytes. No times: those of a context never matter.
+/// layers), link targets and groups, attributes and bytes; the times that steps set, but never those of a context.
 pub(crate) fn digest<'a>(
     selections: impl Iterator<Item = &'a Selection> + Clone,
     selector: &Selector,
     owners: bool,
 ) -> ContentDigest {
-    let mut hasher = Hasher::new_derive_key("forge content of selected paths v1");
+    let mut hasher = Hasher::new_derive_key("forge content of selected paths v2");
     let mut links = Links::of(selections.clone());
     for selection in selections {
         hasher.update(&(selection.roots.len() as u64).to_le_bytes());
@@ -136,11 +136,63 @@ fn add_entry(hasher: &mut Hasher, entry: &SourceEntry, selector: &Selector, owne
     if owners && !selector.ignore_owner {
         hasher.update(&entry.uid.to_le_bytes()).update(&entry.gid.to_le_bytes());
     }
+    hasher.update(&[u8::from(entry.set_time)]);
+    if entry.set_time {
+        hasher.update(&entry.mtime.0.to_le_bytes()).update(&entry.mtime.1.to_le_bytes());
+    }
     hasher.update(&(entry.xattrs.len() as u64).to_le_bytes());
     for (name, value) in &entry.xattrs {
         text(hasher, name.as_encoded_bytes());
         text(hasher, value);
     }
+}
+
+/// Lists what selections show, for saying later what changed: what [`digest`] digests, entry by entry.
+pub(crate) fn listing<'a>(
+    selections: impl Iterator<Item = &'a Selection> + Clone,
+    selector: &Selector,
+    owners: bool,
+) -> Listing {
+    let mut links = Links::of(selections.clone());
+    let mut entries = Vec::new();
+    for entry in selections.flat_map(Selection::entries) {
+        entries.extend(listed(entry, selector, owners, links.number(entry.link_group)));
+    }
+    Listing::new(entries)
+}
+
+fn listed(entry: &SourceEntry, selector: &Selector, owners: bool, link: u64) -> Option<ListedEntry> {
+    let (kind, content) = match &entry.kind {
+        SourceKind::File { .. } => (ListedKind::File, entry.bytes.map_or([0; 8], |hash| first(&hash))),
+        SourceKind::Directory => (ListedKind::Directory, [0; 8]),
+        SourceKind::Symlink { target } => (ListedKind::Symlink, first(&blake3::hash(target))),
+        SourceKind::Node { file_type, major, minor } => {
+            (ListedKind::Node, first(&blake3::hash(format!("{file_type:?} {major}:{minor}").as_bytes())))
+        }
+        SourceKind::Other => return None,
+    };
+    let mut rest = Hasher::new();
+    rest.update(&link.to_le_bytes());
+    if entry.set_time {
+        rest.update(&entry.mtime.0.to_le_bytes()).update(&entry.mtime.1.to_le_bytes());
+    }
+    for (name, value) in &entry.xattrs {
+        text(&mut rest, name.as_encoded_bytes());
+        text(&mut rest, value);
+    }
+    let has_mode = !selector.ignore_mode && kind != ListedKind::Symlink && kind != ListedKind::Node;
+    Some(ListedEntry {
+        path: entry.path.as_bytes().to_vec(),
+        kind,
+        mode: has_mode.then_some(entry.mode),
+        owner: (owners && !selector.ignore_owner).then_some((entry.uid, entry.gid)),
+        content,
+        rest: first(&rest.finalize()),
+    })
+}
+
+fn first(hash: &Hash) -> [u8; 8] {
+    *hash.as_bytes().first_chunk().expect("a hash is longer")
 }
 
 fn text(hasher: &mut Hasher, bytes: &[u8]) {

@@ -11,7 +11,7 @@ use crate::source_tree::Stop;
 use crate::sources::{Asked, Sources};
 use crate::stack::Place;
 use async_trait::async_trait;
-use forge_cache::{ResultRef, SqliteIndex};
+use forge_cache::{MadeLayer, ResultRef, SqliteIndex};
 use forge_executor::Executor;
 use forge_llb::{ExecOp, FileOp, Op, SourceOp, Vertex};
 use forge_session::Session;
@@ -77,17 +77,23 @@ impl LocalWorker {
         op: &FileOp,
         inputs: &[ResultRef],
         session: &Arc<dyn Session>,
-    ) -> Result<ResultRef, WorkError> {
+    ) -> Result<Execution, WorkError> {
         let (store, lease, op) = (self.store.clone(), self.lease.clone(), op.clone());
         let (inputs, session, contexts) = (inputs.to_vec(), session.clone(), self.contexts.clone());
-        let work = move || -> Result<ResultRef, WorkError> {
+        let work = move || -> Result<Execution, WorkError> {
+            let is_context = |input: usize| matches!(inputs[input], ResultRef::Context { .. });
+            let times = keys::file_times(&op, is_context);
             let trees = inputs.iter().map(|input| source_tree(&store, input, &session));
             let trees = trees.collect::<Result<Vec<_>, _>>()?;
             let inputs = file::Inputs { results: inputs, trees, contexts: &contexts, stop: Stop(session) };
-            let made = file::execute(&op, &store, &lease, &inputs, SystemTime::now())?;
+            let mut made = file::execute(&op, &store, &lease, &inputs, SystemTime::now())?;
+            made.active.set_times(times);
             let parents = made.active.parents().to_vec();
             let record = made.commit(&store, &lease)?;
-            Ok(ResultRef::Layers([parents, vec![record.id]].concat()))
+            let output = ResultRef::Layers([parents, vec![record.id]].concat());
+            let mut execution = Execution::new(vec![ResultRef::scratch()]);
+            execution.set(0, output, MadeLayer { content: record.content, bytes: record.bytes });
+            Ok(execution)
         };
         tokio::task::spawn_blocking(work).await?
     }
@@ -146,7 +152,7 @@ impl Worker for LocalWorker {
                 let asked = Asked { vertex: request.digest.digest().clone(), session };
                 self.sources.get(source, vertex.platform.as_ref()).snapshot(&asked).await?
             }
-            Op::File(op) => self.file(op, &request.inputs, session).await?,
+            Op::File(op) => return Ok(self.file(op, &request.inputs, session).await?),
             Op::Merge => self.stack(&request.inputs, session, Place::merge).await?,
             Op::Diff(op) => {
                 let op = *op;

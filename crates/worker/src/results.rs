@@ -3,26 +3,33 @@
 use crate::content;
 use crate::context_files::ContextFiles;
 use crate::missing::unselected;
+use crate::selection::Selection;
 use crate::source_tree::{SourceTree, Stop, Visible};
 use async_trait::async_trait;
 use blake3::Hasher;
-use forge_cache::{CacheError, ResultRef, ResultStore, Selector};
+use forge_cache::{CacheError, Listing, ResultRef, ResultStore, Selector};
 use forge_image::ErrorKind;
 use forge_session::Session;
-use forge_store::{ContentDigest, LayerId, Lease, Store};
-use std::sync::Arc;
+use forge_store::{ContentDigest, LayerId, LayerRecord, Lease, Store};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The results of one build: what it acquires is held by its lease.
 pub struct LocalResults {
     store: Store,
     lease: Arc<Lease>,
     contexts: Arc<ContextFiles>,
+    listings: Listings,
 }
+
+/// What was listed while it was digested: reading it again would mean walking the layers again. Selections of contexts are
+/// remembered as they are.
+type Listings = Arc<Mutex<HashMap<(ResultRef, Selector), Listing>>>;
 
 impl LocalResults {
     /// Answers for a build that holds `lease`; `contexts` are those of the build's worker.
     pub fn new(store: Store, lease: Arc<Lease>, contexts: Arc<ContextFiles>) -> Self {
-        Self { store, lease, contexts }
+        Self { store, lease, contexts, listings: Listings::default() }
     }
 }
 
@@ -51,6 +58,21 @@ pub(crate) fn source_tree(
     }
 }
 
+/// The same for digesting: which times of layers are content is known then.
+///
+/// # Errors
+/// As with [`source_tree`].
+pub(crate) fn digested_tree(
+    store: &Store,
+    result: &ResultRef,
+    session: &Arc<dyn Session>,
+) -> Result<SourceTree, CacheError> {
+    let tree = source_tree(store, result, session)?;
+    // Top-most first, as the tree counts them.
+    let times = result.layers().iter().rev().map(|layer| Ok(layer_record(store, layer)?.times));
+    Ok(tree.with_times(times.collect::<Result<_, CacheError>>()?))
+}
+
 fn failed(kind: ErrorKind, error: impl std::error::Error + Send + Sync + 'static) -> CacheError {
     if kind == ErrorKind::Cancelled {
         return CacheError::Cancelled;
@@ -65,27 +87,72 @@ impl ResultStore for LocalResults {
         blocking(move || lease.hold_layers(&layers).map_err(|error| failed(error.kind(), error))).await
     }
 
+    async fn discard(&self, result: &ResultRef) -> Result<(), CacheError> {
+        let Some(layer) = result.layers().last().cloned() else { return Ok(()) };
+        let (store, lease) = (self.store.clone(), self.lease.clone());
+        blocking(move || store.layers().discard(&layer, &lease).map_err(|error| failed(error.kind(), error))).await
+    }
+
     async fn content_digest(
         &self,
         result: &ResultRef,
         selector: &Selector,
         session: &Arc<dyn Session>,
     ) -> Result<ContentDigest, CacheError> {
-        let (store, contexts) = (self.store.clone(), self.contexts.clone());
+        let (store, contexts, listings) = (self.store.clone(), self.contexts.clone(), self.listings.clone());
         let (result, selector, session) = (result.clone(), selector.clone(), session.clone());
         blocking(move || match &result {
             ResultRef::Layers(layers) if selector == Selector::all() => fold(&store, layers),
             _ => {
-                let tree = source_tree(&store, &result, &session)?;
-                let paths = content::paths(&selector);
-                let select = |path| contexts.select(&result, &tree, path);
-                let selections = paths.iter().map(select).collect::<Result<Vec<_>, _>>();
-                let selections = selections.map_err(|error| unselected(error, &result, &tree))?;
-                Ok(content::digest(selections.iter().map(AsRef::as_ref), &selector, tree.keeps_owners()))
+                let (selections, owners) = selected(&store, &contexts, &result, &selector, &session)?;
+                let selections = selections.iter().map(AsRef::as_ref);
+                if !result.layers().is_empty() {
+                    let listing = content::listing(selections.clone(), &selector, owners);
+                    lock(&listings).insert((result, selector.clone()), listing);
+                }
+                Ok(content::digest(selections, &selector, owners))
             }
         })
         .await
     }
+
+    async fn listing(
+        &self,
+        result: &ResultRef,
+        selector: &Selector,
+        session: &Arc<dyn Session>,
+    ) -> Result<Option<Listing>, CacheError> {
+        let (result, selector, session) = (result.clone(), selector.clone(), session.clone());
+        if !result.layers().is_empty() {
+            return Ok(lock(&self.listings).remove(&(result, selector)));
+        }
+        let (store, contexts) = (self.store.clone(), self.contexts.clone());
+        blocking(move || {
+            let (selections, owners) = selected(&store, &contexts, &result, &selector, &session)?;
+            Ok(Some(content::listing(selections.iter().map(AsRef::as_ref), &selector, owners)))
+        })
+        .await
+    }
+}
+
+/// What the paths of a selector select, and whether owners of it make a difference.
+fn selected(
+    store: &Store,
+    contexts: &ContextFiles,
+    result: &ResultRef,
+    selector: &Selector,
+    session: &Arc<dyn Session>,
+) -> Result<(Vec<Arc<Selection>>, bool), CacheError> {
+    let tree = digested_tree(store, result, session)?;
+    let paths = content::paths(selector);
+    let selections = paths.iter().map(|path| contexts.select(result, &tree, path)).collect::<Result<Vec<_>, _>>();
+    let selections = selections.map_err(|error| unselected(error, result, &tree))?;
+    Ok((selections, tree.keeps_owners()))
+}
+
+/// What is behind the lock is whole at every moment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn blocking<T: Send + 'static>(
@@ -109,4 +176,12 @@ fn fold(store: &Store, layers: &[LayerId]) -> Result<ContentDigest, CacheError> 
         hasher.update(content.as_bytes());
     }
     Ok(hasher.finalize().into())
+}
+
+fn layer_record(store: &Store, layer: &LayerId) -> Result<LayerRecord, CacheError> {
+    let record = store.layers().get(layer).map_err(|error| failed(error.kind(), error))?;
+    record.ok_or_else(|| {
+        let message = format!("layer {layer} is gone");
+        CacheError::Result { kind: ErrorKind::Environment, message, source: None }
+    })
 }

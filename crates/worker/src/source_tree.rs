@@ -2,7 +2,7 @@
 
 use forge_image::ErrorKind;
 use forge_session::{Context, ContextError, ContextPath, EntryKind, FileStamp, PatternError, PatternMatcher, Session};
-use forge_store::{MergedTree, StoreError, TreeEntry, TreeFolder, TreeKind};
+use forge_store::{FileTimes, MergedTree, StoreError, TreeEntry, TreeFolder, TreeKind};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
@@ -19,8 +19,9 @@ pub(crate) struct SourceTree {
 enum Files {
     /// Files of the session, less what the ignore file names. Owners are not copied from there.
     Context { context: Arc<dyn Context>, visible: Box<Visible> },
-    /// Layers of the store, with owners and extended attributes.
-    Layers(MergedTree),
+    /// Layers of the store, with owners and extended attributes. `times`: which of their modification times are
+    /// content, top-most layer first; all are where nothing is said.
+    Layers { tree: MergedTree, times: Vec<FileTimes> },
 }
 
 /// Which files of a context there are.
@@ -89,6 +90,8 @@ pub(crate) struct SourceEntry {
     /// Seconds and nanoseconds.
     pub mtime: (i64, u32),
     pub xattrs: BTreeMap<OsString, Vec<u8>>,
+    /// Whether the modification time is something that a step set, and not when it happened to run.
+    pub set_time: bool,
     /// Equal for the names of one file, where the tree knows.
     pub link_group: Option<(u64, u64)>,
     /// What tells whether a file of a context changed, where that can be told.
@@ -163,14 +166,22 @@ impl SourceTree {
 
     /// What layers show.
     pub(crate) fn of_layers(tree: MergedTree, stop: Stop) -> Self {
-        Self { files: Files::Layers(tree), stop }
+        Self { files: Files::Layers { tree, times: Vec::new() }, stop }
+    }
+
+    /// Says of layers, top-most first, which times are content.
+    pub(crate) fn with_times(mut self, known: Vec<FileTimes>) -> Self {
+        if let Files::Layers { times, .. } = &mut self.files {
+            *times = known;
+        }
+        self
     }
 
     /// What stays the same when the same context is handed over again; nothing for layers.
     pub(crate) fn identity(&self) -> Option<String> {
         match &self.files {
             Files::Context { context, .. } => Some(context.identity()),
-            Files::Layers(_) => None,
+            Files::Layers { .. } => None,
         }
     }
 
@@ -183,7 +194,7 @@ impl SourceTree {
     pub(crate) fn hidden(&self, path: &ContextPath) -> Option<Hidden> {
         match &self.files {
             Files::Context { visible, .. } => visible.hidden(path),
-            Files::Layers(_) => None,
+            Files::Layers { .. } => None,
         }
     }
 
@@ -191,21 +202,21 @@ impl SourceTree {
     pub(crate) fn prunes(&self, path: &ContextPath) -> bool {
         match &self.files {
             Files::Context { visible, .. } => visible.prunes(path),
-            Files::Layers(_) => false,
+            Files::Layers { .. } => false,
         }
     }
 
     /// Whether owners and extended attributes of this tree are part of what is copied.
     pub(crate) fn keeps_owners(&self) -> bool {
-        matches!(self.files, Files::Layers(_))
+        matches!(self.files, Files::Layers { .. })
     }
 
     /// The entry at a path, a link in the last component not followed. Hidden entries are shown.
     pub(crate) fn stat(&self, path: &ContextPath) -> Result<Option<SourceEntry>, SourceError> {
         match &self.files {
             Files::Context { context, .. } => Ok(context.stat(path)?.map(from_context)),
-            Files::Layers(tree) => {
-                let found = tree.lookup(&absolute(path))?.map(|entry| from_layers(path.clone(), entry, tree));
+            Files::Layers { tree, times } => {
+                let found = tree.lookup(&absolute(path))?.map(|entry| from_layers(path.clone(), entry, tree, times));
                 // Without any layer there is not even a root; to those who copy it, there is.
                 Ok(found.or_else(|| path.is_root().then(empty_root)))
             }
@@ -219,13 +230,13 @@ impl SourceTree {
             (Files::Context { context, .. }, _) => {
                 Ok(context.children(&folder.path)?.into_iter().map(from_context).collect())
             }
-            (Files::Layers(tree), Place::Folder(at)) => {
+            (Files::Layers { tree, times }, Place::Folder(at)) => {
                 let children = tree.children_of(at)?.into_iter();
                 let named =
-                    |child: TreeEntry| from_layers(folder.path.join(child.name.as_encoded_bytes()), child, tree);
+                    |child: TreeEntry| from_layers(folder.path.join(child.name.as_encoded_bytes()), child, tree, times);
                 Ok(children.map(named).collect())
             }
-            (Files::Layers(_), _) => Ok(Vec::new()),
+            (Files::Layers { .. }, _) => Ok(Vec::new()),
         }
     }
 
@@ -234,7 +245,7 @@ impl SourceTree {
         self.stop.check()?;
         match (&self.files, &entry.kind, &entry.place) {
             (Files::Context { context, .. }, SourceKind::File { .. }, _) => Ok(context.open(&entry.path)?),
-            (Files::Layers(_), SourceKind::File { .. }, Place::File(disk)) => open_in_layer(entry, disk),
+            (Files::Layers { .. }, SourceKind::File { .. }, Place::File(disk)) => open_in_layer(entry, disk),
             _ => Err(SourceError::Special { path: entry.path.display().into_owned() }),
         }
     }
@@ -243,7 +254,7 @@ impl SourceTree {
     pub(crate) fn follow(&self, path: &ContextPath) -> Result<Option<SourceEntry>, SourceError> {
         match &self.files {
             Files::Context { context, .. } => Ok(context.follow(path)?.map(from_context)),
-            Files::Layers(tree) => {
+            Files::Layers { tree, .. } => {
                 let path = ContextPath::clean(tree.resolve(&absolute(path))?.as_os_str().as_bytes());
                 self.stat(&path)
             }
@@ -268,7 +279,7 @@ impl SourceEntry {
 
     /// Something of a layer.
     pub(crate) fn of_layer(entry: TreeEntry, tree: &MergedTree) -> Self {
-        from_layers(ContextPath::clean(entry.path.as_os_str().as_bytes()), entry, tree)
+        from_layers(ContextPath::clean(entry.path.as_os_str().as_bytes()), entry, tree, &[])
     }
 }
 
@@ -306,6 +317,7 @@ fn from_context(entry: forge_session::ContextEntry) -> SourceEntry {
         gid: 0,
         mtime: (i64::try_from(seconds).unwrap_or_default(), u32::try_from(rest).unwrap_or_default()),
         xattrs: BTreeMap::new(),
+        set_time: false,
         link_group: None,
         stamp: Some(entry.stamp).filter(|stamp| *stamp != FileStamp::default()),
         bytes: None,
@@ -323,6 +335,7 @@ fn empty_root() -> SourceEntry {
         gid: 0,
         mtime: (0, 0),
         xattrs: BTreeMap::new(),
+        set_time: false,
         link_group: None,
         stamp: None,
         bytes: None,
@@ -330,8 +343,9 @@ fn empty_root() -> SourceEntry {
     }
 }
 
-fn from_layers(path: ContextPath, entry: TreeEntry, tree: &MergedTree) -> SourceEntry {
+fn from_layers(path: ContextPath, entry: TreeEntry, tree: &MergedTree, times: &[FileTimes]) -> SourceEntry {
     use rustix::fs::FileType;
+    let set_time = times.get(entry.layer()).is_none_or(|times| times.is_content(entry.mtime));
     let place = match (&entry.kind, entry.folder()) {
         (TreeKind::File { .. }, _) => Place::File(tree.disk_path(&entry)),
         (_, Some(folder)) => Place::Folder(folder),
@@ -356,6 +370,7 @@ fn from_layers(path: ContextPath, entry: TreeEntry, tree: &MergedTree) -> Source
         gid: entry.gid,
         mtime: entry.mtime,
         xattrs: entry.xattrs,
+        set_time,
         link_group: (entry.links > 1).then_some(entry.inode),
         stamp: None,
         bytes: None,

@@ -28,6 +28,12 @@ pub struct BuildArgs {
     /// Run every step of these stages again
     #[arg(long, value_name = "STAGES", value_delimiter = ',')]
     pub no_cache_filter: Vec<String>,
+    /// Let the other steps end when one fails, as far as they do without it
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Say of every step that runs why the cache did not have it; without it, of those that the last build had found
+    #[arg(long)]
+    pub explain: bool,
     /// Ask registries for newer base images
     #[arg(long)]
     pub pull: bool,

@@ -9,8 +9,8 @@ use crate::args::BuildArgs;
 use crate::environment::Environment;
 use anyhow::{Context, bail};
 use forge_engine::{
-    Allowed, BuildRequest, ContextStream, ImageOutput, Limits, Network, Output, Push, Resources, Transport,
-    TriggerRight,
+    Allowed, BuildRequest, ContextStream, Explain, ImageOutput, Limits, Network, OnFailure, Output, Push, Resources,
+    Transport, TriggerRight,
 };
 use forge_image::Platform;
 use std::collections::BTreeMap;
@@ -101,6 +101,8 @@ pub fn build_request(
         extra_hosts: args.add_hosts.iter().map(|text| extra_host(text)).collect::<anyhow::Result<_>>()?,
         limits: Limits { resources: resource_pairs(given.resources.clone(), "resource", &args.resources)?, ..given },
         total_limits: resource_pairs(Resources::default(), "total-resource", &args.total_resources)?,
+        on_failure: if args.keep_going { OnFailure::FinishOthers } else { OnFailure::CancelOthers },
+        explain: if args.explain { Explain::Everything } else { Explain::FirstCauses },
         now,
     })
 }

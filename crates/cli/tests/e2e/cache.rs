@@ -28,6 +28,54 @@ fn privileged_a_changed_file_reruns_only_its_copy_and_what_follows() {
     assert_eq!(ids().1, before, "going back finds the old results");
 }
 
+/// A step of another text that leaves what it left before: what follows is cached, and the image is the same to the byte.
+/// Fails when results are kept as they come: the image's last layer is another one then, with other times.
+#[test]
+fn privileged_a_step_that_comes_out_as_before_stays_what_it_was() {
+    let Some(forge) = Forge::privileged("a_step_that_comes_out_as_before_stays_what_it_was") else { return };
+    let dockerfile = |remark: &str, text: &str| {
+        format!("FROM busybox\nARG A\nRUN echo {text} > /made # {remark}\nRUN {NEW} > /id\nCOPY f /f\n")
+    };
+    let context = forge.context("context", &[("Dockerfile", &dockerfile("one", "x")), ("f", "1")]);
+    let build = |argument: &str| forge.build(&["-t", "x", "--build-arg", argument, &context]);
+    let layers = || forge.ok(&["inspect", "--format", "{{json .RootFS.Layers}}", "x"]).stdout;
+    let states = |steps: &_| [state(steps, "RUN echo"), state(steps, "RUN cat"), state(steps, "COPY f")];
+    build("A=1");
+    let before = layers();
+    forge.context("context", &[("Dockerfile", &dockerfile("two", "x"))]);
+    assert_eq!(states(&build("A=1")), [Step::Ran, Step::Cached, Step::Cached]);
+    assert_eq!(layers(), before);
+    // The argument is in the environment of every RUN: the second one runs too, and leaves something new.
+    assert_eq!(states(&build("A=2"))[..2], [Step::Ran, Step::Ran]);
+    let others: Vec<String> = serde_json::from_str(layers().trim()).unwrap();
+    let first: Vec<String> = serde_json::from_str(before.trim()).unwrap();
+    assert_eq!(others[..others.len() - 2], first[..first.len() - 2], "what came out as before is the earlier layer");
+    forge.context("context", &[("Dockerfile", &dockerfile("two", "y"))]);
+    assert_eq!(states(&build("A=1")), [Step::Ran, Step::Ran, Step::Ran]);
+}
+
+/// What a step sets is content, the moment at which it ran is not. Fails when no times are content, as in BuildKit.
+#[test]
+fn privileged_times_that_a_step_sets_are_content() {
+    let Some(forge) = Forge::privileged("times_that_a_step_sets_are_content") else { return };
+    let dockerfile = |remark: &str, day: &str| {
+        format!(
+            "FROM busybox AS made\nRUN mkdir /d && echo x > /d/f && touch -d '{day} 12:00' /d/f # {remark}\n\
+             FROM busybox\nCOPY --from=made /d /d\nRUN stat -c %y /d/f > /day\n"
+        )
+    };
+    let context = forge.context("context", &[("Dockerfile", &dockerfile("one", "2020-01-01"))]);
+    let build = || forge.build(&["-t", "x", &context]);
+    build();
+    forge.context("context", &[("Dockerfile", &dockerfile("two", "2020-01-01"))]);
+    let steps = build();
+    assert_eq!((state(&steps, "COPY --from"), state(&steps, "RUN stat")), (Step::Cached, Step::Cached));
+    forge.context("context", &[("Dockerfile", &dockerfile("two", "2021-01-01"))]);
+    let steps = build();
+    assert_eq!((state(&steps, "COPY --from"), state(&steps, "RUN stat")), (Step::Ran, Step::Ran));
+    assert!(forge.shell("x", "cat /day").starts_with("2021-01-01"));
+}
+
 // Fails when the copy is made on the layers below, as without --link.
 #[test]
 fn privileged_a_linked_copy_stays_when_what_is_below_changes() {

@@ -1,6 +1,6 @@
 use super::MergedTree;
 use super::xattr::{self, Markers};
-use crate::{LayerId, ScratchDir, StoreError};
+use crate::{FileTimes, LayerId, ScratchDir, StoreError};
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -20,6 +20,7 @@ pub struct ActiveLayer {
     pub(super) parents: Vec<LayerId>,
     pub(super) lower: MergedTree,
     pub(super) merged: MergedTree,
+    pub(super) times: FileTimes,
     // Dropped last: it removes the folders that the fields above name.
     pub(super) scratch: ScratchDir,
 }
@@ -53,6 +54,11 @@ impl ActiveLayer {
     /// What the parents show without the upper folder.
     pub fn lower(&self) -> &MergedTree {
         &self.lower
+    }
+
+    /// Says which modification times will be part of the layer's content; all of them where nothing is said.
+    pub fn set_times(&mut self, times: FileTimes) {
+        self.times = times;
     }
 
     /// Hides what the parents have under a name: `folder` is one of the upper, in which nothing has that name.

@@ -7,7 +7,7 @@ use super::tree::MergedTree;
 use super::unpack::{self, UnpackError};
 use super::{LayerIndex, Layers};
 use crate::layer_rows::{self, Published};
-use crate::{LayerBlob, LayerId, LayerRecord, Lease, StoreError, TarOptions};
+use crate::{FileTimes, LayerBlob, LayerId, LayerRecord, Lease, StoreError, TarOptions};
 use forge_image::{ChainId, Descriptor, DiffId, Digest};
 use std::path::Path;
 
@@ -49,7 +49,12 @@ impl Layers {
         let diff_id = diff_id.clone();
         let blob =
             LayerBlob { descriptor: blob.clone(), diff_id: diff_id.clone(), compression, clamp: None, foreign: true };
-        let record = LayerRecord { diff_id: Some(diff_id), foreign: true, blobs: vec![blob], ..self.record_of(&index) };
+        let record = LayerRecord {
+            diff_id: Some(diff_id),
+            foreign: true,
+            blobs: vec![blob],
+            ..self.record_of(&index, FileTimes::Content)
+        };
         match self.publish(&staged, &index, &record, chain.as_ref(), lease)? {
             Published::Stored => Ok(record),
             Published::Existing(id) => self.require(&id),

@@ -1,7 +1,7 @@
 use super::entry::{EntryKind, LayerEntry, path_order, split_path};
 use super::error::LayerError;
 use super::index_format;
-use crate::ContentDigest;
+use crate::{ContentDigest, FileTimes};
 
 /// The list of a layer's entries, written once when the layer is made and read by everything that follows: tar emission,
 /// digests, comparisons.
@@ -83,13 +83,13 @@ impl LayerIndex {
 
     /// What the layer amounts to: names, types, modes, owners, link targets and groups, xattrs, devices, bytes, deletions.
     ///
-    /// Modification times are left out, and so are implied folders, which belong to lower layers.
-    pub fn content_digest(&self) -> ContentDigest {
-        let mut hasher = blake3::Hasher::new_derive_key("forge layer content 1");
+    /// Modification times take part where they are content, implied folders, which belong to lower layers, never.
+    pub fn content_digest(&self, times: &FileTimes) -> ContentDigest {
+        let mut hasher = blake3::Hasher::new_derive_key("forge layer content 2");
         let mut record = Vec::new();
         for entry in self.entries.iter().filter(|entry| entry.is_change()) {
             record.clear();
-            index_format::content_record(&self.entries, entry, &mut record);
+            index_format::content_record(&self.entries, entry, times, &mut record);
             hasher.update(&record);
         }
         hasher.finalize().into()

@@ -2,6 +2,7 @@
 
 use super::entry::{EntryKind, LayerEntry, MAX_PATH, Metadata};
 use super::error::LayerError;
+use crate::FileTimes;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -37,7 +38,7 @@ pub(super) fn encode(entries: &[LayerEntry]) -> Vec<u8> {
 }
 
 /// What an entry contributes to the layer's content digest; each part says its own length, so no two layers collide.
-pub(super) fn content_record(entries: &[LayerEntry], entry: &LayerEntry, out: &mut Vec<u8>) {
+pub(super) fn content_record(entries: &[LayerEntry], entry: &LayerEntry, times: &FileTimes, out: &mut Vec<u8>) {
     out.push(tag(entry));
     put_bytes(&entry.path, out);
     match entry.link {
@@ -46,8 +47,10 @@ pub(super) fn content_record(entries: &[LayerEntry], entry: &LayerEntry, out: &m
         // Only the opaque marker is this layer's word: the rest is the lower folder's.
         None if entry.is_implied() => {}
         None => {
-            let timeless = Metadata { mtime: (0, 0), ..entry.metadata.clone() };
-            put_metadata_and_kind(&timeless, &entry.kind, out);
+            let is_content = entry.kind != EntryKind::Whiteout && times.is_content(entry.metadata.mtime);
+            let mtime = if is_content { entry.metadata.mtime } else { (0, 0) };
+            out.push(u8::from(is_content));
+            put_metadata_and_kind(&Metadata { mtime, ..entry.metadata.clone() }, &entry.kind, out);
         }
     }
 }

@@ -54,7 +54,7 @@ pub use tree::{MergedTree, TreeEntry, TreeFolder, TreeKind};
 use crate::background::LAYER_FOLDERS;
 use crate::layer_rows::{self, Published};
 use crate::opened::Opened;
-use crate::{Blobs, ContentDigest, LayerId, LayerRecord, Lease, ScratchDir, StoreError};
+use crate::{Blobs, ContentDigest, FileTimes, LayerId, LayerRecord, Lease, ScratchDir, StoreError};
 use forge_image::{ChainId, DiffId};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -175,7 +175,8 @@ impl Layers {
         apply::copy_root(&lower, &upper)?;
         let merged = lower.under(root::Root::open(upper.clone())?);
         let parents = parents.to_vec();
-        Ok(ActiveLayer { staged, upper, work, lower_dirs, parents, lower, merged, scratch })
+        let times = FileTimes::default();
+        Ok(ActiveLayer { staged, upper, work, lower_dirs, parents, lower, merged, times, scratch })
     }
 
     /// Makes a layer of what changed: entries proved equal to the lower ones, by metadata and bytes, are dropped, the
@@ -201,7 +202,7 @@ impl Layers {
         lease: &Lease,
     ) -> Result<LayerRecord, StoreError> {
         let index = commit::diff(&active.upper, &active.lower, known)?;
-        let record = self.record_of(&index);
+        let record = self.record_of(&index, active.times);
         self.publish(&active.staged, &index, &record, None, lease)?;
         active.scratch.remove_later();
         Ok(record)
@@ -224,10 +225,23 @@ impl Layers {
         Ok(scratch)
     }
 
-    fn record_of(&self, index: &LayerIndex) -> LayerRecord {
+    /// Removes a layer that this lease alone holds and nothing else can have come to know: one that was just made and
+    /// turned out to be the same as another. What somebody else may need stays for the next collection.
+    ///
+    /// # Errors
+    /// The database or the file system failed.
+    pub fn discard(&self, id: &LayerId, lease: &Lease) -> Result<(), StoreError> {
+        match layer_rows::discard(&self.opened, id, lease)? {
+            true => crate::collect::empty_trash(&self.opened),
+            false => Ok(()),
+        }
+    }
+
+    fn record_of(&self, index: &LayerIndex, times: FileTimes) -> LayerRecord {
         LayerRecord {
             id: LayerId::random(),
-            content: index.content_digest(),
+            content: index.content_digest(&times),
+            times,
             bytes: index.bytes(),
             entries: index.changes(),
             diff_id: None,

@@ -417,6 +417,11 @@ impl TreeEntry {
         Metadata { mode: self.mode, uid: self.uid, gid: self.gid, mtime: self.mtime, xattrs: self.xattrs.clone() }
     }
 
+    /// Which of the layers of the stack it is from, for a folder the one whose metadata shows: 0 is the top-most.
+    pub fn layer(&self) -> usize {
+        self.layer
+    }
+
     /// Whether it is a folder.
     pub fn is_directory(&self) -> bool {
         self.kind == TreeKind::Directory

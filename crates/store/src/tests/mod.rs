@@ -11,7 +11,7 @@ mod removal;
 mod verify;
 
 use crate::layer_rows::{self, Published};
-use crate::{Blobs, ContentDigest, Image, LayerId, LayerRecord, Lease, Store, Target};
+use crate::{Blobs, ContentDigest, FileTimes, Image, LayerId, LayerRecord, Lease, Store, Target};
 use forge_image::{ChainId, Digest, ImageConfig, ImageId, Platform, Reference};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -36,6 +36,7 @@ fn put_layer(store: &Store, lease: &Lease, text: &str, chain: Option<&ChainId>) 
     let record = LayerRecord {
         id: LayerId::random(),
         content: ContentDigest::from(blake3::hash(text.as_bytes())),
+        times: FileTimes::Content,
         bytes: text.len() as u64,
         entries: 1,
         diff_id: None,

@@ -4,7 +4,7 @@ use crate::WorkError;
 use crate::content;
 use crate::context_files::ContextFiles;
 use crate::file::{self, FileError, Made};
-use crate::results::source_tree;
+use crate::results::{digested_tree, source_tree};
 use crate::source_tree::{SourceKind, SourceTree, Stop};
 use forge_cache::{ResultRef, SelectedPath, Selector};
 use forge_llb::{CopyAction, FileAction, FileInput, FileKind, FileOp};
@@ -29,9 +29,9 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// What the path holds, links at its end followed; times play no part.
+    /// What the path holds, links at its end followed.
     pub(super) fn digest(&self) -> Result<ContentDigest, WorkError> {
-        let tree = source_tree(self.store, self.input, self.session)?;
+        let tree = digested_tree(self.store, self.input, self.session)?;
         let selector = Selector { paths: vec![SelectedPath::new(self.path)], ..Selector::all() };
         let selection = self.contexts.select(self.input, &tree, &selector.paths[0])?;
         Ok(content::digest(std::iter::once(&*selection), &selector, tree.keeps_owners()))

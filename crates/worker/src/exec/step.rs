@@ -7,13 +7,14 @@ use super::ssh::{self, Relays};
 use super::{ExecError, Extras, Step, StepContext, StepEnd, StepLog};
 use crate::WorkError;
 use crate::stack::Place;
-use forge_cache::{ResultRef, StepUsage};
+use forge_cache::{MadeLayer, ResultRef, StepUsage};
 use forge_executor::{Container, Executor, ExecutorError, ExitStatus, Usage};
 use forge_image::chain;
 use forge_llb::{ExecMount, ExecOp, MountKind};
 use forge_solver::{Execution, WorkerError};
-use forge_store::{ActiveLayer, LayerId};
+use forge_store::{ActiveLayer, FileTimes, LayerId};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// Runs a step and keeps what it changed.
 pub(crate) async fn run(
@@ -28,10 +29,11 @@ pub(crate) async fn run(
     let prepared = Prepared::new(op, executor, context, secrets, agents.clone(), caches).await?;
     let Prepared { root, changed, step, caches } = prepared;
     let agents: Vec<String> = agents.into_iter().flatten().collect();
-    let files = Files { op: op.clone(), context: context.clone(), root, changed, caches };
-    let Ran { ended, usage, outputs } = run_process(op, step, &agents, context, files).await?;
-    match outputs {
-        Some(outputs) => Ok(Execution { outputs, usage: usage.map(step_usage) }),
+    let started = SystemTime::now();
+    let files = Files { op: op.clone(), context: context.clone(), root, changed, caches, started };
+    let Ran { ended, usage, made } = run_process(op, step, &agents, context, files).await?;
+    match made {
+        Some(made) => Ok(Execution { usage: usage.map(step_usage), ..made }),
         None => Err(failure(op, ended.status, ended.last_lines)),
     }
 }
@@ -41,7 +43,7 @@ struct Ran {
     ended: StepEnd,
     usage: Option<Usage>,
     /// `None` if the process failed.
-    outputs: Option<Vec<ResultRef>>,
+    made: Option<Execution>,
 }
 
 /// The files of a step, until its process has ended.
@@ -51,17 +53,20 @@ struct Files {
     root: ActiveLayer,
     changed: Vec<ChangedMount>,
     caches: Caches,
+    /// When its process was about to start.
+    started: SystemTime,
 }
 
 impl Files {
     /// Keeps what the step changed, if it did what it should. Nothing of it may live any more. Blocks.
-    fn settle(self, status: ExitStatus) -> Result<Option<Vec<ResultRef>>, WorkError> {
+    fn settle(self, status: ExitStatus) -> Result<Option<Execution>, WorkError> {
+        let times = FileTimes::of_step(self.started, SystemTime::now());
         // First of all: others may wait for a cache.
         if !self.caches.is_empty() {
             self.caches.release()?;
         }
         match succeeded(&self.op, status) {
-            true => outputs(&self.op, &self.context, self.root, self.changed).map(Some),
+            true => outputs(&self.op, &self.context, self.root, self.changed, times).map(Some),
             false => Ok(None),
         }
     }
@@ -132,8 +137,8 @@ async fn run_process(
         let log = StepLog { vertex: &vertex, events: reporter.events() };
         let ended = Step::run(&*running, output, &log);
         let ended = running.delete().map_err(ExecError::from).and(ended)?;
-        let outputs = files.settle(ended.status);
-        Ok(outputs.map(|outputs| Ran { ended, usage: running.usage(), outputs }))
+        let made = files.settle(ended.status);
+        Ok(made.map(|made| Ran { ended, usage: running.usage(), made }))
     };
     let mut running = tokio::task::spawn_blocking(run);
     let ended = tokio::select! {
@@ -166,29 +171,33 @@ fn outputs(
     context: &StepContext,
     root: ActiveLayer,
     changed: Vec<ChangedMount>,
-) -> Result<Vec<ResultRef>, WorkError> {
-    let mut outputs = vec![ResultRef::scratch(); forge_llb::Op::Exec(op.clone()).outputs()];
+    times: FileTimes,
+) -> Result<Execution, WorkError> {
+    let mut made = Execution::new(vec![ResultRef::scratch(); forge_llb::Op::Exec(op.clone()).outputs()]);
     let unchanged = |mount: &&ExecMount| mount.readonly && mount.kind == MountKind::Bind;
     for mount in op.mounts.iter().filter(unchanged) {
         if let (Some(output), Some(input)) = (mount.output, mount.input) {
-            outputs[output] = context.inputs[input].clone();
+            made.outputs[output] = context.inputs[input].clone();
         }
     }
     let root_mount = op.mounts.iter().find(|mount| mount.target == "/" && !mount.readonly);
     let root = root_mount.map(|mount| ChangedMount { output: mount.output, active: root });
-    for ChangedMount { output, active } in changed.into_iter().chain(root) {
+    for ChangedMount { output, mut active } in changed.into_iter().chain(root) {
         if let Some(output) = output {
-            outputs[output] = commit(context, active)?;
+            active.set_times(times);
+            commit(context, active, output, &mut made)?;
         }
     }
-    Ok(outputs)
+    Ok(made)
 }
 
 /// Keeps what changed as a layer, on top of its parents. A layer without entries is kept too: the history counts it.
-fn commit(context: &StepContext, active: ActiveLayer) -> Result<ResultRef, WorkError> {
+fn commit(context: &StepContext, active: ActiveLayer, output: usize, made: &mut Execution) -> Result<(), WorkError> {
     let parents = active.parents().to_vec();
     let record = context.store.layers().commit(active, &context.lease)?;
-    Ok(ResultRef::Layers([parents, vec![record.id]].concat()))
+    let result = ResultRef::Layers([parents, vec![record.id]].concat());
+    made.set(output, result, MadeLayer { content: record.content, bytes: record.bytes });
+    Ok(())
 }
 
 /// The words are BuildKit's, which clients look for.

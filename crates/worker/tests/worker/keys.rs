@@ -84,7 +84,8 @@ fn stages() {
     differ(copy, ("=F", "=F 7:8"));
     differ(copy, ("=F", "=F user.k=v"));
     differ(copy, ("d/ 0711", "d/ 0711 1:1"));
-    equal(copy, ("=F", "=F @5"));
+    // Nothing says that these layers were made by a step, so all of their times may be meant.
+    differ(copy, ("=F", "=F @5"));
     equal(copy, ("top =T", "top =T 5:5"));
     equal("COPY --from=stage --chown=1 d /t/", ("=F", "=F 7:8"));
     differ("COPY --from=stage --chown=1 d /t/", ("=F", "=F user.k=v"));
@@ -99,14 +100,14 @@ fn stages() {
     // What is changed is seen as a whole.
     let base = |tree: &str| Site::new().base(tree).keys("COPY . /t/").unwrap()[0];
     assert_ne!(base("a =A"), base("a =B"));
-    assert_eq!(base("a =A"), base("a =A @5"));
+    assert_ne!(base("a =A"), base("a =A @5"));
 }
 
 /// A changed key is a lost cache: it must not come by accident.
 fn golden() {
     let shown = |instruction| key(TREE, instruction).to_string();
     let keys = [shown("COPY d /t/"), shown("COPY --chmod=644 top /t/"), shown("COPY --from=stage d /t/")];
-    assert_eq!(keys.map(|key| key[..16].to_owned()), ["1be04587d7d7a4a0", "27eb6d76cbe8f713", "761f1580f4c0f9f0"]);
+    assert_eq!(keys.map(|key| key[..16].to_owned()), ["733feeefc1c06cd6", "8475682a05a0e202", "11bab0d32ee08eb1"]);
 }
 
 fn readable() {
@@ -114,7 +115,7 @@ fn readable() {
     let session: Arc<dyn Session> = site.session.clone();
     let map = |op| site.runtime.block_on(site.worker.cache_map(&vertex(op), &session)).unwrap();
     let copy = map(Op::File(file_op("COPY a b /d/")));
-    assert_eq!(copy.readable, [("copy".to_owned(), "a b -> /d/".to_owned())]);
+    assert_eq!(copy.readable, [("copy".to_owned(), "a b to /d/".to_owned())]);
     assert!(copy.cacheable);
     let op = |instruction| map(Op::File(file_op(instruction))).op;
     assert_eq!(op("COPY a /d/"), op("COPY a /d/"));
@@ -123,7 +124,7 @@ fn readable() {
     }
     let exec = map(Op::Exec(shell("true")));
     let names: Vec<&str> = exec.readable.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["args", "cwd", "user"]);
+    assert_eq!(names, ["command", "network", "security"]);
     // Neither proxies nor the addresses of further hosts are anything of the result's.
     let mut proxied = shell("true");
     proxied.proxy_env = vec!["http_proxy=x".to_owned()];
