@@ -13,6 +13,13 @@ pub enum Standing {
         /// The right.
         lacking: String,
     },
+    /// Root of a container that may not even have a namespace.
+    ChangedRoot {
+        /// What root lacks.
+        lacking: String,
+        /// Why there is no namespace.
+        refused: String,
+    },
     /// Somebody for whose command it does not matter.
     User,
     /// An ordinary user, who is root of this process's namespace by now.
@@ -33,12 +40,13 @@ impl Standing {
             Footing::Root => Self::Root,
             Footing::Namespace { lacking: Some(lacking), .. } => Self::Contained { lacking },
             Footing::Namespace { ids, lacking: None } => Self::Namespace(ids),
+            Footing::ChangedRoot { lacking, refused } => Self::ChangedRoot { lacking, refused },
         })
     }
 
     /// Whether files are where they are for root.
     pub fn is_root(&self) -> bool {
-        matches!(self, Self::Root | Self::Contained { .. })
+        matches!(self, Self::Root | Self::Contained { .. } | Self::ChangedRoot { .. })
     }
 
     /// What the user should know before a command that makes or runs files of many owners.
@@ -47,6 +55,10 @@ impl Standing {
         match self {
             Self::Contained { lacking } if concerned => Some(format!(
                 "forge: root here has not {lacking}: containers are made in a user namespace with the same ids"
+            )),
+            Self::ChangedRoot { lacking, refused } if concerned => Some(format!(
+                "forge: root here has not {lacking}, and there are no user namespaces ({refused}): steps run in a changed root, with \
+                 the network and the processes of this container, an empty /proc and no limits"
             )),
             Self::Namespace(NamespaceIds::Single { reason }) if concerned => Some(format!(
                 "forge: only your own user id is mapped ({reason}): everything in containers belongs to root there, and \

@@ -58,6 +58,10 @@ impl Capabilities {
     pub const NONE: Self = Self(0);
     /// Interfaces, addresses, routes and firewalls of its network namespace.
     pub const NET_ADMIN: Self = Self(1 << 12);
+    /// Changing the root directory.
+    pub const SYS_CHROOT: Self = Self(1 << 18);
+    /// Making device nodes.
+    pub const MKNOD: Self = Self(1 << 27);
     /// Mounts, namespaces and much else of the machine.
     pub const SYS_ADMIN: Self = Self(1 << 21);
     /// All that are known; those the kernel or the caller lacks are left out when the process starts.
@@ -96,7 +100,7 @@ impl Capabilities {
     }
 
     /// What is in either set.
-    pub fn union(self, other: Self) -> Self {
+    pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 

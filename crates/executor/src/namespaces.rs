@@ -30,6 +30,8 @@ use std::time::Duration;
 pub struct NamespaceExecutor {
     server: Arc<Server>,
     runtime_dir: PathBuf,
+    /// Whether anything can be mounted. Where nothing can, containers are processes in a changed root.
+    mounts: bool,
 }
 
 impl NamespaceExecutor {
@@ -46,7 +48,8 @@ impl NamespaceExecutor {
         let runtime_dir = runtime_dir
             .canonicalize()
             .map_err(|source| ExecutorError::system(format!("resolve {}", runtime_dir.display()), source))?;
-        Ok(Self { server: Arc::new(Server::start()?), runtime_dir })
+        let mounts = sys::permitted().is_ok_and(|held| held.contains(Capabilities::SYS_ADMIN));
+        Ok(Self { server: Arc::new(Server::start()?), runtime_dir, mounts })
     }
 
     /// Creates a container, through an OCI runtime if one is given.
@@ -59,7 +62,7 @@ impl NamespaceExecutor {
     ) -> Result<Box<dyn Container>, ExecutorError> {
         check(spec)?;
         let mut spec = spec.clone();
-        let copies = self.copies(&mut spec, id)?;
+        let (copies, listeners) = self.copies(&mut spec, id)?;
         let streams = Streams::collect(io, spec.process.terminal)?;
         let configuration = Configuration {
             id: id.as_str().into(),
@@ -70,17 +73,26 @@ impl NamespaceExecutor {
         };
         let mut container = self.server.spawn(configuration, &streams)?;
         container.copies = Mutex::new(copies);
+        if !self.mounts {
+            container.listeners = Mutex::new(listeners);
+        }
         Ok(Box::new(container))
     }
 }
 
 impl NamespaceExecutor {
-    /// Copies in the place of overlays that cannot be mounted.
-    fn copies(&self, spec: &mut SandboxSpec, id: &ContainerId) -> Result<Copies, ExecutorError> {
-        let Some(reason) = copied::upper_of(spec).and_then(copied::refusal) else { return Ok(Copies::default()) };
+    /// Copies in the place of overlays that cannot be mounted, and of everything else where nothing can.
+    fn copies(&self, spec: &mut SandboxSpec, id: &ContainerId) -> Result<(Copies, Vec<OwnedFd>), ExecutorError> {
+        let reason = match self.mounts {
+            true => copied::upper_of(spec).and_then(copied::refusal),
+            false => Some("forge may mount nothing".to_owned()),
+        };
+        let Some(reason) = reason else { return Ok((Copies::default(), Vec::new())) };
         let notice = format!("the layers are copied for each step, which takes time and space: {reason}");
         lock(&self.server.limit_notices).insert(notice);
-        Copies::replace(spec, &self.runtime_dir, id.as_str())
+        let mut copies = Copies::replace(spec, &self.runtime_dir, id.as_str())?;
+        let listeners = if self.mounts { Vec::new() } else { copies.place(spec)? };
+        Ok((copies, listeners))
     }
 }
 

@@ -63,7 +63,9 @@ fn own_id_maps() -> Result<String, StoreError> {
         let entries: Vec<_> = text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(":")).collect();
         Ok::<_, StoreError>(format!("{name} {}", entries.join(",")))
     };
-    Ok(format!("{}\n{}", line("/proc/self/uid_map", "uid-map")?, line("/proc/self/gid_map", "gid-map")?))
+    // Who cannot set overlayfs's own marks cannot see them either, whatever the maps are.
+    let marks = if crate::layers::lacks_own_marks() { " marks-of-users" } else { "" };
+    Ok(format!("{}{marks}\n{}", line("/proc/self/uid_map", "uid-map")?, line("/proc/self/gid_map", "gid-map")?))
 }
 
 /// Makes the store if there is none, checks it otherwise, and returns its real path.

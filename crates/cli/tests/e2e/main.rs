@@ -9,6 +9,7 @@ mod busybox;
 mod cache;
 mod cleanliness;
 mod call;
+mod contained;
 mod contexts;
 mod corpus;
 #[path = "../../../../xtask/src/corpus_case.rs"]

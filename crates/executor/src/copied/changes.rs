@@ -1,6 +1,6 @@
 //! What became different of a tree, as the upper folder of an overlay has it.
 
-use super::tree::{Metadata, Record, Seen, Tree, WHITEOUT, by_descriptor, join, kind, remove_marks};
+use super::tree::{Metadata, OPAQUE, Record, Seen, Tree, WHITEOUT, by_descriptor, join, kind, remove_marks};
 use super::{At, Done};
 use rustix::fs::{FileType, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::{Errno, Result};
@@ -22,6 +22,7 @@ pub(super) fn collect(tree: &Path, before: &Record, upper: &Path) -> Done<()> {
         upper: Tree::open(upper)?,
         folders: HashMap::new(),
         made: BTreeSet::new(),
+        opaque: Vec::new(),
     };
     let root = rustix::fs::stat(tree).at(tree)?;
     let mut pending = vec![(Vec::new(), root)];
@@ -39,6 +40,8 @@ struct Walk<'a> {
     folders: HashMap<Vec<u8>, Metadata>,
     /// The folders that are in the upper one.
     made: BTreeSet<Vec<u8>>,
+    /// Those of them that hide what is below.
+    opaque: Vec<Vec<u8>>,
 }
 
 impl Walk<'_> {
@@ -46,11 +49,17 @@ impl Walk<'_> {
         let folder = self.tree.folder(path)?;
         let metadata = Metadata::read(folder.as_fd(), b".", stat).at(self.tree.place(path))?;
         self.folders.insert(path.to_vec(), metadata);
-        if self.seen_before(path) != Some(Seen::of(stat)) {
+        let seen = self.seen_before(path);
+        if seen != Some(Seen::of(stat)) {
             self.way(path)?;
         }
+        // A folder that was removed and made again hides what was in the first one, as overlayfs marks it.
+        let is_new = self.before.folders.contains_key(path) && seen.is_some_and(|seen| !seen.is_node(stat));
+        if is_new && !path.is_empty() {
+            self.opaque.push(path.to_vec());
+        }
         let entries = self.tree.entries(&folder, path)?;
-        let before = self.before.folders.get(path);
+        let before = self.before.folders.get(path).filter(|_| !is_new);
         if let Some(before) = before {
             let names: HashSet<&[u8]> = entries.iter().map(|(name, _)| &name[..]).collect();
             for gone in before.keys().filter(|name| !names.contains(&name[..])) {
@@ -111,6 +120,10 @@ impl Walk<'_> {
 
     /// Folders get what they had, those within others first.
     fn finish(self) -> Done<()> {
+        for path in &self.opaque {
+            let folder = self.upper.folder(path)?;
+            hide_below(&folder).at(self.upper.place(path))?;
+        }
         for path in self.made.iter().rev() {
             let (folder, metadata) = (self.upper.folder(path)?, &self.folders[path]);
             let set = metadata.give(folder.as_fd(), b".").and_then(|()| metadata.give_time(folder.as_fd(), b"."));
@@ -118,6 +131,22 @@ impl Walk<'_> {
         }
         Ok(())
     }
+}
+
+/// Marks a folder by the first attribute that may be set: overlayfs's own, that of users, or on an overlay forge's.
+fn hide_below(folder: &OwnedFd) -> Result<()> {
+    let marks = match super::is_on_overlay(folder) {
+        true => &OPAQUE[..1],
+        false => &["trusted.overlay.opaque", "user.overlay.opaque"][..],
+    };
+    let mut outcome = Err(Errno::PERM);
+    for mark in marks {
+        outcome = rustix::fs::fsetxattr(folder, *mark, b"y", XattrFlags::empty());
+        if outcome != Err(Errno::PERM) {
+            break;
+        }
+    }
+    outcome
 }
 
 /// Marks a deletion as overlayfs does; where such a node cannot be made, as on an overlay, by an empty file.

@@ -8,10 +8,13 @@
 
 mod changes;
 mod fill;
+mod placed;
 mod tree;
 
 use crate::{ExecutorError, MountSource, RootFs, SandboxSpec};
+use placed::Placed;
 use rustix::io::Errno;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use tree::Record;
 
@@ -30,16 +33,20 @@ struct Copied {
 #[derive(Default)]
 pub(crate) struct Copies {
     all: Vec<Copied>,
+    placed: Vec<Placed>,
     own_folder: Option<PathBuf>,
 }
 
 /// Why an overlay cannot be mounted with that upper folder, as words to follow a colon. What is wrong with a specification is
 /// no such reason.
 pub(crate) fn refusal(upper: &Path) -> Option<String> {
-    let found = rustix::fs::statfs(upper).ok()?;
+    let folder = std::fs::File::open(upper).ok()?;
+    is_on_overlay(&folder).then(|| "the store lies on an overlay, on which no other one keeps changes".to_owned())
+}
+
+fn is_on_overlay(folder: impl AsFd) -> bool {
     // The kernel's field is signed and as wide as a word.
-    let is_overlay = found.f_type as u64 & 0xffff_ffff == OVERLAYFS_SUPER_MAGIC;
-    is_overlay.then(|| "the store lies on an overlay, on which no other one keeps changes".to_owned())
+    rustix::fs::fstatfs(folder).is_ok_and(|found| found.f_type as u64 & 0xffff_ffff == OVERLAYFS_SUPER_MAGIC)
 }
 
 /// The upper folder that decides whether overlays can be mounted, if there is any overlay.
@@ -74,6 +81,17 @@ impl Copies {
         Ok(copies)
     }
 
+    /// Puts into the copies what cannot be mounted, and gives the listening sides of its sockets.
+    pub(crate) fn place(&mut self, spec: &mut SandboxSpec) -> Result<Vec<OwnedFd>, ExecutorError> {
+        let (RootFs::Directory(tree), Some(root)) = (&spec.root, placed::root_of(&self.all)) else {
+            let what = "a sandbox of the machine's own programs, where forge may mount nothing,";
+            return Err(ExecutorError::Unsupported { what: what.into() });
+        };
+        let aside = root.parent().unwrap_or(root).to_owned();
+        let mounts = std::mem::take(&mut spec.mounts);
+        placed::place_all(tree, (&mounts, &self.all), spec.stubs, &aside, &mut self.placed)
+    }
+
     fn own(&mut self, runtime: &Path, id: &str) -> Result<&Path, ExecutorError> {
         let path = runtime.join(format!("copies-{id}"));
         std::fs::create_dir(&path)
@@ -90,6 +108,9 @@ impl Copies {
 
     /// Brings the changes where they belong. Nothing may run in the copies any more, nor be mounted in them.
     pub(crate) fn settle(&mut self) -> Result<(), ExecutorError> {
+        while let Some(placed) = self.placed.pop() {
+            placed.take_out()?;
+        }
         for Copied { tree, before, upper } in self.all.drain(..) {
             if let Some(upper) = upper {
                 changes::collect(&tree, &before, &upper).map_err(|failed| failed.told("collect the changes of"))?;

@@ -100,6 +100,23 @@ fn layers_become_one_tree_and_changes_an_upper_folder() {
     );
 }
 
+#[test]
+fn a_folder_that_is_made_again_hides_the_first_one() {
+    let top = tempfile::tempdir().unwrap();
+    let at = |name: &str| top.path().join(name);
+    write(&at("one/a/x"), "1");
+    write(&at("one/a/y"), "2");
+    fs::create_dir(at("upper")).unwrap();
+    fill::fill(&[at("one")], Some(&at("upper")), &at("tree")).map_err(|f| f.told("x")).unwrap();
+    let before = tree::record(&at("tree")).map_err(|f| f.told("x")).unwrap();
+    fs::rename(at("tree/a"), at("tree/b")).unwrap();
+    write(&at("tree/a/x"), "1");
+    changes::collect(&at("tree"), &before, &at("upper")).map_err(|f| f.told("x")).unwrap();
+    assert_eq!(shown(&at("upper")), ["a/ 755", "a/x \"1\" 1", "b/ 755", "b/x \"1\" 1", "b/y \"2\" 1"]);
+    let folder = fs::File::open(at("upper")).unwrap();
+    assert!(tree::has_mark(std::os::fd::AsFd::as_fd(&folder), b"a", &tree::OPAQUE).unwrap());
+}
+
 /// Seen to fail with files taken for untouched that have the same size and time.
 #[test]
 fn a_file_that_is_rewritten_with_its_old_time_is_changed() {

@@ -79,6 +79,11 @@ impl Seen {
     pub(super) fn of(stat: &Stat) -> Self {
         Self { inode: stat.st_ino, changed: (stat.st_ctime, stat.st_ctime_nsec as i64) }
     }
+
+    /// Whether it is the same node, changed or not.
+    pub(super) fn is_node(&self, stat: &Stat) -> bool {
+        self.inode == stat.st_ino
+    }
 }
 
 /// What was in each folder of a tree.

@@ -12,6 +12,9 @@ use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, se
 /// Highest number a 64-bit capability set can hold.
 const CAPABILITY_LIMIT: u32 = 64;
 
+/// What leads out of a changed root: changing it again, and nodes of disks.
+const KEYS_OF_A_CHANGED_ROOT: Capabilities = Capabilities::SYS_CHROOT.union(Capabilities::MKNOD);
+
 /// Sets what must be set while still privileged: limits and mask.
 pub(super) fn limit(process: &ProcessSpec) -> Result<(), Failure> {
     for limit in &process.rlimits {
@@ -30,11 +33,17 @@ pub(super) fn become_user(spec: &SandboxSpec, rights: &Rights) -> Result<(), Fai
     let process = &spec.process;
     let held = sys::permitted().doing(|| "read capabilities".into())?;
     let granted = process.capabilities.intersection(held);
-    drop_bounding_set(granted.bits())?;
-    if process.no_new_privileges {
+    let granted = if rights.mounts { granted } else { granted.difference(KEYS_OF_A_CHANGED_ROOT) };
+    // Without rights over the whole set, or for a filter without CAP_SYS_ADMIN, nothing must be gained any more.
+    let bounded = match drop_bounding_set(granted.bits()) {
+        Err(failure) if failure.is_refusal() && !rights.mounts => false,
+        other => other.map(|()| true)?,
+    };
+    let filters = rights.mounts || !rights.filtered;
+    if process.no_new_privileges || !bounded || (filters && !rights.mounts) {
         set_no_new_privs(true).doing(|| "set no_new_privs".into())?;
     }
-    if let Some(filter) = filter(&spec.seccomp, granted)? {
+    if filters && let Some(filter) = filter(&spec.seccomp, granted)? {
         sys::install_filter(&filter).doing(|| "install the system call filter".into())?;
     }
     set_ids(process, rights)?;

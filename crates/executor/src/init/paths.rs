@@ -26,21 +26,21 @@ const MAX_RACES: u32 = 128;
 
 /// What a missing mount point is made as.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum PointKind {
+pub(crate) enum PointKind {
     Directory,
     File,
 }
 
 /// A mount point that did not exist before.
-pub(super) struct Stub {
+pub(crate) struct Stub {
     /// Whether it is mounted upon itself, and not only on the way there.
-    pub(super) is_point: bool,
-    pub(super) parent: OwnedFd,
-    pub(super) record: StubRecord,
+    pub(crate) is_point: bool,
+    pub(crate) parent: OwnedFd,
+    pub(crate) record: StubRecord,
 }
 
 /// The container's `/`.
-pub(super) struct Root(OwnedFd);
+pub(crate) struct Root(OwnedFd);
 
 impl Root {
     /// Takes the root of the calling process.
@@ -53,6 +53,12 @@ impl Root {
     /// Takes the root of a tree that is attached somewhere.
     pub(super) fn of(tree: OwnedFd) -> Self {
         Self(tree)
+    }
+
+    /// Takes a folder of the machine's.
+    pub(crate) fn at(path: &Path) -> std::result::Result<Self, Failure> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(CWD, path, flags, Mode::empty()).map(Self).doing(|| format!("open {}", path.display()))
     }
 
     /// Opens what is there, as a handle on the place only (`O_PATH`).
@@ -70,7 +76,7 @@ impl Root {
     }
 
     /// Opens a mount point, making what is missing of it and noting that in `stubs`.
-    pub(super) fn open_or_create(
+    pub(crate) fn open_or_create(
         &self,
         path: &Path,
         kind: PointKind,

@@ -9,6 +9,8 @@ use rustix::io::{Errno, Result};
 ///
 /// Called as the container's user, under its filter, which allows all that is needed here.
 pub(super) fn stay_behind() -> Result<()> {
+    // In a PID namespace it is so anyway.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     // Before the fork, so that no signal is lost.
     let mut handed_on = SigSet::all();
     for fault in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL, Signal::SIGABRT, Signal::SIGTRAP] {
@@ -19,6 +21,8 @@ pub(super) fn stay_behind() -> Result<()> {
     match unsafe { sys::fork()? } {
         None => {
             sys::reset_signals();
+            // Where it is not the first of a PID namespace it would go on alone.
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
             sys::new_foreground_session()
         }
         Some(child) => {

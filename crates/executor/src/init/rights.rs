@@ -1,8 +1,9 @@
 //! What the set-up process may do beyond what root of any user namespace may. Found once, when it starts.
 
 use super::mounts::tmpfs;
-use crate::ProcessUser;
+use super::sys;
 use crate::message::Failure;
+use crate::{Capabilities, ProcessUser};
 use rustix::fs::{FileType, Mode, makedev, mknodat};
 use rustix::mount::MountAttrFlags;
 use std::ops::Range;
@@ -13,6 +14,10 @@ pub(super) struct Rights {
     pub(super) nodes: bool,
     /// Whether `trusted.*` attributes can be set: in the first user namespace only.
     pub(super) trusted: bool,
+    /// Whether anything can be mounted. Where nothing can, containers are processes in a changed root, and nothing more.
+    pub(super) mounts: bool,
+    /// Whether a system call filter is in force already.
+    pub(super) filtered: bool,
     /// Whether groups can be chosen: not where a user mapped themselves alone (user_namespaces(7)).
     groups: bool,
     uids: Ids,
@@ -25,7 +30,9 @@ impl Rights {
         let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
         let (uids, gids) = (Ids::parse(&read("/proc/self/uid_map")), Ids::parse(&read("/proc/self/gid_map")));
         let groups = read("/proc/self/setgroups").trim() != "deny";
-        Self { nodes: can_make_nodes(), trusted: uids.is_everything(), groups, uids, gids }
+        let mounts = sys::permitted().is_ok_and(|held| held.contains(Capabilities::SYS_ADMIN));
+        let filtered = read("/proc/self/status").lines().any(|line| line.split_whitespace().eq(["Seccomp:", "2"]));
+        Self { nodes: can_make_nodes(), trusted: uids.is_everything(), mounts, filtered, groups, uids, gids }
     }
 
     /// Whether the group exists in this namespace.
@@ -90,7 +97,15 @@ mod tests {
     use super::*;
 
     fn rights(map: &str) -> Rights {
-        Rights { nodes: false, trusted: false, groups: true, uids: Ids::parse(map), gids: Ids::parse(map) }
+        Rights {
+            nodes: false,
+            trusted: false,
+            mounts: true,
+            filtered: false,
+            groups: true,
+            uids: Ids::parse(map),
+            gids: Ids::parse(map),
+        }
     }
 
     #[test]

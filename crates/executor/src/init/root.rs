@@ -107,6 +107,22 @@ pub(super) fn enter(root: &OwnedFd) -> Result<(), Failure> {
         .doing(|| "enter the root file system".into())
 }
 
+/// Makes a folder the root of this process and those that it starts, where nothing can be mounted. Only a process that may do
+/// so again gets out of it, so that right is not handed on.
+pub(super) fn change(spec: &SandboxSpec) -> Result<super::paths::Root, Failure> {
+    let RootFs::Directory(path) = &spec.root else {
+        return Err(Failure::InvalidSpec { reason: "a root that is to be mounted".into() });
+    };
+    if spec.readonly_root {
+        return Err(Failure::Unsupported { what: "a read-only root where forge may mount nothing".into() });
+    }
+    rustix::process::chdir(path)
+        .and_then(|()| rustix::process::chroot("."))
+        .and_then(|()| rustix::process::chdir("/"))
+        .doing(|| "enter the root file system".into())?;
+    super::paths::Root::current()
+}
+
 /// Refuses what cannot be an honest root.
 pub(super) fn check(root: &super::paths::Root) -> Result<(), Failure> {
     for name in ["proc", "sys"] {

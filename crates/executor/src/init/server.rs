@@ -47,8 +47,15 @@ pub(super) fn run() -> ! {
 fn serve() -> io::Result<()> {
     let control = prepare()?;
     let signals = sys::child_signal_descriptor()?;
-    let namespaces = NAMESPACES | time_namespace();
     let rights = Rights::find();
+    let namespaces = match rights.mounts {
+        true => NAMESPACES | time_namespace(),
+        false => {
+            // What containers leave behind is to be found.
+            rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+            0
+        }
+    };
     let cgroups = Cgroups::establish(&rights);
     let notices = cgroups.notices();
     let networks = Networks::new(rights.trusted);
@@ -62,13 +69,13 @@ fn serve() -> io::Result<()> {
         let (request, child_ended) = wait_for_work(&control, &signals)?;
         if child_ended {
             drain(&signals);
-            reap(&mut children, &mut machine.networks);
+            reap(&mut children, &mut machine);
         }
         if request && !answer(&control, &mut machine, &mut children)? {
             break;
         }
     }
-    end_all(children, &mut machine.networks);
+    end_all(children, &mut machine);
     Ok(())
 }
 
@@ -202,6 +209,9 @@ fn spawn(order: &Order, machine: &mut Machine, channel: &OwnedFd, exit: OwnedFd)
 fn network(order: &Order, machine: &mut Machine) -> Result<(u64, Option<PrivateNetwork>), Failure> {
     match order.network {
         NetworkMode::Host => Ok((0, None)),
+        NetworkMode::None if !machine.rights.mounts => Err(Failure::Unsupported {
+            what: "a process without a network, where forge may make no namespaces,".into(),
+        }),
         NetworkMode::None => Ok((libc::CLONE_NEWNET as u64, None)),
         NetworkMode::Private => match machine.networks.take() {
             Ok(network) => Ok((0, Some(network))),
@@ -241,22 +251,25 @@ fn drain(signals: &OwnedFd) {
 }
 
 /// Reports every child that has ended.
-fn reap(children: &mut Vec<Child>, networks: &mut Networks) {
+fn reap(children: &mut Vec<Child>, machine: &mut Machine) {
     while let Ok(Some(ended)) = sys::wait_any(false) {
-        report(children, &ended, networks);
+        report(children, &ended, machine);
     }
 }
 
-fn report(children: &mut Vec<Child>, ended: &sys::Ended, networks: &mut Networks) {
+fn report(children: &mut Vec<Child>, ended: &sys::Ended, machine: &mut Machine) {
     let Some(index) = children.iter().position(|child| child.pid == ended.pid) else {
         return;
     };
     let child = children.swap_remove(index);
+    if !machine.rights.mounts {
+        end_strays(children);
+    }
     let (group_peak_bytes, memory_kills) = child.group.as_ref().and_then(Group::memory).unwrap_or_default();
     // Before the caller hears of the end, after which nothing may be left.
     drop(child.group);
     if let Some((network, true)) = child.network {
-        networks.give_back(network);
+        machine.networks.give_back(network);
     }
     let report = ExitReport {
         status: ended.status,
@@ -270,8 +283,39 @@ fn report(children: &mut Vec<Child>, ended: &sys::Ended, networks: &mut Networks
     let _ = rustix::io::write(&child.exit, &report.to_bytes());
 }
 
+/// Kills what a container left behind where it had no PID namespace: everything that lost its parent became a child of the
+/// container's first process, and with the end of that one of this process, whose other children are first processes. What
+/// those left behind in turn shows when they are dead.
+fn end_strays(children: &[Child]) {
+    loop {
+        let is_stray = |pid: &i32| children.iter().all(|child| child.pid != *pid);
+        let strays: Vec<i32> = own_children().into_iter().filter(is_stray).collect();
+        if strays.is_empty() {
+            return;
+        }
+        strays.iter().for_each(|pid| sys::send_signal(*pid, libc::SIGKILL));
+        for pid in strays.into_iter().filter_map(rustix::process::Pid::from_raw) {
+            // It fails for one that was reaped already.
+            let _ = retry_on_intr(|| rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()));
+        }
+    }
+}
+
+/// The processes whose parent is this one.
+fn own_children() -> Vec<i32> {
+    let own = std::process::id().to_string();
+    let child = |entry: std::fs::DirEntry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        // The second field is the command in parentheses and may hold anything, so count from its end.
+        let parent = stat.rsplit(") ").next()?.split(' ').nth(1)?;
+        (parent == own).then_some(pid)
+    };
+    std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(child).collect()
+}
+
 /// The parent-death signal is cleared by set-user-ID programs, so each init is killed by hand.
-fn end_all(mut children: Vec<Child>, networks: &mut Networks) {
+fn end_all(mut children: Vec<Child>, machine: &mut Machine) {
     // A shim notices by itself that the caller has gone, and has its runtime clean up.
     for child in children.iter().filter(|child| child.maker == Maker::Init) {
         // It fails only for a child that has ended.
@@ -279,7 +323,7 @@ fn end_all(mut children: Vec<Child>, networks: &mut Networks) {
     }
     while !children.is_empty() {
         match retry_on_intr(|| sys::wait_any(true)) {
-            Ok(Some(ended)) => report(&mut children, &ended, networks),
+            Ok(Some(ended)) => report(&mut children, &ended, machine),
             _ => return,
         }
     }

@@ -52,7 +52,7 @@ fn live(channel: &Channel, means: &Means<'_>, entered: rustix::io::Result<()>) -
     };
     let Configuration { id, spec, streams, runtime_dir, .. } = *configuration;
     means.rights.require(&spec.process.user)?;
-    confine(&id, &spec, means.cgroups, channel)?;
+    confine(&id, &spec, means, channel)?;
     let container = Container::build(&spec, &runtime_dir, means, channel)?;
     let streams = Streams::arrange(&spec.process, &container, streams, descriptors, channel)?;
     let program = Program::new(&spec.process)?;
@@ -64,7 +64,7 @@ fn live(channel: &Channel, means: &Means<'_>, entered: rustix::io::Result<()>) -
     identity::limit(&spec.process)?;
     identity::become_user(&spec, means.rights)?;
     sys::close_on_exec_from(3).doing(|| "mark descriptors".into())?;
-    if spec.process.reaper {
+    if spec.process.reaper || !means.rights.mounts {
         reaper::stay_behind().doing(|| "start the container's init".into())?;
     }
     Err(program.execute())
@@ -84,7 +84,8 @@ pub(super) fn detach() -> Result<(), Failure> {
 }
 
 /// Settles the container in its cgroups, and hides all others from it.
-fn confine(id: &str, spec: &SandboxSpec, cgroups: &Cgroups, channel: &Channel) -> Result<(), Failure> {
+fn confine(id: &str, spec: &SandboxSpec, means: &Means<'_>, channel: &Channel) -> Result<(), Failure> {
+    let cgroups = means.cgroups;
     let released = cgroups.release_devices(spec.devices);
     released.doing(|| "leave the device cgroup".into())?;
     // Two forge processes may use the same id; their containers' first processes have different numbers outside.
@@ -99,7 +100,10 @@ fn confine(id: &str, spec: &SandboxSpec, cgroups: &Cgroups, channel: &Channel) -
         // A caller that has gone is noticed at the next message; the groups are then removed by the next container.
         let _ = channel.send(&Message::Confined { groups, notices }, &[]);
     }
-    sys::new_cgroup_namespace().doing(|| "make a cgroup namespace".into())
+    match means.rights.mounts {
+        true => sys::new_cgroup_namespace().doing(|| "make a cgroup namespace".into()),
+        false => Ok(()),
+    }
 }
 
 /// The limits that need a control group.
@@ -120,11 +124,16 @@ fn namespace_bounds(count: u32) -> bool {
 /// The mounts of a container, once it has been entered.
 struct Container {
     root: Root,
-    devices: Devices,
+    /// `None` in a changed root, which has been furnished before.
+    devices: Option<Devices>,
 }
 
 impl Container {
     fn build(spec: &SandboxSpec, runtime: &Path, means: &Means<'_>, channel: &Channel) -> Result<Self, Failure> {
+        if !means.rights.mounts {
+            let root = root::change(spec)?;
+            return Ok(Self { root, devices: None });
+        }
         root::make_private()?;
         // While the host's tree is still in sight.
         let mounts::Preparation { mounts: prepared, listeners } = mounts::prepare(&spec.mounts, runtime, means.rights)?;
@@ -153,7 +162,7 @@ impl Container {
                 sys::MountChange { set: u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()), ..Default::default() };
             sys::mount_setattr(root_mount.as_fd(), change).doing(|| "make the root read-only".into())?;
         }
-        Ok(Self { root, devices })
+        Ok(Self { root, devices: Some(devices) })
     }
 
     fn furnish(
@@ -211,7 +220,10 @@ impl Streams {
         channel: &Channel,
     ) -> Result<Self, Failure> {
         if process.terminal {
-            let (controlling, side) = container.devices.terminal()?;
+            let Some(devices) = &container.devices else {
+                return Err(Failure::Unsupported { what: "a terminal where forge may mount nothing".into() });
+            };
+            let (controlling, side) = devices.terminal()?;
             // A caller that has gone is noticed at the next message.
             let _ = channel.send(&Message::Terminal, &[controlling.as_fd()]);
             return Ok(Self::Terminal(side));

@@ -53,13 +53,26 @@ pub(super) unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Resul
         arguments.cgroup = cgroup.as_raw_fd() as u64;
     }
     // SAFETY: the arguments outlive the call; without CLONE_VM the child runs on its own copy of this stack.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of_val(&arguments)) })?;
+    let cloned = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of_val(&arguments)) });
+    let pid = match cloned {
+        // docker's filter denies the call, whose flags it cannot see.
+        Err(Errno::NOSYS) if flags == 0 && cgroup.is_none() => return fork_with_handle(),
+        other => other?,
+    };
     if pid == 0 {
         return Ok(Cloned::Child);
     }
     // SAFETY: the kernel stored a new descriptor that nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Cloned::Parent { pid: pid as i32, pidfd })
+}
+
+fn fork_with_handle() -> Result<Cloned> {
+    // SAFETY: as the caller of `clone3` promises.
+    let Some(pid) = (unsafe { fork()? }) else { return Ok(Cloned::Child) };
+    let child = rustix::process::Pid::from_raw(pid).ok_or(Errno::SRCH)?;
+    let pidfd = rustix::process::pidfd_open(child, rustix::process::PidfdFlags::empty())?;
+    Ok(Cloned::Parent { pid, pidfd })
 }
 
 /// What mount_setattr(2) shall change.
@@ -337,7 +350,7 @@ pub(super) fn install_filter(program: &[BpfInstruction]) -> Result<()> {
 }
 
 /// Sets this process's capability sets; inheritable and ambient become empty.
-pub(super) fn set_capabilities(effective: u64) -> Result<()> {
+pub(crate) fn set_capabilities(effective: u64) -> Result<()> {
     #[repr(C)]
     struct Header {
         version: u32,

@@ -19,6 +19,13 @@ pub enum Footing {
         /// What root lacks, where it was root that needed a namespace.
         lacking: Option<String>,
     },
+    /// Root that may only change its root directory: containers are processes there, and nothing more.
+    ChangedRoot {
+        /// What root lacks.
+        lacking: String,
+        /// Why there is no user namespace.
+        refused: String,
+    },
 }
 
 /// Takes the best footing that there is, which may move this process into namespaces of its own.
@@ -41,7 +48,16 @@ pub fn find_footing() -> Result<Footing, ExecutorError> {
         }
         Err(errno) => {
             let reason = refusal::reason(errno);
-            Err(ExecutorError::NamespaceRefused { reason: format!("{reason}; and as root it lacks {lacking}") })
+            let held = sys::permitted().unwrap_or(Capabilities::NONE);
+            if held.contains(Capabilities::SYS_CHROOT.union(Capabilities::MKNOD)) {
+                // What a security module forbids all the same is not tried again.
+                sys::set_capabilities(held.difference(Capabilities::SYS_ADMIN).bits())
+                    .map_err(|errno| ExecutorError::system("give up CAP_SYS_ADMIN", errno))?;
+                return Ok(Footing::ChangedRoot { lacking, refused: reason });
+            }
+            Err(ExecutorError::NamespaceRefused {
+                reason: format!("{reason}; as root it lacks {lacking}, and CAP_SYS_CHROOT and CAP_MKNOD for less"),
+            })
         }
     }
 }

@@ -50,6 +50,7 @@ pub use limits::UnpackLimits;
 pub(crate) use origin::Origin;
 pub(crate) use root::Remembered;
 pub use tree::{MergedTree, TreeEntry, TreeFolder, TreeKind};
+pub(crate) use xattr::lacks_own_marks;
 
 use crate::background::LAYER_FOLDERS;
 use crate::layer_rows::{self, Published};

@@ -81,15 +81,7 @@ impl Markers {
     /// `trusted.*` can be set only with CAP_SYS_ADMIN in the first user namespace, whose id map is the identity.
     fn of_this_process() -> Self {
         static OWN: OnceLock<Markers> = OnceLock::new();
-        *OWN.get_or_init(|| {
-            let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
-            let first = read("/proc/self/uid_map").split_whitespace().eq(["0", "0", "4294967295"]);
-            let effective = read("/proc/self/status")
-                .lines()
-                .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
-            let may = effective.is_some_and(|set| set >> CAP_SYS_ADMIN & 1 == 1);
-            if first && may { Self::Trusted } else { Self::User }
-        })
+        *OWN.get_or_init(|| if is_first_namespace() && may_mount() { Self::Trusted } else { Self::User })
     }
 
     pub(super) fn opaque(self) -> &'static str {
@@ -110,6 +102,22 @@ impl Markers {
         rustix::fs::openat(folder, place, flags, Mode::RUSR | Mode::WUSR)?;
         set(folder, name, OsStr::new(WHITEOUT), b"y")
     }
+}
+
+/// Whether this process is taken for root of the machine by its ids, and yet neither sees nor sets overlayfs's own marks.
+pub(crate) fn lacks_own_marks() -> bool {
+    is_first_namespace() && rustix::process::geteuid().is_root() && !may_mount()
+}
+
+fn is_first_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+fn may_mount() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    effective.is_some_and(|set| set >> CAP_SYS_ADMIN & 1 == 1)
 }
 
 /// What the attributes of a node say.

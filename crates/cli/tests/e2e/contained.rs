@@ -1,0 +1,274 @@
+//! forge in a container that has no more rights than docker and Kubernetes give by default, made by runc and by forge itself.
+
+use crate::fixture::{self, Forge, base_image};
+use serde_json::{Value, json};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// docker's fourteen, which Kubernetes gives too.
+const CAPABILITIES: [&str; 14] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
+];
+
+const MASKED: [&str; 8] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+
+const DOCKERFILE: &str = "FROM busybox AS first\n\
+    RUN mkdir -p /d && echo a >/d/a && ln /d/a /d/b && rm /bin/vi && chown 100:200 /d/a && chmod 4755 /d/a && echo f >/f\n\
+    RUN test ! -e /bin/vi && rm /f && mv /d /e\n\
+    FROM first\n\
+    COPY --chown=5:6 file /file\n\
+    RUN --mount=type=bind,from=busybox,target=/m,rw --mount=type=cache,target=/c --mount=type=tmpfs,target=/t \
+        --mount=type=secret,id=s,target=/s test $(cat /s) = hidden && test -e /m/bin/vi && rm /m/bin/vi && touch /c/x /t/x && cat /f || true\n\
+    USER 1000\n\
+    RUN test $(id -u) = 1000 && touch /tmp/mine\n";
+
+const SCRIPT: &str = "cd /work && forge load -q -i busybox.tar && \
+    forge build --progress plain --secret id=s,src=secret -t x -o type=oci,dest=/work/out/image.tar context && \
+    forge build --progress plain --secret id=s,src=secret -t x context && forge run --rm --user 0 x sh -c 'echo ran; stat -c %u:%g /e/a'";
+
+/// What a container sees under `/work`.
+struct Work {
+    forge: Forge,
+}
+
+impl Work {
+    fn new(test: &str) -> Option<Self> {
+        let forge = Forge::privileged(test)?;
+        forge.context("work/context", &[("Dockerfile", DOCKERFILE), ("file", "data\n")]);
+        fs::write(forge.path("work/secret"), "hidden").unwrap();
+        fs::create_dir(forge.path("work/out")).unwrap();
+        fs::copy(base_image(), forge.path("work/busybox.tar")).unwrap();
+        Some(Self { forge })
+    }
+
+    /// The image that root of the machine builds of the same.
+    fn image_of_root(&self) -> Vec<u8> {
+        let (context, to) = (self.forge.path("work/context"), self.forge.path("root.tar"));
+        let secret = format!("id=s,src={}", self.forge.path("work/secret").display());
+        let output = format!("type=oci,dest={}", to.display());
+        let words = ["build", "-q", "--secret", &secret, "-t", "x", "-o", &output, context.to_str().unwrap()];
+        let outcome = self.forge.with_env(&words, "SOURCE_DATE_EPOCH", "1700000000");
+        assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+        fs::read(to).unwrap()
+    }
+
+    #[track_caller]
+    fn check(&self, outcome: &fixture::Outcome) {
+        assert_eq!(outcome.code, 0, "{}{}", outcome.stdout, outcome.stderr);
+        assert!(outcome.stdout.contains("ran\n100:200\n"), "{}", outcome.stdout);
+        assert!(outcome.stderr.contains("CACHED"), "{}", outcome.stderr);
+        assert!(fs::read(self.forge.path("work/out/image.tar")).unwrap() == self.image_of_root(), "the images differ");
+    }
+}
+
+/// Where the binary's libraries are.
+fn libraries() -> Vec<(String, &'static str)> {
+    let real = |path: &'static str| Some((fs::canonicalize(path).ok()?.to_str()?.to_owned(), path));
+    ["/lib", "/lib64", "/usr/lib"].into_iter().filter_map(real).collect()
+}
+
+/// What docker and Kubernetes write, without a system call filter as Kubernetes has it.
+fn configuration(work: &Work, script: &str, capabilities: &[&str]) -> Value {
+    let capabilities: Vec<String> = capabilities.iter().map(|name| format!("CAP_{name}")).collect();
+    let mount = |to: &str, kind: &str, options: &[&str]| json!({ "destination": to, "type": kind, "source": kind, "options": options });
+    let bind = |from: &str, to: &str, mode: &str| json!({ "destination": to, "type": "bind", "source": from, "options": ["rbind", mode] });
+    let kernel = ["nosuid", "noexec", "nodev"];
+    let mut mounts = vec![
+        mount("/proc", "proc", &kernel),
+        mount("/dev", "tmpfs", &["nosuid", "mode=755", "size=65536k"]),
+        mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
+        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777"]),
+        mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        bind(work.forge.path("work").to_str().unwrap(), "/work", "rw"),
+        bind(&fixture::binary(), "/bin/forge", "ro"),
+    ];
+    mounts.extend(libraries().iter().map(|(from, to)| bind(from, to, "ro")));
+    json!({
+        "ociVersion": "1.0.2",
+        "hostname": "pod",
+        "root": { "path": "root" },
+        "process": {
+            "user": { "uid": 0, "gid": 0 }, "cwd": "/", "args": ["/bin/sh", "-c", script],
+            "env": ["PATH=/bin", "HOME=/root", "SOURCE_DATE_EPOCH=1700000000"],
+            "capabilities": { "bounding": capabilities, "effective": capabilities, "permitted": capabilities },
+        },
+        "mounts": mounts,
+        "linux": {
+            "cgroupsPath": format!("/forge-test-{}", std::process::id()),
+            "namespaces": [{ "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" }, { "type": "network" }],
+            "maskedPaths": MASKED,
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+        },
+    })
+}
+
+/// Runs a script by runc in a root that is an overlay, as docker's are; the mounts go with the namespace.
+fn in_runc(work: &Work, script: &str, capabilities: &[&str], filter: Option<Value>) -> fixture::Outcome {
+    let path = |name: &str| work.forge.path(name);
+    for name in ["lower/bin", "lower/etc", "lower/tmp", "upper", "overlay", "root"] {
+        fs::create_dir_all(path(name)).unwrap();
+    }
+    fs::set_permissions(path("lower/tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+    fs::copy("/bin/busybox", path("lower/bin/busybox")).unwrap();
+    for applet in ["sh", "cat", "stat", "printf", "grep"] {
+        std::os::unix::fs::symlink("busybox", path("lower/bin").join(applet)).unwrap();
+    }
+    let mut configuration = configuration(work, script, capabilities);
+    if let Some(filter) = filter {
+        configuration["linux"]["seccomp"] = filter;
+    }
+    fs::write(path("config.json"), configuration.to_string()).unwrap();
+    let id = path("x").parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    let start = "mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=overlay root && exec runc --root runc run \"$1\"";
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", start, "sh", &id]).current_dir(path("x").parent().unwrap()).stdin(Stdio::null());
+    fixture::run(&mut command, b"")
+}
+
+/// A pod of Kubernetes: user namespaces are allowed, `/proc` has masks, the store is on an overlay.
+///
+/// Seen to fail at each step of the way: with the right to mount asked for, a new `/proc`, and an overlay on the overlay.
+#[test]
+fn privileged_contained_in_a_pod_images_are_roots_to_the_byte() {
+    let test = "contained_in_a_pod";
+    let Some(work) = Work::new(test) else { return };
+    if !fixture::have(test, &["runc", "unshare"]) {
+        return;
+    }
+    let outcome = in_runc(&work, SCRIPT, &CAPABILITIES, None);
+    work.check(&outcome);
+    for line in [
+        "forge: root here has not CAP_SYS_ADMIN: containers are made in a user namespace with the same ids",
+        "the store lies on an overlay, on which no other one keeps changes",
+        "parts of /proc are hidden from forge",
+    ] {
+        assert!(outcome.stderr.contains(line), "{}", outcome.stderr);
+    }
+}
+
+/// What docker's filter denies of what forge would use, which it does by name and not by number.
+fn filter() -> Value {
+    let denied = [
+        "unshare",
+        "setns",
+        "mount",
+        "umount2",
+        "pivot_root",
+        "keyctl",
+        "fsopen",
+        "fsconfig",
+        "fsmount",
+        "move_mount",
+        "open_tree",
+        "mount_setattr",
+        "bpf",
+    ];
+    json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [
+            { "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38 },
+            { "names": denied, "action": "SCMP_ACT_ERRNO", "errnoRet": 1 },
+        ],
+    })
+}
+
+/// Without the capabilities that give ids away there is no namespace, and both reasons are told.
+#[test]
+fn privileged_contained_without_capabilities_the_reasons_are_named() {
+    let test = "contained_without_capabilities";
+    let Some(work) = Work::new(test) else { return };
+    if !fixture::have(test, &["runc", "unshare"]) {
+        return;
+    }
+    let outcome = in_runc(&work, "forge images", &[], None);
+    assert_eq!(outcome.code, 125, "{}{}", outcome.stdout, outcome.stderr);
+    assert!(outcome.stderr.contains("as root it lacks CAP_SYS_ADMIN"), "{}", outcome.stderr);
+}
+
+/// The same without file secrets, which would be on disk.
+fn without_secrets(work: &Work) -> String {
+    let text = DOCKERFILE.replace("--mount=type=secret,id=s,target=/s ", "--mount=type=secret,id=s,env=S ");
+    let text = text.replace("test $(cat /s) = hidden", "test $S = hidden && ! cat /run/secrets/s");
+    assert!(text != DOCKERFILE);
+    fs::write(work.forge.path("work/context/Dockerfile"), &text).unwrap();
+    SCRIPT.to_owned()
+}
+
+/// A step that leaves a process behind, which goes on for a second after it. Seen to fail (it was alive) without
+/// `end_strays`.
+const STRAYS: &str = " && printf 'FROM busybox\\nRUN (setsid sh -c \"(sleep 987 & sleep 1; sleep 986) & sleep 985\" &) ; echo done\\n' >/work/out/Dockerfile && \
+    forge build -q -f /work/out/Dockerfile /work/out && ! grep -qx sleep /proc/[0-9]*/comm";
+
+/// docker's default: neither namespaces nor mounts.
+#[test]
+fn privileged_contained_in_docker_s_default_a_changed_root_does() {
+    let test = "contained_in_docker_s_default";
+    let Some(work) = Work::new(test) else { return };
+    if !fixture::have(test, &["runc", "unshare"]) {
+        return;
+    }
+    let script = without_secrets(&work) + STRAYS;
+    let outcome = in_runc(&work, &script, &CAPABILITIES, Some(filter()));
+    work.check(&outcome);
+    for line in ["steps run in a changed root", "forge may mount nothing", "the host's network is used"] {
+        assert!(outcome.stderr.contains(line), "{}", outcome.stderr);
+    }
+}
+
+/// forge in a container of forge's own.
+#[test]
+fn privileged_contained_in_forge_itself() {
+    let test = "contained_in_forge";
+    let Some(work) = Work::new(test) else { return };
+    let volume = |from: &str, to: &str, mode: &str| format!("{from}:{to}:{mode}");
+    let mut words = vec!["run".to_owned(), "--rm".into(), "--env".into(), "SOURCE_DATE_EPOCH=1700000000".into()];
+    let mut volumes = vec![
+        volume(&fixture::binary(), "/bin/forge", "ro"),
+        volume(work.forge.path("work").to_str().unwrap(), "/work", "rw"),
+    ];
+    volumes.extend(libraries().iter().map(|(from, to)| volume(from, to, "ro")));
+    words.extend(volumes.into_iter().flat_map(|volume| ["-v".to_owned(), volume]));
+    let with = |more: &[&str]| -> fixture::Outcome {
+        let words: Vec<&str> = words.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        work.forge.forge(&words)
+    };
+    assert!(Path::new("/bin/busybox").exists());
+    work.check(&with(&["--security-opt", "seccomp=unconfined", "busybox", "sh", "-c", SCRIPT]));
+    // With forge's own filter, which is docker's, there are no namespaces.
+    let script = without_secrets(&work);
+    let outcome = with(&["busybox", "sh", "-c", &script]);
+    work.check(&outcome);
+    assert!(outcome.stderr.contains("steps run in a changed root"), "{}", outcome.stderr);
+    fs::write(work.forge.path("work/context/Dockerfile"), DOCKERFILE).unwrap();
+    let refused = with(&[
+        "busybox",
+        "sh",
+        "-c",
+        "cd /work && forge load -qi busybox.tar && forge build --secret id=s,src=secret context",
+    ]);
+    assert!(refused.code != 0 && refused.stderr.contains("a secret as a file"), "{}", refused.stderr);
+}
