@@ -318,9 +318,9 @@ impl Build {
         let solver = self.engine.blocking(move |engine| {
             let (store, lease) = (transfer.store, transfer.lease);
             let executor = Arc::new(BoundedExecutor::new(engine.clone(), each, together)?);
-            let worker = LocalWorker::new(store.clone(), lease.clone(), executor, images);
+            let worker = LocalWorker::new(store.clone(), lease.clone(), executor, images.clone());
             let worker = worker.with_devices(&engine.options().device_folders);
-            let results = Arc::new(LocalResults::new(store, lease, worker.contexts()));
+            let results = Arc::new(LocalResults::new(store, lease, worker.contexts()).fetching(images));
             let worker = Arc::new(worker.with_index(engine.index()?));
             let solver = Solver {
                 worker: worker.clone(),

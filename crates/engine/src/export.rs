@@ -111,6 +111,10 @@ impl Build {
 
     async fn write(&self, output: &Output, results: &[PlatformResult]) -> Result<Option<Written>, EngineError> {
         let events = self.session.events();
+        if reads_layers(output) {
+            let layers = results.iter().flat_map(|result| result.built().layers).collect();
+            self.engine.bring(&self.transfer, layers).await?;
+        }
         let exported = match output {
             Output::CacheOnly => return Ok(None),
             Output::Image(image) => return self.write_image(image, results).await.map(Some),
@@ -300,6 +304,16 @@ fn digest_names(wanted: &DigestNames, names: &[Reference]) -> Vec<Reference> {
     let canonical = names.iter().filter(|_| wanted.canonical);
     let dangling = wanted.prefix.iter().filter(|_| names.is_empty() || !wanted.prefix_only_without_names);
     canonical.chain(dangling).cloned().collect()
+}
+
+/// Whether an output needs every layer here. An image of the store is named before its base was ever read, and one that is
+/// pushed leaves its base where it is.
+fn reads_layers(output: &Output) -> bool {
+    match output {
+        Output::CacheOnly => false,
+        Output::Image(image) => image.push.transport().is_none() && Finality::of(image) != Finality::Layers,
+        _ => true,
+    }
 }
 
 fn compression(layer: LayerCompression) -> Compression {

@@ -272,6 +272,8 @@ impl Engine {
         });
         let (images, OpenedDestination { stream, end }) = prepared.await?;
         let context = self.quiet_transfer("save", cancel.clone()).await?;
+        let ids = images.iter().flat_map(|image| image.target.images.clone()).collect();
+        until_cancelled(&cancel, self.bring_images(&context, ids)).await?;
         until_cancelled(&cancel, forge_exporter::save(&context, &images, format, stream)).await?;
         blocking(move || end.complete()).await
     }

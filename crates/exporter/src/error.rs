@@ -22,6 +22,20 @@ pub enum ExportError {
         /// The cause.
         source: Box<RegistryError>,
     },
+    /// A layer that is in a registry only cannot be had from there.
+    #[error("cannot fetch a layer from {reference}")]
+    Fetch {
+        /// The repository.
+        reference: Box<Reference>,
+        /// The cause.
+        source: Box<FetchError>,
+    },
+    /// Layers that are in registries only cannot be had from there.
+    #[error("cannot fetch layers that are not here")]
+    FetchLayers {
+        /// The cause.
+        source: Box<FetchError>,
+    },
     /// A registry says that it took another manifest than it was sent.
     #[error("{reference}: the registry answered {answered} to manifest {pushed}")]
     PushedDigest {
@@ -211,6 +225,7 @@ impl ExportError {
         match self {
             Self::Store { source, .. } => source.kind(),
             Self::Registry { source, .. } => source.kind(),
+            Self::Fetch { source, .. } | Self::FetchLayers { source } => source.kind(),
             Self::PushedDigest { .. } => ErrorKind::Remote,
             Self::Load { source, .. } => source.kind(),
             Self::Write { .. } | Self::WriteStream(_) | Self::ReadStream(_) => ErrorKind::Environment,
@@ -241,6 +256,7 @@ impl ExportError {
             Self::WouldEmptyRoot => Some("write with mode=copy, or name another folder".to_owned()),
             Self::Store { source, .. } => source.hint().map(str::to_owned),
             Self::Registry { source, .. } => source.hint(),
+            Self::Fetch { source, .. } | Self::FetchLayers { source } => source.hint(),
             Self::Load { source, .. } => source.hint(),
             _ => None,
         }

@@ -22,6 +22,7 @@ mod image;
 mod layout;
 mod load;
 mod local;
+mod origins;
 mod package;
 mod push;
 mod rootfs_tar;

@@ -2,9 +2,9 @@
 
 use crate::work::blocking;
 use crate::{AnnotationScope, AssembledImage, AssembledLayer, ExportError, ExportSettings, ExportedImage};
-use forge_image::{Annotations, Descriptor, ImageId, Index, Manifest, MediaType, Platform};
+use forge_image::{Annotations, Descriptor, Digest, ImageId, Index, Manifest, MediaType, Platform};
 use forge_registry::{MAX_MANIFEST, TransferContext};
-use forge_store::{Compression, LayerBlob, LayerRecord, TarOptions, Target};
+use forge_store::{Compression, LayerBlob, LayerId, LayerRecord, TarOptions, Target};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 /// How many layers are compressed at once; one layer alone already uses all cores.
@@ -244,7 +244,7 @@ async fn original_package(
     let Some(bytes) = stored(context, &descriptor).await? else { return Ok(None) };
     let manifest = Manifest::from_json(&bytes, Some(&descriptor.media_type))
         .map_err(|source| ExportError::Document { what: format!("manifest {}", descriptor.digest), source })?;
-    if manifest.config.digest != *image.id.digest() || !hold_all(context, &manifest.layers).await? {
+    if manifest.config.digest != *image.id.digest() || !hold_all(context, image, &manifest.layers).await? {
         return Ok(None);
     }
     let config = Document { descriptor: plain(&manifest.config), bytes: image.config_bytes.clone() };
@@ -258,11 +258,21 @@ async fn original_package(
     }))
 }
 
-async fn hold_all(context: &TransferContext, blobs: &[Descriptor]) -> Result<bool, ExportError> {
-    let (context, blobs) = (context.clone(), blobs.to_vec());
+/// Holds the blobs of an image; `false` where one is neither here nor in a registry.
+async fn hold_all(
+    context: &TransferContext,
+    image: &AssembledImage,
+    blobs: &[Descriptor],
+) -> Result<bool, ExportError> {
+    let (context, layers, blobs) = (context.clone(), image.layer_ids(), blobs.to_vec());
     blocking(move || {
-        for blob in &blobs {
-            if !context.lease.hold_blob(&blob.digest).map_err(ExportError::store("hold a blob"))? {
+        for (number, blob) in blobs.iter().enumerate() {
+            let here = context.lease.hold_blob(&blob.digest).map_err(ExportError::store("hold a blob"))?;
+            let elsewhere = match layers.get(number) {
+                Some(layer) if !here => is_elsewhere(&context, layer, &blob.digest)?,
+                _ => false,
+            };
+            if !here && !elsewhere {
                 return Ok(false);
             }
         }
@@ -331,10 +341,17 @@ fn layer_blob(
         return Err(ExportError::DiffIdMismatch { layer, diff_id });
     }
     let digest = &blob.descriptor.digest;
-    if !context.lease.hold_blob(digest).map_err(ExportError::store("hold a blob"))? {
+    let here = context.lease.hold_blob(digest).map_err(ExportError::store("hold a blob"))?;
+    if !here && !is_elsewhere(context, &layer.id, digest)? {
         return Err(ExportError::BlobGone { digest: digest.clone() });
     }
     Ok(plain(&blob.descriptor))
+}
+
+/// Whether a registry is known to have the blob of a layer.
+fn is_elsewhere(context: &TransferContext, layer: &LayerId, blob: &Digest) -> Result<bool, ExportError> {
+    let remote = context.store.layers().remote(layer).map_err(ExportError::store("look for a layer"))?;
+    Ok(remote.is_some_and(|remote| remote.blob.digest == *blob))
 }
 
 fn foreign_blob<'a>(record: &'a LayerRecord, layer: &AssembledLayer) -> Option<&'a LayerBlob> {

@@ -1,13 +1,14 @@
 //! Pushes images to registries.
 
+use crate::origins::Origins;
 use crate::package::{Bundle, Document, GZIP, Package};
 use crate::work::blocking;
 use crate::{ExportError, ExportSettings, Exported, ImageSet};
-use forge_image::{Descriptor, Digest, ImageId, Reference};
-use forge_registry::{Registry, RegistryError, TransferContext};
-use forge_store::{LayerId, Target};
+use forge_image::{Descriptor, Reference};
+use forge_registry::{Registry, RegistryError, RegistrySource, TransferContext, bring_layers, ensure_blob};
+use forge_store::{StoreError, Target};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::sync::Arc;
 
@@ -43,7 +44,14 @@ pub async fn push(
     if settings.names.is_empty() {
         return Err(ExportError::Nothing { what: "there is no name to push to" });
     }
-    let bundle = Bundle::of(context, images, settings, GZIP).await?;
+    let bundle = match Bundle::of(context, images, settings, GZIP).await {
+        // A layer that is to be compressed in another way has to be here.
+        Err(ExportError::Store { source: StoreError::LayerAbsent { .. }, .. }) => {
+            bring(context, registry, images).await?;
+            Bundle::of(context, images, settings, GZIP).await?
+        }
+        bundle => bundle?,
+    };
     keep_documents(context, &bundle).await?;
     let exported = Exported::of(&bundle, &settings.names);
     let mut push = Push {
@@ -62,6 +70,15 @@ pub async fn push(
     let counts = push.counts;
     record(context, &bundle, &settings.names).await?;
     Ok(counts)
+}
+
+/// Fetches what layers of images are not here.
+async fn bring(context: &TransferContext, registry: &Arc<Registry>, images: &ImageSet) -> Result<(), ExportError> {
+    for image in images.images() {
+        let brought = bring_layers(context, registry, &image.layer_ids()).await;
+        brought.map_err(|source| ExportError::FetchLayers { source: Box::new(source) })?;
+    }
+    Ok(())
 }
 
 struct Push<'a> {
@@ -88,14 +105,26 @@ impl<'a> Push<'a> {
 
     async fn repository(&mut self, names: &[&'a Reference], images: &ImageSet) -> Result<(), ExportError> {
         let place = *names.first().expect("a repository is listed with its first name");
-        let mut origins = mount_candidates(self.context, place, images, self.bundle).await?;
+        let mut origins = Origins::find(self.context, place, images, self.bundle).await?;
         for done in self.done.iter().filter(|done| done.registry() == place.registry()) {
             for blob in unique_blobs(self.bundle) {
-                origins.entry(blob.digest).or_default().insert(0, done.repository().to_owned());
+                origins.prefer(&blob.digest, done.repository());
             }
         }
         self.blobs(place, &origins).await?;
+        match self.documents(names, place).await {
+            Err(error) if names_missing_blobs(&error) => {
+                // It had them and lost them, as registries that collect their garbage meanwhile do (F37).
+                self.blobs(place, &origins).await?;
+                self.documents(names, place).await?;
+            }
+            result => result?,
+        }
         self.done.push(place);
+        Ok(())
+    }
+
+    async fn documents(&self, names: &[&Reference], place: &Reference) -> Result<(), ExportError> {
         if let Some(index) = &self.bundle.index {
             for package in &self.bundle.packages {
                 self.manifest(place, &package.manifest).await?;
@@ -106,13 +135,10 @@ impl<'a> Push<'a> {
         self.tags(names, &only.manifest).await
     }
 
-    async fn blobs(&mut self, place: &Reference, origins: &HashMap<Digest, Vec<String>>) -> Result<(), ExportError> {
+    async fn blobs(&mut self, place: &Reference, origins: &Origins) -> Result<(), ExportError> {
         let context = self.context;
         let registry = self.registry;
-        let one = |blob: Descriptor| {
-            let origins = origins.get(&blob.digest).cloned().unwrap_or_default();
-            push_blob(context, registry, place, blob, origins)
-        };
+        let one = |blob: Descriptor| push_blob(context, registry, place, blob, origins);
         let outcomes = stream::iter(unique_blobs(self.bundle)).map(one).buffer_unordered(CONCURRENT_BLOBS);
         let outcomes: Vec<_> = outcomes.try_collect().await?;
         for outcome in outcomes {
@@ -163,31 +189,73 @@ fn failed(reference: &Reference) -> impl FnOnce(RegistryError) -> ExportError + 
     move |source| ExportError::Registry { reference, source: Box::new(source) }
 }
 
+/// Whether a registry refused a manifest because it does not have all that it names.
+fn names_missing_blobs(error: &ExportError) -> bool {
+    let ExportError::Registry { source, .. } = error else { return false };
+    let message = match &**source {
+        RegistryError::Status { message, .. } | RegistryError::NotFound { message, .. } => message,
+        _ => return false,
+    };
+    message.codes().iter().any(|code| code == "MANIFEST_BLOB_UNKNOWN" || code == "BLOB_UNKNOWN")
+}
+
 fn unique_blobs(bundle: &Bundle) -> Vec<Descriptor> {
     let mut seen = BTreeSet::new();
     let all = bundle.packages.iter().flat_map(|it| it.layers.iter().chain([&it.config.descriptor]));
     all.filter(|blob| seen.insert(blob.digest.clone())).cloned().collect()
 }
 
+/// Brings a blob to a registry. One that is not here is fetched only if the registry cannot have it from itself.
 async fn push_blob(
     context: &TransferContext,
     registry: &Arc<Registry>,
     place: &Reference,
     blob: Descriptor,
-    origins: Vec<String>,
+    origins: &Origins,
 ) -> Result<forge_registry::Pushed, ExportError> {
-    let source = open(context, &blob).await?;
+    let mut mounts = origins.mounts(&blob.digest);
+    let source = match open(context, &blob).await? {
+        Some(source) => source,
+        None => {
+            let offered = registry.offer_blob(place, &blob, &mounts, &*context.session).await;
+            if let Some(pushed) = offered.map_err(failed(place))? {
+                return Ok(pushed);
+            }
+            mounts.clear();
+            fetch(context, registry, &blob, origins).await?
+        }
+    };
     let progress = context.begin(blob.digest.to_string(), "pushing", blob.size);
     let report = |done| progress.set(done);
-    let pushed = registry.push_blob(place, &blob, source, &origins, &*context.session, &report).await;
+    let pushed = registry.push_blob(place, &blob, source, &mounts, &*context.session, &report).await;
     let pushed = pushed.map_err(failed(place))?;
     progress.complete();
     Ok(pushed)
 }
 
-async fn open(context: &TransferContext, blob: &Descriptor) -> Result<File, ExportError> {
+async fn fetch(
+    context: &TransferContext,
+    registry: &Arc<Registry>,
+    blob: &Descriptor,
+    origins: &Origins,
+) -> Result<File, ExportError> {
+    let gone = || ExportError::BlobGone { digest: blob.digest.clone() };
+    let home = origins.home(&blob.digest).ok_or_else(gone)?;
+    let source = RegistrySource::new(registry.clone(), home.clone());
+    let fetched = ensure_blob(context, &source, blob, "downloading").await;
+    fetched.map_err(|source| ExportError::Fetch { reference: Box::new(home), source: Box::new(source) })?;
+    open(context, blob).await?.ok_or_else(gone)
+}
+
+/// `None` where the store does not have it.
+async fn open(context: &TransferContext, blob: &Descriptor) -> Result<Option<File>, ExportError> {
     let (context, digest) = (context.clone(), blob.digest.clone());
-    blocking(move || context.store.blobs().open(&digest).map_err(ExportError::store("open a blob"))).await
+    blocking(move || match context.store.blobs().open(&digest) {
+        Ok(file) => Ok(Some(file)),
+        Err(StoreError::BlobNotFound { .. }) => Ok(None),
+        Err(error) => Err(ExportError::store("open a blob")(error)),
+    })
+    .await
 }
 
 /// Puts configs, manifests and the index into the store: blobs are pushed from there, and the image keeps them.
@@ -202,52 +270,6 @@ pub(crate) async fn keep_documents(context: &TransferContext, bundle: &Bundle) -
         Ok(())
     })
     .await
-}
-
-/// For each layer blob the other repositories of the same registry that have, by what the store knows, the layer.
-async fn mount_candidates(
-    context: &TransferContext,
-    place: &Reference,
-    images: &ImageSet,
-    bundle: &Bundle,
-) -> Result<HashMap<Digest, Vec<String>>, ExportError> {
-    let pairs = images.images().iter().zip(&bundle.packages);
-    let blobs: Vec<(LayerId, Digest)> = pairs
-        .flat_map(|(image, package)| image.layers.iter().zip(&package.layers))
-        .map(|(layer, blob)| (layer.id.clone(), blob.digest.clone()))
-        .collect();
-    let (context, place) = (context.clone(), place.clone());
-    blocking(move || {
-        let mut candidates: HashMap<Digest, Vec<String>> = HashMap::new();
-        for (repository, layers) in known_repositories(&context, &place)? {
-            for (_, blob) in blobs.iter().filter(|(layer, _)| layers.contains(layer)) {
-                candidates.entry(blob.clone()).or_default().push(repository.clone());
-            }
-        }
-        Ok(candidates)
-    })
-    .await
-}
-
-/// The other repositories of the registry that images were pulled from or pushed to, with those images' layers.
-fn known_repositories(
-    context: &TransferContext,
-    place: &Reference,
-) -> Result<BTreeMap<String, BTreeSet<LayerId>>, ExportError> {
-    let images = context.store.images();
-    let listed = images.list().map_err(ExportError::store("list images"))?;
-    let ids: BTreeSet<ImageId> = listed.into_iter().flat_map(|(_, target)| target.images).collect();
-    let mut known: BTreeMap<String, BTreeSet<LayerId>> = BTreeMap::new();
-    for id in ids {
-        let names = images.repo_digests(&id).map_err(ExportError::store("list an image's digests"))?;
-        let elsewhere =
-            |name: &&Reference| name.registry() == place.registry() && name.repository() != place.repository();
-        for name in names.iter().filter(elsewhere) {
-            let Some(image) = images.get(&id).map_err(ExportError::store("read an image"))? else { continue };
-            known.entry(name.repository().to_owned()).or_default().extend(image.layers);
-        }
-    }
-    Ok(known)
 }
 
 /// Remembers the manifests, and the digest under each name, of images that the store has.

@@ -1,9 +1,9 @@
 //! OCI image layouts in folders (image-spec `image-layout.md`), read as sources of images.
 
-use crate::TransferContext;
-use crate::image_fetch::{
-    FetchError, ImageSource, MAX_MANIFEST, Pulled, ResolvedImage, blocking, describe_document, fetch_layers,
-    resolve_root,
+use crate::blob_fetch::blocking;
+use crate::resolve_image::describe_document;
+use crate::{
+    FetchError, ImageSource, MAX_MANIFEST, Pulled, ResolvedImage, TransferContext, fetch_layers, resolve_root,
 };
 use async_trait::async_trait;
 use forge_image::{Annotations, Descriptor, Digest, Index, Platform};

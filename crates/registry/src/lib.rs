@@ -20,25 +20,32 @@
 
 mod answer;
 mod auth;
+mod blob_fetch;
 mod content_hash;
 mod credential_helper;
 mod docker_config;
 mod document;
+mod document_store;
 mod endpoint;
 mod error;
 mod exchange;
 mod fetch;
+mod fetch_error;
 mod http_date;
-mod image_fetch;
+mod image_source;
+mod index_walk;
+mod layer_fetch;
 mod layout;
 mod login;
 mod manifests;
 mod message;
 mod options;
 mod proxy;
+mod pull_image;
 mod push;
 mod ranges;
 mod registry;
+mod resolve_image;
 mod resolver;
 mod retry;
 mod select;
@@ -50,20 +57,24 @@ mod upload;
 mod upload_body;
 mod web;
 
+pub use blob_fetch::ensure_blob;
 pub use content_hash::ContentHash;
 pub use docker_config::DockerConfig;
 pub use document::Document;
+pub use document_store::{MAX_CONFIG, MAX_MANIFEST};
 pub use error::RegistryError;
-pub use image_fetch::{
-    FetchError, ImageSource, MAX_CONFIG, MAX_MANIFEST, Pulled, RegistrySource, ResolvedImage, ensure_blob, fetch_image,
-    fetch_layers, image_manifests, pull, record, resolve_image, resolve_manifest, resolve_root,
-};
+pub use fetch_error::FetchError;
+pub use image_source::{ImageSource, RegistrySource};
+pub use index_walk::image_manifests;
+pub use layer_fetch::{bring_layers, fetch_layers, know_layers};
 pub use layout::{IMAGE_NAME, LayoutName, OciLayout, REF_NAME, from_oci_layout, resolve_oci_layout};
 pub use login::LoginOutcome;
 pub use message::ServerMessage;
 pub use options::{HostOptions, ProxyOptions, RegistryOptions, RetryPolicy, Timeouts};
+pub use pull_image::{Pulled, fetch_image, pull, record};
 pub use push::Pushed;
 pub use registry::Registry;
+pub use resolve_image::{ResolvedImage, resolve_image, resolve_manifest, resolve_root};
 pub use select::select_platform;
 pub use transfer::{TransferContext, TransferProgress};
 pub use web::{WebAnswer, WebError, WebFile, WebRequest, http_date};

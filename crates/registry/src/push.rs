@@ -49,25 +49,70 @@ impl Registry {
         let scope = Scope::push(&endpoint.repository, &[]);
         let exchange = self.exchange(&endpoint, &scope, session);
         until_cancelled(session, async {
-            if exists(&exchange, descriptor).await? {
-                return Ok(Pushed::Existed);
-            }
-            let mut begun = None;
-            for from in candidates(reference, mount_from) {
-                let scope = Scope::push(&endpoint.repository, &[from]);
-                // A refused mount leaves the blob to be sent; whatever else is wrong shows there.
-                match mount(&self.exchange(&endpoint, &scope, session), descriptor, from).await {
-                    Ok(Mount::Done) => return Ok(Pushed::Mounted),
-                    Ok(Mount::Begun(location)) => begun = Some(location),
-                    Err(_) => {}
-                }
-            }
+            let begun = match self.offer(&exchange, reference, descriptor, mount_from).await? {
+                Offer::Taken(pushed) => return Ok(pushed),
+                Offer::Wanted(begun) => begun,
+            };
             let file = Arc::new(source);
             Upload { exchange, descriptor, file, progress }.run(begun).await?;
             Ok(Pushed::Uploaded)
         })
         .await
     }
+
+    /// Brings a blob into a repository without having it: it is there already, or the registry takes it from another of its
+    /// repositories. `None`: its bytes would have to be sent.
+    ///
+    /// # Errors
+    /// The registry refuses.
+    pub async fn offer_blob(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        mount_from: &[String],
+        session: &dyn Session,
+    ) -> Result<Option<Pushed>, RegistryError> {
+        let endpoint = self.origin(reference)?;
+        let scope = Scope::push(&endpoint.repository, &[]);
+        let exchange = self.exchange(&endpoint, &scope, session);
+        until_cancelled(session, async {
+            Ok(match self.offer(&exchange, reference, descriptor, mount_from).await? {
+                Offer::Taken(pushed) => Some(pushed),
+                Offer::Wanted(_) => None,
+            })
+        })
+        .await
+    }
+
+    async fn offer(
+        &self,
+        exchange: &Exchange<'_>,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        mount_from: &[String],
+    ) -> Result<Offer, RegistryError> {
+        if exists(exchange, descriptor).await? {
+            return Ok(Offer::Taken(Pushed::Existed));
+        }
+        let mut begun = None;
+        for from in candidates(reference, mount_from) {
+            let scope = Scope::push(&exchange.endpoint.repository, &[from]);
+            // A refused mount leaves the blob to be sent; whatever else is wrong shows there.
+            match mount(&self.exchange(exchange.endpoint, &scope, exchange.session), descriptor, from).await {
+                Ok(Mount::Done) => return Ok(Offer::Taken(Pushed::Mounted)),
+                Ok(Mount::Begun(location)) => begun = Some(location),
+                Err(_) => {}
+            }
+        }
+        Ok(Offer::Wanted(begun))
+    }
+}
+
+/// What a registry makes of a blob that it is offered.
+enum Offer {
+    Taken(Pushed),
+    /// It wants the bytes, perhaps in an upload that it has begun.
+    Wanted(Option<Url>),
 }
 
 fn check_source(source: &File, descriptor: &Descriptor) -> Result<(), RegistryError> {

@@ -1,4 +1,5 @@
 use crate::StoreError;
+use crate::remote_rows::SCHEMA_REMOTES;
 use crate::schema::{COLUMNS_3, SCHEMA, SCHEMA_2};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
@@ -42,6 +43,7 @@ impl Database {
         let mut connection = connect(path)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(SCHEMA_2)?;
+        transaction.execute_batch(SCHEMA_REMOTES)?;
         for column in COLUMNS_3 {
             if !transaction.column_exists(None, "layers", column)? {
                 transaction.execute_batch(&format!("ALTER TABLE layers ADD COLUMN {column} INTEGER"))?;

@@ -1,5 +1,5 @@
 use crate::{LayerError, LayerId};
-use forge_image::{Digest, DigestError, DocumentError, ErrorKind, ImageId, ReferenceError};
+use forge_image::{Digest, DigestError, DocumentError, ErrorKind, ImageId, Reference, ReferenceError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -138,6 +138,14 @@ pub enum StoreError {
         /// What was asked for.
         layer: LayerId,
     },
+    /// A layer is known, and nobody has fetched it.
+    #[error("layer {layer} is not here, only in {repository}")]
+    LayerAbsent {
+        /// What was asked for.
+        layer: LayerId,
+        /// Where it can be had.
+        repository: Box<Reference>,
+    },
     /// No such image by id.
     #[error("image {image} is not in the store")]
     ImageNotFound {
@@ -231,7 +239,9 @@ impl StoreError {
                 ErrorKind::Environment
             }
             DigestMismatch { .. } | SizeMismatch { .. } | BlobTooLarge { .. } | Document { .. } => ErrorKind::Remote,
-            DamagedBlob { .. } | BlobNotFound { .. } | LayerNotFound { .. } => ErrorKind::Environment,
+            DamagedBlob { .. } | BlobNotFound { .. } | LayerNotFound { .. } | LayerAbsent { .. } => {
+                ErrorKind::Environment
+            }
             ConfigMismatch { .. } => ErrorKind::Internal,
             ImageNotFound { .. } | NoSuchImage { .. } | AmbiguousId { .. } => ErrorKind::UserInput,
             InvalidName { .. } | InvalidDigest { .. } | NoDigest { .. } | NotATag { .. } => ErrorKind::UserInput,

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 /// The layout that this forge writes and reads.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
 const FOLDERS: [&str; 9] =
     ["blobs", "blobs/sha256", "blobs/sha512", "layers", "names", "cache-mounts", "scratch", "locks", "leases"];
@@ -16,7 +16,7 @@ const FILES: [&str; 5] = ["forge.db", "forge.db-wal", "forge.db-shm", "FORMAT", 
 /// The `FORMAT` file: who made the store, and in which layout.
 ///
 /// ```text
-/// forge-store 3
+/// forge-store 4
 /// uid-map 0:0:4294967295
 /// gid-map 0:0:4294967295
 /// ```
@@ -226,10 +226,10 @@ mod tests {
 
     #[test]
     fn format_is_read_back_or_refused() {
-        let good = "forge-store 3\nuid-map 0:0:1\ngid-map 0:0:1\n";
+        let good = "forge-store 4\nuid-map 0:0:1\ngid-map 0:0:1\n";
         check(good, good);
-        check("forge-store 3\nuid-map 0:0:1\nlater x\ngid-map 0:0:1\n", good);
-        check("forge-store 4\nanything", "/r has store format 4, this forge reads up to 3");
+        check("forge-store 4\nuid-map 0:0:1\nlater x\ngid-map 0:0:1\n", good);
+        check("forge-store 5\nanything", "/r has store format 5, this forge reads up to 4");
         check("", "/r/FORMAT is damaged: it has no complete first line");
         check("forge-store 1", "/r/FORMAT is damaged: it has no complete first line");
         check("forge-store x\n", "/r/FORMAT is damaged: its version is not a number");

@@ -2,6 +2,7 @@
 
 use crate::lease::now;
 use crate::opened::Opened;
+use crate::remote_rows::{self, RemoteLayer};
 use crate::{ContentDigest, FileTimes, LayerBlob, LayerId, LayerRecord, Lease, StoreError, TarOptions, collect};
 use forge_image::{ChainId, DiffId};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
@@ -16,6 +17,58 @@ pub(crate) enum Published {
     Stored,
     /// The stack was already there: that layer is held instead, and the staged folder is where it was.
     Existing(LayerId),
+}
+
+/// Records a layer of a registry and holds it: the one that stands for the stack already, or a new one without files.
+pub(crate) fn know(
+    opened: &Opened,
+    remote: RemoteLayer,
+    record_of: &dyn Fn(&RemoteLayer) -> LayerRecord,
+    chain: &ChainId,
+    lease: &Lease,
+) -> Result<LayerId, StoreError> {
+    opened.database().write(|transaction| {
+        if let Some(known) = chain_row(transaction, chain)? {
+            remote_rows::insert(transaction, &RemoteLayer { layer: known.clone(), absent: false, ..remote })?;
+            lease.insert_layer(transaction, &known)?;
+            return Ok(known);
+        }
+        // Nothing of it can be lost in a power cut.
+        insert_all(transaction, &record_of(&remote), "", Some(chain), None)?;
+        remote_rows::insert(transaction, &remote)?;
+        lease.insert_layer(transaction, &remote.layer)?;
+        Ok(remote.layer)
+    })
+}
+
+/// Moves a staged folder into the place of a layer that is known and not here, and holds it. The layer is as young as its
+/// files then: what made earlier ones durable says nothing of them.
+pub(crate) fn fill(
+    opened: &Opened,
+    staged: &Path,
+    record: &LayerRecord,
+    lease: &Lease,
+) -> Result<Published, StoreError> {
+    let checksum = index_checksum(&staged.join("index"))?.unwrap_or_default();
+    let path = opened.layer_path(&record.id);
+    opened.database().write(|transaction| {
+        require(transaction, &record.id)?;
+        lease.insert_layer(transaction, &record.id)?;
+        if !remote_rows::is_absent(transaction, &record.id)? {
+            return Ok(Published::Existing(record.id.clone()));
+        }
+        let sql = "UPDATE layers SET bytes = ?2, entries = ?3, index_checksum = ?4, boot_id = ?5,
+                   serial = (SELECT max(serial) + 1 FROM layers) WHERE id = ?1";
+        let (bytes, entries) = (record.bytes as i64, record.entries as i64);
+        let row = params![record.id.as_str(), bytes, entries, checksum, opened.boot_id()];
+        transaction.prepare_cached(sql)?.execute(row)?;
+        let sql = "DELETE FROM layer_blobs WHERE layer = ?1 AND is_foreign = 1";
+        transaction.prepare_cached(sql)?.execute([record.id.as_str()])?;
+        record.blobs.iter().try_for_each(|blob| insert_blob(transaction, &record.id, blob))?;
+        remote_rows::set_present(transaction, &record.id)?;
+        std::fs::rename(staged, &path).map_err(StoreError::io("move into place", &path))?;
+        Ok(Published::Stored)
+    })
 }
 
 /// Moves a staged folder (`tree/` and `index`) into place, writes its record and holds it, all or nothing.
@@ -237,6 +290,16 @@ pub(crate) fn settle(opened: &Opened, id: &LayerId) -> Result<bool, StoreError> 
     if survived && opened.layer_path(id).join("tree").is_dir() {
         return Ok(true);
     }
+    lose(opened, id)
+}
+
+/// What becomes of a layer without good files: where a registry has it, it is only absent, and still of use.
+fn lose(opened: &Opened, id: &LayerId) -> Result<bool, StoreError> {
+    if opened.database().read(|connection| remote_rows::is_absent(connection, id))?
+        || remote_rows::drop_files(opened, id)?
+    {
+        return Ok(true);
+    }
     forget(opened, id)?;
     Ok(false)
 }
@@ -252,10 +315,10 @@ pub(crate) fn verify(opened: &Opened, id: &LayerId) -> Result<bool, StoreError> 
     })?;
     let Some(recorded) = recorded else { return Ok(false) };
     let good = index_checksum(&opened.layer_path(id).join("index"))?.is_some_and(|found| found == recorded);
-    if !good {
-        forget(opened, id)?;
+    match good {
+        true => Ok(true),
+        false => lose(opened, id),
     }
-    Ok(good)
 }
 
 /// The checksum of an index file as records have it; `None` where there is no file.

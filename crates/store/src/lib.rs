@@ -45,14 +45,15 @@ mod images;
 mod layer_rows;
 mod layers;
 mod lease;
+mod left_over;
 mod lock;
 mod name_files;
 mod opened;
 mod owner;
 mod rebuild;
+mod remote_rows;
 mod removal;
 mod schema;
-mod left_over;
 mod scratch;
 mod selections;
 mod store;
@@ -75,9 +76,10 @@ pub use layers::{
     Metadata, TreeEntry, TreeFault, TreeFolder, TreeKind, UnpackLimits, path_order,
 };
 pub use lease::Lease;
+pub use left_over::left_over;
 pub use lock::LockGuard;
 pub use rebuild::Rebuilt;
-pub use left_over::left_over;
+pub use remote_rows::RemoteLayer;
 pub use scratch::ScratchDir;
 pub use store::Store;
 pub use usage::{Usage, UsageEntry};

@@ -8,7 +8,7 @@ use crate::blobs::hash_of;
 use crate::database::Database;
 use crate::layer_rows::{self, index_checksum};
 use crate::layers::{LayerIndex, Origin, check_tree};
-use crate::{FileTimes, Image, LayerId, LayerRecord, StoreError, Target, blobs, image_rows, name_files};
+use crate::{ContentDigest, FileTimes, Image, LayerId, LayerRecord, StoreError, Target, blobs, image_rows, name_files};
 use forge_image::{Digest, Reference};
 use rusqlite::Transaction;
 use rustix::fs::{FlockOperation, flock};
@@ -147,8 +147,10 @@ fn record_if_whole(id: LayerId, folder: &Path) -> Option<(LayerRecord, String)> 
     let origin = Origin::read(folder);
     let record = LayerRecord {
         id,
+        content: origin
+            .as_ref()
+            .map_or_else(|| index.content_digest(&FileTimes::Content), |it| ContentDigest::of_tar(&it.diff_id)),
         // When a step ran is not on disk: that nothing is found by this digest any more is safe.
-        content: index.content_digest(&FileTimes::Content),
         times: FileTimes::Content,
         bytes: index.bytes(),
         entries: index.changes(),

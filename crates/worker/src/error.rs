@@ -99,8 +99,14 @@ impl WorkError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Remote(RemoteFailure(error)) => error.hint(),
+            Self::Fetch(error) => error.hint(),
             _ => None,
         }
+    }
+
+    /// Whether a layer was to be read that nobody has fetched.
+    pub(crate) fn is_absent_layer(&self) -> bool {
+        matches!(self, Self::Store(StoreError::LayerAbsent { .. }))
     }
 
     /// Who is to blame.

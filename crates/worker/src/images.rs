@@ -1,11 +1,12 @@
 //! Finds images by name and brings their layers in: from the store, a registry or an OCI layout.
 
 use crate::error::WorkError;
+use forge_cache::ResultRef;
 use forge_image::{Digest, ImageConfig, ImageId, Platform, Reference};
 use forge_llb::{ImageSource, OciLayoutSource, ResolveMode};
 use forge_registry::{
-    FetchError, LayoutName, OciLayout, Pulled, Registry, RegistrySource, ResolvedImage, TransferContext, fetch_layers,
-    record, resolve_image, resolve_oci_layout,
+    FetchError, LayoutName, OciLayout, Pulled, Registry, ResolvedImage, TransferContext, bring_layers, fetch_layers,
+    know_layers, record, resolve_image, resolve_oci_layout,
 };
 use forge_store::{Image, LayerId, StoreError};
 use std::collections::{BTreeMap, HashMap};
@@ -170,16 +171,49 @@ impl ImageResolver {
         self.known.lock().expect("no holder panics").contains_key(digest)
     }
 
-    /// Has the layers of an image that was found before, unpacked and held by the build's lease. An image of a
-    /// registry is then in the store under its name, so that the next build asks nobody.
+    /// Has results ready to be read: layers that lie in a registry only are fetched.
+    pub(crate) async fn present(&self, results: &[ResultRef], vertex: &Digest) -> Result<Vec<ResultRef>, WorkError> {
+        let mut present = Vec::with_capacity(results.len());
+        for result in results {
+            present.push(match result {
+                ResultRef::Layers(stack) => ResultRef::Layers(self.present_stack(stack, vertex).await?),
+                context => context.clone(),
+            });
+        }
+        Ok(present)
+    }
+
+    async fn present_stack(&self, stack: &[LayerId], vertex: &Digest) -> Result<Vec<LayerId>, WorkError> {
+        let context = TransferContext { vertex: vertex.clone(), ..self.context.clone() };
+        // Asked before every step, and answered by one row of a table that is in memory: a thread would cost more.
+        let absent = context.store.layers().absent(stack)?;
+        let Some(top) = stack.iter().rposition(|id| absent.iter().any(|remote| remote.layer == *id)) else {
+            return Ok(stack.to_vec());
+        };
+        bring_layers(&context, &self.registry, stack).await?;
+        let stack = stack.to_vec();
+        // What was laid over layers that were not here could not look at them.
+        let fit = move || -> Result<Vec<LayerId>, StoreError> {
+            let (mut fitted, above) = (stack[..=top].to_vec(), &stack[top + 1..]);
+            for layer in above {
+                let layer = context.store.layers().restack(&fitted, layer, &context.lease)?;
+                fitted.push(layer);
+            }
+            Ok(fitted)
+        };
+        Ok(tokio::task::spawn_blocking(fit).await??)
+    }
+
+    /// Has the layers of an image that was found before known to the store and held by the build's lease: those of a
+    /// registry need not be here, see [`ImageResolver::present`]. An image of a registry is then in the store under its
+    /// name, so that the next build asks nobody.
     pub(crate) async fn layers(&self, digest: &Digest, vertex: &Digest) -> Result<Vec<LayerId>, WorkError> {
         let known = self.known.lock().expect("no holder panics").get(digest).cloned();
         let context = TransferContext { vertex: vertex.clone(), ..self.context.clone() };
         match known {
             Some(Known::Stored(id)) => stored_layers(context, id).await,
             Some(Known::Remote(reference, resolved)) => {
-                let source = Arc::new(RegistrySource::new(self.registry.clone(), reference.clone()));
-                let layers = fetch_layers(&context, &(source as Arc<_>), &resolved).await?;
+                let layers = know_layers(&context, &resolved, &reference).await?;
                 let pulled = Pulled { resolved: *resolved, layers };
                 record(&context, &pulled, &reference).await?;
                 Ok(pulled.layers)

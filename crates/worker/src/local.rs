@@ -98,6 +98,11 @@ impl LocalWorker {
         tokio::task::spawn_blocking(work).await?
     }
 
+    /// The inputs of a step, all of them here.
+    async fn present(&self, request: &ExecuteRequest) -> Result<Vec<ResultRef>, WorkError> {
+        self.sources.images.present(&request.inputs, request.digest.digest()).await
+    }
+
     /// Merges or compares trees.
     async fn stack(
         &self,
@@ -147,16 +152,26 @@ impl Worker for LocalWorker {
     async fn execute(&self, request: ExecuteRequest, session: &Arc<dyn Session>) -> Result<Execution, WorkerError> {
         let vertex = request.vertex.clone();
         let output = match &vertex.op {
-            Op::Exec(op) => return self.exec(op, &request, session).await,
+            Op::Exec(op) => {
+                let inputs = self.present(&request).await?;
+                return self.exec(op, &ExecuteRequest { inputs, ..request }, session).await;
+            }
             Op::Source(source) => {
                 let asked = Asked { vertex: request.digest.digest().clone(), session };
                 self.sources.get(source, vertex.platform.as_ref()).snapshot(&asked).await?
             }
-            Op::File(op) => return Ok(self.file(op, &request.inputs, session).await?),
-            Op::Merge => self.stack(&request.inputs, session, Place::merge).await?,
+            Op::File(op) => return Ok(self.file(op, &self.present(&request).await?, session).await?),
+            Op::Merge => match self.stack(&request.inputs, session, Place::merge).await {
+                // Most layers can be laid over others without either being here.
+                Err(error) if error.is_absent_layer() => {
+                    self.stack(&self.present(&request).await?, session, Place::merge).await?
+                }
+                merged => merged?,
+            },
             Op::Diff(op) => {
                 let op = *op;
-                self.stack(&request.inputs, session, move |place, inputs| place.diff(&op, inputs)).await?
+                let inputs = self.present(&request).await?;
+                self.stack(&inputs, session, move |place, inputs| place.diff(&op, inputs)).await?
             }
         };
         Ok(Execution::new(vec![output]))

@@ -2,6 +2,7 @@
 
 use crate::content;
 use crate::context_files::ContextFiles;
+use crate::images::ImageResolver;
 use crate::missing::unselected;
 use crate::selection::Selection;
 use crate::source_tree::{SourceTree, Stop, Visible};
@@ -19,6 +20,8 @@ pub struct LocalResults {
     store: Store,
     lease: Arc<Lease>,
     contexts: Arc<ContextFiles>,
+    /// Who fetches layers that are read and not here; without it they are errors.
+    images: Option<Arc<ImageResolver>>,
     listings: Listings,
 }
 
@@ -29,7 +32,20 @@ type Listings = Arc<Mutex<HashMap<(ResultRef, Selector), Listing>>>;
 impl LocalResults {
     /// Answers for a build that holds `lease`; `contexts` are those of the build's worker.
     pub fn new(store: Store, lease: Arc<Lease>, contexts: Arc<ContextFiles>) -> Self {
-        Self { store, lease, contexts, listings: Listings::default() }
+        Self { store, lease, contexts, listings: Listings::default(), images: None }
+    }
+
+    /// Fetches layers that are read and lie in a registry only.
+    #[must_use]
+    pub fn fetching(self, images: Arc<ImageResolver>) -> Self {
+        Self { images: Some(images), ..self }
+    }
+
+    async fn present(&self, result: &ResultRef) -> Result<ResultRef, CacheError> {
+        let Some(images) = &self.images else { return Ok(result.clone()) };
+        let present = images.present(std::slice::from_ref(result), &images.context().vertex).await;
+        let present = present.map_err(|error| failed(error.kind(), error))?;
+        Ok(present.into_iter().next().expect("one result for one"))
     }
 }
 
@@ -99,8 +115,13 @@ impl ResultStore for LocalResults {
         selector: &Selector,
         session: &Arc<dyn Session>,
     ) -> Result<ContentDigest, CacheError> {
+        let result = match *selector == Selector::all() {
+            // What a stack amounts to is known without it.
+            true => result.clone(),
+            false => self.present(result).await?,
+        };
         let (store, contexts, listings) = (self.store.clone(), self.contexts.clone(), self.listings.clone());
-        let (result, selector, session) = (result.clone(), selector.clone(), session.clone());
+        let (selector, session) = (selector.clone(), session.clone());
         blocking(move || match &result {
             ResultRef::Layers(layers) if selector == Selector::all() => fold(&store, layers),
             _ => {

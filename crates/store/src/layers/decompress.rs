@@ -5,7 +5,6 @@ use super::limits::UnpackLimits;
 use crate::Compression;
 use flate2::bufread::MultiGzDecoder;
 use forge_image::{Digest, Hasher};
-use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,8 +16,6 @@ const ZSTD_WINDOW_LOG: u32 = 27;
 const BUFFER: usize = 256 << 10;
 const BUFFERS_IN_FLIGHT: usize = 8;
 
-type Source = io::Chain<Cursor<Vec<u8>>, Counted>;
-
 /// A blob's tar as a stream. The format is told from the bytes: media types are often wrong.
 ///
 /// Several gzip members or zstd frames are one stream; anything else after the end is an error, as with Go's reader.
@@ -29,13 +26,13 @@ pub(super) struct Tar {
 }
 
 impl Tar {
-    pub(super) fn open(mut blob: File) -> Result<Self, LayerError> {
+    pub(super) fn open(mut blob: impl Read + Send + 'static) -> Result<Self, LayerError> {
         let mut magic = vec![0; 6];
         let length = super::commit::fill(&mut blob, &mut magic).map_err(decompress_error)?;
         magic.truncate(length);
         let compression = format_of(&magic)?;
         let compressed = Arc::new(AtomicU64::new(length as u64));
-        let source: Source = Cursor::new(magic).chain(Counted { blob, count: compressed.clone() });
+        let source = Cursor::new(magic).chain(Counted { blob, count: compressed.clone() });
         let source = BufReader::with_capacity(BUFFER, source);
         let reader: Box<dyn Read + Send> = match compression {
             Compression::None => Box::new(source),
@@ -125,12 +122,12 @@ fn format_of(magic: &[u8]) -> Result<Compression, LayerError> {
     }
 }
 
-struct Counted {
-    blob: File,
+struct Counted<R> {
+    blob: R,
     count: Arc<AtomicU64>,
 }
 
-impl Read for Counted {
+impl<R: Read> Read for Counted<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.blob.read(buffer)?;
         self.count.fetch_add(count as u64, Ordering::Relaxed);

@@ -7,8 +7,9 @@ use super::tree::MergedTree;
 use super::unpack::{self, UnpackError};
 use super::{LayerIndex, Layers};
 use crate::layer_rows::{self, Published};
-use crate::{FileTimes, LayerBlob, LayerId, LayerRecord, Lease, StoreError, TarOptions};
+use crate::{BlobFollower, ContentDigest, FileTimes, LayerBlob, LayerId, LayerRecord, Lease, StoreError, TarOptions};
 use forge_image::{ChainId, Descriptor, DiffId, Digest};
+use std::io::Read;
 use std::path::Path;
 
 impl Layers {
@@ -29,33 +30,87 @@ impl Layers {
         lease: &Lease,
         progress: &mut dyn FnMut(u64),
     ) -> Result<LayerRecord, StoreError> {
+        self.require_blob(blob, lease)?;
+        let file = self.blobs.open(&blob.digest)?;
+        self.unpack_from(file, parents, (blob, diff_id), lease, progress)
+    }
+
+    /// The same for a blob that is still on its way into the store.
+    ///
+    /// # Errors
+    /// As [`Layers::unpack`]; the blob did not arrive whole, which its writer knows more about.
+    pub fn unpack_arriving(
+        &self,
+        parents: &[LayerId],
+        (blob, diff_id): (&Descriptor, &DiffId),
+        arriving: BlobFollower,
+        lease: &Lease,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<LayerRecord, StoreError> {
+        self.unpack_from(arriving, parents, (blob, diff_id), lease, progress)
+    }
+
+    fn require_blob(&self, blob: &Descriptor, lease: &Lease) -> Result<(), StoreError> {
+        match lease.hold_blob(&blob.digest)? {
+            true => Ok(()),
+            false => Err(StoreError::BlobNotFound { digest: blob.digest.clone() }),
+        }
+    }
+
+    fn unpack_from(
+        &self,
+        source: impl Read + Send + 'static,
+        parents: &[LayerId],
+        (blob, diff_id): (&Descriptor, &DiffId),
+        lease: &Lease,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<LayerRecord, StoreError> {
         if diff_id.digest().algorithm() != "sha256" {
             return Err(LayerError::UnsupportedDigest { algorithm: diff_id.digest().algorithm().to_owned() }.into());
         }
-        if !lease.hold_blob(&blob.digest)? {
-            return Err(StoreError::BlobNotFound { digest: blob.digest.clone() });
-        }
         let chain = self.chain_of(parents, diff_id)?;
-        if let Some(known) = self.find_known(chain.as_ref(), lease)? {
-            return Ok(known);
+        let known = self.find_known(chain.as_ref(), lease)?;
+        if let Some(known) = &known
+            && self.absent(std::slice::from_ref(&known.id))?.is_empty()
+        {
+            return Ok(known.clone());
         }
         let scratch = self.opened.scratch("unpack")?;
         let (staged, tree) = (scratch.path().join("layer"), scratch.path().join("layer/tree"));
         crate::scratch::create_private(&staged)?;
         crate::scratch::create_private(&tree)?;
-        let tar = Tar::open(self.blobs.open(&blob.digest)?)?;
+        let tar = Tar::open(source)?;
         let compression = tar.compression();
         let index = self.unpack_into(&tree, tar, &self.tree(parents)?, (&blob.digest, diff_id), progress)?;
+        // Of one that was still arriving the end was read, so it is whole and in the store.
+        self.require_blob(blob, lease)?;
         let diff_id = diff_id.clone();
         let blob =
             LayerBlob { descriptor: blob.clone(), diff_id: diff_id.clone(), compression, clamp: None, foreign: true };
-        let record = LayerRecord {
-            diff_id: Some(diff_id),
-            foreign: true,
-            blobs: vec![blob],
-            ..self.record_of(&index, FileTimes::Content)
-        };
+        let content = ContentDigest::of_tar(&diff_id);
+        let made = self.record_of(&index, FileTimes::Content);
+        let record = LayerRecord { content, diff_id: Some(diff_id), foreign: true, blobs: vec![blob], ..made };
+        if let Some(known) = known {
+            return self.fill(&staged, &index, LayerRecord { id: known.id, ..record }, chain.as_ref(), lease);
+        }
         match self.publish(&staged, &index, &record, chain.as_ref(), lease)? {
+            Published::Stored => Ok(record),
+            // It came to be known meanwhile, and may be here or not.
+            Published::Existing(id) => self.fill(&staged, &index, LayerRecord { id, ..record }, chain.as_ref(), lease),
+        }
+    }
+
+    /// Gives a layer that is known its files.
+    fn fill(
+        &self,
+        staged: &Path,
+        index: &LayerIndex,
+        record: LayerRecord,
+        chain: Option<&ChainId>,
+        lease: &Lease,
+    ) -> Result<LayerRecord, StoreError> {
+        self.write_beside(staged, index, &record, chain)?;
+        match layer_rows::fill(&self.opened, staged, &record, lease)? {
             Published::Stored => Ok(record),
             Published::Existing(id) => self.require(&id),
         }

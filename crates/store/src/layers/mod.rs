@@ -29,6 +29,7 @@ mod origin;
 mod owners;
 mod pax;
 mod placement;
+mod remote;
 mod restack;
 mod root;
 mod tar_reader;
@@ -55,6 +56,7 @@ pub(crate) use xattr::lacks_own_marks;
 use crate::background::LAYER_FOLDERS;
 use crate::layer_rows::{self, Published};
 use crate::opened::Opened;
+use crate::remote_rows::RemoteLayer;
 use crate::{Blobs, ContentDigest, FileTimes, LayerId, LayerRecord, Lease, ScratchDir, StoreError};
 use forge_image::{ChainId, DiffId};
 use std::path::{Path, PathBuf};
@@ -136,7 +138,7 @@ impl Layers {
         let path = self.path(id).join("index");
         match std::fs::read(&path) {
             Ok(bytes) => Ok(LayerIndex::decode(&bytes)?),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.absent(id),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.no_files(id),
             Err(error) => Err(StoreError::io("read", &path)(error)),
         }
     }
@@ -148,7 +150,7 @@ impl Layers {
     pub fn tree(&self, layers: &[LayerId]) -> Result<MergedTree, StoreError> {
         let root = |id| match self.opened.remembered().root(id, self.tree_folder(id))? {
             Some(root) => Ok(Arc::new(root)),
-            None => self.absent(id),
+            None => self.no_files(id),
         };
         let roots = layers.iter().rev().map(root);
         Ok(MergedTree::of(roots.collect::<Result<_, _>>()?))
@@ -259,11 +261,7 @@ impl Layers {
         chain: Option<&ChainId>,
         lease: &Lease,
     ) -> Result<Published, StoreError> {
-        let path = staged.join("index");
-        std::fs::write(&path, index.encode()).map_err(StoreError::io("write", &path))?;
-        if let Some(foreign) = record.blobs.iter().find(|blob| blob.foreign) {
-            Origin::new(foreign, chain).write(staged)?;
-        }
+        self.write_beside(staged, index, record, chain)?;
         let published = layer_rows::publish(&self.opened, staged, record, chain, lease)?;
         self.opened.remembered().remember_content(&record.id, record.content);
         Ok(published)
@@ -273,16 +271,36 @@ impl Layers {
         self.path(id).join("tree")
     }
 
+    fn write_beside(
+        &self,
+        staged: &Path,
+        index: &LayerIndex,
+        record: &LayerRecord,
+        chain: Option<&ChainId>,
+    ) -> Result<(), StoreError> {
+        let path = staged.join("index");
+        std::fs::write(&path, index.encode()).map_err(StoreError::io("write", &path))?;
+        match record.blobs.iter().find(|blob| blob.foreign) {
+            Some(foreign) => Origin::new(foreign, chain).write(staged),
+            None => Ok(()),
+        }
+    }
+
     fn tree_path(&self, id: &LayerId) -> Result<PathBuf, StoreError> {
         let path = self.tree_folder(id);
-        if path.is_dir() { Ok(path) } else { self.absent(id) }
+        if path.is_dir() { Ok(path) } else { self.no_files(id) }
     }
 
     fn path(&self, id: &LayerId) -> PathBuf {
         self.opened.layer_path(id)
     }
 
-    fn absent<T>(&self, id: &LayerId) -> Result<T, StoreError> {
-        Err(StoreError::LayerNotFound { layer: id.clone() })
+    fn no_files<T>(&self, id: &LayerId) -> Result<T, StoreError> {
+        match self.remote(id)? {
+            Some(RemoteLayer { layer, repository, .. }) => {
+                Err(StoreError::LayerAbsent { layer, repository: Box::new(repository) })
+            }
+            None => Err(StoreError::LayerNotFound { layer: id.clone() }),
+        }
     }
 }

@@ -26,15 +26,18 @@ impl Layers {
     /// # Errors
     /// A layer is not in the store, or the file system or the database failed.
     pub fn restack(&self, below: &[LayerId], layer: &LayerId, lease: &Lease) -> Result<LayerId, StoreError> {
-        let lower = self.tree(below)?;
         let old = self.index(layer)?;
+        if !below.contains(layer) && old.entries()[1..].iter().all(says_all) && !self.absent(below)?.is_empty() {
+            return Ok(layer.clone());
+        }
+        let lower = self.tree(below)?;
         let entries: Vec<LayerEntry> =
             old.entries().iter().map(|entry| fitted(entry, &lower)).collect::<Result<_, _>>()?;
         let fits = |(old, new): (&LayerEntry, &LayerEntry)| old.kind == new.kind && same_but_time(old, new);
         if !below.contains(layer) && old.entries().iter().zip(&entries).all(fits) {
             return Ok(layer.clone());
         }
-        let Some(record) = self.get(layer)? else { return self.absent(layer) };
+        let Some(record) = self.get(layer)? else { return self.no_files(layer) };
         let same_tar = old.entries().iter().zip(&entries).all(|(old, new)| old.kind == new.kind);
         let index = LayerIndex::new(entries)?;
         let scratch = self.opened.scratch("restack")?;
@@ -51,6 +54,12 @@ impl Layers {
         self.publish(&staged, &index, &record, None, lease)?;
         Ok(record.id)
     }
+}
+
+/// Whether an entry is the same on whatever it lies. The root is shown as the topmost layer has it, and nearly always has
+/// the same mode; a stack that is not here is not fetched for that.
+fn says_all(entry: &LayerEntry) -> bool {
+    !matches!(entry.kind, EntryKind::Directory { implied: true, .. })
 }
 
 /// An entry as it is on other layers.

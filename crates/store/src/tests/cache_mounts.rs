@@ -111,7 +111,7 @@ fn a_store_of_the_first_format_is_brought_up_to_this_one() {
     drop(store);
     std::fs::remove_dir(root.join("cache-mounts")).unwrap();
     let format = std::fs::read_to_string(root.join("FORMAT")).unwrap();
-    std::fs::write(root.join("FORMAT"), format.replace("forge-store 3", "forge-store 1")).unwrap();
+    std::fs::write(root.join("FORMAT"), format.replace("forge-store 4", "forge-store 1")).unwrap();
     let store = Store::open(&root).unwrap();
     assert_eq!(std::fs::read_to_string(root.join("FORMAT")).unwrap(), format);
     drop(made(&store, &key("k"), CacheMountUse::Shared));

@@ -7,6 +7,7 @@ mod collection;
 mod images;
 mod opening;
 mod processes;
+mod remote;
 mod removal;
 mod verify;
 

@@ -68,7 +68,7 @@ fn a_later_or_damaged_format_is_refused() {
         assert_eq!(error.to_string(), expect);
         assert_eq!(error.kind(), forge_image::ErrorKind::Environment);
     };
-    check("forge-store 7\nx y\n", &format!("{root} has store format 7, this forge reads up to 3"));
+    check("forge-store 7\nx y\n", &format!("{root} has store format 7, this forge reads up to 4"));
     check("\u{1}\u{2}", &format!("{} is damaged: it has no complete first line", format.display()));
     let good = std::fs::read_to_string("/proc/self/uid_map").unwrap();
     let own: Vec<_> = good.split_whitespace().collect();

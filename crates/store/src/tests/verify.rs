@@ -220,7 +220,7 @@ fn f41_a_store_of_an_earlier_format_gets_its_files_of_names() {
     drop(store);
     fs::remove_dir_all(root.join("names")).unwrap();
     let format = fs::read_to_string(root.join("FORMAT")).unwrap();
-    fs::write(root.join("FORMAT"), format.replace("forge-store 3", "forge-store 2")).unwrap();
+    fs::write(root.join("FORMAT"), format.replace("forge-store 4", "forge-store 2")).unwrap();
     let store = Store::open(&root).unwrap();
     assert_eq!(super::names_in(&root.join("names")).len(), 1);
     assert_eq!(store.verify(VerifyDepth::Bytes).unwrap().findings, []);

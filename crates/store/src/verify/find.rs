@@ -92,7 +92,10 @@ fn hold_all(transaction: &Transaction<'_>, lease: &Lease) -> Result<Held, StoreE
         let (digest, size) = row?;
         blobs.push(HeldBlob { digest: parse("digest", &digest)?, size: size.cast_unsigned() });
     }
-    let mut select = transaction.prepare("SELECT id, index_checksum FROM layers ORDER BY serial")?;
+    // What lies in a registry only has no files to look at.
+    let sql = "SELECT id, index_checksum FROM layers
+               WHERE id NOT IN (SELECT layer FROM remotes WHERE absent = 1) ORDER BY serial";
+    let mut select = transaction.prepare(sql)?;
     let rows = select.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?;
     let mut layers = Vec::new();
     for row in rows {

@@ -26,7 +26,7 @@ fn effective(platform: Option<&Platform>) -> Platform {
 }
 
 impl Sources {
-    async fn unpacked(&self, manifest: &Digest, asked: &Asked<'_>) -> Result<ResultRef, WorkError> {
+    async fn known(&self, manifest: &Digest, asked: &Asked<'_>) -> Result<ResultRef, WorkError> {
         Ok(ResultRef::Layers(self.images.layers(manifest, &asked.vertex).await?))
     }
 }
@@ -40,7 +40,7 @@ impl Source for Image<'_> {
 
     async fn snapshot(&self, asked: &Asked<'_>) -> Result<ResultRef, WorkError> {
         let manifest = self.sources.images.pin(self.op, &effective(self.platform)).await?;
-        self.sources.unpacked(&manifest, asked).await
+        self.sources.known(&manifest, asked).await
     }
 }
 
@@ -53,6 +53,6 @@ impl Source for Layout<'_> {
 
     async fn snapshot(&self, asked: &Asked<'_>) -> Result<ResultRef, WorkError> {
         let manifest = self.sources.images.pin_layout(self.op, &effective(self.platform)).await?;
-        self.sources.unpacked(&manifest, asked).await
+        self.sources.known(&manifest, asked).await
     }
 }

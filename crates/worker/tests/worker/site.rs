@@ -79,7 +79,7 @@ impl Site {
     pub fn build(&self) -> (LocalWorker, LocalResults) {
         let (store, lease, images) = (self.store.clone(), self.lease.clone(), self.images.clone());
         let worker = LocalWorker::new(store.clone(), lease.clone(), executor(), images);
-        let results = LocalResults::new(store, lease, worker.contexts());
+        let results = LocalResults::new(store, lease, worker.contexts()).fetching(self.images.clone());
         (worker, results)
     }
 
