@@ -4,7 +4,8 @@ use crate::command::command;
 use crate::packages;
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// Which tests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,28 +24,30 @@ pub fn run(scope: Scope) -> Result<()> {
     if let (true, Err(error)) = (scope == Scope::All, packages::ensure(packages::TESTS)) {
         println!("note: {error}");
     }
-    let mut cargo = command(match scope {
+    let mut report = Report::default();
+    let mut good = report.follow(command(match scope {
         Scope::All => "cargo test --workspace --no-fail-fast -- --show-output",
         Scope::Fast => "cargo test --workspace --no-fail-fast --lib --bins -- --show-output",
-    });
-    if must_be_privileged() {
-        cargo.env("FORGE_REQUIRE_PRIVILEGED", "1");
+    }))?;
+    if scope == Scope::All && Path::new(RUNC).exists() {
+        println!("\nonce more through runc: {THROUGH_RUNC}");
+        let mut again = command(THROUGH_RUNC);
+        again.env("FORGE_OCI_RUNTIME", RUNC);
+        good &= report.follow(again)?;
     }
-    let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
-    let mut report = Report::default();
-    for line in BufReader::new(child.stdout.take().context("cargo's output was not kept")?).split(b'\n') {
-        let line = String::from_utf8_lossy(&line?).into_owned();
-        if report.take(&line) {
-            println!("{line}");
-        }
-    }
-    let status = child.wait()?;
     println!("{}", report.summary());
-    if !status.success() || report.failed > 0 {
+    if !good || report.failed > 0 {
         bail!("tests failed");
     }
     Ok(())
 }
+
+/// Where Debian has it.
+const RUNC: &str = "/usr/sbin/runc";
+/// What of the binary's tests says most of the sandbox, in half a minute, without those that use `--init` or
+/// `--total-resource`, which are refused there.
+const THROUGH_RUNC: &str = "cargo test -p forge --test e2e --no-fail-fast -- --show-output run:: sandbox:: mounts:: \
+                            --skip names_ids_and_init --skip stop_signals --skip a96_a_step";
 
 /// In CI, a skipped test is a failed one.
 fn must_be_privileged() -> bool {
@@ -62,6 +65,21 @@ struct Report {
 }
 
 impl Report {
+    /// Runs cargo and takes its output; says whether it was content.
+    fn follow(&mut self, mut cargo: Command) -> Result<bool> {
+        if must_be_privileged() {
+            cargo.env("FORGE_REQUIRE_PRIVILEGED", "1");
+        }
+        let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+        for line in BufReader::new(child.stdout.take().context("cargo's output was not kept")?).split(b'\n') {
+            let line = String::from_utf8_lossy(&line?).into_owned();
+            if self.take(&line) {
+                println!("{line}");
+            }
+        }
+        Ok(child.wait()?.success())
+    }
+
     /// Takes a line of libtest's output; says whether the reader wants to see it.
     fn take(&mut self, line: &str) -> bool {
         match line {

@@ -59,6 +59,10 @@ fn live(channel: &Channel, means: &Means<'_>, entered: rustix::io::Result<()>) -
     let Some(program) = oci_runtime else {
         return Err(Failure::InvalidSpec { reason: "no OCI runtime".into() });
     };
+    if !means.rights.trusted {
+        // Runtimes make groups where an ordinary user may not, and end when they cannot.
+        return Err(Failure::Unsupported { what: "an OCI runtime without root of the machine".into() });
+    }
     means.rights.require(&spec.process.user)?;
     means.cgroups.release_devices(DevicePolicy::All).doing(|| "leave the device cgroup".into())?;
     root::make_private()?;

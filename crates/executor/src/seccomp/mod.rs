@@ -9,6 +9,7 @@ mod named;
 mod policy;
 mod profile;
 mod program;
+mod table;
 
 use crate::Capabilities;
 use crate::init::sys::BpfInstruction;

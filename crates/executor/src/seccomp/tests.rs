@@ -191,7 +191,8 @@ fn p15_comparisons_of_a_file_s_policy_are_those_of_64_bit_numbers() {
     let edges =
         [0, 1, 5, u64::from(u32::MAX), 1 << 32, (1 << 32) + 5, (5 << 32) + 1, (5 << 32) + 5, u64::MAX - 1, u64::MAX];
     type Make = fn(u64) -> SeccompComparison;
-    let kinds: [(Make, fn(u64, u64) -> bool); 7] = [
+    type Holds = fn(u64, u64) -> bool;
+    let kinds: [(Make, Holds); 7] = [
         (SeccompComparison::NotEqual, |argument, value| argument != value),
         (SeccompComparison::Less, |argument, value| argument < value),
         (SeccompComparison::LessOrEqual, |argument, value| argument <= value),
