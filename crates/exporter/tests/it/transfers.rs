@@ -6,7 +6,10 @@ use forge_exporter::{
     SavedImage, load, package, push, save, to_oci, to_store, to_store_packaged,
 };
 use forge_image::{Digest, MediaType, Platform};
-use forge_registry::{FetchError, LayoutName, Registry, RegistryOptions, from_oci_layout, pull, resolve_image};
+use forge_registry::{
+    FetchError, LayoutName, Pulled, Registry, RegistryOptions, bring_layers, from_oci_layout, know_layers, pull,
+    record, resolve_image,
+};
 use forge_session::Event;
 use forge_store::{Compression, StoreError};
 use forge_testkit::{ImageBuilder, LayerCompression, Script, TarBuilder, TarEntry, TestImage, TestRegistry};
@@ -92,6 +95,85 @@ async fn privileged_layers_are_mounted_from_where_they_are_known_to_be() {
     let outcome = pushed(&site, &images, &second).await;
     assert_eq!((outcome.mounted, outcome.uploaded), (3, 1), "the config is not looked for elsewhere");
     validate(&registry, "two/app", "1");
+}
+
+/// What a registry was asked, without the question for whether something is there.
+fn asked(registry: &TestRegistry) -> Vec<String> {
+    let lines = registry.lines().into_iter().filter(|line| !line.starts_with("HEAD"));
+    lines.map(|line| line.split("sha256").next().unwrap_or_default().to_owned()).collect()
+}
+
+/// Has an image known to the store and none of its layers here, under a name.
+async fn known(site: &Site, registry: &Arc<Registry>, name: &str) -> ImageSet {
+    let (context, name) = (&site.context, reference(name));
+    let resolved = resolve_image(context, registry, &name, &amd64()).await.unwrap();
+    let layers = know_layers(context, &resolved, &name).await.unwrap();
+    record(context, &Pulled { resolved, layers }, &name).await.unwrap();
+    ImageSet::from_store(context, &site_target(site, &name.to_string())).await.unwrap()
+}
+
+// Seen to fail with `push_blob` fetching what is not here before it asks the registry.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_that_is_not_here_is_pushed_without_being_fetched() {
+    let (registry, site) = (TestRegistry::start(), Site::new());
+    let base = image("text", LayerCompression::Gzip).build();
+    base.put(&registry, "base", "1");
+    let images = known(&site, &client(), &format!("{}/base:1", registry.authority())).await;
+    assert_eq!(asked(&registry), ["GET /v2/base/manifests/1", "GET /v2/base/blobs/"], "the manifest and the config");
+    registry.clear_log();
+    let counts = pushed(&site, &images, &settings(&[&format!("{}/app:1", registry.authority())])).await;
+    assert_eq!((counts.existed, counts.mounted, counts.uploaded), (0, 2, 1), "the config alone is sent");
+    assert!(registry.lines().iter().all(|line| !line.starts_with("GET")), "{:?}", registry.lines());
+    assert_eq!(validate(&registry, "app", "1"), base.manifest.descriptor.digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_registry_is_given_what_is_not_here() {
+    let (home, other, site) = (TestRegistry::start(), TestRegistry::start(), Site::new());
+    image("text", LayerCompression::Gzip).build().put(&home, "base", "1");
+    let images = known(&site, &client(), &format!("{}/base:1", home.authority())).await;
+    let plain = settings(&[&format!("{}/app:1", other.authority())]);
+    let counts = pushed(&site, &images, &plain).await;
+    assert_eq!((counts.existed, counts.mounted, counts.uploaded), (0, 0, 3));
+    validate(&other, "app", "1");
+    let absent = site.context.store.layers().absent(&images.images()[0].layer_ids()).unwrap();
+    assert_eq!(absent.len(), 2, "their blobs went by, and nothing was unpacked");
+    // Compressed in another way they have to be here.
+    let zstd = Compression::Zstd { level: None };
+    pushed(&site, &images, &ExportSettings { compression: Some(zstd), force_compression: true, ..plain }).await;
+    validate(&other, "app", "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_that_its_registry_lost_is_told_as_such() {
+    let (home, other, site) = (TestRegistry::start(), TestRegistry::start(), Site::new());
+    image("text", LayerCompression::Gzip).build().put(&home, "base", "1");
+    let client = client();
+    let images = known(&site, &client, &format!("{}/base:1", home.authority())).await;
+    home.script(Script::on("GET", "/blobs/").reply(forge_testkit::Reply::status(404)));
+    let settings = settings(&[&format!("{}/app:1", other.authority())]);
+    let error = push(&site.context, &client, &images, &settings).await.unwrap_err();
+    assert!(error.to_string().contains("cannot fetch a layer from"), "{error}");
+    assert!(other.tagged("app", "1").is_none());
+    let layers = images.images()[0].layer_ids();
+    let error = bring_layers(&site.context, &client, &layers).await.unwrap_err();
+    assert!(error.to_string().contains("which nothing needed before"), "{error}");
+    assert!(error.hint().is_some());
+    home.clear_scripts();
+    bring_layers(&site.context, &client, &layers).await.unwrap();
+    site.context.store.layers().tree(&layers).unwrap();
+}
+
+// Seen to fail without the second round of blobs.
+#[tokio::test(flavor = "multi_thread")]
+async fn f37_blobs_that_a_registry_lost_are_sent_again() {
+    let (registry, site) = (TestRegistry::start(), Site::new());
+    image("text", LayerCompression::Gzip).build().put(&registry, "base", "1");
+    let images = known(&site, &client(), &format!("{}/base:1", registry.authority())).await;
+    // It says that it took the config, and did not.
+    registry.script(Script::on("PUT", "/blobs/uploads/").times(1).reply(forge_testkit::Reply::status(201)));
+    pushed(&site, &images, &settings(&[&format!("{}/app:1", registry.authority())])).await;
+    validate(&registry, "app", "1");
 }
 
 /// Several platforms go out as an index, come back one by one or together, and leave again as they were.
