@@ -11,6 +11,11 @@ macro_rules! capabilities {
     };
 }
 
+/// All of them.
+pub(crate) fn all() -> &'static [&'static str] {
+    KNOWN
+}
+
 capabilities! {
     SOURCE_IMAGE = "source.image";
     SOURCE_IMAGE_RESOLVE_MODE = "source.image.resolvemode";

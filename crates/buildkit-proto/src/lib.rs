@@ -26,7 +26,7 @@ mod dump;
 mod encode;
 mod error;
 
-pub use bollard_buildkit_proto::pb;
+pub use bollard_buildkit_proto::{fsutil, google, health, moby, pb};
 pub use decode::{Decoded, decode};
 pub use dump::{dot, json_lines};
 pub use encode::{EncodeError, encode};
@@ -41,6 +41,11 @@ pub struct SourceFile {
     pub data: Vec<u8>,
     /// The language, `Dockerfile`.
     pub language: String,
+}
+
+/// The capabilities that a definition may ask for.
+pub fn capabilities() -> &'static [&'static str] {
+    capabilities::all()
 }
 
 /// The bytes of a definition, as `buildctl debug dump-llb` and `buildctl build` read them.

@@ -1,6 +1,6 @@
 //! Where forge keeps its things and how it reaches the world: flags, environment, configuration file.
 
-use crate::args::GlobalArgs;
+use crate::args::{DaemonArgs, GlobalArgs};
 use crate::environment::Environment;
 use anyhow::{Context, anyhow};
 use forge_engine::{EngineOptions, Proxy, RegistryHost};
@@ -87,6 +87,144 @@ pub fn oci_runtime(flag: Option<&str>, environment: &Environment) -> anyhow::Res
     }
 }
 
+/// What the daemon's configuration file says beside what the engine is told.
+#[derive(Debug, Default, PartialEq)]
+pub struct DaemonConfig {
+    /// `[grpc] address`.
+    pub addresses: Vec<String>,
+    /// `[grpc] debugAddress`.
+    pub debug_address: Option<String>,
+    /// `[grpc] gid`.
+    pub gid: Option<u32>,
+    /// `insecure-entitlements`.
+    pub entitlements: Vec<String>,
+    /// `[worker.oci.labels]`.
+    pub labels: BTreeMap<String, String>,
+    /// What the file says that forge does not heed, one line each.
+    pub remarks: Vec<String>,
+}
+
+/// buildkitd.toml as the daemon reads it: what forge knows, and what it says it does not heed.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct DaemonFile {
+    root: Option<PathBuf>,
+    registry: BTreeMap<String, RegistryHost>,
+    worker: DaemonWorkers,
+    grpc: Grpc,
+    cdi: Cdi,
+    #[serde(rename = "insecure-entitlements")]
+    entitlements: Vec<String>,
+    debug: bool,
+    #[serde(flatten)]
+    others: BTreeMap<String, toml::Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct DaemonWorkers {
+    oci: DaemonWorker,
+    #[serde(flatten)]
+    others: BTreeMap<String, toml::Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct DaemonWorker {
+    #[serde(rename = "max-parallelism")]
+    max_parallelism: Option<usize>,
+    labels: BTreeMap<String, String>,
+    #[serde(flatten)]
+    others: BTreeMap<String, toml::Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Grpc {
+    address: Vec<String>,
+    #[serde(rename = "debugAddress")]
+    debug_address: Option<String>,
+    gid: Option<u32>,
+    #[serde(flatten)]
+    others: BTreeMap<String, toml::Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Cdi {
+    disabled: bool,
+    #[serde(rename = "specDirs")]
+    spec_dirs: Vec<PathBuf>,
+    #[serde(flatten)]
+    others: BTreeMap<String, toml::Value>,
+}
+
+impl DaemonFile {
+    /// A line for each key that has no effect.
+    fn remarks(&self) -> Vec<String> {
+        let tables = [
+            ("", &self.others),
+            ("grpc.", &self.grpc.others),
+            ("worker.", &self.worker.others),
+            ("worker.oci.", &self.worker.oci.others),
+            ("cdi.", &self.cdi.others),
+        ];
+        let keys = tables.iter().flat_map(|(table, keys)| keys.keys().map(move |key| format!("{table}{key}")));
+        keys.map(|key| format!("the configuration's {key} has no effect")).collect()
+    }
+}
+
+/// As [`engine_options`], for the daemon: its file is buildkitd.toml, of which it heeds what it knows and names the rest.
+///
+/// # Errors
+/// Names the configuration file and the line that cannot be used.
+pub fn daemon_options(
+    global: &GlobalArgs,
+    args: &DaemonArgs,
+    environment: &Environment,
+    is_root: bool,
+) -> anyhow::Result<(EngineOptions, DaemonConfig)> {
+    let file: DaemonFile = match &global.config {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let mut file: DaemonFile = parse_toml(&text, path)?;
+            anchor_all(&mut file.registry, path);
+            file
+        }
+        None => DaemonFile::default(),
+    };
+    let bare = GlobalArgs { config: None, root: global.root.clone().or(file.root.clone()), ..global.clone() };
+    let mut options = engine_options(&bare, environment, is_root)?;
+    options.root = own_folder(options.root);
+    let remarks = file.remarks();
+    options.registries.extend(file.registry);
+    options.max_parallelism = args.oci_max_parallelism.or(file.worker.oci.max_parallelism).or(options.max_parallelism);
+    let folders = [args.cdi_spec_dir.clone(), file.cdi.spec_dirs].into_iter().find(|folders| !folders.is_empty());
+    options.device_folders = match (args.cdi_disabled || file.cdi.disabled, folders) {
+        (true, _) => Vec::new(),
+        (false, Some(folders)) => folders,
+        (false, None) => options.device_folders,
+    };
+    let config = DaemonConfig {
+        addresses: file.grpc.address,
+        debug_address: file.grpc.debug_address,
+        gid: file.grpc.gid,
+        entitlements: file.entitlements,
+        labels: file.worker.oci.labels,
+        remarks,
+    };
+    Ok((options, config))
+}
+
+/// A folder that holds other things, sockets for example, has the store in a folder of its own.
+fn own_folder(root: PathBuf) -> PathBuf {
+    let is_empty = std::fs::read_dir(&root).is_ok_and(|mut entries| entries.next().is_none());
+    match !root.exists() || is_empty || root.join("FORMAT").exists() {
+        true => root,
+        false => root.join("forge"),
+    }
+}
+
 /// docker's `config.json`.
 pub fn docker_config(environment: &Environment) -> PathBuf {
     let folder = environment.filled("DOCKER_CONFIG").map(PathBuf::from);
@@ -122,14 +260,22 @@ fn read_file(global: &GlobalArgs, environment: &Environment, is_root: bool) -> a
 }
 
 fn parse(text: &str, path: &Path) -> anyhow::Result<ConfigFile> {
-    let mut file: ConfigFile = toml::from_str(text).map_err(|error| {
+    let mut file: ConfigFile = parse_toml(text, path)?;
+    anchor_all(&mut file.registry, path);
+    Ok(file)
+}
+
+fn parse_toml<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> anyhow::Result<T> {
+    toml::from_str(text).map_err(|error| {
         let before = error.span().map_or("", |span| &text[..span.start.min(text.len())]);
         let line = before.matches('\n').count() + 1;
         anyhow!("{}:{line}: {}", path.display(), error.message())
-    })?;
+    })
+}
+
+fn anchor_all(hosts: &mut BTreeMap<String, RegistryHost>, path: &Path) {
     let folder = path.parent().unwrap_or(Path::new("."));
-    file.registry.values_mut().for_each(|host| anchor(host, folder));
-    Ok(file)
+    hosts.values_mut().for_each(|host| anchor(host, folder));
 }
 
 /// Files named in the configuration are relative to its folder.

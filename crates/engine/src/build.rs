@@ -14,7 +14,8 @@ use crate::plausible;
 use crate::remote::GitDefaults;
 use crate::steps::ShownStep;
 use crate::{
-    BuildContext, BuildOutcome, BuildRequest, DockerfileSource, EngineError, NamedContext, Network, StepCounts,
+    BuildContext, BuildOutcome, BuildRequest, DockerfileSource, EngineError, NamedContext, Network, SourcePlace,
+    StepCounts,
 };
 use forge_cache::BuildId;
 use forge_exporter::BuiltImage;
@@ -72,9 +73,11 @@ pub(crate) struct Build {
     images: Arc<ImageResolver>,
     main: Arc<MainContext>,
     named: BTreeMap<String, forge_frontend::NamedContext>,
-    solver: OnceCell<Solver>,
+    /// The name that steps see of their machine; empty for the usual one.
+    pub hostname: String,
+    solver: Arc<OnceCell<Solver>>,
     /// The solver's own, for what is asked beside the graph.
-    worker: OnceLock<Arc<LocalWorker>>,
+    worker: Arc<OnceLock<Arc<LocalWorker>>>,
 }
 
 /// What was built for one platform.
@@ -134,6 +137,18 @@ impl Build {
         }
         let handed = Handed::new(request.secrets.clone(), &request.ssh)?;
         let session = engine.session(contexts, handed, events, cancel);
+        Self::with(engine, request, session, main, named, layouts)
+    }
+
+    /// Puts a build together from what was opened.
+    pub(crate) fn with(
+        engine: Engine,
+        request: BuildRequest,
+        session: Arc<dyn Session>,
+        main: MainContext,
+        named: BTreeMap<String, forge_frontend::NamedContext>,
+        layouts: BTreeMap<String, std::path::PathBuf>,
+    ) -> Result<Self, EngineError> {
         let transfer = engine.transfer_now(session.clone(), "[internal] fetching images")?;
         let images = Arc::new(ImageResolver::new(transfer.clone(), engine.registry()?, layouts));
         Ok(Self {
@@ -144,9 +159,43 @@ impl Build {
             images,
             main: Arc::new(main),
             named,
-            solver: OnceCell::new(),
-            worker: OnceLock::new(),
+            hostname: String::new(),
+            solver: Arc::default(),
+            worker: Arc::default(),
         })
+    }
+
+    /// The same build for another request: what was found out so far holds for both.
+    pub(crate) fn fork(&self, request: BuildRequest) -> Self {
+        Self {
+            engine: self.engine.clone(),
+            request,
+            session: self.session.clone(),
+            transfer: self.transfer.clone(),
+            images: self.images.clone(),
+            main: self.main.clone(),
+            named: BTreeMap::new(),
+            hostname: String::new(),
+            solver: self.solver.clone(),
+            worker: self.worker.clone(),
+        }
+    }
+
+    pub(crate) fn images(&self) -> &ImageResolver {
+        &self.images
+    }
+
+    /// Whether the context is nothing but a Dockerfile.
+    pub(crate) fn has_own_dockerfile(&self) -> bool {
+        self.main.dockerfile.is_some()
+    }
+
+    pub(crate) fn set_main(&mut self, main: MainContext) {
+        self.main = Arc::new(main);
+    }
+
+    pub(crate) fn name_context(&mut self, name: String, context: forge_frontend::NamedContext) {
+        self.named.insert(name, context);
     }
 
     async fn run(self) -> Result<BuildOutcome, EngineError> {
@@ -178,6 +227,10 @@ impl Build {
             DockerfileSource::Remote(remote) => return self.fetch_dockerfile(remote).await,
             source => source.clone(),
         };
+        self.load_dockerfile_from(source).await
+    }
+
+    pub(crate) async fn load_dockerfile_from(&self, source: DockerfileSource) -> Result<DockerfileText, EngineError> {
         let main = self.main.clone();
         let shown = ShownStep::start(self.session.events(), LOAD_DOCKERFILE);
         shown.end(blocking(move || read_dockerfile(&source, &main)).await)
@@ -263,6 +316,7 @@ impl Build {
             ulimits: request.limits.ulimits.clone(),
             cgroup_parent: request.limits.cgroup_parent.clone(),
             shm_size: request.limits.shm_size,
+            hostname: self.hostname.clone(),
             ..LowerOptions::new(platform.clone())
         }
     }
@@ -288,7 +342,7 @@ impl Build {
     }
 
     /// Tells the user what the checks found.
-    fn report(&self, lowered: &LoweredImage, text: &DockerfileText) -> Vec<WarningNotice> {
+    pub(crate) fn report(&self, lowered: &LoweredImage, text: &DockerfileText) -> Vec<WarningNotice> {
         let source = String::from_utf8_lossy(&text.text);
         let lines = SourceLines::new(&text.name, &source);
         let mut notices: Vec<WarningNotice> =
@@ -360,12 +414,17 @@ impl Build {
             Ok(solved) => return Ok(solved),
             Err(error) => error,
         };
+        Err(self.failed(error, image, text).await)
+    }
+
+    /// A step that failed, and what may have been meant.
+    pub(crate) async fn failed(&self, error: SolveError, image: &LoweredImage, text: &DockerfileText) -> EngineError {
         let meant = self.explain_missing(&error, image).await.or_else(|| foreign_program(&error, image));
         let failed = step_failed(error, text);
-        Err(match meant {
+        match meant {
             Some(hint) => failed.with_hint(hint),
             None => failed,
-        })
+        }
     }
 
     /// What a step may have meant that did not find its files.
@@ -428,7 +487,7 @@ fn arguments(dockerfile: &Dockerfile) -> BTreeSet<String> {
     dockerfile.instructions().iter().filter(is_arg).flat_map(names).collect()
 }
 
-fn ignore_patterns(text: &[u8]) -> Result<Vec<String>, EngineError> {
+pub(crate) fn ignore_patterns(text: &[u8]) -> Result<Vec<String>, EngineError> {
     forge_frontend::ignore_patterns(text)
         .map_err(|error| EngineError::new(error.kind(), error.to_string()).context("cannot read the ignore file"))
 }
@@ -441,11 +500,18 @@ pub(crate) fn refused(error: &FrontendError, text: &DockerfileText) -> EngineErr
     if let Problem::Trigger { right, .. } = &*error.problem {
         failed = failed.with_hint(format!("allow it with --allow onbuild.{}", right.name()));
     }
+    if let Some(span) = error.span {
+        failed = failed.with_place(place(text, &text.name, span.first_line, span.last_line));
+    }
     // The first line of the drawing is the message itself.
     match drawn.split_once('\n') {
         Some((_, picture)) if !picture.trim().is_empty() => failed.with_detail(picture),
         _ => failed,
     }
+}
+
+fn place(text: &DockerfileText, file: &str, first_line: u32, last_line: u32) -> SourcePlace {
+    SourcePlace { file: file.to_owned(), data: text.text.clone(), first_line, last_line }
 }
 
 /// A stage or a common image that an image's name may have meant.
@@ -456,7 +522,7 @@ fn suggest_image(text: &DockerfileText, name: &str) -> Option<String> {
 
 /// A step that failed, with its last lines of output and the instruction that it comes from.
 pub(crate) fn step_failed(error: SolveError, text: &DockerfileText) -> EngineError {
-    let SolveError::Step { name, span, source, .. } = error else {
+    let SolveError::Step { vertex, name, span, source } = error else {
         return EngineError::new(error.kind(), error.to_string());
     };
     let mut detail = String::new();
@@ -465,11 +531,15 @@ pub(crate) fn step_failed(error: SolveError, text: &DockerfileText) -> EngineErr
     {
         detail = format!("------\n > {name}:\n{}\n------\n", last_lines.join("\n"));
     }
-    if let Some(span) = span {
+    if let Some(span) = &span {
         let source = String::from_utf8_lossy(&text.text);
         detail += &excerpt(&span.file, &source, span.first_line, span.last_line);
     }
-    let failed = EngineError::new(source.kind(), chain(&*source)).with_detail(detail);
+    let mut failed = EngineError::new(source.kind(), chain(&*source)).with_detail(detail);
+    failed = failed.with_vertex(vertex.digest().clone());
+    if let Some(span) = span {
+        failed = failed.with_place(place(text, &span.file, span.first_line, span.last_line));
+    }
     match step_hint(&source) {
         Some(hint) => failed.with_hint(hint),
         None => failed,
@@ -514,6 +584,7 @@ fn unresolved(wanted: &ImageRequest, text: &DockerfileText, error: EngineError) 
         ErrorKind::Cancelled => error,
         _ => error.context(&format!("{name}: failed to resolve source metadata for {whole}")),
     };
+    let told = told.with_place(self::place(text, &text.name, lines.0, lines.1));
     told.with_detail(place).with_suggestion(suggest_image(text, &name))
 }
 

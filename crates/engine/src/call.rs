@@ -116,9 +116,23 @@ struct Question<'a> {
 impl Build {
     async fn answer(self, call: Call) -> Result<CallOutcome, EngineError> {
         let text = self.load_dockerfile().await?;
+        let ignore = match call {
+            // The stages of a file do not depend on it.
+            Call::Targets => Vec::new(),
+            Call::Check | Call::Outline => self.load_ignore_patterns().await?,
+        };
+        self.answer_about(text, &ignore, call).await
+    }
+
+    pub(crate) async fn answer_about(
+        &self,
+        text: DockerfileText,
+        ignore: &[String],
+        call: Call,
+    ) -> Result<CallOutcome, EngineError> {
         let answer = match call {
-            Call::Check => Answer::Check(self.check(&text).await?),
-            Call::Outline => Answer::Outline(self.outline(&text).await?),
+            Call::Check => Answer::Check(self.check(&text, ignore).await?),
+            Call::Outline => Answer::Outline(self.outline(&text, ignore).await?),
             Call::Targets => Answer::Targets(self.targets(&text)?),
         };
         Ok(CallOutcome { file: text.name, source: text.text, answer })
@@ -129,22 +143,17 @@ impl Build {
         forge_frontend::targets(&dockerfile).map_err(|error| refused(&error, text))
     }
 
-    async fn question<'a>(
-        &self,
-        text: &'a DockerfileText,
-        dockerfile: Dockerfile,
-    ) -> Result<Question<'a>, EngineError> {
-        let ignore = self.load_ignore_patterns().await?;
+    fn question<'a>(&self, text: &'a DockerfileText, dockerfile: Dockerfile, ignore: &[String]) -> Question<'a> {
         let platform = self.request.platforms.first().cloned().unwrap_or_else(Platform::host);
-        Ok(Question { text, dockerfile, options: self.lower_options(&ignore, &platform) })
+        Question { text, dockerfile, options: self.lower_options(ignore, &platform) }
     }
 
-    async fn check(&self, text: &DockerfileText) -> Result<CheckReport, EngineError> {
+    async fn check(&self, text: &DockerfileText, ignore: &[String]) -> Result<CheckReport, EngineError> {
         let dockerfile = match forge_frontend::parse(&text.name, &text.text) {
             Ok(dockerfile) => dockerfile,
             Err(error) => return Ok(report(CheckResults { warnings: Vec::new(), error: Some(error) })),
         };
-        let question = self.question(text, dockerfile).await?;
+        let question = self.question(text, dockerfile, ignore);
         let mut known = ResolvedImages::new();
         loop {
             match forge_frontend::check(&question.dockerfile, &question.options, &known) {
@@ -169,9 +178,9 @@ impl Build {
         }
     }
 
-    async fn outline(&self, text: &DockerfileText) -> Result<Outline, EngineError> {
+    async fn outline(&self, text: &DockerfileText, ignore: &[String]) -> Result<Outline, EngineError> {
         let dockerfile = forge_frontend::parse(&text.name, &text.text).map_err(|error| refused(&error, text))?;
-        let question = self.question(text, dockerfile).await?;
+        let question = self.question(text, dockerfile, ignore);
         let mut known = ResolvedImages::new();
         loop {
             let turn = forge_frontend::outline(&question.dockerfile, &question.options, &known);

@@ -88,25 +88,28 @@ impl Build {
         let shown = ShownStep::start(self.session.events(), LOAD_DEFINITION);
         let decoded = blocking(move || forge_buildkit_proto::decode(&definition).map_err(unreadable)).await;
         let Decoded { graph, sources } = shown.end(decoded)?;
-        let lowered = self.image_of(graph, &platform)?;
+        let lowered = self.image_of(graph, &platform, self.request.no_cache)?;
         let nowhere = DockerfileText { name: String::new(), text: Vec::new() };
         entitlements::check(&lowered, &self.request, &nowhere)?;
         let solved = self.solver().await?.solve(&lowered.graph, self.session.clone()).await;
         let solved = solved.map_err(|error| {
-            let text = text_of(&error, sources);
+            let text = text_of(&error, &sources);
             step_failed(error, &text)
         })?;
         self.export(vec![PlatformResult { lowered, solved, platform }], Vec::new()).await
     }
 
     /// The graph with what a Dockerfile would have said beside it.
-    fn image_of(&self, graph: Graph, platform: &Platform) -> Result<LoweredImage, EngineError> {
-        let mut config = ImageConfig::new(platform);
-        config.config.env = vec![DEFAULT_PATH.to_owned()];
-        config.config.working_dir = "/".to_owned();
+    pub(crate) fn image_of(
+        &self,
+        graph: Graph,
+        platform: &Platform,
+        no_cache: bool,
+    ) -> Result<LoweredImage, EngineError> {
+        let mut config = default_config(platform);
         let labels = self.request.labels.iter();
         config.config.labels.extend(labels.map(|(name, value)| (name.clone(), value.clone().into())));
-        let graph = if self.request.no_cache { without_cache(&graph)? } else { graph };
+        let graph = if no_cache { without_cache(&graph)? } else { graph };
         Ok(LoweredImage {
             entitlements: graph.vertices().iter().flat_map(needed_entitlements).collect(),
             graph,
@@ -120,6 +123,14 @@ impl Build {
             triggers: Vec::new(),
         })
     }
+}
+
+/// The config of an image about which nothing is said.
+pub(crate) fn default_config(platform: &Platform) -> ImageConfig {
+    let mut config = ImageConfig::new(platform);
+    config.config.env = vec![DEFAULT_PATH.to_owned()];
+    config.config.working_dir = "/".to_owned();
+    config
 }
 
 fn one_platform(request: &BuildRequest) -> Result<Platform, EngineError> {
@@ -168,13 +179,13 @@ fn unreadable(error: DecodeError) -> EngineError {
 }
 
 /// The file that a failed step comes from.
-fn text_of(error: &SolveError, sources: Vec<SourceFile>) -> DockerfileText {
+pub(crate) fn text_of(error: &SolveError, sources: &[SourceFile]) -> DockerfileText {
     let file = match error {
         SolveError::Step { span: Some(span), .. } => span.file.clone(),
         _ => String::new(),
     };
-    let found = sources.into_iter().find(|source| source.name == file);
-    DockerfileText { name: file, text: found.map(|source| source.data).unwrap_or_default() }
+    let found = sources.iter().find(|source| source.name == file);
+    DockerfileText { name: file, text: found.map(|source| source.data.clone()).unwrap_or_default() }
 }
 
 /// The same steps, none of which asks the cache.

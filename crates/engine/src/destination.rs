@@ -38,6 +38,13 @@ pub(crate) fn open(destination: &Destination, cancel: &CancellationToken) -> Res
             let copy = io::stdout().as_fd().try_clone_to_owned().map_err(EngineError::io)?;
             Ok(opened(File::from(copy), End::Nothing, cancel))
         }
+        Destination::Stream(stream) => match stream.take() {
+            Some(stream) => {
+                let stream = Cancellable { inner: stream, cancel: cancel.clone() };
+                Ok(OpenedDestination { stream: Box::new(BufWriter::with_capacity(BUFFER, stream)), end: End::Nothing })
+            }
+            None => Err(EngineError::new(ErrorKind::Internal, "the stream of an output is written once only")),
+        },
         Destination::File(path) => open_file(path, cancel).map_err(|error| cannot_write(path, error)),
         Destination::Directory(path) => {
             let message = format!("{} is a folder, but this output is one stream", path.display());

@@ -1,6 +1,6 @@
 use forge_cache::CacheError;
 use forge_exporter::ExportError;
-use forge_image::{ErrorKind, chain};
+use forge_image::{Digest, ErrorKind, chain};
 use forge_registry::{FetchError, RegistryError};
 use forge_store::StoreError;
 use forge_worker::WorkError;
@@ -17,13 +17,29 @@ pub struct EngineError {
     detail: Option<String>,
     hint: Option<String>,
     exit_code: Option<i32>,
+    vertex: Option<Box<Digest>>,
+    place: Option<Box<SourcePlace>>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The lines of a file that a failure comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourcePlace {
+    /// The file as the user named it.
+    pub file: String,
+    /// Its bytes.
+    pub data: Vec<u8>,
+    /// The first line, from 1.
+    pub first_line: u32,
+    /// The last line.
+    pub last_line: u32,
 }
 
 impl EngineError {
     /// An error with a message of its own.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { message: message.into(), kind, detail: None, hint: None, exit_code: None, source: None }
+        let message = message.into();
+        Self { message, kind, detail: None, hint: None, exit_code: None, vertex: None, place: None, source: None }
     }
 
     /// An error of a lower layer, its causes joined into one line.
@@ -51,6 +67,28 @@ impl EngineError {
     pub fn with_exit_code(mut self, code: i32) -> Self {
         self.exit_code = Some(code);
         self
+    }
+
+    /// Says which step failed.
+    #[must_use]
+    pub(crate) fn with_vertex(self, vertex: Digest) -> Self {
+        Self { vertex: Some(Box::new(vertex)), ..self }
+    }
+
+    /// Says where it comes from.
+    #[must_use]
+    pub(crate) fn with_place(self, place: SourcePlace) -> Self {
+        Self { place: Some(Box::new(place)), ..self }
+    }
+
+    /// The step that failed.
+    pub fn vertex(&self) -> Option<&Digest> {
+        self.vertex.as_deref()
+    }
+
+    /// Where it comes from.
+    pub fn place(&self) -> Option<&SourcePlace> {
+        self.place.as_deref()
     }
 
     /// Adds to the message what was probably meant, in the words of BuildKit.

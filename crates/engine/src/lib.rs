@@ -25,6 +25,7 @@ mod excerpt;
 mod export;
 mod handed;
 mod images;
+mod job;
 mod key_agent;
 mod leaks;
 mod limits;
@@ -53,7 +54,7 @@ pub use engine::Engine;
 pub use entitlements::Allowed;
 pub use handed::{AgentSource, SecretSource};
 
-pub use error::EngineError;
+pub use error::{EngineError, SourcePlace};
 pub use forge_executor::{CpuQuota, Footing, NamespaceIds, Resources, SwapLimit};
 pub use forge_exporter::{Annotation, AnnotationScope, FolderMode, PlatformFolders};
 pub use forge_frontend::TriggerRight;
@@ -61,6 +62,9 @@ pub use forge_llb::{ExtraHost, Ulimit};
 pub use forge_solver::{Explain, OnFailure};
 pub use forge_store::{BlobFault, Finding as StoreFinding, LayerFault, Repair, TreeFault, Verification, VerifyDepth};
 pub use forge_worker::Resolver;
+pub use job::{
+    Job, JobDockerfile, JobImage, JobResult, JobSource, MergedTree, SessionDockerfile, TreeEntry, TreeKind,
+};
 pub use leaks::leaks;
 pub use limits::Limits;
 pub use outcome::{
@@ -68,7 +72,7 @@ pub use outcome::{
     Removal, RunOutcome, StepCounts, UsageReport, UsageRow,
 };
 pub use output::{
-    Destination, DigestNames, FilesOutput, ImageOutput, Keep, LayerCompression, MediaTypes, Output, Push, Times,
+    Destination, DigestNames, FilesOutput, ImageOutput, Keep, LayerCompression, MediaTypes, Output, OutputStream, Push, Times,
     Transport,
 };
 pub use devices::Device;

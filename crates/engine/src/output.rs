@@ -2,7 +2,10 @@
 
 use forge_exporter::{Annotation, FolderMode, PlatformFolders};
 use forge_image::Reference;
+use std::fmt;
+use std::io::Write;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 /// Where a result goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,4 +154,36 @@ pub enum Destination {
     Directory(PathBuf),
     /// Standard output.
     Stdout,
+    /// Somebody who takes the bytes as they come.
+    Stream(OutputStream),
 }
+
+/// A stream that one output is written to. Copies share it.
+#[derive(Clone)]
+pub struct OutputStream(Arc<Mutex<Option<Box<dyn Write + Send>>>>);
+
+impl OutputStream {
+    /// Hands over a stream. It is flushed and dropped when everything is written.
+    pub fn new(stream: impl Write + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(Box::new(stream)))))
+    }
+
+    /// The stream, for the first who asks.
+    pub(crate) fn take(&self) -> Option<Box<dyn Write + Send>> {
+        self.0.lock().expect("no holder panics").take()
+    }
+}
+
+impl fmt::Debug for OutputStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OutputStream")
+    }
+}
+
+impl PartialEq for OutputStream {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for OutputStream {}

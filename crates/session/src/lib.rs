@@ -3,7 +3,7 @@
 //! The crate knows nothing of graphs, images in stores or terminals. A session may be in this process or at the
 //! far end of a connection; nothing in these traits lets a caller tell.
 //!
-//! Reading order: [`Session`]; [`Context`], [`ContextEntry`], [`ContextPath`], [`LocalContext`]; [`Credentials`]; [`Secret`];
+//! Reading order: [`Session`], [`ContextSelection`]; [`Context`], [`ContextEntry`], [`ContextPath`], [`LocalContext`]; [`Credentials`]; [`Secret`];
 //! [`SingleFlight`]; [`Event`], [`EventSink`]; [`PatternMatcher`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -25,15 +25,43 @@ pub use secret::{Secret, SecretError};
 pub use single_flight::{SingleFlight, Turn};
 
 use async_trait::async_trait;
+use forge_image::Digest;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+
+/// A part of a file tree, by patterns as `.dockerignore` has them.
+#[derive(Clone, Copy, Debug)]
+pub struct ContextSelection<'a> {
+    /// The name of the tree.
+    pub name: &'a str,
+    /// Only what matches is read; everything where empty.
+    pub include: &'a [String],
+    /// What matches is not read.
+    pub exclude: &'a [String],
+    /// Whom progress is reported for.
+    pub vertex: Option<&'a Digest>,
+}
 
 /// Everything that a build may ask of whoever started it.
 #[async_trait]
 pub trait Session: Send + Sync {
     /// The file tree of that name: `context` is the main build context, others are named contexts.
     fn context(&self, name: &str) -> Option<Arc<dyn Context>>;
+
+    /// Brings in what a step reads of a file tree that is elsewhere; [`Session::selected_context`] has it then. Nothing is
+    /// to be done where files are read where they lie.
+    ///
+    /// # Errors
+    /// There is no such tree, or it cannot be brought in.
+    async fn fetch_context(&self, _wanted: &ContextSelection<'_>) -> Result<(), ContextError> {
+        Ok(())
+    }
+
+    /// The file tree of that name, of which no more is read than what is selected.
+    fn selected_context(&self, wanted: &ContextSelection<'_>) -> Option<Arc<dyn Context>> {
+        self.context(wanted.name)
+    }
 
     /// The credentials for a registry's host (with port, as in a reference); `None` means anonymous.
     ///

@@ -1,5 +1,7 @@
 use async_trait::async_trait;
-use forge_session::{Context, CredentialError, Credentials, EventSink, Secret, SecretError, Session};
+use forge_session::{
+    Context, ContextError, ContextSelection, CredentialError, Credentials, EventSink, Secret, SecretError, Session,
+};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
@@ -16,6 +18,19 @@ pub(crate) struct BuildSession {
 impl Session for BuildSession {
     fn context(&self, name: &str) -> Option<Arc<dyn Context>> {
         self.session.context(name)
+    }
+
+    async fn fetch_context(&self, wanted: &ContextSelection<'_>) -> Result<(), ContextError> {
+        let cancelled = || ContextError::Read {
+            path: wanted.name.to_owned(),
+            source: std::io::Error::other("the build was cancelled"),
+        };
+        let fetched = self.cancellation.run_until_cancelled(self.session.fetch_context(wanted)).await;
+        fetched.unwrap_or_else(|| Err(cancelled()))
+    }
+
+    fn selected_context(&self, wanted: &ContextSelection<'_>) -> Option<Arc<dyn Context>> {
+        self.session.selected_context(wanted)
     }
 
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {

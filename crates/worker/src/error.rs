@@ -5,6 +5,7 @@ use forge_cache::CacheError;
 use forge_executor::ExecutorError;
 use forge_image::{Digest, ErrorKind, ImageId, chain};
 use forge_registry::FetchError;
+use forge_session::ContextError;
 use forge_solver::WorkerError;
 use forge_store::StoreError;
 
@@ -35,6 +36,9 @@ pub enum WorkError {
         /// The name.
         name: String,
     },
+    /// A context could not be brought in.
+    #[error(transparent)]
+    Context(#[from] ContextError),
     /// An image was removed while the build used it.
     #[error("image {id} was removed while the build used it")]
     ImageGone {
@@ -118,7 +122,7 @@ impl WorkError {
             Self::Store(error) => error.kind(),
             Self::Fetch(error) => error.kind(),
             Self::Input(error) => error.kind(),
-            Self::NoContext { .. } => ErrorKind::UserInput,
+            Self::NoContext { .. } | Self::Context(_) => ErrorKind::UserInput,
             Self::ImageGone { .. } => ErrorKind::Environment,
             Self::Cancelled => ErrorKind::Cancelled,
             Self::Unresolved { .. } | Self::Thread(_) => ErrorKind::Internal,

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use blake3::Hasher;
 use forge_cache::{CacheError, Listing, ResultRef, ResultStore, Selector};
 use forge_image::ErrorKind;
-use forge_session::Session;
+use forge_session::{ContextSelection, Session};
 use forge_store::{ContentDigest, LayerId, LayerRecord, Lease, Store};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -64,7 +64,8 @@ pub(crate) fn source_tree(
             Ok(SourceTree::of_layers(tree, Stop(session.clone())))
         }
         ResultRef::Context { name, include, exclude } => {
-            let Some(context) = session.context(name) else {
+            let wanted = ContextSelection { name, include, exclude, vertex: None };
+            let Some(context) = session.selected_context(&wanted) else {
                 let message = format!("there is no build context named {name:?}");
                 return Err(CacheError::Result { kind: ErrorKind::UserInput, message, source: None });
             };

@@ -1,6 +1,7 @@
 //! The command line, as docker's users know it: flags in, plain values out. Nothing here acts.
 
 mod build;
+mod daemon;
 mod debug;
 mod images;
 mod limits;
@@ -11,6 +12,7 @@ mod unsupported;
 mod verify;
 
 pub use build::BuildArgs;
+pub use daemon::DaemonArgs;
 pub use debug::{DebugArgs, DebugCommand, LlbArgs};
 pub use images::{HistoryArgs, ImagesArgs, InspectArgs, LoadArgs, RmiArgs, SaveArgs, TagArgs};
 pub use limits::LimitArgs;
@@ -93,6 +95,8 @@ pub enum Command {
     Prune(PruneArgs),
     /// Look after the store
     Store(StoreArgs),
+    /// Serve BuildKit's interface, so that its clients can build here
+    Daemon(Box<DaemonArgs>),
     /// Show what forge makes of things
     Debug(DebugArgs),
     /// Show the version
@@ -119,9 +123,19 @@ impl Cli {
     /// clap's error, which also carries `--help` and `--version`.
     pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = command();
-        let mut matches = command.try_get_matches_from_mut(words)?;
+        let mut matches = command.try_get_matches_from_mut(as_daemon(words))?;
         Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
     }
+}
+
+/// A program that is called as BuildKit's daemon is that.
+fn as_daemon(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut words: Vec<OsString> = words.into_iter().collect();
+    let name = words.first().and_then(|word| std::path::Path::new(word).file_name());
+    if name.is_some_and(|name| name == "buildkitd") && words.get(1).is_none_or(|word| word != "--version") {
+        words.insert(1, "daemon".into());
+    }
+    words
 }
 
 /// The whole grammar, with docker's way of writing switches (`--rm`, `--rm=false`).
@@ -206,6 +220,16 @@ mod tests {
     fn the_host_name_has_dockers_short_flag() {
         let Command::Run(run) = read("forge run -h box busybox").unwrap().command else { panic!() };
         assert_eq!(run.hostname.as_deref(), Some("box"));
+    }
+
+    #[test]
+    fn called_as_buildkitd_it_is_the_daemon() {
+        let line = "/usr/bin/buildkitd --oci-worker=true --containerd-worker=false --oci-worker-gc=false \
+                    --oci-worker-labels=a.b=true --config=/c --root /r --addr unix:///s --debug";
+        let cli = Cli::read(line.split_whitespace().map(OsString::from)).unwrap();
+        let Command::Daemon(daemon) = cli.command else { panic!() };
+        assert_eq!((daemon.addr, daemon.labels), (vec!["unix:///s".to_owned()], vec!["a.b=true".to_owned()]));
+        assert_eq!(cli.global.root, Some("/r".into()));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod archive;
 mod build;
 mod call;
+mod daemon;
 mod debug;
 mod images;
 mod inspect;
@@ -58,6 +59,10 @@ pub fn error_prefix(command: &Command) -> &'static str {
 /// What the user is to be told, and the exit code.
 pub fn run(cli: Cli, standing: &Standing) -> Result<u8, Failure> {
     let environment = Environment::of_process();
+    if let Command::Daemon(args) = &cli.command {
+        let (options, config) = config::daemon_options(&cli.global, args, &environment, standing.is_root())?;
+        return daemon::daemon(&Start { environment, options }, args, config);
+    }
     let mut options = config::engine_options(&cli.global, &environment, standing.is_root())?;
     options.oci_runtime = config::oci_runtime(cli.command.oci_runtime(), &environment)
         .map_err(|error| Failure::from(error).with_code(BEFORE_START))?;
@@ -82,6 +87,7 @@ pub fn run(cli: Cli, standing: &Standing) -> Result<u8, Failure> {
         Command::Store(args) => match args.what {
             StoreCommand::Verify(args) => return verify::verify(&start, &args),
         },
+        Command::Daemon(_) => unreachable!("it reads a configuration of its own, above"),
         Command::Debug(args) => return debug::debug(&start, &args),
         Command::Version(args) => store::version(&args),
         Command::Info(args) => store::info(&start, &args),

@@ -41,7 +41,8 @@ pub(crate) enum RemoteError {
     Offline { remote: String },
     #[error("git failed to {action} {remote}: {message}")]
     Git { action: &'static str, remote: String, message: String },
-    #[error("repository {remote} does not contain ref {reference}")]
+    // The first words are BuildKit's.
+    #[error("repository does not contain ref {reference}: {remote}")]
     NoReference { remote: String, reference: String },
     #[error("{remote}: expected checksum to match {expected}, got {found}")]
     Commit { remote: String, expected: String, found: String },

@@ -1,4 +1,4 @@
-//! Files that the session hands over: read where they lie, never copied as a whole.
+//! Files that the session hands over: read where they lie; the session brings in those that lie elsewhere.
 
 use super::{Asked, Source};
 use crate::error::WorkError;
@@ -6,6 +6,7 @@ use crate::keys;
 use async_trait::async_trait;
 use forge_cache::ResultRef;
 use forge_llb::LocalSource;
+use forge_session::ContextSelection;
 use forge_solver::CacheMap;
 
 pub(super) struct Local<'a> {
@@ -18,7 +19,10 @@ impl Source for Local<'_> {
         Ok(keys::of_context(&self.op.name))
     }
 
-    async fn snapshot(&self, _asked: &Asked<'_>) -> Result<ResultRef, WorkError> {
+    async fn snapshot(&self, asked: &Asked<'_>) -> Result<ResultRef, WorkError> {
+        let LocalSource { name, include, exclude } = self.op;
+        let wanted = ContextSelection { name, include, exclude, vertex: Some(&asked.vertex) };
+        asked.session.fetch_context(&wanted).await?;
         let LocalSource { name, include, exclude } = self.op.clone();
         Ok(ResultRef::Context { name, include, exclude })
     }

@@ -93,7 +93,7 @@ fn references() {
     }
     let url = server.url("r.git");
     let missing = bench.tree(&source(&format!("{url}#nowhere")));
-    assert_eq!(missing, format!("UserInput: repository {url} does not contain ref nowhere\n"));
+    assert_eq!(missing, format!("UserInput: repository does not contain ref nowhere: {url}\n"));
 }
 
 fn commits_are_keys() {

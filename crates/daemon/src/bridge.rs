@@ -1,0 +1,350 @@
+//! A build that its client steers: it solves, looks at results, and says at last what the result is.
+
+use crate::reply;
+use crate::session::send::stat_of;
+use crate::solution::{self, Results, Solution};
+use crate::solve::{FrontendRequest, JobContext};
+use forge_buildkit_proto::fsutil::types::Stat;
+use forge_buildkit_proto::google::rpc;
+use forge_buildkit_proto::moby::buildkit::v1::VertexWarning;
+use forge_buildkit_proto::moby::buildkit::v1::apicaps::ApiCap;
+use forge_buildkit_proto::moby::buildkit::v1::frontend::{
+    self as wire, EvaluateResponse, InputsResponse, PongResponse, ReadDirRequest, ReadDirResponse, ReadFileRequest,
+    ReadFileResponse, Ref, RefMap, RefMapDeprecated, ResolveImageConfigRequest, ResolveImageConfigResponse,
+    ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse, ReturnRequest, SolveRequest,
+    SolveResponse, StatFileRequest, StatFileResponse, WarnRequest, result,
+};
+use forge_buildkit_proto::pb;
+use forge_engine::{Job, JobResult, MergedTree, TreeEntry, TreeKind};
+use forge_image::Reference;
+use forge_llb::ResolveMode;
+use forge_session::{ContextPath, PatternMatcher};
+use prost::Message;
+use std::collections::{BTreeMap, HashMap};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+use tonic::{Code, Status};
+
+/// Messages are bounded; a file is not.
+const MOST_FILE: u64 = (16 << 20) - 1024;
+
+/// What front ends can ask of a bridge.
+const FRONTEND_CAPABILITIES: [&str; 20] = [
+    "solve.base",
+    "solve.inlinereturn",
+    "resolveimage",
+    "resolveimage.resolvemode",
+    "readfile",
+    "return",
+    "returnmap",
+    "readdir",
+    "statfile",
+    "importcaches",
+    "proto.refarray",
+    "reference.output",
+    "frontend.inputs",
+    "gateway.solve.metadata",
+    "frontend.caps",
+    "gateway.solve.evaluate",
+    "gateway.evaluate",
+    "gateway.warnings",
+    "reference.attestations",
+    "source.metaresolver",
+];
+
+/// What a client has made of a build so far.
+pub(crate) struct Bridge {
+    context: JobContext,
+    inputs: HashMap<String, pb::Definition>,
+    results: Mutex<HashMap<String, JobResult>>,
+    next: AtomicU64,
+    returned: watch::Sender<Option<Result<Solution, Status>>>,
+}
+
+impl Bridge {
+    pub(crate) fn new(context: JobContext, inputs: HashMap<String, pb::Definition>) -> Self {
+        let (results, next) = (Mutex::default(), AtomicU64::new(1));
+        Self { context, inputs, results, next, returned: watch::Sender::new(None) }
+    }
+
+    /// What the client says the result is, once it does.
+    pub(crate) async fn wait(&self) -> Result<Solution, Status> {
+        let mut returned = self.returned.subscribe();
+        let cancel = &self.context.build.cancel;
+        tokio::select! {
+            () = cancel.cancelled() => Err(Status::cancelled("context canceled")),
+            said = returned.wait_for(Option::is_some) => match said {
+                Ok(said) => said.clone().unwrap_or_else(|| Err(Status::internal("the build has no result"))),
+                Err(_) => Err(Status::internal("the build has no result")),
+            },
+        }
+    }
+
+    fn job(&self) -> &Job {
+        &self.context.job
+    }
+
+    fn results(&self) -> MutexGuard<'_, HashMap<String, JobResult>> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a result a name that no other build has.
+    fn name(&self, result: JobResult) -> String {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{}-{number}", self.context.build.reference);
+        self.results().insert(id.clone(), result);
+        id
+    }
+
+    /// A result by its name; no name is the empty file system.
+    fn find(&self, id: &str) -> Result<Option<JobResult>, Status> {
+        if id.is_empty() {
+            return Ok(None);
+        }
+        let found = self.results().get(id).cloned();
+        found.map(Some).ok_or_else(|| Status::unknown(format!("no such ref: {id}")))
+    }
+
+    async fn tree(&self, id: &str) -> Result<MergedTree, Status> {
+        let result = self.find(id)?.ok_or_else(|| Status::unknown(format!("empty ref: {id}")))?;
+        self.job().tree(&result).await.map_err(|error| reply::status(&error))
+    }
+
+    pub(crate) fn ping(&self) -> PongResponse {
+        let capability = |id: &str| ApiCap { id: id.to_owned(), enabled: true, ..ApiCap::default() };
+        PongResponse {
+            frontend_api_caps: FRONTEND_CAPABILITIES.iter().map(|id| capability(id)).collect(),
+            llb_caps: forge_buildkit_proto::capabilities().iter().map(|id| capability(id)).collect(),
+            workers: vec![self.context.shared.worker.clone()],
+        }
+    }
+
+    pub(crate) async fn solve(&self, request: SolveRequest) -> Result<SolveResponse, Status> {
+        let asked = FrontendRequest {
+            frontend: request.frontend,
+            options: request.frontend_opt,
+            definition: request.definition,
+        };
+        let solution = self.context.frontend(asked).await?;
+        if request.evaluate {
+            solution.evaluate(self.job()).await?;
+        }
+        if solution.is_map && !request.allow_result_return {
+            return Err(Status::unknown("solve did not return default result"));
+        }
+        let mut named = Vec::new();
+        for image in &solution.images {
+            let (id, def) = match &image.result {
+                Some(result) => (self.name(result.clone()), definition(result)),
+                None => (String::new(), None),
+            };
+            named.push((image.platform.to_string(), Ref { id, def }));
+        }
+        let only = named.first().map(|(_, named)| named.clone()).unwrap_or_default();
+        let old_ref = if request.allow_result_return { String::new() } else { only.id.clone() };
+        let result = match (solution.is_map, request.allow_result_array_ref) {
+            (true, true) => result::Result::Refs(RefMap { refs: named.into_iter().collect() }),
+            (true, false) => {
+                let refs = named.into_iter().map(|(key, named)| (key, named.id)).collect();
+                result::Result::RefsDeprecated(RefMapDeprecated { refs })
+            }
+            (false, true) => result::Result::Ref(only),
+            (false, false) => result::Result::RefDeprecated(only.id),
+        };
+        let metadata = solution.metadata;
+        let result = wire::Result { metadata, attestations: HashMap::new(), result: Some(result) };
+        Ok(SolveResponse { r#ref: old_ref, result: Some(result) })
+    }
+
+    pub(crate) async fn read_file(&self, request: ReadFileRequest) -> Result<ReadFileResponse, Status> {
+        let tree = self.tree(&request.r#ref).await?;
+        blocking(move || read_file(&tree, &request)).await
+    }
+
+    pub(crate) async fn read_dir(&self, request: ReadDirRequest) -> Result<ReadDirResponse, Status> {
+        let tree = self.tree(&request.r#ref).await?;
+        blocking(move || read_dir(&tree, &request)).await
+    }
+
+    pub(crate) async fn stat_file(&self, request: StatFileRequest) -> Result<StatFileResponse, Status> {
+        let tree = self.tree(&request.r#ref).await?;
+        blocking(move || {
+            let entry = lookup(&tree, &request.path, "lstat")?;
+            let name = entry.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let stat = Stat { path: name, ..stat_of(&entry, None) };
+            Ok(StatFileResponse { stat: Some(stat) })
+        })
+        .await
+    }
+
+    pub(crate) async fn evaluate(&self, id: &str) -> Result<EvaluateResponse, Status> {
+        if let Some(result) = self.find(id)? {
+            self.job().evaluate(&result).await.map_err(|error| reply::status(&error))?;
+        }
+        Ok(EvaluateResponse {})
+    }
+
+    pub(crate) fn inputs(&self) -> InputsResponse {
+        InputsResponse { definitions: self.inputs.clone() }
+    }
+
+    pub(crate) fn warn(&self, request: WarnRequest) {
+        self.context.build.progress.warn(VertexWarning {
+            vertex: request.digest,
+            level: request.level,
+            short: request.short,
+            detail: request.detail,
+            url: request.url,
+            info: request.info,
+            ranges: request.ranges,
+        });
+    }
+
+    /// Ends the build with a result or an error.
+    pub(crate) fn return_result(&self, request: ReturnRequest) -> Result<(), Status> {
+        let said = match (request.error, request.result) {
+            (Some(error), _) => Err(status_of(&error)),
+            (None, Some(result)) => self.solution(result),
+            (None, None) => return Err(Status::invalid_argument("no result")),
+        };
+        self.returned.send_replace(Some(said));
+        Ok(())
+    }
+
+    fn solution(&self, result: wire::Result) -> Result<Solution, Status> {
+        let by_key = |refs: Vec<(String, String)>| -> Result<Results, Status> {
+            let found = refs.into_iter().map(|(key, id)| Ok((key, self.find(&id)?)));
+            Ok(Results::ByKey(found.collect::<Result<BTreeMap<_, _>, Status>>()?))
+        };
+        let results = match result.result {
+            None => Results::One(None),
+            Some(result::Result::RefDeprecated(id)) => Results::One(self.find(&id)?),
+            Some(result::Result::Ref(named)) => Results::One(self.find(&named.id)?),
+            Some(result::Result::RefsDeprecated(map)) => by_key(map.refs.into_iter().collect())?,
+            Some(result::Result::Refs(map)) => {
+                by_key(map.refs.into_iter().map(|(key, named)| (key, named.id)).collect())?
+            }
+        };
+        Solution::of_metadata(results, result.metadata)
+    }
+
+    pub(crate) async fn resolve_image_config(
+        &self,
+        request: ResolveImageConfigRequest,
+    ) -> Result<ResolveImageConfigResponse, Status> {
+        let name = request.r#ref.strip_prefix("docker-image://").unwrap_or(&request.r#ref);
+        let found = self.image(name, request.platform.as_ref(), &request.resolve_mode, &request.log_name);
+        let (digest, config) = found.await?;
+        Ok(ResolveImageConfigResponse { digest, config, r#ref: request.r#ref })
+    }
+
+    pub(crate) async fn resolve_source_meta(
+        &self,
+        request: ResolveSourceMetaRequest,
+    ) -> Result<ResolveSourceMetaResponse, Status> {
+        let source = request.source.ok_or_else(|| Status::invalid_argument("source is required"))?;
+        let Some(name) = source.identifier.strip_prefix("docker-image://") else {
+            // Nothing is known of it before it is fetched.
+            return Ok(ResolveSourceMetaResponse { source: Some(source), ..ResolveSourceMetaResponse::default() });
+        };
+        let found = self.image(name, request.platform.as_ref(), &request.resolve_mode, &request.log_name);
+        let (digest, config) = found.await?;
+        let config = match request.image.is_some_and(|image| image.no_config) {
+            true => Vec::new(),
+            false => config,
+        };
+        let image = ResolveSourceImageResponse { digest, config, attestation_chain: None };
+        let (source, image) = (Some(source), Some(image));
+        Ok(ResolveSourceMetaResponse { source, image, ..ResolveSourceMetaResponse::default() })
+    }
+
+    async fn image(
+        &self,
+        name: &str,
+        platform: Option<&pb::Platform>,
+        mode: &str,
+        step: &str,
+    ) -> Result<(String, Vec<u8>), Status> {
+        let failed = |error: String| Status::unknown(format!("failed to parse reference {name:?}: {error}"));
+        let reference: Reference = name.parse().map_err(|error| failed(format!("{error}")))?;
+        let mode = if mode == "pull" { ResolveMode::ForcePull } else { ResolveMode::PreferLocal };
+        let step = match step {
+            "" => format!("resolve image config for docker-image://{reference}"),
+            step => step.to_owned(),
+        };
+        let found = self.job().resolve_image(&reference, &solution::platform(platform), mode, &step).await;
+        let found = found.map_err(|error| reply::status(&error))?;
+        Ok((found.digest.to_string(), found.config.to_json()))
+    }
+
+    /// What is not done is said by name.
+    pub(crate) fn unsupported(what: &str) -> Status {
+        Status::unimplemented(format!("{what} is not supported"))
+    }
+}
+
+fn definition(result: &JobResult) -> Option<pb::Definition> {
+    // A result that the format has no words for is none the worse for it.
+    pb::Definition::decode(result.definition().ok()?.as_slice()).ok()
+}
+
+/// An error as a client hands it in, with its details.
+fn status_of(error: &rpc::Status) -> Status {
+    Status::with_details(Code::from_i32(error.code), error.message.clone(), error.encode_to_vec().into())
+}
+
+fn read_file(tree: &MergedTree, request: &ReadFileRequest) -> Result<ReadFileResponse, Status> {
+    let path = &request.file_path;
+    let entry = lookup(tree, path, "open")?;
+    if !matches!(entry.kind, TreeKind::File { .. }) {
+        return Err(Status::unknown(format!("{path} is not a regular file")));
+    }
+    let failed = |error: std::io::Error| Status::unknown(format!("read {path}: {error}"));
+    let mut file = tree.open(&entry.path).map_err(|error| Status::unknown(error.to_string()))?;
+    let mut limit = MOST_FILE;
+    if let Some(range) = request.range {
+        file.seek(SeekFrom::Start(u64::try_from(range.offset).unwrap_or(0))).map_err(failed)?;
+        limit = limit.min(u64::try_from(range.length).unwrap_or(0));
+    }
+    let mut data = Vec::new();
+    file.take(limit).read_to_end(&mut data).map_err(failed)?;
+    Ok(ReadFileResponse { data })
+}
+
+fn read_dir(tree: &MergedTree, request: &ReadDirRequest) -> Result<ReadDirResponse, Status> {
+    let entry = lookup(tree, &request.dir_path, "lstat")?;
+    if !entry.is_directory() {
+        return Err(Status::unknown(format!("{}: not a directory", request.dir_path)));
+    }
+    let pattern = match request.include_pattern.as_str() {
+        "" => None,
+        pattern => {
+            let pattern = PatternMatcher::new(&[pattern.to_owned()]);
+            Some(pattern.map_err(|error| Status::unknown(error.to_string()))?)
+        }
+    };
+    let children = tree.children(&entry.path).map_err(|error| Status::unknown(error.to_string()))?;
+    let mut entries = Vec::new();
+    for child in children {
+        let path = child.name.to_string_lossy().into_owned();
+        if pattern.as_ref().is_none_or(|pattern| pattern.matches(&ContextPath::clean(&path))) {
+            entries.push(Stat { path, ..stat_of(&child, None) });
+        }
+    }
+    Ok(ReadDirResponse { entries })
+}
+
+/// An entry of a tree, all links followed inside the tree.
+fn lookup(tree: &MergedTree, path: &str, doing: &str) -> Result<TreeEntry, Status> {
+    let failed = |why: String| Status::unknown(format!("{doing} {path}: {why}"));
+    let resolved = tree.resolve(Path::new(path)).map_err(|error| failed(error.to_string()))?;
+    let found = tree.lookup(&resolved).map_err(|error| failed(error.to_string()))?;
+    found.ok_or_else(|| failed("no such file or directory".to_owned()))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Status> + Send + 'static) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Status::internal(error.to_string()))?
+}

@@ -1,0 +1,229 @@
+//! What runs now, and what ran lately.
+
+use crate::bridge::Bridge;
+use crate::progress::Progress;
+use forge_buildkit_proto::moby::buildkit::v1::{BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+/// How long a call waits for a build that it names.
+const WAIT: Duration = Duration::from_secs(3);
+
+/// How many builds that ended are remembered; BuildKit's own number.
+const REMEMBERED: usize = 50;
+
+/// One build: from the call that asks for it until it is forgotten.
+pub(crate) struct Build {
+    /// The client's name for it.
+    pub reference: String,
+    pub progress: Arc<Progress>,
+    /// Cancelled when it is to stop.
+    pub cancel: CancellationToken,
+    /// What a client that steers the build itself talks to, while it runs.
+    bridge: Mutex<Option<Arc<Bridge>>>,
+    record: Mutex<BuildHistoryRecord>,
+    number: u64,
+}
+
+impl Build {
+    /// What there is to be told of it.
+    pub(crate) fn record(&self) -> BuildHistoryRecord {
+        let counts = self.progress.counts();
+        BuildHistoryRecord {
+            num_cached_steps: counts.cached,
+            num_total_steps: counts.total,
+            num_completed_steps: counts.completed,
+            num_warnings: counts.warnings,
+            ..self.locked().clone()
+        }
+    }
+
+    /// What a client that steers the build itself talks to.
+    pub(crate) fn bridge(&self) -> Option<Arc<Bridge>> {
+        self.bridge.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets the client steer the build; `None` when that is over.
+    pub(crate) fn set_bridge(&self, bridge: Option<Arc<Bridge>>) {
+        *self.bridge.lock().unwrap_or_else(PoisonError::into_inner) = bridge;
+    }
+
+    fn locked(&self) -> MutexGuard<'_, BuildHistoryRecord> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.locked().completed_at.is_some()
+    }
+
+    fn event(&self) -> BuildHistoryEvent {
+        let kind = match self.has_ended() {
+            true => BuildHistoryEventType::Complete,
+            false => BuildHistoryEventType::Started,
+        };
+        BuildHistoryEvent { r#type: kind.into(), record: Some(self.record()) }
+    }
+}
+
+/// All builds by their names.
+pub(crate) struct Builds {
+    builds: Mutex<BTreeMap<String, Arc<Build>>>,
+    changed: watch::Sender<()>,
+    events: broadcast::Sender<BuildHistoryEvent>,
+    next: AtomicU64,
+    /// Cancelled when the daemon ends.
+    stop: CancellationToken,
+}
+
+impl Builds {
+    pub(crate) fn new(stop: CancellationToken) -> Self {
+        let (events, _) = broadcast::channel(256);
+        Self { builds: Mutex::default(), changed: watch::Sender::new(()), events, next: AtomicU64::new(0), stop }
+    }
+
+    fn builds(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Build>>> {
+        self.builds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a build. A name is used once at a time.
+    pub(crate) fn begin(&self, record: BuildHistoryRecord) -> Result<Arc<Build>, Status> {
+        let reference = record.r#ref.clone();
+        let mut builds = self.builds();
+        if builds.get(&reference).is_some_and(|build| !build.has_ended()) {
+            return Err(Status::already_exists(format!("job ID {reference} exists")));
+        }
+        let build = Arc::new(Build {
+            reference: reference.clone(),
+            progress: Arc::new(Progress::new()),
+            cancel: self.stop.child_token(),
+            bridge: Mutex::default(),
+            record: Mutex::new(record),
+            number: self.next.fetch_add(1, Ordering::Relaxed),
+        });
+        builds.insert(reference, build.clone());
+        forget_old(&mut builds);
+        drop(builds);
+        self.changed.send_replace(());
+        self.tell(build.event());
+        Ok(build)
+    }
+
+    /// Notes how a build ended.
+    pub(crate) fn end(&self, build: &Build, note: impl FnOnce(&mut BuildHistoryRecord)) {
+        build.set_bridge(None);
+        build.progress.close();
+        note(&mut build.locked());
+        self.changed.send_replace(());
+        self.tell(build.event());
+    }
+
+    fn tell(&self, event: BuildHistoryEvent) {
+        // Nobody may be listening.
+        let _ = self.events.send(event);
+    }
+
+    /// Tells those who wait that a build came by what they wait for.
+    pub(crate) fn announce(&self) {
+        self.changed.send_replace(());
+    }
+
+    /// A build that satisfies a condition, waited for if need be.
+    pub(crate) async fn wait<T>(&self, reference: &str, find: impl Fn(&Arc<Build>) -> Option<T>) -> Result<T, Status> {
+        let mut changes = self.changed.subscribe();
+        let search = async {
+            loop {
+                if let Some(found) = self.builds().get(reference).and_then(&find) {
+                    return found;
+                }
+                // The sender lives as long as this does.
+                if changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let found = tokio::time::timeout(WAIT, search).await;
+        found.map_err(|_| Status::not_found(format!("no such job {reference}")))
+    }
+
+    /// All of them, oldest first, and what happens from then on.
+    pub(crate) fn listen(&self) -> (Vec<Arc<Build>>, broadcast::Receiver<BuildHistoryEvent>) {
+        let builds = self.builds();
+        let receiver = self.events.subscribe();
+        let mut all: Vec<_> = builds.values().cloned().collect();
+        all.sort_by_key(|build| build.number);
+        (all, receiver)
+    }
+
+    /// What is told of a build.
+    pub(crate) fn event_of(build: &Build) -> BuildHistoryEvent {
+        build.event()
+    }
+
+    /// Forgets a build that has ended.
+    pub(crate) fn forget(&self, reference: &str) -> Result<(), Status> {
+        let mut builds = self.builds();
+        let found = builds.get(reference).filter(|build| build.has_ended()).cloned();
+        let Some(build) = found else {
+            return Err(Status::not_found(format!("no build record {reference}")));
+        };
+        builds.remove(reference);
+        drop(builds);
+        let record = BuildHistoryRecord { r#ref: build.reference.clone(), ..BuildHistoryRecord::default() };
+        self.tell(BuildHistoryEvent { r#type: BuildHistoryEventType::Deleted.into(), record: Some(record) });
+        Ok(())
+    }
+
+    /// Changes what is remembered of a build.
+    pub(crate) fn update(&self, reference: &str, change: impl FnOnce(&mut BuildHistoryRecord)) -> Result<(), Status> {
+        let found = self.builds().get(reference).cloned();
+        let build = found.ok_or_else(|| Status::not_found(format!("no build record {reference}")))?;
+        change(&mut build.locked());
+        self.tell(build.event());
+        Ok(())
+    }
+
+    /// Whether anything runs.
+    pub(crate) fn are_idle(&self) -> bool {
+        self.builds().values().all(|build| build.has_ended())
+    }
+
+    /// Waits until nothing runs.
+    pub(crate) async fn idle(&self) {
+        let mut changes = self.changed.subscribe();
+        while !self.are_idle() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// One line for each build, for people.
+    pub(crate) fn describe(&self) -> String {
+        let line = |build: &Arc<Build>| {
+            let (record, state) = (build.record(), if build.has_ended() { "ended" } else { "running" });
+            format!(
+                "{} {state} frontend={:?} steps={}/{}\n",
+                build.reference, record.frontend, record.num_completed_steps, record.num_total_steps
+            )
+        };
+        self.builds().values().map(line).collect()
+    }
+}
+
+/// Pinned builds and those that run stay.
+fn forget_old(builds: &mut BTreeMap<String, Arc<Build>>) {
+    let mut old: Vec<(u64, String)> = builds
+        .values()
+        .filter(|build| build.has_ended() && !build.locked().pinned)
+        .map(|build| (build.number, build.reference.clone()))
+        .collect();
+    old.sort();
+    for (_, reference) in old.iter().take(old.len().saturating_sub(REMEMBERED)) {
+        builds.remove(reference);
+    }
+}

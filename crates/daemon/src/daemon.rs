@@ -1,0 +1,136 @@
+use crate::builds::Builds;
+use crate::content::ContentService;
+use crate::control::ControlService;
+use crate::gateway_service::GatewayService;
+use crate::listen::Listener;
+use crate::session::{MOST_MESSAGE, SessionFiles, Sessions};
+use crate::{DaemonError, DaemonOptions, debug, worker_record};
+use forge_buildkit_proto::health::health_server::{Health, HealthServer};
+use forge_buildkit_proto::health::{
+    HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
+    health_check_response::ServingStatus,
+};
+use forge_buildkit_proto::moby::buildkit::v1::control_server::ControlServer;
+use forge_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_server::LlbBridgeServer;
+use forge_buildkit_proto::moby::buildkit::v1::types::WorkerRecord;
+use forge_engine::Engine;
+use futures_util::future::join_all;
+use futures_util::stream::{self, BoxStream, StreamExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::Router;
+use tonic::{Request, Response, Status};
+
+/// How long builds have to clean up when the daemon is told to end.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// HTTP/2 windows: contexts and results are large.
+const WINDOW: u32 = 4 << 20;
+
+/// A builder that clients connect to.
+pub struct Daemon {
+    shared: Arc<Shared>,
+    listeners: Vec<Listener>,
+    debug: Option<Listener>,
+    stop: CancellationToken,
+}
+
+/// What all services work with.
+pub(crate) struct Shared {
+    pub engine: Engine,
+    pub options: DaemonOptions,
+    pub worker: WorkerRecord,
+    pub sessions: Arc<Sessions>,
+    pub files: Arc<SessionFiles>,
+    pub builds: Arc<Builds>,
+}
+
+impl Daemon {
+    /// Binds all addresses: whoever connects from now on is served once [`Daemon::serve`] runs. `root` is the engine's.
+    ///
+    /// # Errors
+    /// An address is taken or must not be used, or a file in `root` cannot be written.
+    pub async fn bind(engine: Engine, root: &Path, options: DaemonOptions) -> Result<Self, DaemonError> {
+        let mut listeners = Vec::new();
+        for address in &options.addresses {
+            listeners.push(Listener::bind(address, &options).await?);
+        }
+        let debug = match &options.debug_address {
+            Some(address) => Some(Listener::bind(address, &options).await?),
+            None => None,
+        };
+        let stop = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            engine,
+            worker: worker_record::make(root, &options)?,
+            options,
+            sessions: Arc::new(Sessions::new()),
+            files: Arc::new(SessionFiles::new(root)),
+            builds: Arc::new(Builds::new(stop.clone())),
+        });
+        Ok(Self { shared, listeners, debug, stop })
+    }
+
+    /// Serves until `end` is cancelled; then builds are cancelled, and have a while to clean up.
+    ///
+    /// # Errors
+    /// The server fails by itself.
+    pub async fn serve(self, end: CancellationToken) -> Result<(), DaemonError> {
+        let Self { shared, listeners, debug, stop } = self;
+        let debug = debug.map(|listener| tokio::spawn(debug::serve(listener, shared.builds.clone())));
+        let (streams, files): (Vec<_>, Vec<_>) = listeners.into_iter().map(Listener::incoming).unzip();
+        let servers = streams.into_iter().map(|incoming| router(&shared).serve_with_incoming(incoming));
+        let served = tokio::select! {
+            served = join_all(servers) => served.into_iter().collect::<Result<(), _>>(),
+            () = async {
+                end.cancelled().await;
+                stop.cancel();
+                // Whoever does not end in time ends with the process; the store is made for that.
+                let _ = tokio::time::timeout(GRACE, shared.builds.idle()).await;
+            } => Ok(()),
+        };
+        if let Some(debug) = debug {
+            debug.abort();
+        }
+        drop(files);
+        Ok(served?)
+    }
+}
+
+fn router(shared: &Arc<Shared>) -> Router {
+    let control = ControlServer::new(ControlService::new(shared.clone()));
+    let gateway = LlbBridgeServer::new(GatewayService::new(shared.clone()));
+    Server::builder()
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(4 * WINDOW)
+        .add_service(HealthServer::new(Healthy))
+        .add_service(ContentService)
+        .add_service(gateway.max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(MOST_MESSAGE))
+        .add_service(control.max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(MOST_MESSAGE))
+}
+
+/// Whoever can ask is answered: what cannot be served ends the process.
+struct Healthy;
+
+const SERVING: HealthCheckResponse = HealthCheckResponse { status: ServingStatus::Serving as i32 };
+
+#[tonic::async_trait]
+impl Health for Healthy {
+    async fn check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        Ok(Response::new(SERVING))
+    }
+
+    async fn list(&self, _: Request<HealthListRequest>) -> Result<Response<HealthListResponse>, Status> {
+        Ok(Response::new(HealthListResponse { statuses: [(String::new(), SERVING)].into() }))
+    }
+
+    type WatchStream = BoxStream<'static, Result<HealthCheckResponse, Status>>;
+
+    async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let changes = stream::once(async { Ok(SERVING) }).chain(stream::pending());
+        Ok(Response::new(changes.boxed()))
+    }
+}

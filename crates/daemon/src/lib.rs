@@ -1,0 +1,38 @@
+//! BuildKit's gRPC interfaces, served from the engine: a builder for `buildctl`, for buildx and for whatever is made
+//! with BuildKit's client library.
+//!
+//! The crate knows sockets, gRPC and the shapes of requests; what is built and how is the engine's business. It reads no
+//! environment and no configuration file, and prints nothing.
+//!
+//! Reading order: [`DaemonOptions`], [`Address`]; [`Daemon`]; then `control` (the services), `session` (what is called
+//! back on clients), `builds` (what runs now), `reply` (errors as clients know them).
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod address;
+mod bridge;
+mod builds;
+mod content;
+mod control;
+mod daemon;
+mod debug;
+mod error;
+mod exporters;
+mod filter;
+mod frontend;
+mod gateway_service;
+mod listen;
+mod options;
+mod progress;
+mod reply;
+mod session;
+mod solution;
+mod solve;
+mod subrequest;
+mod timestamp;
+mod worker_record;
+
+pub use address::Address;
+pub use daemon::Daemon;
+pub use error::DaemonError;
+pub use options::DaemonOptions;

@@ -1,0 +1,23 @@
+use crate::Address;
+use std::collections::BTreeMap;
+
+/// How the daemon serves. Nothing is read from the environment.
+#[derive(Clone, Debug, Default)]
+pub struct DaemonOptions {
+    /// Where clients connect.
+    pub addresses: Vec<Address>,
+    /// Where the debug pages are served over HTTP.
+    pub debug_address: Option<Address>,
+    /// The group that may use Unix sockets; the daemon's own where `None`.
+    pub group: Option<u32>,
+    /// Further labels of the worker, as clients see them.
+    pub labels: BTreeMap<String, String>,
+    /// What clients may ask for beyond what every build has: `network.host`, `security.insecure`, `device`.
+    pub entitlements: Vec<String>,
+    /// Whether TCP addresses are served to everybody who can reach them.
+    pub unprotected_tcp: bool,
+    /// The version that clients are told.
+    pub version: String,
+    /// The name of this machine.
+    pub hostname: String,
+}

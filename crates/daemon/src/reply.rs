@@ -1,0 +1,78 @@
+//! Errors as BuildKit's clients know them: a gRPC status whose details name the step and the place.
+//!
+//! Details are `Any` messages whose value is JSON, not protobuf; their types have the names of BuildKit's packages.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use forge_buildkit_proto::google::protobuf::Any;
+use forge_buildkit_proto::google::rpc;
+use forge_engine::{EngineError, SourcePlace};
+use forge_image::ErrorKind;
+use prost::Message;
+use serde_json::{Value, json};
+use tonic::{Code, Status};
+
+/// A failure of the engine as a gRPC status.
+pub(crate) fn status(error: &EngineError) -> Status {
+    let vertex = error.vertex().map(|vertex| detail("Vertex", &json!({ "digest": vertex.as_str() })));
+    let source = error.place().map(|place| detail("Source", &source(place)));
+    with_details(code(error.kind()), error.to_string(), vertex.into_iter().chain(source).collect())
+}
+
+/// A status with details.
+pub(crate) fn with_details(code: Code, message: String, details: Vec<Any>) -> Status {
+    if details.is_empty() {
+        return Status::new(code, message);
+    }
+    let encoded = rpc::Status { code: code as i32, message: message.clone(), details }.encode_to_vec();
+    Status::with_details(code, message, encoded.into())
+}
+
+/// The details of a status that has some.
+pub(crate) fn details(status: &Status) -> Vec<Any> {
+    rpc::Status::decode(status.details()).map(|status| status.details).unwrap_or_default()
+}
+
+/// A detail of one of the types that clients know.
+pub(crate) fn detail(kind: &str, value: &Value) -> Any {
+    Any { type_url: format!("github.com/moby/buildkit/errdefs.{kind}+json"), value: value.to_string().into_bytes() }
+}
+
+fn source(place: &SourcePlace) -> Value {
+    let line = |line: u32| json!({ "line": line });
+    json!({
+        "info": {
+            "filename": place.file,
+            "data": STANDARD.encode(&place.data),
+            "language": "Dockerfile",
+        },
+        "ranges": [{ "start": line(place.first_line), "end": line(place.last_line) }],
+    })
+}
+
+fn code(kind: ErrorKind) -> Code {
+    match kind {
+        ErrorKind::Cancelled => Code::Cancelled,
+        ErrorKind::Unsupported => Code::Unimplemented,
+        // Everything else is a failure of the build, which has no code of its own.
+        _ => Code::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn details_are_json_of_types_that_clients_know() {
+        let place = SourcePlace { file: "Dockerfile".into(), data: b"RUN x".to_vec(), first_line: 1, last_line: 1 };
+        let made = with_details(Code::Unknown, "failed".into(), vec![detail("Source", &source(&place))]);
+        let found = details(&made);
+        assert_eq!(found[0].type_url, "github.com/moby/buildkit/errdefs.Source+json");
+        let value: Value = serde_json::from_slice(&found[0].value).unwrap();
+        assert_eq!(
+            (value["info"]["data"].as_str(), value["ranges"][0]["end"]["line"].as_u64()),
+            (Some("UlVOIHg="), Some(1))
+        );
+    }
+}

@@ -1,0 +1,284 @@
+//! Results on their way to a client: streams of bytes, and trees of files.
+
+use super::ClientSession;
+use super::fsutil::{self, mode, packet};
+use forge_buildkit_proto::fsutil::types::packet::PacketType;
+use forge_buildkit_proto::fsutil::types::{Packet, Stat};
+use forge_buildkit_proto::moby::filesync::packet::file_send_client::FileSendClient as TreeClient;
+use forge_buildkit_proto::moby::filesync::v1::BytesMessage;
+use forge_buildkit_proto::moby::filesync::v1::file_send_client::FileSendClient as StreamClient;
+use forge_engine::{MergedTree, TreeEntry, TreeKind};
+use std::collections::HashMap;
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::{Code, Request, Status};
+
+const METHOD: &str = "/moby.filesync.v1.FileSend/DiffCopy";
+
+/// Bytes of a message of a stream.
+const CHUNK: usize = 1 << 20;
+
+/// Bytes of a message of a file: what the protocol's other implementations send.
+const FILE_CHUNK: usize = 32 << 10;
+
+/// How many files are read at the same time.
+const READERS: usize = 4;
+
+/// A stream to a client. To be written to on a thread that may block.
+pub(crate) struct StreamWriter(mpsc::Sender<BytesMessage>);
+
+impl Write for StreamWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len().min(CHUNK);
+        let message = BytesMessage { data: bytes[..count].to_vec() };
+        self.0.blocking_send(message).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How a client took a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    Whole,
+    /// It has it already, and did not want it.
+    Unwanted,
+}
+
+/// Opens a stream to the client's output of that number. The second part ends when the client has everything, after the
+/// writer was dropped.
+pub(crate) fn stream(
+    session: &Arc<ClientSession>,
+    output: usize,
+) -> Result<(BufWriter<StreamWriter>, JoinHandle<Result<Taken, Status>>), Status> {
+    let (sender, receiver) = mpsc::channel(8);
+    let mut request = Request::new(ReceiverStream::new(receiver));
+    address(session, output, request.metadata_mut())?;
+    let mut client = StreamClient::new(session.channel.clone());
+    let taken = tokio::spawn(async move {
+        let mut answers = match client.diff_copy(request).await {
+            Err(status) if status.code() == Code::AlreadyExists => return Ok(Taken::Unwanted),
+            answered => answered?.into_inner(),
+        };
+        loop {
+            match answers.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(Taken::Whole),
+                Err(status) if status.code() == Code::AlreadyExists => return Ok(Taken::Unwanted),
+                Err(status) => return Err(status),
+            }
+        }
+    });
+    Ok((BufWriter::with_capacity(CHUNK, StreamWriter(sender)), taken))
+}
+
+fn address(session: &ClientSession, output: usize, metadata: &mut MetadataMap) -> Result<(), Status> {
+    if !session.supports(METHOD) {
+        return Err(Status::unimplemented(format!("method {METHOD} not supported by the client")));
+    }
+    let number = AsciiMetadataValue::from(output as u64);
+    metadata.insert("buildkit-attachable-exporter-id", number);
+    metadata.insert("buildkit-exporter-multi-platform", AsciiMetadataValue::from_static("1"));
+    Ok(())
+}
+
+/// A tree that is sent, below a folder where there are several.
+#[derive(Clone)]
+pub(crate) struct SentTree {
+    pub folder: Option<String>,
+    pub tree: MergedTree,
+}
+
+/// Sends trees to the client's output of that number. With an epoch all files have that time.
+pub(crate) async fn trees(
+    session: &Arc<ClientSession>,
+    output: usize,
+    trees: Vec<SentTree>,
+    epoch: Option<i64>,
+) -> Result<(), Status> {
+    let (sender, receiver) = mpsc::channel::<Packet>(128);
+    let mut request = Request::new(ReceiverStream::new(receiver));
+    address(session, output, request.metadata_mut())?;
+    let mut client = TreeClient::new(session.channel.clone()).max_decoding_message_size(super::MOST_MESSAGE);
+    let listing = Listing {
+        sender: sender.clone(),
+        epoch: epoch.map(|seconds| seconds.saturating_mul(1_000_000_000)),
+        files: Arc::default(),
+        next: 0,
+    };
+    let files = listing.files.clone();
+    let walked = tokio::task::spawn_blocking(move || listing.walk(&trees));
+    let mut incoming = client.diff_copy(request).await?.into_inner();
+    let readers = Arc::new(Semaphore::new(READERS));
+    let mut reading: tokio::task::JoinSet<io::Result<()>> = tokio::task::JoinSet::new();
+    loop {
+        let message = tokio::select! {
+            message = incoming.message() => message?,
+            Some(read) = reading.join_next() => {
+                read.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| failed(&error))?;
+                continue;
+            }
+        };
+        let Some(message) = message else { break };
+        match message.r#type() {
+            PacketType::PacketErr => {
+                let text = String::from_utf8_lossy(&message.data);
+                return Err(Status::unknown(format!("error from receiver: {text}")));
+            }
+            PacketType::PacketReq => {
+                let file = files.lock().unwrap_or_else(PoisonError::into_inner).remove(&message.id);
+                let Some((tree, path)) = file else {
+                    return Err(Status::invalid_argument(format!("invalid file id {}", message.id)));
+                };
+                let permit =
+                    readers.clone().acquire_owned().await.map_err(|error| Status::internal(error.to_string()))?;
+                let sender = sender.clone();
+                reading.spawn_blocking(move || {
+                    let _permit = permit;
+                    send_file(&sender, message.id, &tree, &path)
+                });
+            }
+            PacketType::PacketFin => {
+                // The client may have hung up, content with what it has.
+                let _ = sender.send(packet(PacketType::PacketFin, 0, Vec::new())).await;
+            }
+            PacketType::PacketStat | PacketType::PacketData => {}
+        }
+        if message.r#type() == PacketType::PacketFin {
+            break;
+        }
+    }
+    walked.await.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| failed(&error))?;
+    drop(sender);
+    while incoming.message().await?.is_some() {}
+    Ok(())
+}
+
+fn failed(error: &io::Error) -> Status {
+    Status::unknown(error.to_string())
+}
+
+type Files = Arc<Mutex<HashMap<u32, (MergedTree, PathBuf)>>>;
+
+/// Lists trees, entry by entry.
+struct Listing {
+    sender: mpsc::Sender<Packet>,
+    epoch: Option<i64>,
+    files: Files,
+    next: u32,
+}
+
+impl Listing {
+    fn walk(mut self, trees: &[SentTree]) -> io::Result<()> {
+        for SentTree { folder, tree } in trees {
+            if let Some(folder) = folder {
+                let stat = Stat {
+                    path: folder.clone(),
+                    mode: mode::DIRECTORY | 0o755,
+                    mod_time: self.epoch.unwrap_or_default(),
+                    ..Stat::default()
+                };
+                self.send(stat)?;
+            }
+            self.tree(folder.as_deref(), tree)?;
+        }
+        self.sender.blocking_send(fsutil::stat(None)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    /// Not recursive: a tree may be deeper than a stack.
+    fn tree(&mut self, folder: Option<&str>, tree: &MergedTree) -> io::Result<()> {
+        let mut links: HashMap<(u64, u64), String> = HashMap::new();
+        let mut todo = Vec::new();
+        if tree.lookup(Path::new("/")).map_err(io::Error::other)?.is_some() {
+            todo.extend(tree.children(Path::new("/")).map_err(io::Error::other)?.into_iter().rev());
+        }
+        while let Some(entry) = todo.pop() {
+            if matches!(entry.kind, TreeKind::Socket) {
+                continue;
+            }
+            let mut stat = stat_of(&entry, folder);
+            if let Some(epoch) = self.epoch {
+                stat.mod_time = epoch;
+            }
+            let is_file = matches!(entry.kind, TreeKind::File { .. });
+            if is_file && entry.links > 1 {
+                match links.get(&entry.inode) {
+                    Some(first) => stat.linkname.clone_from(first),
+                    None => _ = links.insert(entry.inode, stat.path.clone()),
+                }
+            }
+            if is_file {
+                let file = (tree.clone(), entry.path.clone());
+                self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(self.next, file);
+            }
+            self.send(stat)?;
+            if entry.is_directory() {
+                todo.extend(tree.children(&entry.path).map_err(io::Error::other)?.into_iter().rev());
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, stat: Stat) -> io::Result<()> {
+        self.next += 1;
+        self.sender.blocking_send(fsutil::stat(Some(stat))).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// An entry of a tree in the protocol's words; its path is below `folder`.
+pub(crate) fn stat_of(entry: &TreeEntry, folder: Option<&str>) -> Stat {
+    let relative = entry.path.strip_prefix("/").unwrap_or(&entry.path).to_string_lossy();
+    let path = match folder {
+        Some(folder) => format!("{folder}/{relative}"),
+        None => relative.into_owned(),
+    };
+    let (kind, size, linkname, device) = match &entry.kind {
+        TreeKind::File { size } => (0, *size, String::new(), (0, 0)),
+        TreeKind::Directory => (mode::DIRECTORY, 0, String::new(), (0, 0)),
+        TreeKind::Symlink { target } => (mode::SYMLINK, 0, Path::new(target).to_string_lossy().into_owned(), (0, 0)),
+        TreeKind::Fifo => (mode::FIFO, 0, String::new(), (0, 0)),
+        TreeKind::Socket => (mode::SOCKET, 0, String::new(), (0, 0)),
+        TreeKind::CharDevice { major, minor } => {
+            (mode::DEVICE | mode::CHARACTER, 0, String::new(), (i64::from(*major), i64::from(*minor)))
+        }
+        TreeKind::BlockDevice { major, minor } => {
+            (mode::DEVICE, 0, String::new(), (i64::from(*major), i64::from(*minor)))
+        }
+    };
+    let permissions = if kind == mode::SYMLINK { 0o777 } else { mode::of_permissions(entry.mode) };
+    let (seconds, nanos) = entry.mtime;
+    Stat {
+        path,
+        mode: kind | permissions,
+        uid: entry.uid,
+        gid: entry.gid,
+        size: i64::try_from(size).unwrap_or(i64::MAX),
+        mod_time: seconds.saturating_mul(1_000_000_000).saturating_add(nanos.into()),
+        linkname,
+        devmajor: device.0,
+        devminor: device.1,
+        xattrs: entry.xattrs.iter().map(|(name, value)| (name.to_string_lossy().into_owned(), value.clone())).collect(),
+    }
+}
+
+fn send_file(sender: &mpsc::Sender<Packet>, id: u32, tree: &MergedTree, path: &Path) -> io::Result<()> {
+    let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+    let mut file = tree.open(path).map_err(io::Error::other)?;
+    loop {
+        let mut buffer = vec![0; FILE_CHUNK];
+        let count = file.read(&mut buffer)?;
+        buffer.truncate(count);
+        sender.blocking_send(packet(PacketType::PacketData, id, buffer)).map_err(gone)?;
+        if count == 0 {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What a build came to, before it is exported.
+
+use crate::reply;
+use forge_buildkit_proto::pb;
+use forge_engine::{Job, JobImage};
+use forge_image::{ImageConfig, Platform};
+use futures_util::future::try_join_all;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
+use tonic::Status;
+
+/// The results for all platforms, and what is said of them.
+#[derive(Clone, Default)]
+pub(crate) struct Solution {
+    pub images: Vec<JobImage>,
+    /// Whether results are known by their platforms, even if there is one only.
+    pub is_map: bool,
+    pub metadata: HashMap<String, Vec<u8>>,
+}
+
+const CONFIG: &str = "containerimage.config";
+const PLATFORMS: &str = "refs.platforms";
+
+impl Solution {
+    /// Runs what all results need.
+    pub(crate) async fn evaluate(&self, job: &Job) -> Result<(), Status> {
+        let results = self.images.iter().filter_map(|image| image.result.as_ref());
+        let evaluated = try_join_all(results.map(|result| job.evaluate(result))).await;
+        evaluated.map(drop).map_err(|error| reply::status(&error))
+    }
+
+    /// What a Dockerfile came to: results with their configs.
+    pub(crate) fn of_images(images: Vec<JobImage>, is_map: bool) -> Self {
+        let mut metadata = HashMap::new();
+        for image in &images {
+            let config = image.config.to_json();
+            match is_map {
+                true => metadata.insert(format!("{CONFIG}/{}", image.platform), config),
+                false => metadata.insert(CONFIG.to_owned(), config),
+            };
+        }
+        let platforms: Vec<Value> = images
+            .iter()
+            .map(|image| json!({ "ID": image.platform.to_string(), "Platform": platform_json(&image.platform) }))
+            .collect();
+        metadata.insert(PLATFORMS.to_owned(), json!({ "Platforms": platforms }).to_string().into_bytes());
+        Self { images, is_map, metadata }
+    }
+
+    /// What a client says a result is.
+    pub(crate) fn of_metadata(results: Results, metadata: HashMap<String, Vec<u8>>) -> Result<Self, Status> {
+        let platforms = platforms(&metadata)?;
+        let image = |key: Option<&str>, platform: Platform, result| {
+            let name = key.map_or_else(|| CONFIG.to_owned(), |key| format!("{CONFIG}/{key}"));
+            let (config, source_date_epoch) = (config(&metadata, &name, &platform)?, None);
+            Ok::<_, Status>(JobImage { platform, result, config, source_date_epoch })
+        };
+        let (images, is_map) = match results {
+            Results::One(result) => {
+                let platform = platforms.as_ref().and_then(|platforms| Some(platforms.first()?.1.clone()));
+                if platforms.as_ref().is_some_and(|platforms| platforms.len() > 1) {
+                    return Err(Status::unknown("unable to export multiple platforms without map"));
+                }
+                (vec![image(None, platform.unwrap_or_else(Platform::host), result)?], false)
+            }
+            Results::ByKey(mut results) => {
+                let Some(platforms) = platforms else {
+                    return Err(Status::unknown("unable to export multiple refs, missing platforms mapping"));
+                };
+                let mut images = Vec::new();
+                for (key, platform) in platforms {
+                    let Some(result) = results.remove(&key) else {
+                        return Err(Status::unknown(format!("failed to find ref for ID {key}")));
+                    };
+                    images.push(image(Some(&key), platform, result)?);
+                }
+                (images, true)
+            }
+        };
+        Ok(Self { images, is_map, metadata })
+    }
+}
+
+/// What a client names as the result; `None` is the empty file system.
+pub(crate) enum Results {
+    One(Option<forge_engine::JobResult>),
+    ByKey(BTreeMap<String, Option<forge_engine::JobResult>>),
+}
+
+fn platform_json(platform: &Platform) -> Value {
+    let mut value = json!({ "architecture": platform.architecture, "os": platform.os });
+    if let Some(variant) = &platform.variant {
+        value["variant"] = json!(variant);
+    }
+    if let Some(version) = &platform.os_version {
+        value["os.version"] = json!(version);
+    }
+    value
+}
+
+/// Keys of results and their platforms, in order.
+fn platforms(metadata: &HashMap<String, Vec<u8>>) -> Result<Option<Vec<(String, Platform)>>, Status> {
+    let Some(bytes) = metadata.get(PLATFORMS).filter(|bytes| !bytes.is_empty()) else { return Ok(None) };
+    let failed =
+        |error: String| Status::unknown(format!("failed to parse platforms passed to provenance processor: {error}"));
+    let value: Value = serde_json::from_slice(bytes).map_err(|error| failed(error.to_string()))?;
+    let listed = value.get("Platforms").and_then(Value::as_array).cloned().unwrap_or_default();
+    if listed.is_empty() {
+        return Err(Status::unknown("invalid empty platforms index for exporter"));
+    }
+    let read = |entry: &Value| {
+        let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let key = text(entry, "ID");
+        let platform = entry.get("Platform").cloned().unwrap_or_default();
+        let (os, architecture) = (text(&platform, "os"), text(&platform, "architecture"));
+        if key.is_empty() {
+            return Err(Status::unknown("invalid empty platform key for exporter"));
+        }
+        if os.is_empty() || architecture.is_empty() {
+            return Err(Status::unknown("invalid platform value for exporter"));
+        }
+        let optional = |name: &str| Some(text(&platform, name)).filter(|text| !text.is_empty());
+        let platform = Platform {
+            os,
+            architecture,
+            variant: optional("variant"),
+            os_version: optional("os.version"),
+            ..Platform::host()
+        };
+        Ok((key, platform))
+    };
+    listed.iter().map(read).collect::<Result<Vec<_>, _>>().map(Some)
+}
+
+fn config(metadata: &HashMap<String, Vec<u8>>, name: &str, platform: &Platform) -> Result<ImageConfig, Status> {
+    let Some(bytes) = metadata.get(name).or_else(|| metadata.get(CONFIG)).filter(|bytes| !bytes.is_empty()) else {
+        return Ok(Job::default_config(platform));
+    };
+    if bytes.as_slice() == b"null" {
+        return Err(Status::unknown("invalid null image config for export"));
+    }
+    let config = ImageConfig::from_json(bytes);
+    let mut config = config.map_err(|error| Status::unknown(format!("failed to parse image config: {error}")))?;
+    // The exporter writes them: those of whoever made the config are of another image.
+    config.rootfs.diff_ids.clear();
+    Ok(config)
+}
+
+/// A platform as the wire has it.
+pub(crate) fn platform(platform: Option<&pb::Platform>) -> Platform {
+    let Some(platform) = platform.filter(|platform| !platform.os.is_empty()) else { return Platform::host() };
+    let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+    Platform {
+        os: platform.os.clone(),
+        architecture: platform.architecture.clone(),
+        variant: some(&platform.variant),
+        os_version: some(&platform.os_version),
+        os_features: platform.os_features.clone(),
+    }
+}

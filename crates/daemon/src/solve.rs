@@ -1,0 +1,187 @@
+//! A build, from the request to its results.
+
+use crate::bridge::Bridge;
+use crate::builds::Build;
+use crate::daemon::Shared;
+use crate::exporters::{self, Plan};
+use crate::frontend::{self, empty_request};
+use crate::progress::time;
+use crate::reply;
+use crate::session::{ClientSession, RemoteSession};
+use crate::solution::{Results, Solution};
+use forge_buildkit_proto::google::rpc;
+use forge_buildkit_proto::moby::buildkit::v1::{BuildHistoryRecord, Exporter, SolveRequest, SolveResponse};
+use forge_buildkit_proto::pb;
+use forge_engine::{Allowed, BuildRequest, Job};
+use forge_session::Session;
+use prost::Message;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+use tonic::Status;
+
+/// What is asked of a front end.
+pub(crate) struct FrontendRequest {
+    pub frontend: String,
+    pub options: HashMap<String, String>,
+    pub definition: Option<pb::Definition>,
+}
+
+/// Runs a build. It goes on to its end by itself; whoever stops waiting for it cancels it.
+pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Result<SolveResponse, Status> {
+    if request.exporters.is_empty() && !request.exporter_deprecated.is_empty() {
+        let attrs = std::mem::take(&mut request.exporter_attrs_deprecated);
+        request.exporters.push(Exporter { r#type: std::mem::take(&mut request.exporter_deprecated), attrs });
+    }
+    let plans = request.exporters.iter().map(exporters::plan).collect::<Result<Vec<_>, _>>()?;
+    let allowed = allowed(&request.entitlements, &shared.options.entitlements)?;
+    let record = BuildHistoryRecord {
+        r#ref: request.r#ref.clone(),
+        frontend: request.frontend.clone(),
+        frontend_attrs: request.frontend_attrs.clone(),
+        exporters: request.exporters.clone(),
+        created_at: Some(time(SystemTime::now())),
+        ..BuildHistoryRecord::default()
+    };
+    let build = shared.builds.begin(record)?;
+    // Whoever waits may go away; the build then ends in its own time, and is noted.
+    let _cancel = build.cancel.clone().drop_guard();
+    let running = tokio::spawn(async move {
+        let result = run(&shared, &build, request, &plans, allowed).await;
+        shared.builds.end(&build, |record| {
+            record.completed_at = Some(time(SystemTime::now()));
+            match &result {
+                Ok(response) => record.exporter_response = response.exporter_response.clone(),
+                Err(status) => {
+                    record.error = Some(rpc::Status {
+                        code: status.code() as i32,
+                        message: status.message().to_owned(),
+                        details: reply::details(status),
+                    });
+                }
+            }
+        });
+        result
+    });
+    running.await.map_err(|error| Status::internal(error.to_string()))?
+}
+
+async fn run(
+    shared: &Arc<Shared>,
+    build: &Arc<Build>,
+    request: SolveRequest,
+    plans: &[Plan],
+    allowed: Allowed,
+) -> Result<SolveResponse, Status> {
+    let client = match request.session.as_str() {
+        "" => None,
+        id => Some(shared.sessions.get(id).await?),
+    };
+    let base = empty_request(allowed);
+    let session =
+        RemoteSession::new(client.clone(), shared.files.clone(), build.progress.clone(), build.cancel.clone());
+    let session: Arc<dyn Session> = Arc::new(session);
+    let job = shared.engine.job(base.clone(), session).await.map_err(|error| reply::status(&error))?;
+    let context = JobContext { shared: shared.clone(), build: build.clone(), job, base, client };
+    let is_bridged = request.frontend.is_empty() && request.definition.is_none();
+    let solution = match is_bridged {
+        true => {
+            let bridge = Arc::new(Bridge::new(context.clone(), request.frontend_inputs));
+            build.set_bridge(Some(bridge.clone()));
+            shared.builds.announce();
+            bridge.wait().await?
+        }
+        false => {
+            let asked = FrontendRequest {
+                frontend: request.frontend,
+                options: request.frontend_attrs,
+                definition: request.definition,
+            };
+            context.frontend(asked).await?
+        }
+    };
+    solution.evaluate(&context.job).await?;
+    let mut response = HashMap::new();
+    for (number, plan) in plans.iter().enumerate() {
+        let base = context.base.clone();
+        let exported = exporters::export(plan, number, &context.job, base, context.client.as_ref(), &solution);
+        response.extend(exported.await?);
+    }
+    let told = solution.metadata.iter().filter(|(name, _)| name.starts_with("frontend."));
+    response.extend(told.map(|(name, value)| (name.clone(), String::from_utf8_lossy(value).into_owned())));
+    Ok(SolveResponse { exporter_response: response })
+}
+
+/// What a build works with.
+#[derive(Clone)]
+pub(crate) struct JobContext {
+    pub shared: Arc<Shared>,
+    pub build: Arc<Build>,
+    pub job: Job,
+    pub base: BuildRequest,
+    pub client: Option<Arc<ClientSession>>,
+}
+
+impl JobContext {
+    /// Asks a front end; nothing runs yet.
+    pub(crate) async fn frontend(&self, request: FrontendRequest) -> Result<Solution, Status> {
+        match request.frontend.as_str() {
+            "" => {
+                let bytes = request.definition.unwrap_or_default().encode_to_vec();
+                let result = self.job.definition(bytes, false).await.map_err(|error| reply::status(&error))?;
+                Solution::of_metadata(Results::One(result), HashMap::new())
+            }
+            "dockerfile.v0" => self.dockerfile(&request.options).await,
+            "gateway.v0" => match request.options.get("source").map(String::as_str) {
+                Some(source) if is_dockerfile(source) => self.dockerfile(&request.options).await,
+                source => Err(Status::unimplemented(format!(
+                    "frontend image {} is not run: gateway.v0 is not supported",
+                    source.unwrap_or_default()
+                ))),
+            },
+            other => Err(Status::unknown(format!("invalid frontend: {other}"))),
+        }
+    }
+
+    async fn dockerfile(&self, options: &HashMap<String, String>) -> Result<Solution, Status> {
+        let request = frontend::dockerfile(options, self.base.clone())?;
+        if let Some(question) = &request.question {
+            return crate::subrequest::answer(self, question, request.build, &request.dockerfile).await;
+        }
+        let is_map = request.build.platforms.len() > 1
+            || options.get("multi-platform").is_some_and(|value| !matches!(value.as_str(), "" | "false" | "0"));
+        let know = |name: &str, text: &[u8]| self.build.progress.know_source(name, text.to_vec());
+        let solved = self.job.dockerfile(request.build, &request.dockerfile, know).await;
+        let solved = solved.map_err(|error| reply::status(&error))?;
+        Ok(Solution::of_images(solved.images, is_map))
+    }
+}
+
+/// The images that are forge's own front end under another name.
+fn is_dockerfile(source: &str) -> bool {
+    let name = source.strip_prefix("docker.io/").unwrap_or(source);
+    let name = name.split(['@', ':']).next().unwrap_or(name);
+    matches!(name, "dockerfile.v0" | "docker/dockerfile" | "docker/dockerfile-upstream")
+}
+
+/// What the client asks for, as far as the daemon allows it.
+fn allowed(wanted: &[String], granted: &[String]) -> Result<Allowed, Status> {
+    let mut allowed = Allowed::default();
+    for entitlement in wanted {
+        let name = entitlement.split('=').next().unwrap_or(entitlement);
+        let is_granted = granted.iter().any(|granted| granted == entitlement || granted == name);
+        if !is_granted && name != "device" {
+            return Err(Status::unknown(format!(
+                "granting entitlement {entitlement} is not allowed by build daemon configuration"
+            )));
+        }
+        match (name, entitlement.split_once('=')) {
+            ("network.host", None) => allowed.host_network = true,
+            ("security.insecure", None) => allowed.insecure = true,
+            ("device", None) => allowed.all_devices = true,
+            ("device", Some((_, device))) => _ = allowed.devices.insert(device.to_owned()),
+            _ => return Err(Status::unknown(format!("unknown entitlement {entitlement:?}"))),
+        }
+    }
+    Ok(allowed)
+}

@@ -1,0 +1,74 @@
+//! What clients are told of the one worker that there is.
+
+use crate::{DaemonError, DaemonOptions};
+use forge_buildkit_proto::moby::buildkit::v1::types::{BuildkitVersion, WorkerRecord};
+use forge_buildkit_proto::pb;
+use forge_image::{Digest, Platform};
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::path::Path;
+
+/// What stands before the names of labels.
+const LABEL: &str = "org.mobyproject.buildkit.worker.";
+
+/// Clients know features by the package that BuildKit's own daemon names.
+const PACKAGE: &str = "github.com/moby/buildkit";
+
+/// The record, made once.
+pub(crate) fn make(root: &Path, options: &DaemonOptions) -> Result<WorkerRecord, DaemonError> {
+    let own = [
+        ("executor", "oci"),
+        ("snapshotter", "overlayfs"),
+        ("network", "host"),
+        ("oci.process-mode", "sandbox"),
+        ("selinux.enabled", "false"),
+        ("apparmor.profile", ""),
+        ("hostname", options.hostname.as_str()),
+    ];
+    let mut labels: HashMap<String, String> =
+        own.iter().map(|(name, value)| (format!("{LABEL}{name}"), (*value).to_owned())).collect();
+    labels.extend(options.labels.clone());
+    Ok(WorkerRecord {
+        id: id(root)?,
+        labels,
+        platforms: vec![platform(&Platform::host())],
+        gc_policy: Vec::new(),
+        buildkit_version: Some(version(options)),
+        cdi_devices: Vec::new(),
+    })
+}
+
+/// The version as clients are told it.
+pub(crate) fn version(options: &DaemonOptions) -> BuildkitVersion {
+    BuildkitVersion {
+        package: PACKAGE.to_owned(),
+        version: options.version.clone(),
+        revision: format!("forge-{}", env!("CARGO_PKG_VERSION")),
+    }
+}
+
+/// A platform in BuildKit's words.
+pub(crate) fn platform(platform: &Platform) -> pb::Platform {
+    pb::Platform {
+        architecture: platform.architecture.clone(),
+        os: platform.os.clone(),
+        variant: platform.variant.clone().unwrap_or_default(),
+        os_version: platform.os_version.clone().unwrap_or_default(),
+        os_features: platform.os_features.clone(),
+    }
+}
+
+/// The same for as long as the root is: 25 letters and digits, as BuildKit's ids are.
+fn id(root: &Path) -> Result<String, DaemonError> {
+    let path = root.join("workerid");
+    let failed = |source| DaemonError::File { path: path.clone(), source };
+    match std::fs::read_to_string(&path) {
+        Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let seed = format!("{}{:?}{}", root.display(), std::time::SystemTime::now(), std::process::id());
+    let id: String = Digest::sha256(seed.as_bytes()).as_str().chars().skip("sha256:".len()).take(25).collect();
+    std::fs::write(&path, &id).map_err(failed)?;
+    Ok(id)
+}

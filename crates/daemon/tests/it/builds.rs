@@ -1,0 +1,109 @@
+use crate::client::{Served, TestDaemon};
+use forge_buildkit_proto::moby::buildkit::v1::{BuildHistoryRequest, SolveRequest};
+use std::time::Duration;
+use tonic::Code;
+
+fn copying(text: &str) -> Served {
+    let dockerfile = "FROM scratch\nCOPY a dir/\nCOPY <<EOF /made\nmade\nEOF\n";
+    Served::context("dockerfile", &[("Dockerfile", dockerfile)]).and("context", &[("a", text), ("b", "unused")])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dockerfile_and_its_context_come_from_the_client() {
+    let daemon = TestDaemon::start().await;
+    let client = daemon.client().await;
+    let (_, files) = client.build("one", copying("text"), &[]).await.unwrap();
+    assert_eq!(files["dir/a"], b"text");
+    assert_eq!(files["made"], b"made\n");
+    let status = client.status("one").await;
+    let vertices: Vec<_> = status.iter().flat_map(|message| &message.vertexes).collect();
+    assert!(vertices.iter().any(|vertex| vertex.name.contains("COPY a dir/") && vertex.completed.is_some()));
+    let (_, again) = client.build("two", copying("text"), &[]).await.unwrap();
+    assert_eq!(again, files);
+    let status = client.status("two").await;
+    let cached = status.iter().flat_map(|message| &message.vertexes).filter(|vertex| vertex.cached);
+    assert!(cached.count() >= 2);
+    let history = BuildHistoryRequest { early_exit: true, ..BuildHistoryRequest::default() };
+    let mut history = client.control().listen_build_history(history).await.unwrap().into_inner();
+    let first = history.message().await.unwrap().unwrap().record.unwrap();
+    assert_eq!((first.r#ref.as_str(), first.error.is_none()), ("one", true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_files_that_changed_cross_the_connection() {
+    let daemon = TestDaemon::start().await;
+    let client = daemon.client().await;
+    client.build("one", copying("text"), &[]).await.unwrap();
+    let second = copying("text");
+    client.build("two", second.clone(), &[]).await.unwrap();
+    assert_eq!(*second.requests.lock().unwrap(), [""; 0]);
+    let third = copying("longer text");
+    let (_, files) = client.build("three", third.clone(), &[]).await.unwrap();
+    assert_eq!(*third.requests.lock().unwrap(), ["a"]);
+    assert_eq!(files["dir/a"], b"longer text");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_names_the_step_and_the_place() {
+    let daemon = TestDaemon::start().await;
+    let client = daemon.client().await;
+    let served = Served::context("dockerfile", &[("Dockerfile", "FROM scratch\nCOPY missing /\n")])
+        .and("context", &[("a", "x")]);
+    let failed = client.build("one", served, &[]).await.unwrap_err();
+    assert!(failed.message().contains("missing"), "{failed}");
+    let details = String::from_utf8_lossy(failed.details());
+    assert!(details.contains("errdefs.Vertex+json") && details.contains("errdefs.Source+json"), "{details}");
+    let none = Served::context("dockerfile", &[]).and("context", &[]);
+    let failed = client.build("two", none, &[]).await.unwrap_err();
+    assert!(failed.message().contains("open Dockerfile: no such file or directory"), "{failed}");
+}
+
+// Seen to fail when a build that nobody waits for goes on: the second one never gets its name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a26_a_client_that_vanishes_leaves_nothing_running() {
+    let daemon = TestDaemon::start().await;
+    let client = daemon.client().await;
+    // Nobody steers it: it waits for its result for ever.
+    let request = SolveRequest { r#ref: "same".into(), ..SolveRequest::default() };
+    let waiting = tokio::spawn({
+        let (client, request) = (client.clone(), request.clone());
+        async move { client.control().solve(request).await }
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let taken = client.control().solve(request.clone()).await.unwrap_err();
+    assert_eq!(taken.code(), Code::AlreadyExists);
+    waiting.abort();
+    let free = async {
+        loop {
+            let again = client.control().solve(SolveRequest { frontend: "none".into(), ..request.clone() }).await;
+            match again.unwrap_err().code() {
+                Code::AlreadyExists => tokio::time::sleep(Duration::from_millis(20)).await,
+                _ => return,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), free).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a27_a_session_that_ends_fails_its_build() {
+    let daemon = TestDaemon::start().await;
+    let client = daemon.client().await;
+    let request = SolveRequest {
+        r#ref: "r".into(),
+        session: "nobody".into(),
+        frontend: "dockerfile.v0".into(),
+        ..SolveRequest::default()
+    };
+    let failed = client.control().solve(request).await.unwrap_err();
+    assert!(failed.message().contains("no active session for nobody"), "{failed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_clients_build_at_the_same_time() {
+    let daemon = TestDaemon::start().await;
+    let (one, two) = (daemon.client().await, daemon.client().await);
+    let builds = tokio::join!(one.build("1", copying("one"), &[]), two.build("2", copying("two"), &[]));
+    assert_eq!(builds.0.unwrap().1["dir/a"], b"one");
+    assert_eq!(builds.1.unwrap().1["dir/a"], b"two");
+}

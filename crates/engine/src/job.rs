@@ -1,0 +1,421 @@
+//! A build that somebody steers: it solves what it is given, looks into results, and says at last what is to be exported.
+//!
+//! This is what a client far away has instead of [`Engine::build`]: its session comes from outside, a result is looked
+//! at before the next step is decided, and nothing runs before it is needed.
+
+use crate::build::{Build, PlatformResult, refused, step_failed, unsolved};
+use crate::context::{MAIN_CONTEXT, MainContext};
+use crate::dockerfile::{DockerfileText, read_from_context};
+use crate::engine::blocking;
+use crate::entitlements;
+use crate::steps::ShownStep;
+use crate::{BuildContext, BuildOutcome, BuildRequest, Call, CallOutcome, Engine, EngineError, NamedContext};
+use forge_buildkit_proto::{Decoded, SourceFile};
+use forge_frontend::LoweredImage;
+use forge_image::{Digest, ErrorKind, ImageConfig, Platform, Reference};
+use forge_llb::{Graph, ResolveMode};
+use forge_session::{ContextSelection, Session, WarningNotice};
+use forge_solver::Solved;
+use futures_util::future::try_join_all;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::OnceCell;
+
+pub use forge_store::{MergedTree, TreeEntry, TreeKind};
+
+/// The name of the context that a client's Dockerfile lies in.
+const DOCKERFILE_CONTEXT: &str = "dockerfile";
+
+/// A build at work. Cheap to clone; its results stay in the store until the last copy is gone.
+#[derive(Clone)]
+pub struct Job(Arc<Build>);
+
+/// A result that there is, or that there will be when somebody needs it.
+#[derive(Clone)]
+pub struct JobResult(Arc<Lazy>);
+
+struct Lazy {
+    image: LoweredImage,
+    text: SourceTexts,
+    /// What is allowed was checked when it was made.
+    solved: OnceCell<Solved>,
+}
+
+/// The files that steps come from.
+enum SourceTexts {
+    Dockerfile(DockerfileText),
+    Definition(Vec<SourceFile>),
+}
+
+/// The result for one platform.
+#[derive(Clone)]
+pub struct JobImage {
+    /// What it runs on.
+    pub platform: Platform,
+    /// Its files; `None` for the empty file system.
+    pub result: Option<JobResult>,
+    /// Its config.
+    pub config: ImageConfig,
+    /// `SOURCE_DATE_EPOCH` as it came to hold.
+    pub source_date_epoch: Option<i64>,
+}
+
+/// A Dockerfile of a client's session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SessionDockerfile {
+    /// Its name within the context of Dockerfiles; the usual one where `None`.
+    pub name: Option<String>,
+    /// The name that steps see of their machine; empty for the usual one.
+    pub hostname: String,
+}
+
+/// What a Dockerfile came to.
+pub struct JobDockerfile {
+    /// One for each platform, in the order of the request.
+    pub images: Vec<JobImage>,
+    /// The remarks of the checks.
+    pub warnings: Vec<WarningNotice>,
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug)]
+pub struct JobSource {
+    /// The manifest's digest.
+    pub digest: Digest,
+    /// The config.
+    pub config: ImageConfig,
+}
+
+impl Engine {
+    /// Begins a build for a session. What the request says of files of this machine is not looked at.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub async fn job(&self, request: BuildRequest, session: Arc<dyn Session>) -> Result<Job, EngineError> {
+        let build = self.blocking(move |engine| {
+            let main = MainContext::empty(engine.store(), None)?;
+            Build::with(engine.clone(), request, session, main, BTreeMap::new(), BTreeMap::new())
+        });
+        Ok(Job(Arc::new(build.await?)))
+    }
+}
+
+impl Job {
+    fn session(&self) -> &Arc<dyn Session> {
+        &self.0.session
+    }
+
+    /// Takes a definition of BuildKit's format; no step runs. `None` for the empty file system.
+    ///
+    /// # Errors
+    /// It cannot be read, or asks for what is not supported or not allowed.
+    pub async fn definition(&self, bytes: Vec<u8>, no_cache: bool) -> Result<Option<JobResult>, EngineError> {
+        let decoded = blocking(move || {
+            forge_buildkit_proto::decode(&bytes).map_err(|error| EngineError::caused(error.kind(), error))
+        });
+        let Decoded { graph, sources } = decoded.await?;
+        if graph.goal().is_none() {
+            return Ok(None);
+        }
+        let image = self.0.image_of(graph, &Platform::host(), no_cache)?;
+        let nowhere = DockerfileText { name: String::new(), text: Vec::new() };
+        entitlements::check(&image, &self.0.request, &nowhere)?;
+        Ok(Some(JobResult(Arc::new(Lazy { image, text: SourceTexts::Definition(sources), solved: OnceCell::new() }))))
+    }
+
+    /// Lowers a Dockerfile of the session, or of the context that the request names elsewhere; no step runs. `read` is told
+    /// its name and text before anything is said of it.
+    ///
+    /// # Errors
+    /// It cannot be had, is refused, or needs what is not allowed.
+    pub async fn dockerfile(
+        &self,
+        request: BuildRequest,
+        dockerfile: &SessionDockerfile,
+        read: impl FnOnce(&str, &[u8]),
+    ) -> Result<JobDockerfile, EngineError> {
+        let (build, text) = self.fork(request, dockerfile).await?;
+        read(&text.name, &text.text);
+        let parsed = forge_frontend::parse(&text.name, &text.text).map_err(|error| refused(&error, &text))?;
+        let ignore = build.ignore_of_session(&text.name).await?;
+        let host = [Platform::host()];
+        let platforms = match build.request.platforms.as_slice() {
+            [] => &host[..],
+            platforms => platforms,
+        };
+        let lowered = platforms.iter().map(|platform| build.lower(&parsed, &text, &ignore, platform));
+        let lowered = try_join_all(lowered).await?;
+        lowered.iter().try_for_each(|image| entitlements::check(image, &build.request, &text))?;
+        let warnings = build.report(&lowered[0], &text);
+        let platforms = platforms.iter().cloned();
+        let images = platforms.zip(lowered).map(|(platform, image)| JobImage::lazy(platform, image, &text)).collect();
+        Ok(JobDockerfile { images, warnings })
+    }
+
+    /// Answers a question about a Dockerfile of the session.
+    ///
+    /// # Errors
+    /// As [`Job::dockerfile`], unless the question is what is wrong with it.
+    pub async fn call(
+        &self,
+        request: BuildRequest,
+        dockerfile: &SessionDockerfile,
+        call: Call,
+    ) -> Result<CallOutcome, EngineError> {
+        let (build, text) = self.fork(request, dockerfile).await?;
+        let ignore = build.ignore_of_session(&text.name).await?;
+        build.answer_about(text, &ignore, call).await
+    }
+
+    /// The same build for another request, and the Dockerfile that it names.
+    async fn fork(
+        &self,
+        request: BuildRequest,
+        dockerfile: &SessionDockerfile,
+    ) -> Result<(Build, DockerfileText), EngineError> {
+        let context = request.context.clone();
+        let mut build = self.0.fork(request);
+        build.hostname.clone_from(&dockerfile.hostname);
+        if let BuildContext::Remote(remote) = &context {
+            let main = build.fetch_main(remote).await?;
+            build.set_main(main);
+            let text = build.remote_dockerfile(dockerfile.name.clone()).await?;
+            return Ok((build, text));
+        }
+        let name = dockerfile.name.as_deref();
+        let text = build.session_dockerfile(name).await?;
+        build.name_session_contexts().await?;
+        Ok((build, text))
+    }
+
+    /// Finds out what an image's name stands for.
+    ///
+    /// # Errors
+    /// There is no such image, or the registry fails.
+    pub async fn resolve_image(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        mode: ResolveMode,
+        step: &str,
+    ) -> Result<JobSource, EngineError> {
+        let shown = ShownStep::start(self.session().events(), step);
+        let found = shown.end(self.0.images().image(reference, platform, mode).await)?;
+        Ok(JobSource { digest: found.digest, config: found.config })
+    }
+
+    /// Runs what a result needs.
+    ///
+    /// # Errors
+    /// A step fails.
+    pub async fn evaluate(&self, result: &JobResult) -> Result<(), EngineError> {
+        self.solved(result).await.map(drop)
+    }
+
+    async fn solved<'a>(&self, result: &'a JobResult) -> Result<&'a Solved, EngineError> {
+        let Lazy { image, text, solved } = &*result.0;
+        solved
+            .get_or_try_init(|| async {
+                let solver = self.0.solver().await?;
+                match (solver.solve(&image.graph, self.session().clone()).await, text) {
+                    (Ok(solved), _) => Ok(solved),
+                    (Err(error), SourceTexts::Dockerfile(text)) => Err(self.0.failed(error, image, text).await),
+                    (Err(error), SourceTexts::Definition(sources)) => {
+                        let text = crate::definition::text_of(&error, sources);
+                        Err(step_failed(error, &text))
+                    }
+                }
+            })
+            .await
+    }
+
+    /// The files of a result.
+    ///
+    /// # Errors
+    /// A step fails, or the store cannot be read.
+    pub async fn tree(&self, result: &JobResult) -> Result<MergedTree, EngineError> {
+        let solved = self.solved(result).await?;
+        let (store, layers) = (self.0.transfer.store.clone(), solved.result.layers().to_vec());
+        blocking(move || Ok(store.layers().tree(&layers)?)).await
+    }
+
+    /// Runs what images need and writes them where the request wants them, as [`Engine::build`] does.
+    ///
+    /// # Errors
+    /// A step fails, or an output cannot be written.
+    pub async fn export(&self, request: BuildRequest, images: &[JobImage]) -> Result<BuildOutcome, EngineError> {
+        crate::plausible::check(&request)?;
+        let build = self.0.fork(request);
+        let results = try_join_all(images.iter().map(|image| self.platform_result(image))).await?;
+        build.export(results, Vec::new()).await
+    }
+
+    async fn platform_result(&self, image: &JobImage) -> Result<PlatformResult, EngineError> {
+        let (graph, solved) = match &image.result {
+            Some(result) => (result.0.image.graph.clone(), self.solved(result).await?.clone()),
+            None => {
+                let result = forge_cache::ResultRef::Layers(Vec::new());
+                (Graph::new(), Solved { result, steps: Vec::new() })
+            }
+        };
+        let lowered = LoweredImage {
+            config: image.config.clone(),
+            source_date_epoch: image.source_date_epoch,
+            ..self.0.image_of(graph, &image.platform, false)?
+        };
+        Ok(PlatformResult { lowered, solved, platform: image.platform.clone() })
+    }
+
+    /// The config that an image has about which nothing is said.
+    pub fn default_config(platform: &Platform) -> ImageConfig {
+        crate::definition::default_config(platform)
+    }
+
+    /// The error of a build as BuildKit's clients know it.
+    pub fn unsolved(error: EngineError) -> EngineError {
+        unsolved(error)
+    }
+}
+
+impl JobResult {
+    /// The definition of what makes it, in BuildKit's format.
+    ///
+    /// # Errors
+    /// It holds what the format has no words for.
+    pub fn definition(&self) -> Result<Vec<u8>, EngineError> {
+        let sources: Vec<SourceFile> = match &self.0.text {
+            SourceTexts::Definition(sources) => sources.clone(),
+            SourceTexts::Dockerfile(text) => {
+                let (name, data) = (text.name.clone(), text.text.clone());
+                vec![SourceFile { name, data, language: "Dockerfile".to_owned() }]
+            }
+        };
+        let definition = forge_buildkit_proto::encode(&self.0.image.graph, &sources)
+            .map_err(|error| EngineError::caused(ErrorKind::UserInput, error))?;
+        Ok(forge_buildkit_proto::definition_bytes(&definition))
+    }
+
+    /// Whether two are the same.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl JobImage {
+    fn lazy(platform: Platform, image: LoweredImage, text: &DockerfileText) -> Self {
+        let (config, source_date_epoch) = (image.config.clone(), image.source_date_epoch);
+        let result = image.graph.goal().is_some().then(|| {
+            let text = DockerfileText { name: text.name.clone(), text: text.text.clone() };
+            JobResult(Arc::new(Lazy { image, text: SourceTexts::Dockerfile(text), solved: OnceCell::new() }))
+        });
+        Self { platform, result, config, source_date_epoch }
+    }
+}
+
+impl Build {
+    /// Fetches the Dockerfile, and the ignore file that is named after it, from where the client has them.
+    async fn session_dockerfile(&self, name: Option<&str>) -> Result<DockerfileText, EngineError> {
+        let file = name.unwrap_or("Dockerfile");
+        let step = format!("[internal] load build definition from {file}");
+        let shown = ShownStep::start(self.session.events(), &step);
+        let found = async {
+            let mut include = vec![file.to_owned(), format!("{file}.dockerignore")];
+            if name.is_none() {
+                include.push("dockerfile".to_owned());
+            }
+            let (folder, base) = file.rsplit_once('/').unwrap_or(("", file));
+            let text = self.read_of_session(DOCKERFILE_CONTEXT, &include, file, &step).await?;
+            if let Some(text) = text {
+                return Ok(DockerfileText { name: file.to_owned(), text });
+            }
+            if name.is_none() && folder.is_empty() {
+                let text = self.read_of_session(DOCKERFILE_CONTEXT, &include, "dockerfile", &step).await?;
+                if let Some(text) = text {
+                    return Ok(DockerfileText { name: "dockerfile".to_owned(), text });
+                }
+            }
+            let message = format!("failed to read dockerfile: open {base}: no such file or directory");
+            Err(EngineError::new(ErrorKind::UserInput, message))
+        };
+        shown.end(found.await)
+    }
+
+    async fn read_of_session(
+        &self,
+        context: &str,
+        include: &[String],
+        file: &str,
+        step: &str,
+    ) -> Result<Option<Vec<u8>>, EngineError> {
+        let vertex = ShownStep::digest_of(step);
+        let wanted = ContextSelection { name: context, include, exclude: &[], vertex: Some(&vertex) };
+        self.session.fetch_context(&wanted).await?;
+        let Some(files) = self.session.selected_context(&wanted) else { return Ok(None) };
+        let file = file.to_owned();
+        blocking(move || read_from_context(&*files, &file)).await
+    }
+
+    /// The patterns of the ignore file: the one named after the Dockerfile, else the context's own. Contexts from elsewhere
+    /// have none.
+    async fn ignore_of_session(&self, dockerfile: &str) -> Result<Vec<String>, EngineError> {
+        if matches!(self.request.context, BuildContext::Remote(_)) {
+            return Ok(Vec::new());
+        }
+        let step = "[internal] load .dockerignore";
+        let shown = ShownStep::start(self.session.events(), step);
+        let read = async {
+            let own = format!("{dockerfile}.dockerignore");
+            let mut include = vec![dockerfile.to_owned(), own.clone()];
+            if dockerfile == "Dockerfile" {
+                include.push("dockerfile".to_owned());
+            }
+            let text = match self.read_of_session(DOCKERFILE_CONTEXT, &include, &own, step).await? {
+                Some(text) => text,
+                None => self.own_ignore_file(MAIN_CONTEXT, step).await?,
+            };
+            crate::build::ignore_patterns(&text)
+        };
+        shown.end(read.await)
+    }
+
+    async fn own_ignore_file(&self, context: &str, step: &str) -> Result<Vec<u8>, EngineError> {
+        let name = ".dockerignore".to_owned();
+        let read = self.read_of_session(context, std::slice::from_ref(&name), &name, step).await?;
+        Ok(read.unwrap_or_default())
+    }
+
+    /// Named contexts that are folders are the session's, under their own names.
+    async fn name_session_contexts(&mut self) -> Result<(), EngineError> {
+        let contexts = self.request.named_contexts.clone();
+        for (name, context) in contexts {
+            let lowered = match context {
+                NamedContext::Directory(folder) => {
+                    let local = folder.to_string_lossy().into_owned();
+                    let step = format!("[context {name}] load .dockerignore");
+                    let shown = ShownStep::start(self.session.events(), &step);
+                    let exclude = async { crate::build::ignore_patterns(&self.own_ignore_file(&local, &step).await?) };
+                    let exclude = shown.end(exclude.await)?;
+                    forge_frontend::NamedContext::Local { name: local, exclude }
+                }
+                NamedContext::OciLayout { .. } => {
+                    return Err(EngineError::new(ErrorKind::Unsupported, "OCI layouts of a session are not supported"));
+                }
+                NamedContext::Image(reference) => forge_frontend::NamedContext::Image(reference),
+                NamedContext::Remote(remote) => remote.lowered(crate::remote::GitDefaults::default()),
+                NamedContext::Stage(stage) => forge_frontend::NamedContext::Stage(stage),
+                NamedContext::Scratch => forge_frontend::NamedContext::Scratch,
+            };
+            self.name_context(name, lowered);
+        }
+        Ok(())
+    }
+
+    /// The Dockerfile of a context from elsewhere.
+    async fn remote_dockerfile(&self, name: Option<String>) -> Result<DockerfileText, EngineError> {
+        let source = match name.filter(|_| !self.has_own_dockerfile()) {
+            Some(name) => crate::DockerfileSource::InContext(name),
+            None => crate::DockerfileSource::Default,
+        };
+        self.load_dockerfile_from(source).await
+    }
+}
