@@ -1,15 +1,17 @@
 //! From layers to tars and blobs.
 
 use super::Layers;
+use super::chunk_index::ChunkIndex;
 use super::chunks::Chunker;
-use super::compress::{self, Codec, ParallelCompressor};
+use super::compress::{self, Chunks, Codec, ParallelCompressor};
 use super::decompress::Tar;
-use super::emit::{self, TarSink};
+use super::emit::{self, TarSink, Vigilance};
 use super::error::LayerError;
 use crate::layer_rows;
 use crate::{BlobWriter, Compression, LayerBlob, LayerId, LayerRecord, Lease, StoreError, TarOptions};
 use forge_image::{Descriptor, DiffId, Hasher};
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
 impl Layers {
     /// The digest of the layer's tar: that of the foreign blob where there is one and nothing is clamped, else that of
@@ -31,10 +33,7 @@ impl Layers {
     pub fn write_tar(&self, id: &LayerId, tar: &TarOptions, out: &mut dyn Write) -> Result<DiffId, StoreError> {
         let record = self.require(id)?;
         let mut hashed = Hashed { hasher: Hasher::new(), next: &mut Plain { out } };
-        match foreign(&record, tar) {
-            Some(blob) => self.copy_foreign(blob, &mut hashed)?,
-            None => emit::emit(&self.index(id)?, &self.tree_path(id)?, tar, &mut hashed)?,
-        }
+        self.emit(&record, tar, Vigilance::Sizes, &mut hashed)?;
         self.settle_diff_id(id, tar, hashed.finish())
     }
 
@@ -61,12 +60,13 @@ impl Layers {
                 return Ok(blob.clone());
             }
         }
-        let blob = self.make_blob(&record, compression, codec, tar, lease, progress)?;
+        let (blob, _) = self.make_blob(&record, compression, codec, tar, lease, progress)?;
         layer_rows::add_blob(&self.opened, id, &blob, lease)?;
         Ok(blob)
     }
 
-    /// One pass: index and tree, tar, its digest, compression, the blob's digest, file.
+    /// One pass: index and tree, tar, its digest, compression, the blob's digest, file. Chunks that a blob of the store
+    /// has are not compressed again.
     fn make_blob(
         &self,
         record: &LayerRecord,
@@ -75,26 +75,29 @@ impl Layers {
         tar: &TarOptions,
         lease: &Lease,
         progress: &mut dyn FnMut(u64),
-    ) -> Result<LayerBlob, StoreError> {
+    ) -> Result<(LayerBlob, Chunks), StoreError> {
         let mut writer = self.blobs.writer(None)?;
-        let digest = match codec {
-            None => self.tar_into(record, tar, progress, &mut Plain { out: &mut writer })?,
+        let index = Arc::new(ChunkIndex::new(self.opened.clone()));
+        let (diff_id, chunks) = match codec {
+            None => (self.tar_into(record, tar, progress, &mut Plain { out: &mut writer })?, Chunks::default()),
             Some(codec) => {
                 let mut write = |bytes: &[u8]| write_all(&mut writer, bytes);
-                let mut compressor = ParallelCompressor::new(codec, &mut write);
+                let mut compressor = ParallelCompressor::new(codec, index.clone(), &mut write);
                 let mut chunker = Chunker::new(&mut compressor);
-                let digest = self.tar_into(record, tar, progress, &mut chunker)?;
+                let diff_id = self.tar_into(record, tar, progress, &mut chunker)?;
                 chunker.finish()?;
-                compressor.finish()?;
-                digest
+                (diff_id, compressor.finish()?)
             }
         };
-        let diff_id = self.settle_diff_id(&record.id, tar, digest)?;
         let (digest, size) = BlobWriter::finish(writer, lease)?;
+        index.record(&digest, &chunks.places)?;
         let descriptor = Descriptor::new(compress::media_type(compression), digest, size);
-        Ok(LayerBlob { descriptor, diff_id, compression: *compression, clamp: tar.clamp_mtime, foreign: false })
+        let blob = LayerBlob { descriptor, diff_id, compression: *compression, clamp: tar.clamp_mtime, foreign: false };
+        Ok((blob, chunks))
     }
 
+    /// The tar's digest comes of the same pass. Where it is known already, the files are compared with the index
+    /// instead, which is faster than hashing the tar again.
     fn tar_into(
         &self,
         record: &LayerRecord,
@@ -102,12 +105,28 @@ impl Layers {
         progress: &mut dyn FnMut(u64),
         sink: &mut dyn TarSink,
     ) -> Result<DiffId, StoreError> {
-        let mut hashed = Hashed { hasher: Hasher::new(), next: &mut Watched { total: 0, progress, next: sink } };
-        match foreign(record, tar) {
-            Some(blob) => self.copy_foreign(blob, &mut hashed)?,
-            None => emit::emit(&self.index(&record.id)?, &self.tree_path(&record.id)?, tar, &mut hashed)?,
+        let mut watched = Watched { total: 0, progress, next: sink };
+        let known = layer_rows::diff_id(&self.opened, &record.id, tar)?;
+        if let (Some(known), None) = (known, foreign(record, tar)) {
+            self.emit(record, tar, Vigilance::Bytes, &mut watched)?;
+            return Ok(known);
         }
-        Ok(hashed.finish())
+        let mut hashed = Hashed { hasher: Hasher::new(), next: &mut watched };
+        self.emit(record, tar, Vigilance::Sizes, &mut hashed)?;
+        self.settle_diff_id(&record.id, tar, hashed.finish())
+    }
+
+    fn emit(
+        &self,
+        record: &LayerRecord,
+        tar: &TarOptions,
+        vigilance: Vigilance,
+        sink: &mut dyn TarSink,
+    ) -> Result<(), StoreError> {
+        match foreign(record, tar) {
+            Some(blob) => self.copy_foreign(blob, sink),
+            None => emit::emit(&self.index(&record.id)?, &self.tree_path(&record.id)?, tar, vigilance, sink),
+        }
     }
 
     /// The foreign tar as it is. For the cuts between chunks it is one long file: its entries are not looked at.
@@ -209,4 +228,141 @@ impl TarSink for Plain<'_> {
 
 fn write_all(out: &mut dyn Write, bytes: &[u8]) -> Result<(), StoreError> {
     Ok(out.write_all(bytes).map_err(|source| LayerError::WriteTar { source })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Store;
+    use std::path::Path;
+
+    const GZIP: Compression = Compression::Gzip { level: None };
+
+    /// Text that is different for each number.
+    fn text(number: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        bytes.iter_mut().for_each(|byte| *byte = b'a' + *byte % 8);
+        bytes
+    }
+
+    /// Small files and big ones, 30 MB in all; `changed` are the numbers of those that differ.
+    fn fill(folder: &Path, changed: &[u64]) {
+        for number in 0..500 {
+            let length = if number % 50 == 7 { 2_000_000 } else { 20_000 + (number as usize * 7919) % 3000 };
+            let seed = if changed.contains(&number) { number + 1_000_000 } else { number };
+            std::fs::create_dir_all(folder.join((number % 10).to_string())).unwrap();
+            std::fs::write(folder.join(format!("{}/{number}", number % 10)), text(seed, length)).unwrap();
+        }
+    }
+
+    struct Site {
+        _folder: tempfile::TempDir,
+        store: Store,
+        lease: Lease,
+    }
+
+    impl Site {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("store")).unwrap();
+            let lease = store.lease("test").unwrap();
+            Self { _folder: folder, store, lease }
+        }
+
+        fn layer(&self, changed: &[u64]) -> LayerId {
+            let active = self.store.layers().prepare(&[]).unwrap();
+            fill(active.upper(), changed);
+            self.store.layers().commit(active, &self.lease).unwrap().id
+        }
+
+        fn blob(&self, id: &LayerId, compression: Compression) -> (LayerBlob, Chunks) {
+            // The files are made at another second each time.
+            let (layers, tar) = (self.store.layers(), TarOptions { clamp_mtime: Some(0) });
+            let record = layers.require(id).unwrap();
+            let codec = Codec::of(&compression).unwrap();
+            layers.make_blob(&record, &compression, codec, &tar, &self.lease, &mut |_| {}).unwrap()
+        }
+    }
+
+    // Seen to fail with the level of the codec left out of the key, and with no chunk ever found.
+    #[test]
+    fn privileged_what_did_not_change_is_not_compressed_again() {
+        if rustix::process::geteuid().as_raw() != 0 {
+            return;
+        }
+        let site = Site::new();
+        let before = site.layer(&[]);
+        let (_, first) = site.blob(&before, GZIP);
+        assert!(first.reused == 0 && first.compressed > 20, "{} chunks", first.compressed);
+        let (again, same) = site.blob(&before, GZIP);
+        assert!(same.compressed <= 1, "the last chunk may be too small to be worth it");
+        // One file in a hundred: 1 % of the names, none of the big ones.
+        let (changed, second) = site.blob(&site.layer(&[100, 201, 302, 403, 4]), GZIP);
+        assert!(second.compressed <= 10, "{} of {} chunks", second.compressed, second.compressed + second.reused);
+        let fresh = Site::new();
+        assert_eq!(fresh.blob(&fresh.layer(&[]), GZIP).0.descriptor, again.descriptor);
+        assert_eq!(fresh.blob(&fresh.layer(&[100, 201, 302, 403, 4]), GZIP).0.descriptor, changed.descriptor);
+        let other = Compression::Gzip { level: Some(1) };
+        assert_eq!(site.blob(&before, other).1.reused, 0, "another level is another chunk");
+    }
+
+    // Seen to fail with the checksum not compared.
+    #[test]
+    fn privileged_chunks_that_are_damaged_or_gone_are_compressed_again() {
+        if rustix::process::geteuid().as_raw() != 0 {
+            return;
+        }
+        let site = Site::new();
+        let layer = site.layer(&[]);
+        let (good, _) = site.blob(&layer, GZIP);
+        let path = site.store.blobs().path(&good.descriptor.digest);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let (again, chunks) = site.blob(&layer, GZIP);
+        assert_eq!((again.descriptor.clone(), chunks.compressed <= 2), (good.descriptor.clone(), true));
+        site.store.blobs().remove(&again.descriptor.digest).unwrap();
+        assert_eq!(site.blob(&layer, GZIP).1.reused, 0, "what is known of a blob goes with it");
+    }
+
+    // Seen to fail with the chunks written in the order in which they are done.
+    #[test]
+    fn privileged_the_bytes_are_the_same_on_any_number_of_threads() {
+        if rustix::process::geteuid().as_raw() != 0 {
+            return;
+        }
+        for compression in [GZIP, Compression::Zstd { level: None }] {
+            let digests: Vec<_> = [1, 2, 7]
+                .map(|threads| {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    pool.install(|| {
+                        let site = Site::new();
+                        site.blob(&site.layer(&[]), compression).0.descriptor.digest
+                    })
+                })
+                .into();
+            assert!(digests.iter().all(|digest| *digest == digests[0]), "{digests:?}");
+        }
+    }
+
+    #[test]
+    fn privileged_a_changed_file_is_named_whether_or_not_the_digest_is_known() {
+        if rustix::process::geteuid().as_raw() != 0 {
+            return;
+        }
+        let site = Site::new();
+        let layer = site.layer(&[]);
+        site.store.layers().diff_id(&layer, &TarOptions::default()).unwrap();
+        let file = site.store.layers().tree_path(&layer).unwrap().join("3/13");
+        let length = file.metadata().unwrap().len() as usize;
+        std::fs::write(&file, vec![b'x'; length]).unwrap();
+        let record = site.store.layers().require(&layer).unwrap();
+        let codec = Codec::of(&GZIP).unwrap();
+        let made =
+            site.store.layers().make_blob(&record, &GZIP, codec, &TarOptions::default(), &site.lease, &mut |_| {});
+        let error = made.err().unwrap().to_string();
+        assert!(error.contains("3/13") && error.contains("its bytes changed"), "{error}");
+    }
 }

@@ -12,7 +12,8 @@ pub(super) const MAX: u64 = 4 << 20;
 
 /// Takes chunks, in order.
 pub(super) trait ChunkSink {
-    fn chunk(&mut self, bytes: Vec<u8>) -> Result<(), StoreError>;
+    /// Takes a chunk, and hands back a buffer for the next one.
+    fn chunk(&mut self, bytes: Vec<u8>) -> Result<Vec<u8>, StoreError>;
 }
 
 /// Cuts by content, so that a change in one place moves only the cuts nearby:
@@ -46,8 +47,8 @@ impl<'a> Chunker<'a> {
         if self.chunk.is_empty() {
             return Ok(());
         }
-        let next = Vec::with_capacity(self.chunk.len().min(MAX as usize));
-        self.out.chunk(std::mem::replace(&mut self.chunk, next))
+        self.chunk = self.out.chunk(std::mem::take(&mut self.chunk))?;
+        Ok(())
     }
 
     fn filled(&self) -> u64 {
@@ -95,9 +96,9 @@ mod tests {
     struct Collected(Vec<Vec<u8>>);
 
     impl ChunkSink for Collected {
-        fn chunk(&mut self, bytes: Vec<u8>) -> Result<(), StoreError> {
+        fn chunk(&mut self, bytes: Vec<u8>) -> Result<Vec<u8>, StoreError> {
             self.0.push(bytes);
-            Ok(())
+            Ok(Vec::new())
         }
     }
 

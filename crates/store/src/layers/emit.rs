@@ -23,14 +23,24 @@ pub(super) trait TarSink {
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError>;
 }
 
+/// What is done so that the tar is the one that it was before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Vigilance {
+    /// The sizes of files are looked at: whoever takes the tar hashes it.
+    Sizes,
+    /// The bytes of files are compared with the index too.
+    Bytes,
+}
+
 /// Writes the whole tar, with its end.
 ///
 /// # Errors
-/// Those of the sink; a file that is not there or not as long as the index says.
+/// Those of the sink; a file that is not there or not as the index says.
 pub(super) fn emit(
     index: &LayerIndex,
     tree: &Path,
     options: &TarOptions,
+    vigilance: Vigilance,
     sink: &mut dyn TarSink,
 ) -> Result<(), StoreError> {
     let root = folder::open_root(tree).map_err(StoreError::os("open", tree))?;
@@ -44,7 +54,11 @@ pub(super) fn emit(
         sink.begin_entry(mark_of(entry), headers.len() as u64, size + tar_writer::padding(size) as u64)?;
         sink.write(&headers)?;
         if size > 0 {
-            files.copy(&entry.path, size, sink)?;
+            let hash = match &entry.kind {
+                EntryKind::File { blake3, .. } if vigilance == Vigilance::Bytes => Some(blake3),
+                _ => None,
+            };
+            files.copy(&entry.path, size, hash, sink)?;
             sink.write(&[0; BLOCK][..tar_writer::padding(size)])?;
         }
     }
@@ -72,18 +86,33 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    fn copy(&mut self, path: &[u8], size: u64, sink: &mut dyn TarSink) -> Result<(), StoreError> {
+    /// Hands a file's bytes on, which must have the hash if one is given.
+    fn copy(
+        &mut self,
+        path: &[u8],
+        size: u64,
+        hash: Option<&[u8; 32]>,
+        sink: &mut dyn TarSink,
+    ) -> Result<(), StoreError> {
         let mut file = self.open(path)?;
         let mut left = size;
+        let mut hasher = blake3::Hasher::new();
+        let changed = |reason| LayerError::TreeChanged { path: shown(path), reason };
         loop {
             let count = file.read(&mut self.buffer).map_err(self.io_error(path))?;
             if count as u64 > left || (count == 0 && left > 0) {
-                return Err(LayerError::TreeChanged { path: shown(path), reason: "its size changed" }.into());
+                return Err(changed("its size changed").into());
             }
             if count == 0 {
-                return Ok(());
+                return match hash.is_none_or(|hash| hasher.finalize() == *hash) {
+                    true => Ok(()),
+                    false => Err(changed("its bytes changed").into()),
+                };
             }
             left -= count as u64;
+            if hash.is_some() {
+                hasher.update(&self.buffer[..count]);
+            }
             sink.write(&self.buffer[..count])?;
         }
     }

@@ -9,6 +9,7 @@ mod active;
 mod apply;
 mod blob;
 mod check;
+mod chunk_index;
 mod chunks;
 mod commit;
 mod compress;
