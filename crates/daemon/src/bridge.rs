@@ -127,6 +127,7 @@ impl Bridge {
             frontend: request.frontend,
             options: request.frontend_opt,
             definition: request.definition,
+            inputs: request.frontend_inputs,
         };
         let solution = self.context.frontend(asked).await?;
         if request.evaluate {

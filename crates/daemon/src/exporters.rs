@@ -171,6 +171,14 @@ pub(crate) async fn export(
     session: Option<&Arc<ClientSession>>,
     solution: &Solution,
 ) -> Result<Response, Status> {
+    let named;
+    let plan = match with_name(plan, solution)? {
+        Some(changed) => {
+            named = changed;
+            &named
+        }
+        None => plan,
+    };
     let client = || session.ok_or_else(|| Status::failed_precondition("the build has no session to export to"));
     match plan {
         Plan::Image(image) => to_engine(job, base, Output::Image(image.clone()), solution).await,
@@ -195,8 +203,25 @@ pub(crate) async fn export(
     }
 }
 
+/// The plan with the name that the result brings along, where the client gave none.
+fn with_name(plan: &Plan, solution: &Solution) -> Result<Option<Plan>, Status> {
+    let (Plan::Image(image) | Plan::Oci(image) | Plan::Docker(image)) = plan else { return Ok(None) };
+    let Some(name) = solution.metadata.get("image.name").filter(|_| image.names.is_empty()) else { return Ok(None) };
+    let attributes = HashMap::from([("name".to_owned(), String::from_utf8_lossy(name).into_owned())]);
+    let image = ImageOutput { names: self::image(&attributes)?.names, ..image.clone() };
+    Ok(Some(match plan {
+        Plan::Image(_) => Plan::Image(image),
+        Plan::Oci(_) => Plan::Oci(image),
+        _ => Plan::Docker(image),
+    }))
+}
+
 async fn to_engine(job: &Job, base: BuildRequest, output: Output, solution: &Solution) -> Result<Response, Status> {
-    let request = BuildRequest { outputs: vec![output], ..base };
+    let mut request = BuildRequest { outputs: vec![output], ..base };
+    if solution.is_map {
+        // Results that are known by their platforms are an index, even of one.
+        request.build_args.insert("BUILDKIT_MULTI_PLATFORM".to_owned(), "true".to_owned());
+    }
     let outcome = job.export(request, &solution.images).await.map_err(|error| reply::status(&error))?;
     Ok(response(&outcome))
 }

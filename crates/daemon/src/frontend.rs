@@ -97,6 +97,8 @@ pub(crate) fn dockerfile(options: &HashMap<String, String>, base: BuildRequest) 
     let dockerfile = SessionDockerfile {
         name: get("filename").map(str::to_owned),
         hostname: get("hostname").unwrap_or_default().to_owned(),
+        context: get("dockerfilekey").map(str::to_owned),
+        inputs: BTreeMap::new(),
     };
     Ok(DockerfileRequest { build, dockerfile, question })
 }
@@ -213,6 +215,9 @@ fn context(value: &str) -> Result<NamedContext, Status> {
     }
     if let Some(name) = value.strip_prefix("local:") {
         return Ok(NamedContext::Directory(name.into()));
+    }
+    if value.starts_with("input:") {
+        return Ok(NamedContext::Directory(value.into()));
     }
     if let Some(stage) = value.strip_prefix("target:") {
         return Ok(NamedContext::Stage(stage.to_owned()));

@@ -7,12 +7,12 @@ use crate::exporters::{self, Plan};
 use crate::frontend::{self, empty_request};
 use crate::progress::time;
 use crate::reply;
-use crate::session::{ClientSession, RemoteSession};
+use crate::session::{ClientSession, RemoteSession, upload};
 use crate::solution::{Results, Solution};
 use forge_buildkit_proto::google::rpc;
 use forge_buildkit_proto::moby::buildkit::v1::{BuildHistoryRecord, Exporter, SolveRequest, SolveResponse};
 use forge_buildkit_proto::pb;
-use forge_engine::{Allowed, BuildRequest, Job};
+use forge_engine::{Allowed, BuildContext, BuildRequest, ContextStream, Job};
 use forge_session::Session;
 use prost::Message;
 use std::collections::HashMap;
@@ -25,6 +25,7 @@ pub(crate) struct FrontendRequest {
     pub frontend: String,
     pub options: HashMap<String, String>,
     pub definition: Option<pb::Definition>,
+    pub inputs: HashMap<String, pb::Definition>,
 }
 
 /// Runs a build. It goes on to its end by itself; whoever stops waiting for it cancels it.
@@ -32,6 +33,13 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
     if request.exporters.is_empty() && !request.exporter_deprecated.is_empty() {
         let attrs = std::mem::take(&mut request.exporter_attrs_deprecated);
         request.exporters.push(Exporter { r#type: std::mem::take(&mut request.exporter_deprecated), attrs });
+    }
+    let epoch = request.frontend_attrs.get("build-arg:SOURCE_DATE_EPOCH");
+    // What is no number is the name of a source, which the front end knows.
+    if let Some(epoch) = epoch.filter(|epoch| epoch.parse::<i64>().is_ok()) {
+        for exporter in &mut request.exporters {
+            exporter.attrs.entry("source-date-epoch".to_owned()).or_insert_with(|| epoch.clone());
+        }
     }
     let plans = request.exporters.iter().map(exporters::plan).collect::<Result<Vec<_>, _>>()?;
     let allowed = allowed(&request.entitlements, &shared.options.entitlements)?;
@@ -96,6 +104,7 @@ async fn run(
                 frontend: request.frontend,
                 options: request.frontend_attrs,
                 definition: request.definition,
+                inputs: request.frontend_inputs,
             };
             context.frontend(asked).await?
         }
@@ -131,9 +140,9 @@ impl JobContext {
                 let result = self.job.definition(bytes, false).await.map_err(|error| reply::status(&error))?;
                 Solution::of_metadata(Results::One(result), HashMap::new())
             }
-            "dockerfile.v0" => self.dockerfile(&request.options).await,
+            "dockerfile.v0" => self.dockerfile(&request).await,
             "gateway.v0" => match request.options.get("source").map(String::as_str) {
-                Some(source) if is_dockerfile(source) => self.dockerfile(&request.options).await,
+                Some(source) if is_dockerfile(source) => self.dockerfile(&request).await,
                 source => Err(Status::unimplemented(format!(
                     "frontend image {} is not run: gateway.v0 is not supported",
                     source.unwrap_or_default()
@@ -143,8 +152,19 @@ impl JobContext {
         }
     }
 
-    async fn dockerfile(&self, options: &HashMap<String, String>) -> Result<Solution, Status> {
-        let request = frontend::dockerfile(options, self.base.clone())?;
+    async fn dockerfile(&self, asked: &FrontendRequest) -> Result<Solution, Status> {
+        let options = &asked.options;
+        let mut request = frontend::dockerfile(options, self.base.clone())?;
+        for (name, definition) in &asked.inputs {
+            let input = self.job.definition(definition.encode_to_vec(), false).await;
+            if let Some(input) = input.map_err(|error| reply::status(&error))? {
+                request.dockerfile.inputs.insert(name.clone(), input);
+            }
+        }
+        if let Some(address) = options.get("context").filter(|context| context.starts_with(upload::ADDRESS)) {
+            let client = self.client.as_ref().ok_or_else(|| Status::failed_precondition("the build has no session"))?;
+            request.build.context = BuildContext::Stream(ContextStream::new(upload::open(client, address)?));
+        }
         if let Some(question) = &request.question {
             return crate::subrequest::answer(self, question, request.build, &request.dockerfile).await;
         }

@@ -148,7 +148,7 @@ impl Build {
         Question { text, dockerfile, options: self.lower_options(ignore, &platform) }
     }
 
-    async fn check(&self, text: &DockerfileText, ignore: &[String]) -> Result<CheckReport, EngineError> {
+    pub(crate) async fn check(&self, text: &DockerfileText, ignore: &[String]) -> Result<CheckReport, EngineError> {
         let dockerfile = match forge_frontend::parse(&text.name, &text.text) {
             Ok(dockerfile) => dockerfile,
             Err(error) => return Ok(report(CheckResults { warnings: Vec::new(), error: Some(error) })),

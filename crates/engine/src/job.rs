@@ -8,13 +8,16 @@ use crate::context::{MAIN_CONTEXT, MainContext};
 use crate::dockerfile::{DockerfileText, read_from_context};
 use crate::engine::blocking;
 use crate::entitlements;
+use crate::provided::{ProvidedContexts, TreeContext};
 use crate::steps::ShownStep;
 use crate::{BuildContext, BuildOutcome, BuildRequest, Call, CallOutcome, Engine, EngineError, NamedContext};
 use forge_buildkit_proto::{Decoded, SourceFile};
 use forge_frontend::LoweredImage;
 use forge_image::{Digest, ErrorKind, ImageConfig, Platform, Reference};
-use forge_llb::{Graph, ResolveMode};
-use forge_session::{ContextSelection, Session, WarningNotice};
+use forge_llb::{
+    CopyAction, FileAction, FileInput, FileKind, FileOp, Graph, Metadata, Op, ResolveMode, SourceOp, Vertex,
+};
+use forge_session::{Context, ContextSelection, Event, Session, SourceSpan, WarningNotice};
 use forge_solver::Solved;
 use futures_util::future::try_join_all;
 use std::collections::BTreeMap;
@@ -35,6 +38,8 @@ pub struct Job(Arc<Build>);
 pub struct JobResult(Arc<Lazy>);
 
 struct Lazy {
+    /// The build that it is of: its session has the contexts that the graph reads.
+    build: Arc<Build>,
     image: LoweredImage,
     text: SourceTexts,
     /// What is allowed was checked when it was made.
@@ -61,12 +66,16 @@ pub struct JobImage {
 }
 
 /// A Dockerfile of a client's session.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub struct SessionDockerfile {
     /// Its name within the context of Dockerfiles; the usual one where `None`.
     pub name: Option<String>,
     /// The name that steps see of their machine; empty for the usual one.
     pub hostname: String,
+    /// The context of the session that it lies in, where the build's context is elsewhere.
+    pub context: Option<String>,
+    /// Results that are contexts: `context` and `dockerfile` stand for those of the session, all are known as `input:NAME`.
+    pub inputs: BTreeMap<String, JobResult>,
 }
 
 /// What a Dockerfile came to.
@@ -117,10 +126,16 @@ impl Job {
         if graph.goal().is_none() {
             return Ok(None);
         }
+        let graph = with_copied_context(graph)?;
         let image = self.0.image_of(graph, &Platform::host(), no_cache)?;
         let nowhere = DockerfileText { name: String::new(), text: Vec::new() };
         entitlements::check(&image, &self.0.request, &nowhere)?;
-        Ok(Some(JobResult(Arc::new(Lazy { image, text: SourceTexts::Definition(sources), solved: OnceCell::new() }))))
+        Ok(Some(JobResult(Arc::new(Lazy {
+            build: self.0.clone(),
+            image,
+            text: SourceTexts::Definition(sources),
+            solved: OnceCell::new(),
+        }))))
     }
 
     /// Lowers a Dockerfile of the session, or of the context that the request names elsewhere; no step runs. `read` is told
@@ -144,11 +159,19 @@ impl Job {
             platforms => platforms,
         };
         let lowered = platforms.iter().map(|platform| build.lower(&parsed, &text, &ignore, platform));
-        let lowered = try_join_all(lowered).await?;
+        let lowered = match try_join_all(lowered).await {
+            Ok(lowered) => lowered,
+            Err(error) => {
+                build.report_findings(&text, &ignore).await;
+                return Err(error);
+            }
+        };
         lowered.iter().try_for_each(|image| entitlements::check(image, &build.request, &text))?;
         let warnings = build.report(&lowered[0], &text);
-        let platforms = platforms.iter().cloned();
-        let images = platforms.zip(lowered).map(|(platform, image)| JobImage::lazy(platform, image, &text)).collect();
+        let platforms: Vec<Platform> = platforms.to_vec();
+        let build = Arc::new(build);
+        let images = platforms.into_iter().zip(lowered);
+        let images = images.map(|(platform, image)| JobImage::lazy(&build, platform, image, &text)).collect();
         Ok(JobDockerfile { images, warnings })
     }
 
@@ -176,16 +199,49 @@ impl Job {
         let context = request.context.clone();
         let mut build = self.0.fork(request);
         build.hostname.clone_from(&dockerfile.hostname);
-        if let BuildContext::Remote(remote) = &context {
-            let main = build.fetch_main(remote).await?;
-            build.set_main(main);
-            let text = build.remote_dockerfile(dockerfile.name.clone()).await?;
-            return Ok((build, text));
+        let mut provided = BTreeMap::new();
+        for (name, input) in &dockerfile.inputs {
+            let files = self.as_context(input).await?;
+            if matches!(name.as_str(), MAIN_CONTEXT | DOCKERFILE_CONTEXT) {
+                provided.insert(name.clone(), files.clone());
+            }
+            provided.insert(format!("input:{name}"), files);
         }
-        let name = dockerfile.name.as_deref();
-        let text = build.session_dockerfile(name).await?;
+        let is_elsewhere = match &context {
+            BuildContext::Remote(remote) => {
+                let main = build.fetch_main(remote).await?;
+                build.set_main(main);
+                true
+            }
+            BuildContext::Stream(_) => {
+                let main = build.stream_context(context.clone()).await?;
+                provided.insert(MAIN_CONTEXT.to_owned(), main.files.clone());
+                build.set_main(main);
+                true
+            }
+            BuildContext::Directory(_) | BuildContext::Empty => false,
+        };
+        if !provided.is_empty() {
+            let session = build.session.clone();
+            build.session = Arc::new(ProvidedContexts { session, contexts: provided });
+        }
+        let text = match (is_elsewhere, &dockerfile.context) {
+            (true, None) => build.remote_dockerfile(dockerfile.name.clone()).await?,
+            (_, context) => {
+                let context = context.as_deref().unwrap_or(DOCKERFILE_CONTEXT);
+                build.session_dockerfile(context, dockerfile.name.as_deref()).await?
+            }
+        };
         build.name_session_contexts().await?;
         Ok((build, text))
+    }
+
+    /// The files of a result as a context.
+    async fn as_context(&self, result: &JobResult) -> Result<Arc<dyn Context>, EngineError> {
+        let tree = self.tree(result).await?;
+        let layers = self.solved(result).await?.result.layers();
+        let identity = format!("result:{}", layers.iter().map(ToString::to_string).collect::<Vec<_>>().join(","));
+        Ok(Arc::new(TreeContext { tree, identity }))
     }
 
     /// Finds out what an image's name stands for.
@@ -213,13 +269,13 @@ impl Job {
     }
 
     async fn solved<'a>(&self, result: &'a JobResult) -> Result<&'a Solved, EngineError> {
-        let Lazy { image, text, solved } = &*result.0;
+        let Lazy { build, image, text, solved } = &*result.0;
         solved
             .get_or_try_init(|| async {
-                let solver = self.0.solver().await?;
-                match (solver.solve(&image.graph, self.session().clone()).await, text) {
+                let solver = build.solver().await?;
+                match (solver.solve(&image.graph, build.session.clone()).await, text) {
                     (Ok(solved), _) => Ok(solved),
-                    (Err(error), SourceTexts::Dockerfile(text)) => Err(self.0.failed(error, image, text).await),
+                    (Err(error), SourceTexts::Dockerfile(text)) => Err(build.failed(error, image, text).await),
                     (Err(error), SourceTexts::Definition(sources)) => {
                         let text = crate::definition::text_of(&error, sources);
                         Err(step_failed(error, &text))
@@ -236,6 +292,7 @@ impl Job {
     pub async fn tree(&self, result: &JobResult) -> Result<MergedTree, EngineError> {
         let solved = self.solved(result).await?;
         let (store, layers) = (self.0.transfer.store.clone(), solved.result.layers().to_vec());
+        self.0.engine.bring(&self.0.transfer, layers.clone()).await?;
         blocking(move || Ok(store.layers().tree(&layers)?)).await
     }
 
@@ -243,7 +300,8 @@ impl Job {
     ///
     /// # Errors
     /// A step fails, or an output cannot be written.
-    pub async fn export(&self, request: BuildRequest, images: &[JobImage]) -> Result<BuildOutcome, EngineError> {
+    pub async fn export(&self, mut request: BuildRequest, images: &[JobImage]) -> Result<BuildOutcome, EngineError> {
+        request.platforms = images.iter().map(|image| image.platform.clone()).collect();
         crate::plausible::check(&request)?;
         let build = self.0.fork(request);
         let results = try_join_all(images.iter().map(|image| self.platform_result(image))).await?;
@@ -302,34 +360,62 @@ impl JobResult {
 }
 
 impl JobImage {
-    fn lazy(platform: Platform, image: LoweredImage, text: &DockerfileText) -> Self {
+    fn lazy(build: &Arc<Build>, platform: Platform, image: LoweredImage, text: &DockerfileText) -> Self {
         let (config, source_date_epoch) = (image.config.clone(), image.source_date_epoch);
         let result = image.graph.goal().is_some().then(|| {
             let text = DockerfileText { name: text.name.clone(), text: text.text.clone() };
-            JobResult(Arc::new(Lazy { image, text: SourceTexts::Dockerfile(text), solved: OnceCell::new() }))
+            let (build, text, solved) = (build.clone(), SourceTexts::Dockerfile(text), OnceCell::new());
+            JobResult(Arc::new(Lazy { build, image, text, solved }))
         });
         Self { platform, result, config, source_date_epoch }
     }
 }
 
+/// A result that is a context is copied: it lies elsewhere, and nothing but a step can read it.
+fn with_copied_context(mut graph: Graph) -> Result<Graph, EngineError> {
+    let Some(goal) = graph.goal().cloned() else { return Ok(graph) };
+    let is_context = matches!(graph.get(&goal.vertex).map(|vertex| &vertex.op), Some(Op::Source(SourceOp::Local(_))));
+    if !is_context {
+        return Ok(graph);
+    }
+    let failed = |error| EngineError::caused(ErrorKind::Internal, error);
+    let copy = CopyAction::new(FileInput::Input(0), vec!["/".to_owned()], "/");
+    let action = FileAction { base: FileInput::Scratch, kind: FileKind::Copy(copy) };
+    let vertex = Vertex {
+        op: Op::File(FileOp { actions: vec![action] }),
+        inputs: vec![goal],
+        platform: None,
+        metadata: Metadata { name: "copying the context".to_owned(), ..Metadata::default() },
+    };
+    let copied = graph.add(vertex).map_err(failed)?;
+    graph.set_goal(Some(copied)).map_err(failed)?;
+    Ok(graph)
+}
+
+/// The files that are fetched for a Dockerfile of that name.
+fn paths_of(file: &str) -> Vec<String> {
+    let mut paths = vec![file.to_owned(), format!("{file}.dockerignore")];
+    if file == "Dockerfile" {
+        paths.push("dockerfile".to_owned());
+    }
+    paths
+}
+
 impl Build {
     /// Fetches the Dockerfile, and the ignore file that is named after it, from where the client has them.
-    async fn session_dockerfile(&self, name: Option<&str>) -> Result<DockerfileText, EngineError> {
+    async fn session_dockerfile(&self, context: &str, name: Option<&str>) -> Result<DockerfileText, EngineError> {
         let file = name.unwrap_or("Dockerfile");
         let step = format!("[internal] load build definition from {file}");
         let shown = ShownStep::start(self.session.events(), &step);
         let found = async {
-            let mut include = vec![file.to_owned(), format!("{file}.dockerignore")];
-            if name.is_none() {
-                include.push("dockerfile".to_owned());
-            }
+            let paths = paths_of(file);
             let (folder, base) = file.rsplit_once('/').unwrap_or(("", file));
-            let text = self.read_of_session(DOCKERFILE_CONTEXT, &include, file, &step).await?;
+            let text = self.read_of_session(context, &paths, file, &step).await?;
             if let Some(text) = text {
                 return Ok(DockerfileText { name: file.to_owned(), text });
             }
             if name.is_none() && folder.is_empty() {
-                let text = self.read_of_session(DOCKERFILE_CONTEXT, &include, "dockerfile", &step).await?;
+                let text = self.read_of_session(context, &paths, "dockerfile", &step).await?;
                 if let Some(text) = text {
                     return Ok(DockerfileText { name: "dockerfile".to_owned(), text });
                 }
@@ -343,12 +429,12 @@ impl Build {
     async fn read_of_session(
         &self,
         context: &str,
-        include: &[String],
+        follow: &[String],
         file: &str,
         step: &str,
     ) -> Result<Option<Vec<u8>>, EngineError> {
         let vertex = ShownStep::digest_of(step);
-        let wanted = ContextSelection { name: context, include, exclude: &[], vertex: Some(&vertex) };
+        let wanted = ContextSelection { name: context, include: &[], exclude: &[], follow, vertex: Some(&vertex) };
         self.session.fetch_context(&wanted).await?;
         let Some(files) = self.session.selected_context(&wanted) else { return Ok(None) };
         let file = file.to_owned();
@@ -358,20 +444,17 @@ impl Build {
     /// The patterns of the ignore file: the one named after the Dockerfile, else the context's own. Contexts from elsewhere
     /// have none.
     async fn ignore_of_session(&self, dockerfile: &str) -> Result<Vec<String>, EngineError> {
-        if matches!(self.request.context, BuildContext::Remote(_)) {
+        if matches!(self.request.context, BuildContext::Remote(_) | BuildContext::Stream(_)) {
             return Ok(Vec::new());
         }
         let step = "[internal] load .dockerignore";
         let shown = ShownStep::start(self.session.events(), step);
         let read = async {
             let own = format!("{dockerfile}.dockerignore");
-            let mut include = vec![dockerfile.to_owned(), own.clone()];
-            if dockerfile == "Dockerfile" {
-                include.push("dockerfile".to_owned());
-            }
-            let text = match self.read_of_session(DOCKERFILE_CONTEXT, &include, &own, step).await? {
+            let found = self.read_of_session(DOCKERFILE_CONTEXT, &paths_of(dockerfile), &own, step).await?;
+            let text = match found {
                 Some(text) => text,
-                None => self.own_ignore_file(MAIN_CONTEXT, step).await?,
+                None => self.own_ignore_file(MAIN_CONTEXT, step).await.unwrap_or_default(),
             };
             crate::build::ignore_patterns(&text)
         };
@@ -408,6 +491,30 @@ impl Build {
             self.name_context(name, lowered);
         }
         Ok(())
+    }
+
+    /// A context that the client sends as one stream.
+    async fn stream_context(&self, context: BuildContext) -> Result<MainContext, EngineError> {
+        let (store, session) = (self.transfer.store.clone(), self.session.clone());
+        blocking(move || MainContext::open(&context, &store, session.events(), session.cancellation())).await
+    }
+
+    /// Tells what the checks found in a Dockerfile that cannot be built.
+    async fn report_findings(&self, text: &DockerfileText, ignore: &[String]) {
+        // The build fails for a reason of its own.
+        let Ok(report) = self.check(text, ignore).await else { return };
+        for finding in report.findings {
+            let (first_line, last_line) = (finding.span.first_line, finding.span.last_line);
+            self.session.events().emit(Event::Warning(WarningNotice {
+                vertex: None,
+                level: 1,
+                short: format!("{}: {} (line {first_line})", finding.rule, finding.message),
+                detail: vec![finding.description.to_owned()],
+                url: finding.url,
+                span: Some(SourceSpan { file: text.name.clone(), first_line, last_line }),
+                excerpt: None,
+            }));
+        }
     }
 
     /// The Dockerfile of a context from elsewhere.

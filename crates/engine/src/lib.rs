@@ -35,6 +35,7 @@ mod output;
 mod plausible;
 mod ports;
 mod private_key;
+mod provided;
 mod remote;
 mod request;
 mod running;

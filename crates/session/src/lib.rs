@@ -39,6 +39,8 @@ pub struct ContextSelection<'a> {
     pub include: &'a [String],
     /// What matches is not read.
     pub exclude: &'a [String],
+    /// Only these paths will be read, and what links among them lead to; everything that is selected where empty.
+    pub follow: &'a [String],
     /// Whom progress is reported for.
     pub vertex: Option<&'a Digest>,
 }

@@ -64,7 +64,7 @@ pub(crate) fn source_tree(
             Ok(SourceTree::of_layers(tree, Stop(session.clone())))
         }
         ResultRef::Context { name, include, exclude } => {
-            let wanted = ContextSelection { name, include, exclude, vertex: None };
+            let wanted = ContextSelection { name, include, exclude, follow: &[], vertex: None };
             let Some(context) = session.selected_context(&wanted) else {
                 let message = format!("there is no build context named {name:?}");
                 return Err(CacheError::Result { kind: ErrorKind::UserInput, message, source: None });

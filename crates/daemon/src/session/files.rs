@@ -23,6 +23,7 @@ pub(super) struct Wanted {
     pub name: String,
     pub include: Vec<String>,
     pub exclude: Vec<String>,
+    pub follow: Vec<String>,
 }
 
 /// The folders of all clients.
@@ -198,8 +199,12 @@ fn receive(
 /// Names and patterns go as metadata, which is ASCII: where one is not, all of its key are written as in addresses.
 fn describe(wanted: &Wanted, metadata: &mut MetadataMap) -> Result<(), Status> {
     let name = [wanted.name.clone()];
-    let keys: [(&'static str, &[String]); 3] =
-        [("dir-name", &name), ("include-patterns", &wanted.include), ("exclude-patterns", &wanted.exclude)];
+    let keys: [(&'static str, &[String]); 4] = [
+        ("dir-name", &name),
+        ("include-patterns", &wanted.include),
+        ("exclude-patterns", &wanted.exclude),
+        ("followpaths", &wanted.follow),
+    ];
     for (key, values) in keys {
         let plain = values.iter().all(|value| value.bytes().all(|byte| matches!(byte, b' '..=b'~')));
         if !plain {

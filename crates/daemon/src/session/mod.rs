@@ -11,6 +11,7 @@ mod hijack;
 mod receive;
 mod remote;
 pub(crate) mod send;
+pub(crate) mod upload;
 
 pub(crate) use files::{Kept, SessionFiles};
 pub(crate) use remote::RemoteSession;

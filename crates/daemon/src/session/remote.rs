@@ -32,7 +32,7 @@ pub(crate) struct RemoteSession {
     contexts: Mutex<HashMap<Key, Fetched>>,
 }
 
-type Key = (String, Vec<String>, Vec<String>);
+type Key = (String, Vec<String>, Vec<String>, Vec<String>);
 
 struct Fetched {
     context: Arc<dyn Context>,
@@ -76,7 +76,8 @@ impl RemoteSession {
         if self.find(&key).is_some() {
             return Ok(());
         }
-        let asked = Wanted { name: key.0.clone(), include: key.1.clone(), exclude: key.2.clone() };
+        let asked =
+            Wanted { name: key.0.clone(), include: key.1.clone(), exclude: key.2.clone(), follow: key.3.clone() };
         let told = self.reporter(wanted.vertex.cloned(), &asked.name);
         let held = self.ask(self.files.fetch(self.client()?, &asked, told)).await?;
         let files = LocalContext::open(&held.tree).map_err(|error| Status::internal(error.to_string()))?;
@@ -131,7 +132,7 @@ impl Context for SessionContext {
 }
 
 fn key(wanted: &ContextSelection<'_>) -> Key {
-    (wanted.name.to_owned(), wanted.include.to_vec(), wanted.exclude.to_vec())
+    (wanted.name.to_owned(), wanted.include.to_vec(), wanted.exclude.to_vec(), wanted.follow.to_vec())
 }
 
 #[async_trait]

@@ -21,7 +21,7 @@ impl Source for Local<'_> {
 
     async fn snapshot(&self, asked: &Asked<'_>) -> Result<ResultRef, WorkError> {
         let LocalSource { name, include, exclude } = self.op;
-        let wanted = ContextSelection { name, include, exclude, vertex: Some(&asked.vertex) };
+        let wanted = ContextSelection { name, include, exclude, follow: &[], vertex: Some(&asked.vertex) };
         asked.session.fetch_context(&wanted).await?;
         let LocalSource { name, include, exclude } = self.op.clone();
         Ok(ResultRef::Context { name, include, exclude })
