@@ -1,8 +1,8 @@
 //! Where a client wants the result.
 
 use crate::reply;
-use crate::session::ClientSession;
 use crate::session::send::{self, SentTree, Taken};
+use crate::session::{ClientSession, SessionFiles, content};
 use crate::solution::Solution;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -21,6 +21,8 @@ use tonic::Status;
 pub(crate) enum Plan {
     Image(ImageOutput),
     Oci(ImageOutput),
+    /// Into the content store of the client.
+    Layout(ImageOutput),
     Docker(ImageOutput),
     Tar(FilesOutput),
     Local(FilesOutput),
@@ -34,8 +36,14 @@ pub(crate) fn plan(exporter: &Exporter) -> Result<Plan, Status> {
     let attributes = &exporter.attrs;
     match exporter.r#type.as_str() {
         "image" => Ok(Plan::Image(image(attributes)?)),
-        "oci" => layout(attributes).map(Plan::Oci),
-        "docker" => layout(attributes).map(Plan::Docker),
+        "oci" => match switch(attributes, "tar")? {
+            Some(false) => Ok(Plan::Layout(image(attributes)?)),
+            _ => Ok(Plan::Oci(image(attributes)?)),
+        },
+        "docker" => match switch(attributes, "tar")? {
+            Some(false) => Err(Status::unknown("docker exporter does not support tar=false")),
+            _ => Ok(Plan::Docker(image(attributes)?)),
+        },
         "tar" => files(attributes).map(Plan::Tar),
         "local" => {
             match attributes.get("mode").map(String::as_str) {
@@ -55,13 +63,6 @@ fn switch(attributes: &HashMap<String, String>, name: &str) -> Result<Option<boo
         Some("" | "1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(Some(true)),
         Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(Some(false)),
         Some(_) => Err(Status::unknown(format!("non-bool value specified for {name}"))),
-    }
-}
-
-fn layout(attributes: &HashMap<String, String>) -> Result<ImageOutput, Status> {
-    match switch(attributes, "tar")? {
-        Some(false) => Err(Status::unimplemented("tar=false: results cannot be written to a client's content store")),
-        _ => image(attributes),
     }
 }
 
@@ -170,6 +171,7 @@ pub(crate) async fn export(
     base: BuildRequest,
     session: Option<&Arc<ClientSession>>,
     solution: &Solution,
+    files: &SessionFiles,
 ) -> Result<Response, Status> {
     let named;
     let plan = match with_name(plan, solution)? {
@@ -186,6 +188,7 @@ pub(crate) async fn export(
             let output = |destination| Output::Oci(image.clone(), destination);
             to_stream(job, base, client()?, number, output, solution).await
         }
+        Plan::Layout(image) => to_content(job, base, client()?, image, solution, files).await,
         Plan::Docker(_) if solution.is_map => {
             Err(Status::unknown("docker exporter does not currently support exporting manifest lists"))
         }
@@ -248,6 +251,22 @@ async fn to_stream(
         Taken::Unwanted => Ok(written.unwrap_or_default()),
         Taken::Whole => written,
     }
+}
+
+/// The client itself adds what was written to the index of its layout.
+async fn to_content(
+    job: &Job,
+    base: BuildRequest,
+    client: &Arc<ClientSession>,
+    image: &ImageOutput,
+    solution: &Solution,
+    files: &SessionFiles,
+) -> Result<Response, Status> {
+    let folder = files.scratch().map_err(|error| Status::internal(error.to_string()))?;
+    let output = Output::Oci(image.clone(), Destination::Directory(folder.path().join("layout")));
+    let response = to_engine(job, base, output, solution).await?;
+    content::push_layout(client, "export", &folder.path().join("layout")).await?;
+    Ok(response)
 }
 
 async fn to_folder(

@@ -216,6 +216,13 @@ fn context(value: &str) -> Result<NamedContext, Status> {
     if let Some(name) = value.strip_prefix("local:") {
         return Ok(NamedContext::Directory(name.into()));
     }
+    if let Some(layout) = value.strip_prefix("oci-layout://").or(value.strip_prefix("oci-layout:")) {
+        let (name, digest) = layout
+            .split_once('@')
+            .ok_or_else(|| invalid(format!("oci-layout reference {layout:?} must have a digest")))?;
+        let digest = digest.parse().map_err(|error| invalid(format!("invalid digest in {value}: {error}")))?;
+        return Ok(NamedContext::OciLayout { path: name.into(), tag: None, digest: Some(digest) });
+    }
     if value.starts_with("input:") {
         return Ok(NamedContext::Directory(value.into()));
     }

@@ -12,6 +12,9 @@ use prost::Message;
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
+/// An instruction of more lines is told by its first ones.
+const MOST_LINES: usize = 1000;
+
 /// A failure of the engine as a gRPC status.
 pub(crate) fn status(error: &EngineError) -> Status {
     let vertex = error.vertex().map(|vertex| detail("Vertex", &json!({ "digest": vertex.as_str() })));
@@ -39,14 +42,17 @@ pub(crate) fn detail(kind: &str, value: &Value) -> Any {
 }
 
 fn source(place: &SourcePlace) -> Value {
-    let line = |line: u32| json!({ "line": line });
+    // A range for each line, as BuildKit's parser tells places.
+    let range = |line: u32| json!({ "start": { "line": line }, "end": { "line": line } });
+    let ranges = (place.first_line..=place.last_line).take(MOST_LINES).map(range);
     json!({
         "info": {
             "filename": place.file,
             "data": STANDARD.encode(&place.data),
             "language": "Dockerfile",
+            "definition": {},
         },
-        "ranges": [{ "start": line(place.first_line), "end": line(place.last_line) }],
+        "ranges": Value::from_iter(ranges),
     })
 }
 

@@ -113,7 +113,8 @@ async fn run(
     let mut response = HashMap::new();
     for (number, plan) in plans.iter().enumerate() {
         let base = context.base.clone();
-        let exported = exporters::export(plan, number, &context.job, base, context.client.as_ref(), &solution);
+        let exported =
+            exporters::export(plan, number, &context.job, base, context.client.as_ref(), &solution, &shared.files);
         response.extend(exported.await?);
     }
     let told = solution.metadata.iter().filter(|(name, _)| name.starts_with("frontend."));

@@ -480,8 +480,9 @@ impl Build {
                     let exclude = shown.end(exclude.await)?;
                     forge_frontend::NamedContext::Local { name: local, exclude }
                 }
-                NamedContext::OciLayout { .. } => {
-                    return Err(EngineError::new(ErrorKind::Unsupported, "OCI layouts of a session are not supported"));
+                NamedContext::OciLayout { path, tag, digest } => {
+                    let name = path.to_string_lossy().into_owned();
+                    forge_frontend::NamedContext::OciLayout { name, tag, digest }
                 }
                 NamedContext::Image(reference) => forge_frontend::NamedContext::Image(reference),
                 NamedContext::Remote(remote) => remote.lowered(crate::remote::GitDefaults::default()),

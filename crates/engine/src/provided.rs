@@ -1,6 +1,7 @@
 //! A session with contexts of the builder's own beside those of whoever asked for the build.
 
 use async_trait::async_trait;
+use forge_image::Digest;
 use forge_session::{
     Context, ContextEntry, ContextError, ContextPath, ContextSelection, CredentialError, Credentials, EntryKind,
     EventSink, FileStamp, Secret, SecretError, Session,
@@ -36,6 +37,10 @@ impl Session for ProvidedContexts {
 
     fn selected_context(&self, wanted: &ContextSelection<'_>) -> Option<Arc<dyn Context>> {
         self.contexts.get(wanted.name).cloned().or_else(|| self.session.selected_context(wanted))
+    }
+
+    async fn layout(&self, name: &str, digest: &Digest) -> Result<Option<PathBuf>, ContextError> {
+        self.session.layout(name, digest).await
     }
 
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {

@@ -27,6 +27,7 @@ pub use single_flight::{SingleFlight, Turn};
 use async_trait::async_trait;
 use forge_image::Digest;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -63,6 +64,15 @@ pub trait Session: Send + Sync {
     /// The file tree of that name, of which no more is read than what is selected.
     fn selected_context(&self, wanted: &ContextSelection<'_>) -> Option<Arc<dyn Context>> {
         self.context(wanted.name)
+    }
+
+    /// A folder with the OCI layout of that name, which has everything that a digest stands for; `None` where the session
+    /// has no such layout. The folder stays until the session ends.
+    ///
+    /// # Errors
+    /// It is there and cannot be brought in.
+    async fn layout(&self, _name: &str, _digest: &Digest) -> Result<Option<PathBuf>, ContextError> {
+        Ok(None)
     }
 
     /// The credentials for a registry's host (with port, as in a reference); `None` means anonymous.

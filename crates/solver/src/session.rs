@@ -1,8 +1,10 @@
 use async_trait::async_trait;
+use forge_image::Digest;
 use forge_session::{
     Context, ContextError, ContextSelection, CredentialError, Credentials, EventSink, Secret, SecretError, Session,
 };
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +33,10 @@ impl Session for BuildSession {
 
     fn selected_context(&self, wanted: &ContextSelection<'_>) -> Option<Arc<dyn Context>> {
         self.session.selected_context(wanted)
+    }
+
+    async fn layout(&self, name: &str, digest: &Digest) -> Result<Option<PathBuf>, ContextError> {
+        self.session.layout(name, digest).await
     }
 
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {

@@ -87,7 +87,12 @@ impl ImageResolver {
         digest: Option<&Digest>,
         platform: &Platform,
     ) -> Result<FoundImage, WorkError> {
-        let Some(folder) = self.layouts.get(name) else {
+        let folder = match (self.layouts.get(name), digest) {
+            (Some(folder), _) => Some(folder.clone()),
+            (None, Some(digest)) => self.context.session.layout(name, digest).await?,
+            (None, None) => None,
+        };
+        let Some(folder) = folder else {
             return Err(WorkError::NoContext { name: name.to_owned() });
         };
         let wanted = match (tag, digest) {
@@ -95,8 +100,8 @@ impl ImageResolver {
             (Some(tag), None) => LayoutName::Tag(tag.to_owned()),
             (None, None) => LayoutName::Default,
         };
-        let resolved = resolve_oci_layout(&self.context, folder, &wanted, platform).await?;
-        let known = Known::Layout(folder.clone(), Box::new(resolved.clone()));
+        let resolved = resolve_oci_layout(&self.context, &folder, &wanted, platform).await?;
+        let known = Known::Layout(folder, Box::new(resolved.clone()));
         Ok(self.remember(resolved.manifest.digest, resolved.config, known))
     }
 

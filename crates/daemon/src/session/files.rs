@@ -70,6 +70,13 @@ impl SessionFiles {
         Self { folder: root.join("session-files"), used: Mutex::default() }
     }
 
+    /// A folder for one build. Blocks.
+    pub(crate) fn scratch(&self) -> io::Result<tempfile::TempDir> {
+        let place = self.folder.parent().unwrap_or(&self.folder).join("session-scratch");
+        fs::create_dir_all(&place)?;
+        tempfile::tempdir_in(place)
+    }
+
     /// Everything that is kept. Blocks.
     pub(crate) fn list(&self) -> io::Result<Vec<Kept>> {
         let entries = match fs::read_dir(&self.folder) {
@@ -120,9 +127,7 @@ impl SessionFiles {
             return Ok(Held { tree, identity, _lock: lock, _scratch: None, release: (self.clone(), path) });
         }
         drop(used);
-        let place = self.folder.parent().unwrap_or(&self.folder).join("session-scratch");
-        fs::create_dir_all(&place)?;
-        let scratch = tempfile::tempdir_in(place)?;
+        let scratch = self.scratch()?;
         let tree = scratch.path().join("tree");
         fs::create_dir(&tree)?;
         let own = scratch.path().to_owned();

@@ -4,6 +4,7 @@
 //! client as a build sees it), `files` and `fsutil` (folders), `agent` (SSH).
 
 mod agent;
+pub(crate) mod content;
 mod files;
 pub(crate) mod fsutil;
 mod health;

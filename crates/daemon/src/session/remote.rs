@@ -1,7 +1,7 @@
 //! A client as a build sees it.
 
 use super::files::{Held, SessionFiles, Wanted};
-use super::{ClientSession, agent};
+use super::{ClientSession, agent, content};
 use async_trait::async_trait;
 use forge_buildkit_proto::moby::buildkit::secrets::v1::GetSecretRequest;
 use forge_buildkit_proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,7 @@ pub(crate) struct RemoteSession {
     pub cancel: CancellationToken,
     fetched: tokio::sync::Mutex<()>,
     contexts: Mutex<HashMap<Key, Fetched>>,
+    layouts: tokio::sync::Mutex<HashMap<(String, Digest), tempfile::TempDir>>,
 }
 
 type Key = (String, Vec<String>, Vec<String>, Vec<String>);
@@ -46,7 +48,8 @@ impl RemoteSession {
         events: Arc<dyn EventSink>,
         cancel: CancellationToken,
     ) -> Self {
-        Self { client, files, events, cancel, fetched: tokio::sync::Mutex::default(), contexts: Mutex::default() }
+        let (fetched, contexts, layouts) = Default::default();
+        Self { client, files, events, cancel, fetched, contexts, layouts }
     }
 
     fn client(&self) -> Result<&Arc<ClientSession>, Status> {
@@ -151,6 +154,22 @@ impl Session for RemoteSession {
 
     fn selected_context(&self, wanted: &ContextSelection<'_>) -> Option<Arc<dyn Context>> {
         self.find(&key(wanted))
+    }
+
+    async fn layout(&self, name: &str, digest: &Digest) -> Result<Option<PathBuf>, ContextError> {
+        let failed = |source| ContextError::Read { path: name.to_owned(), source };
+        let Some(client) = self.client.as_ref().filter(|client| content::is_served(client)) else { return Ok(None) };
+        let mut layouts = self.layouts.lock().await;
+        let key = (name.to_owned(), digest.clone());
+        if let Some(folder) = layouts.get(&key) {
+            return Ok(Some(folder.path().to_owned()));
+        }
+        let folder = self.files.scratch().map_err(failed)?;
+        let fetched = self.ask(content::fetch_layout(client, &format!("oci:{name}"), digest, folder.path())).await;
+        fetched.map_err(|status| failed(io::Error::other(status.message().to_owned())))?;
+        let path = folder.path().to_owned();
+        layouts.insert(key, folder);
+        Ok(Some(path))
     }
 
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {

@@ -1,0 +1,238 @@
+//! The content stores of a client: blobs by digest, read and written by containerd's protocol.
+
+use super::{ClientSession, MOST_MESSAGE};
+use forge_image::Digest;
+use prost::Message;
+use serde_json::{Value, json};
+use std::collections::HashSet;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::fs;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
+
+const READ: &str = "/containerd.services.content.v1.Content/Read";
+const WRITE: &str = "/containerd.services.content.v1.Content/Write";
+
+/// Documents are read into memory.
+const MOST_DOCUMENT: u64 = 8 << 20;
+
+/// Bytes of one message of a blob that is written.
+const CHUNK: usize = 1 << 20;
+
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+struct ReadRequest {
+    #[prost(string, tag = "1")]
+    digest: String,
+    #[prost(int64, tag = "2")]
+    offset: i64,
+    #[prost(int64, tag = "3")]
+    size: i64,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+struct ReadResponse {
+    #[prost(int64, tag = "1")]
+    offset: i64,
+    #[prost(bytes = "vec", tag = "2")]
+    data: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+enum Action {
+    Stat = 0,
+    Write = 1,
+    Commit = 2,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+struct WriteRequest {
+    #[prost(enumeration = "Action", tag = "1")]
+    action: i32,
+    #[prost(string, tag = "2")]
+    reference: String,
+    #[prost(int64, tag = "3")]
+    total: i64,
+    #[prost(string, tag = "4")]
+    expected: String,
+    #[prost(int64, tag = "5")]
+    offset: i64,
+    #[prost(bytes = "vec", tag = "6")]
+    data: Vec<u8>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
+struct WriteResponse {
+    #[prost(int64, tag = "4")]
+    offset: i64,
+}
+
+/// Whether a client has content stores.
+pub(crate) fn is_served(session: &ClientSession) -> bool {
+    session.supports(READ)
+}
+
+async fn grpc(session: &ClientSession) -> Result<Grpc<Channel>, Status> {
+    let mut grpc = Grpc::new(session.channel.clone()).max_decoding_message_size(MOST_MESSAGE);
+    grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    Ok(grpc)
+}
+
+fn of_store<T>(message: T, store: &str) -> Result<Request<T>, Status> {
+    let mut request = Request::new(message);
+    let store = AsciiMetadataValue::try_from(store).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    request.metadata_mut().insert("buildkit-attachable-store-id", store);
+    Ok(request)
+}
+
+fn failed(error: &io::Error) -> Status {
+    Status::internal(error.to_string())
+}
+
+/// Makes a layout in a folder of everything that a digest stands for. Whoever reads it verifies the blobs.
+pub(super) async fn fetch_layout(
+    session: &Arc<ClientSession>,
+    store: &str,
+    root: &Digest,
+    folder: &Path,
+) -> Result<(), Status> {
+    let blobs = folder.join("blobs/sha256");
+    fs::create_dir_all(&blobs).await.map_err(|error| failed(&error))?;
+    let mut todo = vec![root.clone()];
+    let mut seen = HashSet::new();
+    let mut kind = None;
+    while let Some(digest) = todo.pop() {
+        if !seen.insert(digest.clone()) {
+            continue;
+        }
+        let file = blobs.join(digest.as_str().trim_start_matches("sha256:"));
+        match fetch(session, store, &digest, &file).await {
+            Ok(()) => {}
+            // A store need not have the images of other platforms.
+            Err(status) if status.code() == Code::NotFound && digest != *root => continue,
+            Err(status) => return Err(status),
+        }
+        let size = fs::metadata(&file).await.map_err(|error| failed(&error))?.len();
+        if size > MOST_DOCUMENT {
+            continue;
+        }
+        let bytes = fs::read(&file).await.map_err(|error| failed(&error))?;
+        let Ok(document) = serde_json::from_slice::<Value>(&bytes) else { continue };
+        if digest == *root {
+            kind = Some(descriptor(&document, root, size));
+        }
+        todo.extend(named_by(&document));
+    }
+    let index = json!({ "schemaVersion": 2, "manifests": [kind.unwrap_or_default()] });
+    let written = fs::write(folder.join("index.json"), index.to_string()).await;
+    written.map_err(|error| failed(&error))?;
+    let layout = fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).await;
+    layout.map_err(|error| failed(&error))
+}
+
+fn descriptor(document: &Value, digest: &Digest, size: u64) -> Value {
+    let guessed = match document.get("manifests") {
+        Some(_) => "application/vnd.oci.image.index.v1+json",
+        None => "application/vnd.oci.image.manifest.v1+json",
+    };
+    let media_type = document.get("mediaType").and_then(Value::as_str).unwrap_or(guessed);
+    json!({ "mediaType": media_type, "digest": digest.as_str(), "size": size })
+}
+
+/// The digests that a manifest or an index names.
+fn named_by(document: &Value) -> Vec<Digest> {
+    let lists = ["manifests", "layers"].iter().filter_map(|list| document.get(list)?.as_array());
+    let descriptors = lists.flatten().chain(document.get("config"));
+    descriptors.filter_map(|descriptor| descriptor.get("digest")?.as_str()?.parse().ok()).collect()
+}
+
+async fn fetch(session: &ClientSession, store: &str, digest: &Digest, file: &Path) -> Result<(), Status> {
+    let request = ReadRequest { digest: digest.to_string(), offset: 0, size: 0 };
+    let codec = ProstCodec::<ReadRequest, ReadResponse>::default();
+    let path = PathAndQuery::from_static(READ);
+    let mut grpc = grpc(session).await?;
+    let mut messages = grpc.server_streaming(of_store(request, store)?, path, codec).await?.into_inner();
+    let mut out = fs::File::create(file).await.map_err(|error| failed(&error))?;
+    while let Some(message) = messages.message().await? {
+        out.write_all(&message.data).await.map_err(|error| failed(&error))?;
+    }
+    out.flush().await.map_err(|error| failed(&error))
+}
+
+/// Writes all blobs of a layout into a store of the client; what it has already is passed over.
+pub(crate) async fn push_layout(session: &Arc<ClientSession>, store: &str, folder: &Path) -> Result<(), Status> {
+    if !session.supports(WRITE) {
+        return Err(Status::unimplemented(format!("method {WRITE} not supported by the client")));
+    }
+    let mut entries = fs::read_dir(folder.join("blobs/sha256")).await.map_err(|error| failed(&error))?;
+    while let Some(entry) = entries.next_entry().await.map_err(|error| failed(&error))? {
+        let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
+        match push(session, store, &digest, &entry.path()).await {
+            Err(status) if status.code() == Code::AlreadyExists => {}
+            pushed => pushed?,
+        }
+    }
+    Ok(())
+}
+
+async fn push(session: &ClientSession, store: &str, digest: &str, file: &Path) -> Result<(), Status> {
+    let mut blob = fs::File::open(file).await.map_err(|error| failed(&error))?;
+    let total = blob.metadata().await.map_err(|error| failed(&error))?.len();
+    let total = i64::try_from(total).unwrap_or(i64::MAX);
+    let (sender, receiver) = mpsc::channel(1);
+    let message = |action: Action, offset, data| WriteRequest {
+        action: action.into(),
+        reference: format!("forge-{digest}"),
+        total,
+        expected: digest.to_owned(),
+        offset,
+        data,
+    };
+    let gone = |_| Status::unavailable("the client has gone");
+    sender.send(message(Action::Stat, 0, Vec::new())).await.map_err(gone)?;
+    let codec = ProstCodec::<WriteRequest, WriteResponse>::default();
+    let mut grpc = grpc(session).await?;
+    let request = of_store(ReceiverStream::new(receiver), store)?;
+    let mut answers = grpc.streaming(request, PathAndQuery::from_static(WRITE), codec).await?.into_inner();
+    answers.message().await?;
+    let mut offset = 0;
+    loop {
+        let mut data = vec![0; CHUNK];
+        let count = blob.read(&mut data).await.map_err(|error| failed(&error))?;
+        if count == 0 {
+            break;
+        }
+        data.truncate(count);
+        sender.send(message(Action::Write, offset, data)).await.map_err(gone)?;
+        answers.message().await?;
+        offset += i64::try_from(count).unwrap_or(i64::MAX);
+    }
+    sender.send(message(Action::Commit, offset, Vec::new())).await.map_err(gone)?;
+    answers.message().await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_document_names_is_fetched_with_it() {
+        let digest = |text: &str| Digest::sha256(text.as_bytes());
+        let manifest =
+            json!({ "config": { "digest": digest("c").as_str() }, "layers": [{ "digest": digest("l").as_str() }] });
+        assert_eq!(named_by(&manifest), [digest("l"), digest("c")]);
+        let index = json!({ "manifests": [{ "digest": digest("m").as_str() }, { "digest": "nonsense" }] });
+        assert_eq!(named_by(&index), [digest("m")]);
+        assert_eq!(descriptor(&index, &digest("i"), 3)["mediaType"], "application/vnd.oci.image.index.v1+json");
+    }
+}
