@@ -70,6 +70,15 @@ impl Template {
     pub fn render(&self, value: &Value) -> anyhow::Result<String> {
         self.0.iter().map(|piece| piece.render(value)).collect()
     }
+
+    /// The same where the value is a document in JSON's names and the template in Go's: `.Manifest.Digest` is found as `digest`,
+    /// and `json` shows what it finds over several lines, as buildx does.
+    ///
+    /// # Errors
+    /// As [`Template::render`].
+    pub fn render_loosely(&self, value: &Value) -> anyhow::Result<String> {
+        self.0.iter().map(|piece| piece.render_loosely(value)).collect()
+    }
 }
 
 fn action_piece(action: &str) -> anyhow::Result<Piece> {
@@ -93,6 +102,18 @@ fn unescape(text: &str) -> String {
 }
 
 impl Piece {
+    fn render_loosely(&self, value: &Value) -> anyhow::Result<String> {
+        let Self::Field { path, json } = self else { return self.render(value) };
+        let find = |value: &Value, field: &str| -> Option<Value> {
+            let fields = value.as_object()?;
+            fields.iter().find(|(key, _)| key.eq_ignore_ascii_case(field)).map(|(_, value)| value.clone())
+        };
+        let found = path.iter().try_fold(value.clone(), |value, field| {
+            find(&value, field).with_context(|| format!("--format: there is no field {field:?}"))
+        })?;
+        Ok(if *json { format!("{found:#}") } else { go_print(&found) })
+    }
+
     fn render(&self, value: &Value) -> anyhow::Result<String> {
         match self {
             Self::Text(text) => Ok(text.clone()),
@@ -137,6 +158,11 @@ mod tests {
         assert_eq!(render("{{json .Config.Env}}", value.clone()).unwrap(), r#"["A=1","B=2"]"#);
         assert_eq!(render("{{.Config.Env}}{{.Config.Labels}}", value.clone()).unwrap(), "[A=1 B=2]map[x:y]");
         assert_eq!(render("{{json .}}", json!({"a": 1})).unwrap(), r#"{"a":1}"#);
+        let Format::Template(loose) = Format::read(Some("{{.manifest.Digest}} {{json .Manifest}}")).unwrap() else {
+            panic!("not a template")
+        };
+        let found = loose.render_loosely(&json!({"Manifest": {"digest": "d"}})).unwrap();
+        assert_eq!(found, "d {\n  \"digest\": \"d\"\n}");
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod excerpt;
 mod export;
 mod handed;
 mod images;
+mod imagetools;
 mod job;
 mod key_agent;
 mod leaks;
@@ -54,6 +55,7 @@ pub use definition::DefinitionFormat;
 pub use engine::Engine;
 pub use entitlements::Allowed;
 pub use handed::{AgentSource, SecretSource};
+pub use imagetools::{ComposeOutcome, ComposeRequest, ComposeSource, RemoteImage};
 
 pub use error::{EngineError, SourcePlace};
 pub use forge_executor::{CpuQuota, Footing, NamespaceIds, Resources, SwapLimit};

@@ -204,6 +204,18 @@ pub enum ExportError {
         /// The name, escaped.
         name: String,
     },
+    /// An annotation is meant for a place that an index does not have.
+    #[error("annotation {key:?} has no place in an index: `index` and `manifest-descriptor` annotations do")]
+    AnnotationPlace {
+        /// Its key.
+        key: String,
+    },
+    /// What an index is to be made of lacks a platform.
+    #[error("no source has an image for {platform}")]
+    NoPlatform {
+        /// The platform.
+        platform: Platform,
+    },
     /// There is nothing to be pushed or written.
     #[error("{what}")]
     Nothing {
@@ -239,6 +251,7 @@ impl ExportError {
             }
             Self::FileName { .. } | Self::Nothing { .. } => ErrorKind::UserInput,
             Self::SamePath { .. } | Self::WouldEmptyRoot => ErrorKind::UserInput,
+            Self::AnnotationPlace { .. } | Self::NoPlatform { .. } => ErrorKind::UserInput,
             Self::SeveralPlatforms { .. } => ErrorKind::Unsupported,
             Self::Cancelled => ErrorKind::Cancelled,
             Self::DiffIdMismatch { .. } | Self::Thread(_) => ErrorKind::Internal,

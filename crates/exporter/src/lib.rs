@@ -15,6 +15,7 @@
 
 mod archive;
 mod assemble;
+mod compose;
 mod docker_archive;
 mod error;
 mod exported;
@@ -37,6 +38,7 @@ mod work;
 
 pub use archive::LoadLimits;
 pub use assemble::assemble;
+pub use compose::{Composed, Part, Single, compose};
 pub use docker_archive::to_docker;
 pub use error::ExportError;
 pub use exported::{Exported, ExportedImage};

@@ -4,6 +4,7 @@ mod build;
 mod daemon;
 mod debug;
 mod images;
+mod imagetools;
 mod limits;
 mod registry;
 mod run;
@@ -15,6 +16,7 @@ pub use build::BuildArgs;
 pub use daemon::DaemonArgs;
 pub use debug::{DebugArgs, DebugCommand, LlbArgs};
 pub use images::{HistoryArgs, ImagesArgs, InspectArgs, LoadArgs, RmiArgs, SaveArgs, TagArgs};
+pub use imagetools::{ImagetoolsArgs, ImagetoolsCommand, ImagetoolsCreateArgs, ImagetoolsInspectArgs};
 pub use limits::LimitArgs;
 pub use registry::{LoginArgs, LogoutArgs, PullArgs, PushArgs};
 pub use run::RunArgs;
@@ -81,6 +83,8 @@ pub enum Command {
     Pull(PullArgs),
     /// Send an image to a registry
     Push(PushArgs),
+    /// Look at images in registries, and put them together anew
+    Imagetools(ImagetoolsArgs),
     /// Write images to an archive
     Save(SaveArgs),
     /// Read images from an archive

@@ -6,6 +6,7 @@ mod call;
 mod daemon;
 mod debug;
 mod images;
+mod imagetools;
 mod inspect;
 mod registry;
 mod run;
@@ -78,6 +79,7 @@ pub fn run(cli: Cli, standing: &Standing) -> Result<u8, Failure> {
         Command::Rmi(args) => return images::rmi(&start, &args),
         Command::Pull(args) => return registry::pull(&start, &args),
         Command::Push(args) => return registry::push(&start, &args),
+        Command::Imagetools(args) => return imagetools::imagetools(&start, &args),
         Command::Save(args) => archive::save(&start, &args),
         Command::Load(args) => return archive::load(&start, &args),
         Command::Login(args) => registry::login(&start, &args),

@@ -76,10 +76,22 @@ fn shown<T, F>(
 where
     F: Future<Output = Result<T, EngineError>>,
 {
-    let mode = if quiet {
-        Mode::None
-    } else {
-        Mode::read(start.environment.filled("BUILDKIT_PROGRESS"), std::io::stderr().is_terminal())?
+    shown_as(start, quiet.then_some("none"), work)
+}
+
+/// The same, where a flag may say how progress is shown.
+pub fn shown_as<T, F>(
+    start: &Start,
+    progress: Option<&str>,
+    work: impl FnOnce(Arc<dyn EventSink>, CancellationToken) -> F,
+) -> Result<T, Failure>
+where
+    F: Future<Output = Result<T, EngineError>>,
+{
+    let wanted = progress.or(start.environment.filled("BUILDKIT_PROGRESS"));
+    let mode = match wanted {
+        Some("none") => Mode::None,
+        wanted => Mode::read(wanted, std::io::stderr().is_terminal())?,
     };
     interruptible(|token| async move {
         let display = Display::start(mode, start.style());

@@ -5,6 +5,7 @@ mod build;
 mod call;
 mod context;
 mod handed;
+pub mod imagetools;
 mod limits;
 mod llb;
 mod mounts;
