@@ -28,6 +28,15 @@ impl PublicNames {
         addresses.into_iter().any(is_private)
     }
 
+    /// Whether an address lies in a private network, or all that a name leads to does. What has one foot in the public
+    /// internet is public: it must not open the way into private networks (A112).
+    pub(crate) async fn is_wholly_private(&self, url: &Url) -> bool {
+        if let Some(private) = judged_by_text(url) {
+            return private;
+        }
+        wholly_private(&self.lookup(url.host_str().unwrap_or_default()).await.unwrap_or_default())
+    }
+
     async fn lookup(&self, host: &str) -> Result<Vec<IpAddr>, NetError> {
         let resolver = match self.0.get() {
             Some(resolver) => resolver,
@@ -61,6 +70,10 @@ fn resolver() -> Result<TokioResolver, NetError> {
     });
     builder.options_mut().ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
     builder.build()
+}
+
+fn wholly_private(addresses: &[IpAddr]) -> bool {
+    !addresses.is_empty() && addresses.iter().copied().all(is_private)
 }
 
 /// What can be said of a URL's host without asking anybody; `None` for names.
@@ -143,6 +156,19 @@ mod tests {
         {
             assert!(!is_private(address.parse().unwrap()), "{address}");
         }
+    }
+
+    // Seen to fail with `any` in the place of `all`.
+    #[test]
+    fn a112_a_name_with_a_public_address_is_no_private_one() {
+        let check = |addresses: &[&str], expect: bool| {
+            let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+            assert_eq!(wholly_private(&addresses), expect, "{addresses:?}");
+        };
+        check(&["10.0.0.1", "fd00::1"], true);
+        check(&["10.0.0.1", "1.1.1.1"], false);
+        check(&["1.1.1.1", "127.0.0.1"], false);
+        check(&[], false);
     }
 
     #[test]

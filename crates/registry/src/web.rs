@@ -153,6 +153,16 @@ impl Registry {
         }
     }
 
+    /// Whether a host lies in a private network, or its name leads there and nowhere else. A host that is asked through a
+    /// proxy is judged by its text alone.
+    pub async fn is_wholly_private_host(&self, host: &str) -> bool {
+        let Ok(url) = Url::parse(&format!("https://{host}/")) else { return false };
+        match self.transport.proxy().proxy_for(&url) {
+            Some(_) => judged_by_text(&url) == Some(true),
+            None => self.transport.public_names().is_wholly_private(&url).await,
+        }
+    }
+
     /// The proxy for an address, with its password: for programs that make connections of their own.
     pub fn proxy_for(&self, url: &str) -> Option<Redacted> {
         let proxy = self.transport.proxy().proxy_for(&Url::parse(url).ok()?)?;
@@ -198,6 +208,11 @@ impl Registry {
             let target = checked_target(&hop.url, location).map_err(WebError::from)?;
             reach = guard.judge(&target).await?;
             let stays = target.origin() == first.url.origin() && hop.authorization.is_some();
+            if target.origin() != first.url.origin() {
+                // What one server said of its file is no business of another; its own `ETag` still tells, see above.
+                hop.headers.remove(IF_NONE_MATCH);
+                hop.headers.remove(IF_MODIFIED_SINCE);
+            }
             hop = Request { url: target, authorization: hop.authorization.filter(|_| stays), ..hop };
         }
         Err(WebError::Redirects { url: shown(&first.url) }.into())
@@ -217,7 +232,7 @@ impl Guard<'_> {
         let names = self.transport.public_names();
         let from_private = match rules.proxy_for(&self.first) {
             Some(_) => judged_by_text(&self.first) == Some(true),
-            None => names.is_private(&self.first).await,
+            None => names.is_wholly_private(&self.first).await,
         };
         if from_private {
             return Ok(Reach::Everything);

@@ -171,3 +171,22 @@ async fn a_cancelled_session_ends_the_wait() {
     });
     assert!(matches!(answer.err(), Some(WebError::Cancelled)));
 }
+
+// Seen to fail with the conditions kept at every hop.
+#[tokio::test]
+async fn conditions_go_to_the_server_that_was_asked_alone() {
+    let other = RawServer::start_on("127.0.0.2", |stream, _| {
+        RawServer::respond(stream, "200 OK", "ETag: \"1\"\r\n", b"the same as before");
+    });
+    let target = format!("Location: http://{}/x\r\n", other.authority());
+    let server = RawServer::start(move |stream, _| RawServer::respond(stream, "302 Found", &target, b""));
+    let known = WebRequest {
+        etag: Some("\"1\"".to_owned()),
+        last_modified: Some("Sun, 06 Nov 1994 08:49:37 GMT".to_owned()),
+        ..request(&format!("http://{}/x", server.authority()))
+    };
+    assert_eq!(read(&known).await.unwrap(), b"unchanged", "its ETag tells all the same");
+    assert!(server.heads()[0].contains("if-none-match"));
+    let head = other.heads().concat();
+    assert!(!head.contains("if-none-match") && !head.contains("if-modified-since"), "{head}");
+}

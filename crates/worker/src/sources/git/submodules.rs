@@ -139,7 +139,7 @@ async fn one(
         return Err(refused("has an address that is not https, http or ssh").into());
     }
     let registry = git.sources.images.registry();
-    if registry.is_private_host(remote.host()).await && !registry.is_private_host(parent.host()).await {
+    if registry.is_private_host(remote.host()).await && !registry.is_wholly_private_host(parent.host()).await {
         return Err(refused("has an address of a private network").into());
     }
     let op = GitSource {
