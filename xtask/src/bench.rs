@@ -1,6 +1,7 @@
 //! forge beside the bare cost of the same job, measured in one run: disks and clocks drift, ratios less so.
 
 mod cases;
+mod contexts;
 mod measure;
 
 use crate::demo::{Forge, release_binary};

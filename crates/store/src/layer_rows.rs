@@ -287,7 +287,7 @@ pub(crate) fn settle(opened: &Opened, id: &LayerId) -> Result<bool, StoreError> 
     })?;
     let Some(boot_id) = boot_id else { return Ok(false) };
     let survived = boot_id.is_none_or(|boot| boot == opened.boot_id());
-    if survived && opened.layer_path(id).join("tree").is_dir() {
+    if survived && crate::layers::has_contents(&opened.layer_path(id)) {
         return Ok(true);
     }
     lose(opened, id)

@@ -7,7 +7,7 @@
 use crate::blobs::hash_of;
 use crate::database::Database;
 use crate::layer_rows::{self, index_checksum};
-use crate::layers::{LayerIndex, Origin, check_tree};
+use crate::layers::{LayerIndex, Origin, check_layer};
 use crate::{ContentDigest, FileTimes, Image, LayerId, LayerRecord, StoreError, Target, blobs, image_rows, name_files};
 use forge_image::{Digest, Reference};
 use rusqlite::Transaction;
@@ -140,7 +140,7 @@ fn add_layers(transaction: &Transaction<'_>, root: &Path) -> Result<u64, StoreEr
 fn record_if_whole(id: LayerId, folder: &Path) -> Option<(LayerRecord, String)> {
     let path = folder.join("index");
     let index = LayerIndex::decode(&std::fs::read(&path).ok()?).ok()?;
-    let check = check_tree(&folder.join("tree"), &index).ok()?;
+    let check = check_layer(folder, &index).ok()?;
     if !check.faults.is_empty() {
         return None;
     }

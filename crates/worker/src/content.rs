@@ -8,9 +8,15 @@ use blake3::{Hash, Hasher};
 use forge_cache::{ListedEntry, ListedKind, Listing, SelectedPath, Selector};
 use forge_store::ContentDigest;
 use rayon::prelude::*;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
+
+thread_local! {
+    /// Making a buffer for each of many small files would take longer than to hash them.
+    static SPACE: RefCell<Vec<u8>> = RefCell::new(vec![0; 64 << 10]);
+}
 
 /// What is read of a tree.
 pub(crate) fn paths(selector: &Selector) -> Vec<SelectedPath> {
@@ -82,7 +88,10 @@ pub(crate) fn hash_files(
     let mut entries: Vec<&mut SourceEntry> = selection.entries_mut().collect();
     entries.par_iter_mut().try_for_each(|entry| {
         if let SourceKind::File { size } = entry.kind {
-            let known = index.and_then(|index| index.find(entry, size));
+            let known = match index {
+                Some(index) => index.find(entry, size),
+                None => tree.known_hash(entry)?,
+            };
             entry.bytes = Some(known.map_or_else(|| hash_file(tree, entry, size, index), Ok)?);
         }
         Ok(())
@@ -102,16 +111,17 @@ fn hash_file(tree: &SourceTree, entry: &SourceEntry, size: u64, index: Option<&S
 
 fn hash(tree: &SourceTree, entry: &SourceEntry, file: &mut File) -> Result<Hash, FileError> {
     let mut hasher = Hasher::new();
-    let mut buffer = [0; 64 << 10];
-    loop {
-        tree.stop().check()?;
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(hasher.finalize()),
-            Ok(read) => hasher.update(&buffer[..read]),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(source) => return Err(SourceError::Read { path: entry.path.display().into_owned(), source }.into()),
-        };
-    }
+    SPACE.with_borrow_mut(|buffer| {
+        loop {
+            tree.stop().check()?;
+            match file.read(buffer) {
+                Ok(0) => return Ok(hasher.finalize()),
+                Ok(read) => hasher.update(&buffer[..read]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(SourceError::Read { path: entry.path.display().into_owned(), source }.into()),
+            };
+        }
+    })
 }
 
 fn add_entry(hasher: &mut Hasher, entry: &SourceEntry, selector: &Selector, owners: bool) {

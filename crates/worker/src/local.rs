@@ -86,7 +86,11 @@ impl LocalWorker {
             let trees = inputs.iter().map(|input| source_tree(&store, input, &session));
             let trees = trees.collect::<Result<Vec<_>, _>>()?;
             let inputs = file::Inputs { results: inputs, trees, contexts: &contexts, stop: Stop(session) };
-            let mut made = file::execute(&op, &store, &lease, &inputs, SystemTime::now())?;
+            let now = SystemTime::now();
+            if let Some(packed) = file::packed::execute(&op, times, &store, &lease, &inputs, now)? {
+                return Ok(packed);
+            }
+            let mut made = file::execute(&op, &store, &lease, &inputs, now)?;
             made.active.set_times(times);
             let parents = made.active.parents().to_vec();
             let record = made.commit(&store, &lease)?;

@@ -2,7 +2,7 @@
 
 use forge_image::ErrorKind;
 use forge_session::{Context, ContextError, ContextPath, EntryKind, FileStamp, PatternError, PatternMatcher, Session};
-use forge_store::{FileTimes, MergedTree, StoreError, TreeEntry, TreeFolder, TreeKind};
+use forge_store::{FileTimes, MergedTree, Pack, PackedBytes, StoreError, TreeEntry, TreeFile, TreeFolder, TreeKind};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
@@ -106,7 +106,7 @@ pub(crate) struct SourceEntry {
 enum Place {
     /// It is of a context, or has nothing to be read.
     Unknown,
-    File(PathBuf),
+    File(TreeFile),
     Folder(TreeFolder),
 }
 
@@ -216,7 +216,7 @@ impl SourceTree {
         match &self.files {
             Files::Context { context, .. } => Ok(context.stat(path)?.map(from_context)),
             Files::Layers { tree, times } => {
-                let found = tree.lookup(&absolute(path))?.map(|entry| from_layers(path.clone(), entry, tree, times));
+                let found = tree.lookup(&absolute(path))?.map(|entry| from_layers(path.clone(), entry, times));
                 // Without any layer there is not even a root; to those who copy it, there is.
                 Ok(found.or_else(|| path.is_root().then(empty_root)))
             }
@@ -233,7 +233,7 @@ impl SourceTree {
             (Files::Layers { tree, times }, Place::Folder(at)) => {
                 let children = tree.children_of(at)?.into_iter();
                 let named =
-                    |child: TreeEntry| from_layers(folder.path.join(child.name.as_encoded_bytes()), child, tree, times);
+                    |child: TreeEntry| from_layers(folder.path.join(child.name.as_encoded_bytes()), child, times);
                 Ok(children.map(named).collect())
             }
             (Files::Layers { .. }, _) => Ok(Vec::new()),
@@ -245,8 +245,24 @@ impl SourceTree {
         self.stop.check()?;
         match (&self.files, &entry.kind, &entry.place) {
             (Files::Context { context, .. }, SourceKind::File { .. }, _) => Ok(context.open(&entry.path)?),
-            (Files::Layers { .. }, SourceKind::File { .. }, Place::File(disk)) => open_in_layer(entry, disk),
+            (Files::Layers { tree, .. }, SourceKind::File { .. }, Place::File(file)) => Ok(tree.open_file(file)?),
             _ => Err(SourceError::Special { path: entry.path.display().into_owned() }),
+        }
+    }
+
+    /// What a file's bytes hash to where a layer's index says so.
+    pub(crate) fn known_hash(&self, entry: &SourceEntry) -> Result<Option<blake3::Hash>, SourceError> {
+        match (&self.files, &entry.place) {
+            (Files::Layers { tree, .. }, Place::File(file)) => Ok(tree.hash(file)?.map(blake3::Hash::from_bytes)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Where the bytes of a file are, if it is of a packed layer.
+    pub(crate) fn packed(&self, entry: &SourceEntry) -> Option<(&Pack, PackedBytes)> {
+        match (&self.files, &entry.place) {
+            (Files::Layers { tree, .. }, Place::File(file)) => tree.packed(file),
+            _ => None,
         }
     }
 
@@ -278,19 +294,8 @@ impl SourceEntry {
     }
 
     /// Something of a layer.
-    pub(crate) fn of_layer(entry: TreeEntry, tree: &MergedTree) -> Self {
-        from_layers(ContextPath::clean(entry.path.as_os_str().as_bytes()), entry, tree, &[])
-    }
-}
-
-/// Nobody else writes into the store's layers, and an entry's parents are folders there: only the last component
-/// could be a link.
-fn open_in_layer(entry: &SourceEntry, disk: &Path) -> Result<File, SourceError> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    match rustix::fs::open(disk, flags, Mode::empty()) {
-        Ok(file) => Ok(file.into()),
-        Err(errno) => Err(SourceError::Read { path: entry.path.display().into_owned(), source: errno.into() }),
+    pub(crate) fn of_layer(entry: TreeEntry) -> Self {
+        from_layers(ContextPath::clean(entry.path.as_os_str().as_bytes()), entry, &[])
     }
 }
 
@@ -343,11 +348,11 @@ fn empty_root() -> SourceEntry {
     }
 }
 
-fn from_layers(path: ContextPath, entry: TreeEntry, tree: &MergedTree, times: &[FileTimes]) -> SourceEntry {
+fn from_layers(path: ContextPath, entry: TreeEntry, times: &[FileTimes]) -> SourceEntry {
     use rustix::fs::FileType;
     let set_time = times.get(entry.layer()).is_none_or(|times| times.is_content(entry.mtime));
     let place = match (&entry.kind, entry.folder()) {
-        (TreeKind::File { .. }, _) => Place::File(tree.disk_path(&entry)),
+        (TreeKind::File { .. }, _) => Place::File(entry.file()),
         (_, Some(folder)) => Place::Folder(folder),
         _ => Place::Unknown,
     };

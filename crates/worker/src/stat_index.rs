@@ -6,7 +6,7 @@ use forge_session::{ContextPath, FileStamp};
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -163,7 +163,10 @@ fn write(path: &Path, records: &[&[u8]]) -> std::io::Result<()> {
     records.iter().for_each(|record| bytes.extend_from_slice(record));
     let checksum = blake3::hash(&bytes);
     bytes.extend_from_slice(checksum.as_bytes());
-    let new = path.with_extension(format!("new-{}", std::process::id()));
+    // Several builds of one process may write at the same time, and several processes.
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let new = path.with_extension(format!("new-{}-{number}", std::process::id()));
     let mut file = std::fs::File::create(&new)?;
     file.write_all(&bytes)?;
     std::fs::rename(&new, path)?;

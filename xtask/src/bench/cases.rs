@@ -16,16 +16,16 @@ pub struct Bench {
 }
 
 /// A measured case.
-struct Row<'a> {
-    case: &'a str,
-    forge: Duration,
-    bare: Duration,
-    goal: &'a str,
-    bare_job: &'a str,
+pub(super) struct Row<'a> {
+    pub case: &'a str,
+    pub forge: Duration,
+    pub bare: Duration,
+    pub goal: &'a str,
+    pub bare_job: &'a str,
 }
 
 impl Row<'_> {
-    fn print(&self) {
+    pub fn print(&self) {
         let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1000.0);
         let ratio = self.forge.as_secs_f64() / self.bare.as_secs_f64();
         println!(
@@ -46,20 +46,20 @@ impl Bench {
         self.cached()?;
         self.hundred_cached()?;
         self.container()?;
-        self.context()?;
+        self.contexts()?;
         self.layer()?;
         self.pull()
     }
 
     /// A context with a Dockerfile.
-    fn context_of(&self, name: &str, dockerfile: &str) -> Result<PathBuf> {
+    pub(super) fn context_of(&self, name: &str, dockerfile: &str) -> Result<PathBuf> {
         let folder = self.folder.join(name);
         fs::create_dir_all(&folder)?;
         fs::write(folder.join("Dockerfile"), dockerfile)?;
         Ok(folder)
     }
 
-    fn scaled(&self, full: usize) -> usize {
+    pub(super) fn scaled(&self, full: usize) -> usize {
         match self.size {
             Size::Full => full,
             Size::Quick => full / 10,
@@ -133,66 +133,6 @@ impl Bench {
         let bare = plain(21, || shell("unshare -mpfiu --mount-proc true"))?;
         Row { case: "run --rm busybox true", forge, bare, goal: "6 ms", bare_job: "unshare -mpfiu --mount-proc true" }
             .print();
-        Ok(())
-    }
-
-    fn context(&self) -> Result<()> {
-        let count = self.scaled(20_000);
-        let context = self.context_of("files", "FROM scratch\nCOPY . /srv/\n")?;
-        write_files(&context.join("tree"), count)?;
-        let (copy, archive) = (self.folder.join("copy"), self.folder.join("oci.tar"));
-        let remove = |path: &Path| shell(&format!("rm -rf {}", path.display()));
-        let cp = median(
-            3,
-            || crate::command::output(&mut remove(&copy)).map(drop),
-            || shell(&format!("cp -a {} {}", context.display(), copy.display())),
-        )?;
-        let tar = plain(3, || shell(&format!("tar -C {} -c . | zstd -q -3 > /dev/null", context.display())))?;
-        let find =
-            plain(5, || shell(&format!("find {} -printf '%p %s %T@ %C@ %i\\n' > /dev/null", context.display())))?;
-        let build = |compression: &str| {
-            self.forge.command(&format!(
-                "build -q -o type=oci,dest={},compression={compression} {}",
-                archive.display(),
-                context.display()
-            ))
-        };
-        for (compression, goal) in [("gzip", "1.3"), ("zstd", "1.3")] {
-            let cold = median(3, || self.empty_store(), || build(compression))?;
-            Row {
-                case: &format!("{count} files, cold, to OCI {compression}"),
-                forge: cold,
-                bare: cp,
-                goal,
-                bare_job: "cp -a",
-            }
-            .print();
-        }
-        let image = || self.forge.command(&format!("build -q -t files {}", context.display()));
-        plain(1, image)?;
-        let same = plain(5, image)?;
-        Row {
-            case: &format!("{count} files, nothing changed"),
-            forge: same,
-            bare: find,
-            goal: "1.5",
-            bare_job: "find -printf (+ 20 ms allowed)",
-        }
-        .print();
-        let mut turn = 0;
-        let touch = || {
-            turn += 1;
-            Ok(fs::write(context.join("tree/0/0"), format!("changed {turn}"))?)
-        };
-        let changed = median(5, touch, || build("zstd"))?;
-        Row {
-            case: &format!("{count} files, one changed, to OCI zstd"),
-            forge: changed,
-            bare: tar,
-            goal: "1.3",
-            bare_job: "tar | zstd -3",
-        }
-        .print();
         Ok(())
     }
 
@@ -290,19 +230,6 @@ fn largest_path(folder: &Path) -> Result<PathBuf> {
         }
     }
     Ok(largest.1)
-}
-
-/// Small files of different sizes, a hundred in a folder, as a checkout has them.
-fn write_files(folder: &Path, count: usize) -> Result<()> {
-    for number in 0..count {
-        let folder = folder.join((number / 100).to_string());
-        if number % 100 == 0 {
-            fs::create_dir_all(&folder)?;
-        }
-        let text = format!("file {number}: {:x}\n", number.wrapping_mul(2_654_435_761)).repeat(1 + number % 200);
-        fs::write(folder.join((number % 100).to_string()), text)?;
-    }
-    Ok(())
 }
 
 /// Programs and libraries of this machine, until there are enough bytes.

@@ -21,6 +21,13 @@ pub fn median(
     Ok(times[times.len() / 2])
 }
 
+/// One run of a command.
+pub fn once(command: &mut Command) -> Result<Duration> {
+    let start = Instant::now();
+    output(command)?;
+    Ok(start.elapsed())
+}
+
 /// The median of some runs that need no preparation.
 pub fn plain(runs: usize, command: impl FnMut() -> Command) -> Result<Duration> {
     median(runs, || Ok(()), command)

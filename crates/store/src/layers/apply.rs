@@ -51,6 +51,24 @@ pub(super) fn set_all_of_file(file: impl AsFd, metadata: &Metadata) -> Result<()
     rustix::fs::futimens(file, &times(metadata.mtime))
 }
 
+/// The same for a file that this process made a moment ago: what it has already is not set again.
+pub(super) fn finish_new_file(file: impl AsFd, metadata: &Metadata) -> Result<(), Errno> {
+    let file = file.as_fd();
+    let stat = rustix::fs::fstat(file)?;
+    let (owner, group) = owner_of(metadata)?;
+    let changes_owner = (owner.as_raw(), group.as_raw()) != (stat.st_uid, stat.st_gid);
+    if changes_owner {
+        rustix::fs::fchown(file, Some(owner), Some(group))?;
+    }
+    if changes_owner || stat.st_mode & 0o7777 != metadata.mode {
+        rustix::fs::fchmod(file, Mode::from_raw_mode(metadata.mode))?;
+    }
+    for (attribute, value) in &metadata.xattrs {
+        rustix::fs::fsetxattr(file, attribute, value, XattrFlags::empty())?;
+    }
+    rustix::fs::futimens(file, &times(metadata.mtime))
+}
+
 /// The owner as this process can give it; `EINVAL`, the kernel's word for it, where the namespace has no such id.
 fn owner_of(metadata: &Metadata) -> Result<(Uid, Gid), Errno> {
     let (uid, gid) = Owners::of_this_process().settle(metadata.uid, metadata.gid).map_err(|_| Errno::INVAL)?;

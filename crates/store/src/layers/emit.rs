@@ -4,6 +4,7 @@ use super::entry::{EntryKind, LayerEntry, split_path};
 use super::error::{LayerError, shown};
 use super::folder;
 use super::index::LayerIndex;
+use super::pack::{Pack, PackedBytes};
 use super::tar_writer::{self, BLOCK};
 use crate::{StoreError, TarOptions};
 use std::ffi::OsStr;
@@ -11,7 +12,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::PathBuf;
 
 const BUFFER: usize = 1 << 17;
 
@@ -38,15 +39,13 @@ pub(super) enum Vigilance {
 /// Those of the sink; a file that is not there or not as the index says.
 pub(super) fn emit(
     index: &LayerIndex,
-    tree: &Path,
+    files: &mut Files,
     options: &TarOptions,
     vigilance: Vigilance,
     sink: &mut dyn TarSink,
 ) -> Result<(), StoreError> {
-    let root = folder::open_root(tree).map_err(StoreError::os("open", tree))?;
-    let mut files = Files { tree, root, parent: None, buffer: vec![0; BUFFER] };
     let mut headers = Vec::new();
-    for entry in index.entries().iter().filter(|entry| entry.is_change()) {
+    for (position, entry) in index.entries().iter().enumerate().filter(|(_, entry)| entry.is_change()) {
         headers.clear();
         let first = entry.link.map(|first| &index.entries()[first as usize].path[..]);
         tar_writer::put_entry(entry, first, options, &mut headers);
@@ -58,7 +57,7 @@ pub(super) fn emit(
                 EntryKind::File { blake3, .. } if vigilance == Vigilance::Bytes => Some(blake3),
                 _ => None,
             };
-            files.copy(&entry.path, size, hash, sink)?;
+            files.copy(&Wanted { position, path: &entry.path, size, hash }, sink)?;
             sink.write(&[0; BLOCK][..tar_writer::padding(size)])?;
         }
     }
@@ -77,40 +76,122 @@ fn mark_of(entry: &LayerEntry) -> u64 {
     u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has more than eight bytes"))
 }
 
+/// A file whose bytes are to be handed on.
+struct Wanted<'a> {
+    /// Where it stands in the index.
+    position: usize,
+    path: &'a [u8],
+    size: u64,
+    /// What the bytes must hash to, if that is to be looked at.
+    hash: Option<&'a [u8; 32]>,
+}
+
+impl Wanted<'_> {
+    fn changed(&self, reason: &'static str) -> LayerError {
+        LayerError::TreeChanged { path: shown(self.path), reason }
+    }
+
+    /// Compares what was handed on.
+    fn check(&self, hasher: &blake3::Hasher) -> Result<(), StoreError> {
+        match self.hash.is_none_or(|hash| hasher.finalize() == *hash) {
+            true => Ok(()),
+            false => Err(self.changed("its bytes changed").into()),
+        }
+    }
+}
+
+/// Where the bytes of a layer's files are read.
+pub(super) enum Files {
+    Tree(TreeFiles),
+    Pack(PackFiles),
+}
+
+impl Files {
+    pub(super) fn of_tree(tree: PathBuf) -> Result<Self, StoreError> {
+        let root = folder::open_root(&tree).map_err(StoreError::os("open", &tree))?;
+        Ok(Self::Tree(TreeFiles { tree, root, parent: None, buffer: vec![0; BUFFER] }))
+    }
+
+    pub(super) fn of_pack(pack: Pack) -> Self {
+        Self::Pack(PackFiles { pack, window: Vec::new(), begin: None })
+    }
+
+    fn copy(&mut self, wanted: &Wanted<'_>, sink: &mut dyn TarSink) -> Result<(), StoreError> {
+        match self {
+            Self::Tree(files) => files.copy(wanted, sink),
+            Self::Pack(files) => files.copy(wanted, sink),
+        }
+    }
+}
+
+/// Reads files of a pack, which mostly follow each other there: a window of its bytes is kept.
+pub(super) struct PackFiles {
+    pack: Pack,
+    window: Vec<u8>,
+    /// Where the window begins.
+    begin: Option<PackedBytes>,
+}
+
+const WINDOW: u64 = 1 << 20;
+
+impl PackFiles {
+    fn copy(&mut self, wanted: &Wanted<'_>, sink: &mut dyn TarSink) -> Result<(), StoreError> {
+        let place = self.pack.get(wanted.position).expect("what has bytes has a place");
+        let mut hasher = blake3::Hasher::new();
+        let mut done = 0;
+        while done < wanted.size {
+            let count = WINDOW.min(wanted.size - done);
+            let from = self.show(place.end(done), count)?;
+            let bytes = &self.window[from..from + count as usize];
+            if wanted.hash.is_some() {
+                hasher.update(bytes);
+            }
+            sink.write(bytes)?;
+            done += count;
+        }
+        wanted.check(&hasher)
+    }
+
+    /// Makes the window hold so many bytes of a place; says where in it they begin.
+    fn show(&mut self, place: PackedBytes, count: u64) -> Result<usize, StoreError> {
+        if let Some(begin) = self.begin.filter(|begin| begin.file == place.file && begin.offset <= place.offset) {
+            let from = place.offset - begin.offset;
+            if from + count <= self.window.len() as u64 {
+                return Ok(from as usize);
+            }
+        }
+        let (_, end) = self.pack.data(place)?;
+        self.begin = None;
+        self.window.resize(WINDOW.min(end - place.offset) as usize, 0);
+        self.pack.read_at(place, 0, &mut self.window)?;
+        self.begin = Some(place);
+        Ok(0)
+    }
+}
+
 /// Reads files of a tree; the folder of the last one stays open, since its siblings follow.
-struct Files<'a> {
-    tree: &'a Path,
+pub(super) struct TreeFiles {
+    tree: PathBuf,
     root: OwnedFd,
     parent: Option<(Vec<u8>, OwnedFd)>,
     buffer: Vec<u8>,
 }
 
-impl Files<'_> {
-    /// Hands a file's bytes on, which must have the hash if one is given.
-    fn copy(
-        &mut self,
-        path: &[u8],
-        size: u64,
-        hash: Option<&[u8; 32]>,
-        sink: &mut dyn TarSink,
-    ) -> Result<(), StoreError> {
-        let mut file = self.open(path)?;
-        let mut left = size;
+impl TreeFiles {
+    fn copy(&mut self, wanted: &Wanted<'_>, sink: &mut dyn TarSink) -> Result<(), StoreError> {
+        let mut file = self.open(wanted.path)?;
+        let mut left = wanted.size;
         let mut hasher = blake3::Hasher::new();
-        let changed = |reason| LayerError::TreeChanged { path: shown(path), reason };
         loop {
-            let count = file.read(&mut self.buffer).map_err(self.io_error(path))?;
+            let count = file.read(&mut self.buffer).map_err(self.io_error(wanted.path))?;
             if count as u64 > left || (count == 0 && left > 0) {
-                return Err(changed("its size changed").into());
+                return Err(wanted.changed("its size changed").into());
             }
             if count == 0 {
-                return match hash.is_none_or(|hash| hasher.finalize() == *hash) {
-                    true => Ok(()),
-                    false => Err(changed("its bytes changed").into()),
-                };
+                return wanted.check(&hasher);
             }
             left -= count as u64;
-            if hash.is_some() {
+            if wanted.hash.is_some() {
                 hasher.update(&self.buffer[..count]);
             }
             sink.write(&self.buffer[..count])?;

@@ -13,6 +13,12 @@ pub enum LayerError {
         /// What is wrong.
         reason: &'static str,
     },
+    /// The file that says where a packed layer's bytes are is damaged, or written by a later forge.
+    #[error("layer pack is unusable: {reason}")]
+    BrokenPack {
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// The tree does not hold what the index says.
     #[error("layer tree does not match its index at {path:?}: {reason}")]
     TreeChanged {
@@ -166,7 +172,9 @@ impl LayerError {
     pub fn kind(&self) -> ErrorKind {
         use LayerError::*;
         match self {
-            BrokenIndex { .. } | TreeChanged { .. } | WriteTar { .. } | UnmappedOwner { .. } => ErrorKind::Environment,
+            BrokenIndex { .. } | BrokenPack { .. } | TreeChanged { .. } | WriteTar { .. } | UnmappedOwner { .. } => {
+                ErrorKind::Environment
+            }
             TooManySymlinks { .. } | NotFound { .. } | NotRegular { .. } | NotADirectory { .. } => ErrorKind::UserInput,
             ReservedName { .. } | PathTooLong { .. } | CompressionLevel { .. } => ErrorKind::UserInput,
             MalformedTar { .. } | Truncated { .. } | RefusedEntry { .. } | LimitExceeded { .. } => ErrorKind::Remote,

@@ -32,7 +32,10 @@ const CROWDED: usize = 250;
 
 /// The blocks that were folded, each with the trees to mount for it, top-most first.
 #[derive(Default)]
-pub(crate) struct Folds(Mutex<HashMap<(Vec<LayerId>, bool), Vec<PathBuf>>>);
+pub(crate) struct Folds(Mutex<HashMap<Block, Vec<PathBuf>>>);
+
+/// Neighbours in a stack, and whether fat layers are folded too.
+type Block = (Vec<LayerId>, bool);
 
 impl Layers {
     /// The trees to mount for a stack, lowest layer first; trees come top-most first.
@@ -55,7 +58,7 @@ impl Layers {
         let mut dirs = Vec::new();
         for block in blocks.into_iter().rev() {
             match block {
-                [single] => dirs.push(self.tree_folder(single)),
+                [single] => dirs.push(self.tree_path(single)?),
                 block => dirs.extend(self.block_dirs(block, fat_too)?),
             }
         }

@@ -1,7 +1,8 @@
 //! Layers: their trees, indexes and blobs.
 //!
 //! Reading order: [`LayerEntry`], [`LayerIndex`] (what a layer says); [`MergedTree`] (what a stack shows);
-//! [`ActiveLayer`] and `commit` (from changes to a layer); `blob`, `emit`, `tar_writer`, `chunks`, `compress` (from a layer
+//! [`ActiveLayer`] and `commit` (from changes to a layer); [`PackWriter`], [`Pack`], `listed`, `expand` (layers without a
+//! tree); `blob`, `emit`, `tar_writer`, `chunks`, `compress` (from a layer
 //! to its tar); `foreign`, `decompress`, `tar_reader`, `pax`, `entry_name`, `placement`, `unpack` (from a stranger's tar to a
 //! layer); `folder`, `xattr`, `apply` (the system calls).
 
@@ -18,6 +19,7 @@ mod emit;
 mod entry;
 mod entry_name;
 mod error;
+mod expand;
 mod extract;
 mod fold;
 mod folder;
@@ -26,8 +28,13 @@ mod index;
 mod index_format;
 mod known;
 mod limits;
+mod listed;
 mod origin;
 mod owners;
+mod pack;
+mod pack_check;
+mod pack_format;
+mod pack_writer;
 mod pax;
 mod placement;
 mod remote;
@@ -41,7 +48,6 @@ mod xattr;
 
 pub use active::ActiveLayer;
 pub use check::TreeFault;
-pub(crate) use check::check_tree;
 pub use entry::{EntryKind, LayerEntry, Metadata, path_order};
 pub use error::LayerError;
 pub use extract::Extracted;
@@ -50,9 +56,14 @@ pub use index::LayerIndex;
 pub use known::{KnownFile, KnownFiles};
 pub use limits::UnpackLimits;
 pub(crate) use origin::Origin;
+pub use pack::{Pack, PackedBytes};
+pub(crate) use pack_check::{check_layer, has_contents};
+pub use pack_writer::{PackWriter, PackedEntry};
 pub(crate) use root::Remembered;
-pub use tree::{MergedTree, TreeEntry, TreeFolder, TreeKind};
+pub use tree::{MergedTree, TreeEntry, TreeFile, TreeFolder, TreeKind};
 pub(crate) use xattr::lacks_own_marks;
+
+use listed::{ListedTree, PackedList};
 
 use crate::background::LAYER_FOLDERS;
 use crate::layer_rows::{self, Published};
@@ -149,16 +160,27 @@ impl Layers {
     /// # Errors
     /// A layer is not in the store.
     pub fn tree(&self, layers: &[LayerId]) -> Result<MergedTree, StoreError> {
-        let root = |id| match self.opened.remembered().root(id, self.tree_folder(id))? {
-            Some(root) => Ok(Arc::new(root)),
-            None => self.no_files(id),
-        };
-        let roots = layers.iter().rev().map(root);
+        let roots = layers.iter().rev().map(|id| self.root(id).map(Arc::new));
         Ok(MergedTree::of(roots.collect::<Result<_, _>>()?))
     }
 
+    /// Where a layer is read: its tree if it has one, else its index.
+    fn root(&self, id: &LayerId) -> Result<root::Root, StoreError> {
+        let (remembered, path) = (self.opened.remembered(), self.tree_folder(id));
+        if let Some(root) = remembered.root(id, path.clone())? {
+            return Ok(root);
+        }
+        let list = || match self.packed(id)? {
+            Some((index, pack)) => Ok(PackedList::new(index, pack)),
+            None => self.no_files(id),
+        };
+        let list = ListedTree::new(self.clone(), id.clone(), remembered.list(id, list)?);
+        Ok(root::Root::of_list(path, list))
+    }
+
     /// The trees of a stack of layers, given lowest first, as an overlay wants them: top-most first. Those of a high
-    /// stack are fewer than its layers, see `fold`; they stay as long as the store is open.
+    /// stack are fewer than its layers, see `fold`; they stay as long as the store is open. Packed layers get theirs now;
+    /// the layers must be held by a lease.
     ///
     /// # Errors
     /// A layer is not in the store, or the file system failed.
@@ -172,7 +194,7 @@ impl Layers {
     /// A parent is not in the store, or the file system failed.
     pub fn prepare(&self, parents: &[LayerId]) -> Result<ActiveLayer, StoreError> {
         let lower = self.tree(parents)?;
-        let lower_dirs = if parents.len() <= fold::HIGH { lower.paths() } else { self.mounted_dirs(parents)? };
+        let lower_dirs = if parents.len() <= fold::HIGH { lower.paths()? } else { self.mounted_dirs(parents)? };
         let scratch = self.layer_folders()?;
         let staged = scratch.path().join("layer");
         let (upper, work) = (staged.join("tree"), scratch.path().join("work"));
@@ -289,7 +311,29 @@ impl Layers {
 
     fn tree_path(&self, id: &LayerId) -> Result<PathBuf, StoreError> {
         let path = self.tree_folder(id);
-        if path.is_dir() { Ok(path) } else { self.no_files(id) }
+        if path.is_dir() { Ok(path) } else { self.expand(id, path) }
+    }
+
+    /// Makes the tree of a packed layer, once for all who ask.
+    fn expand(&self, id: &LayerId, path: PathBuf) -> Result<PathBuf, StoreError> {
+        let _turn = self.opened.lock(&format!("tree {id}"))?;
+        if path.is_dir() {
+            return Ok(path);
+        }
+        let Some((index, pack)) = self.packed(id)? else { return self.no_files(id) };
+        let scratch = self.opened.scratch("expand")?;
+        let staged = scratch.path().join("tree");
+        crate::scratch::create_private(&staged)?;
+        expand::expand(&index, &pack, self.sibling(id).as_ref(), &staged)?;
+        std::fs::rename(&staged, &path).map_err(StoreError::io("move into place", &path))?;
+        Ok(path)
+    }
+
+    /// The tree of the last layer of the same paths. Where it is gone, or going, its files are written anew.
+    fn sibling(&self, id: &LayerId) -> Option<expand::Sibling> {
+        let last = std::fs::read_to_string(self.path(id).join(pack::FOLDER).join(pack::LAST)).ok()?;
+        let last = last.parse().ok()?;
+        expand::Sibling::open(self.index(&last).ok()?, &self.tree_folder(&last))
     }
 
     fn path(&self, id: &LayerId) -> PathBuf {

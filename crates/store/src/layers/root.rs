@@ -1,30 +1,125 @@
 //! The tree of one layer as a stack sees it, and what the process remembers of such trees.
 
-use super::folder;
+use super::entry::split_path;
+use super::folder::{self, Node};
+use super::index::LayerIndex;
+use super::listed::{ListedTree, PackedList};
+use super::xattr::Markers;
 use crate::{ContentDigest, LayerId, StoreError};
 use rustix::io::Errno;
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Root folders with more names are asked anew each time.
 const MOST_NAMES: usize = 4096;
 
-/// The tree of one layer.
+/// What is in a root folder, whiteouts too, sorted; `None` where it may change or is long.
+type Names = Option<Arc<[Vec<u8>]>>;
+
+/// The tree of one layer, or what stands for it.
 pub(super) struct Root {
     path: PathBuf,
+    kind: RootKind,
     /// Opened when something in it is read: of a long stack most trees say nothing of most paths.
     folder: OnceLock<OwnedFd>,
-    /// What is in its root folder, whiteouts too, sorted; `None` where it may change or is long.
-    names: Option<Arc<[Vec<u8>]>>,
+    names: Names,
+}
+
+enum RootKind {
+    /// It may change.
+    Changing,
+    /// It is a layer's, whose index is read when it is first asked for.
+    Layer(OnceLock<LayerIndex>),
+    /// There is only an index and a pack.
+    Listed(Box<ListedTree>),
+}
+
+/// What is below a path of a layer.
+pub(super) enum Place<'a> {
+    Folder(OwnedFd),
+    Listed(&'a ListedTree),
 }
 
 impl Root {
+    fn of_layer(path: PathBuf, names: Names) -> Self {
+        Self { path, kind: RootKind::Layer(OnceLock::new()), folder: OnceLock::new(), names }
+    }
+
+    /// A layer without a tree; the path is where its tree would be.
+    pub(super) fn of_list(path: PathBuf, list: ListedTree) -> Self {
+        Self { path, kind: RootKind::Listed(Box::new(list)), folder: OnceLock::new(), names: None }
+    }
+
+    /// The layer's index instead of a tree, where that is all there is.
+    pub(super) fn listed(&self) -> Option<&ListedTree> {
+        match &self.kind {
+            RootKind::Listed(list) => Some(list),
+            RootKind::Changing | RootKind::Layer(_) => None,
+        }
+    }
+
+    /// The index of the layer; `None` for a tree that may change.
+    pub(super) fn index(&self) -> Result<Option<&LayerIndex>, StoreError> {
+        match &self.kind {
+            RootKind::Changing => Ok(None),
+            RootKind::Listed(list) => Ok(Some(list.index())),
+            RootKind::Layer(index) => {
+                if index.get().is_none() {
+                    let path = self.path.with_file_name("index");
+                    let bytes = std::fs::read(&path).map_err(StoreError::io("read", &path))?;
+                    // Another thread may have been faster, and read the same.
+                    drop(index.set(LayerIndex::decode(&bytes)?));
+                }
+                Ok(index.get())
+            }
+        }
+    }
+
+    /// Where the tree lies, which is made where it is not there yet.
+    pub(super) fn tree(&self) -> Result<&Path, StoreError> {
+        match &self.kind {
+            RootKind::Listed(list) => list.tree(),
+            RootKind::Changing | RootKind::Layer(_) => Ok(&self.path),
+        }
+    }
+
+    /// Opens one of its folders.
+    pub(super) fn place(&self, path: &[u8]) -> Result<Place<'_>, StoreError> {
+        if let Some(list) = self.listed() {
+            return Ok(Place::Listed(list));
+        }
+        let error = StoreError::os("open", self.path.join(OsStr::from_bytes(path)));
+        Ok(Place::Folder(folder::open_folder(self.folder()?, path).map_err(error)?))
+    }
+
+    /// What the root folder itself is.
+    pub(super) fn node(&self, markers: Markers) -> Result<Node, StoreError> {
+        match self.listed() {
+            Some(list) => Ok(list.node(b"").expect("every index has the root")),
+            None => folder::read_root(self.folder()?, markers).map_err(StoreError::os("read", &self.path)),
+        }
+    }
+
+    /// Opens a regular file.
+    pub(super) fn open_file(&self, path: &[u8]) -> Result<Option<File>, StoreError> {
+        let Some((parent, name)) = split_path(path) else { return Ok(None) };
+        if let Some(list) = self.listed() {
+            return list.open(path).map(Some);
+        }
+        let error = || StoreError::os("open", self.path.join(OsStr::from_bytes(path)));
+        let parent = folder::open_folder(self.folder()?, parent).map_err(error())?;
+        Ok(Some(folder::open_file(parent.as_fd(), name).map_err(error())?.into()))
+    }
+
     /// A tree that may change.
     pub(super) fn open(path: PathBuf) -> Result<Self, StoreError> {
         let folder = folder::open_root(&path).map_err(StoreError::os("open", &path))?;
-        Ok(Self { path, folder: OnceLock::from(folder), names: None })
+        Ok(Self { path, kind: RootKind::Changing, folder: OnceLock::from(folder), names: None })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -49,15 +144,16 @@ impl Root {
 /// What this process knows of layers. None of it ever changes: ids are random, and a layer that is made anew has another.
 #[derive(Default)]
 pub(crate) struct Remembered {
-    names: Mutex<HashMap<LayerId, Option<Arc<[Vec<u8>]>>>>,
+    names: Mutex<HashMap<LayerId, Names>>,
+    lists: Mutex<HashMap<LayerId, Arc<PackedList>>>,
     contents: Mutex<HashMap<LayerId, ContentDigest>>,
 }
 
 impl Remembered {
-    /// The tree at a path, which must be that layer's; `None` where it has none.
+    /// The tree at a path, which must be that layer's; `None` where there is none.
     pub(super) fn root(&self, id: &LayerId, path: PathBuf) -> Result<Option<Root>, StoreError> {
         if let Some(names) = lock(&self.names).get(id) {
-            return Ok(Some(Root { path, folder: OnceLock::new(), names: names.clone() }));
+            return Ok(Some(Root::of_layer(path, names.clone())));
         }
         let folder = match folder::open_root(&path) {
             Ok(folder) => folder,
@@ -68,7 +164,20 @@ impl Remembered {
         let names = (names.len() <= MOST_NAMES).then(|| Arc::from(names));
         lock(&self.names).insert(id.clone(), names.clone());
         // Not kept open: a stack may be higher than a process may have descriptors.
-        Ok(Some(Root { path, folder: OnceLock::new(), names }))
+        Ok(Some(Root::of_layer(path, names)))
+    }
+
+    /// The list of a packed layer, read by `open` the first time.
+    pub(super) fn list(
+        &self,
+        id: &LayerId,
+        open: impl FnOnce() -> Result<PackedList, StoreError>,
+    ) -> Result<Arc<PackedList>, StoreError> {
+        if let Some(list) = lock(&self.lists).get(id) {
+            return Ok(list.clone());
+        }
+        let list = Arc::new(open()?);
+        Ok(lock(&self.lists).entry(id.clone()).or_insert(list).clone())
     }
 
     pub(crate) fn content(&self, id: &LayerId) -> Option<ContentDigest> {

@@ -1,13 +1,16 @@
-use super::entry::{Metadata, join_path};
+use super::entry::{EntryKind, Metadata, join_path};
 use super::error::{LayerError, shown};
 use super::folder::{self, Node, NodeKind};
-use super::root::Root;
+use super::listed::ListedTree;
+use super::pack::{Pack, PackedBytes};
+use super::root::{self, Root};
 use super::xattr::Markers;
 use crate::StoreError;
+use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +24,8 @@ const MAX_HOPS: usize = 40;
 /// inside the root, as after `chroot`; no method leaves it. Folders merge as overlayfs merges them: a whiteout, an
 /// opaque folder, or anything that is not a folder hides what lies below.
 ///
-/// Nothing is cached: a tree that changes, as the upper one of an active layer does, is seen as it is.
+/// Nothing is cached: a tree that changes, as the upper one of an active layer does, is seen as it is. Of a packed layer the
+/// index is read, and no tree is made for it but to open a large file.
 #[derive(Clone)]
 pub struct MergedTree {
     /// Top-most first.
@@ -59,6 +63,14 @@ pub struct TreeEntry {
 /// A folder of a [`MergedTree`] that was looked up: its contents are read without walking down from the root again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TreeFolder(Level);
+
+/// A regular file of a [`MergedTree`] that was looked up: it is opened without walking down from the root again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TreeFile {
+    path: Vec<u8>,
+    layer: usize,
+    size: u64,
+}
 
 /// What a [`TreeEntry`] is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,14 +118,24 @@ pub(super) struct Level {
 enum Part<'a> {
     Root(&'a Root),
     Opened(OwnedFd),
+    Listed(&'a ListedTree),
 }
 
 impl Part<'_> {
-    fn folder(&self) -> Result<BorrowedFd<'_>, StoreError> {
-        match self {
-            Self::Root(root) => root.folder(),
-            Self::Opened(folder) => Ok(folder.as_fd()),
-        }
+    fn read(&self, path: &[u8], name: &[u8], markers: Markers) -> Result<Result<Option<Node>, Errno>, StoreError> {
+        Ok(match self {
+            Self::Root(root) => folder::read_node(root.folder()?, name, markers),
+            Self::Opened(folder) => folder::read_node(folder.as_fd(), name, markers),
+            Self::Listed(list) => Ok(list.node(&join_path(path, name))),
+        })
+    }
+
+    fn names(&self, path: &[u8]) -> Result<Result<Vec<Vec<u8>>, Errno>, StoreError> {
+        Ok(match self {
+            Self::Root(root) => folder::names(root.folder()?),
+            Self::Opened(folder) => folder::names(folder),
+            Self::Listed(list) => Ok(list.names(path)),
+        })
     }
 
     /// Whether it is certain that there is nothing of that name.
@@ -167,9 +189,9 @@ impl MergedTree {
         Self::of(std::iter::once(Arc::new(top)).chain(self.roots.iter().cloned()).collect())
     }
 
-    /// Where the trees lie, top-most first.
-    pub(super) fn paths(&self) -> Vec<PathBuf> {
-        self.roots.iter().map(|root| root.path().to_owned()).collect()
+    /// Where the trees lie, top-most first; those of packed layers are made.
+    pub(super) fn paths(&self) -> Result<Vec<PathBuf>, StoreError> {
+        self.roots.iter().map(|root| Ok(root.tree()?.to_owned())).collect()
     }
 
     /// What is at a path; the last component is not followed. Without any layer there is nothing, not even a root.
@@ -241,18 +263,44 @@ impl MergedTree {
         }
     }
 
-    /// Where the entry lies on disk, for copies in the kernel. The file must not be changed.
-    pub fn disk_path(&self, entry: &TreeEntry) -> PathBuf {
-        self.roots[entry.layer].path().join(entry.path.strip_prefix("/").expect("paths of entries are absolute"))
+    /// Where the entry lies on disk; the tree of a packed layer is made for it. The file must not be changed.
+    ///
+    /// # Errors
+    /// The file system failed.
+    pub fn disk_path(&self, entry: &TreeEntry) -> Result<PathBuf, StoreError> {
+        let tree = self.roots[entry.layer].tree()?;
+        Ok(tree.join(entry.path.strip_prefix("/").expect("paths of entries are absolute")))
+    }
+
+    /// Opens a regular file that was found before.
+    ///
+    /// # Errors
+    /// It is there no more, or a file system call failed.
+    pub fn open_file(&self, file: &TreeFile) -> Result<File, StoreError> {
+        self.open_found(&file.path, file.layer)
+    }
+
+    /// What a file hashes to by the index of its layer; nothing where the layer is only being made.
+    ///
+    /// # Errors
+    /// The index is damaged, or cannot be read.
+    pub fn hash(&self, file: &TreeFile) -> Result<Option<[u8; 32]>, StoreError> {
+        let Some(index) = self.roots[file.layer].index()? else { return Ok(None) };
+        match index.get(&file.path).map(|entry| &entry.kind) {
+            Some(EntryKind::File { size, blake3 }) if *size == file.size => Ok(Some(*blake3)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Where the bytes of a file are, if its layer is packed.
+    pub fn packed(&self, file: &TreeFile) -> Option<(&Pack, PackedBytes)> {
+        let list = self.roots[file.layer].listed()?;
+        Some((list.pack(), list.place(&file.path)?))
     }
 
     /// Opens a file that was found in one layer.
     pub(super) fn open_found(&self, path: &[u8], layer: usize) -> Result<File, StoreError> {
-        let root = &self.roots[layer];
-        let error = || StoreError::os("open", root.path().join(OsStr::from_bytes(path)));
-        let (parent, name) = super::entry::split_path(path).ok_or_else(|| not_found(path))?;
-        let parent = folder::open_folder(root.folder()?, parent).map_err(error())?;
-        Ok(folder::open_file(parent.as_fd(), name).map_err(error())?.into())
+        self.roots[layer].open_file(path)?.ok_or_else(|| not_found(path).into())
     }
 
     /// What is at a path in which no symbolic link is followed at all.
@@ -271,7 +319,7 @@ impl MergedTree {
     /// The root folder; `None` when there are no layers.
     pub(super) fn root(&self) -> Result<Option<Found>, StoreError> {
         let Some(top) = self.roots.first() else { return Ok(None) };
-        let node = folder::read_root(top.folder()?, self.markers).map_err(StoreError::os("read", top.path()))?;
+        let node = top.node(self.markers)?;
         // Overlayfs merges all roots, whatever marker they carry.
         let level = Level { path: Vec::new(), layers: (0..self.roots.len()).collect() };
         Ok(Some(Found { node, layer: 0, level: Some(level) }))
@@ -281,10 +329,12 @@ impl MergedTree {
         let mut parts = Vec::with_capacity(level.layers.len());
         for &layer in &level.layers {
             let root = &self.roots[layer];
-            let error = || StoreError::os("open", root.path().join(OsStr::from_bytes(&level.path)));
-            let part = match level.path.is_empty() {
-                true => Part::Root(root),
-                false => Part::Opened(folder::open_folder(root.folder()?, &level.path).map_err(error())?),
+            let part = match root.listed() {
+                None if level.path.is_empty() => Part::Root(root),
+                _ => match root.place(&level.path)? {
+                    root::Place::Folder(folder) => Part::Opened(folder),
+                    root::Place::Listed(list) => Part::Listed(list),
+                },
             };
             parts.push((layer, part));
         }
@@ -381,14 +431,15 @@ impl OpenLevel<'_> {
             return Ok(None);
         }
         let error = || StoreError::os("read", self.disk_path(*layer, name));
-        folder::read_node(part.folder()?, name, self.tree.markers).map_err(error())
+        part.read(&self.level.path, name, self.tree.markers)?.map_err(error())
     }
 
     /// Visits every visible name once, in no order.
     pub(super) fn each_child(&self, mut visit: impl FnMut(&[u8], Found)) -> Result<(), StoreError> {
         let mut seen = BTreeSet::new();
         for (part, (layer, opened)) in self.parts.iter().enumerate() {
-            let names = folder::names(opened.folder()?).map_err(StoreError::os("read", self.disk_path(*layer, b"")))?;
+            let names = opened.names(&self.level.path)?;
+            let names = names.map_err(StoreError::os("read", self.disk_path(*layer, b"")))?;
             for name in names {
                 if seen.contains(&name) {
                     continue;
@@ -425,6 +476,13 @@ impl TreeEntry {
     /// Whether it is a folder.
     pub fn is_directory(&self) -> bool {
         self.kind == TreeKind::Directory
+    }
+
+    /// What its bytes are read by, for a regular file.
+    pub fn file(&self) -> TreeFile {
+        let path = self.path.as_os_str().as_bytes();
+        let size = if let TreeKind::File { size } = self.kind { size } else { 0 };
+        TreeFile { path: path.strip_prefix(b"/").unwrap_or(path).to_vec(), layer: self.layer, size }
     }
 
     /// What its contents are read by, for a folder.

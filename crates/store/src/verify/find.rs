@@ -4,7 +4,7 @@ use super::{BlobFault, Finding, LayerFault, Verification, VerifyDepth};
 use crate::blobs::hash_of;
 use crate::collect::CACHE_MOUNT;
 use crate::layer_rows::{index_checksum, parse};
-use crate::layers::{LayerIndex, check_tree};
+use crate::layers::{LayerIndex, check_layer, has_contents};
 use crate::opened::Opened;
 use crate::owner::DeadOwner;
 use crate::{LayerId, Lease, StoreError, collect};
@@ -134,8 +134,7 @@ fn look_at_blob(opened: &Opened, blob: &HeldBlob, depth: VerifyDepth) -> (u64, O
 
 fn look_at_layer(opened: &Opened, layer: &HeldLayer, depth: VerifyDepth) -> (u64, Option<LayerFault>) {
     let folder = opened.layer_path(&layer.id);
-    let tree = folder.join("tree");
-    if !tree.is_dir() {
+    if !has_contents(&folder) {
         return (0, Some(LayerFault::NoTree));
     }
     let path = folder.join("index");
@@ -149,7 +148,7 @@ fn look_at_layer(opened: &Opened, layer: &HeldLayer, depth: VerifyDepth) -> (u64
     else {
         return (0, Some(LayerFault::Index));
     };
-    match check_tree(&tree, &index) {
+    match check_layer(&folder, &index) {
         Ok(check) if check.faults.is_empty() => (check.bytes, None),
         Ok(check) => (check.bytes, Some(LayerFault::Tree { faults: check.faults })),
         Err(error) => (0, Some(LayerFault::Unreadable { reason: error.to_string() })),

@@ -205,7 +205,7 @@ fn line(tree: &MergedTree, entry: &TreeEntry) -> String {
     let rights = format!("{:04o} {}:{}", entry.mode, entry.uid, entry.gid);
     let mut text = match &entry.kind {
         TreeKind::File { size } => {
-            let bytes = std::fs::read(tree.disk_path(entry)).unwrap();
+            let bytes = std::fs::read(tree.disk_path(entry).unwrap()).unwrap();
             assert_eq!(bytes.len() as u64, *size);
             format!("file {rights} {path} {}", bytes[..bytes.len().min(32)].escape_ascii())
         }

@@ -7,6 +7,7 @@ use crate::source_tree::{SourceTree, Stop};
 use crate::users;
 use forge_llb::{MkdirAction, MkfileAction, Owner, RmAction, SymlinkAction};
 use forge_session::ContextPath;
+use forge_store::MergedTree;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -105,5 +106,10 @@ fn made(
 }
 
 pub(super) fn find_owner(editor: &Editor<'_>, owner: Option<&Owner>) -> Result<Option<(u32, u32)>, FileError> {
-    owner.map(|owner| Ok(users::owner(&editor.tree(), &owner.user, owner.group.as_deref())?)).transpose()
+    find_owner_in(&editor.tree(), owner)
+}
+
+/// Whom an owner's name means in a tree.
+pub(super) fn find_owner_in(tree: &MergedTree, owner: Option<&Owner>) -> Result<Option<(u32, u32)>, FileError> {
+    owner.map(|owner| Ok(users::owner(tree, &owner.user, owner.group.as_deref())?)).transpose()
 }

@@ -3,28 +3,24 @@
 use super::FileError;
 use super::editor::{EditError, Editor, EntryMetadata, Folder, OnExisting};
 use super::fill::Filling;
-use super::mode::apply_symbolic;
+use super::placing::{Place, Placing};
 use crate::selection::{SelectedEntry, SelectedRoot, select};
 use crate::source_tree::{SourceEntry, SourceKind, SourceTree};
 use forge_cache::SelectedPath;
-use forge_llb::{CopyAction, ModeChange};
-use forge_store::{Store, TreeKind};
+use forge_llb::CopyAction;
+use forge_store::Store;
 use rayon::prelude::*;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// One COPY at work.
 pub(crate) struct Copier<'a, 'e> {
-    action: &'a CopyAction,
+    placing: Placing<'a>,
     pub tree: &'a SourceTree,
     pub editor: &'a mut Editor<'e>,
     store: &'a Store,
-    /// What `--chown` came to.
-    owner: Option<(u32, u32)>,
-    /// The time of folders that are made on the way.
-    now: (i64, u32),
     /// The first copy of each file with several names.
     links: Links,
     /// The folder that all files go to, when there are several.
@@ -39,14 +35,6 @@ pub(crate) struct Links {
     first: HashMap<(u64, u64), PathBuf>,
     /// What [`Editor::replaced`] said when the paths were known to be good.
     replaced: u64,
-}
-
-/// Where something that is not a folder goes.
-enum Place {
-    /// Into a folder, under its own name.
-    Within(PathBuf),
-    /// Into a folder, under another name.
-    Named(PathBuf, Box<OsStr>),
 }
 
 /// So many files are made before they are filled, all at the same time. Each has a descriptor, of which there may be
@@ -67,14 +55,15 @@ impl<'a, 'e> Copier<'a, 'e> {
         now: (i64, u32),
     ) -> Self {
         let links = Links::default();
-        Self { action, tree, editor, store, owner, now, links, shared: None, unfilled: Vec::new() }
+        let placing = Placing { action, owner, now };
+        Self { placing, tree, editor, store, links, shared: None, unfilled: Vec::new() }
     }
 
     /// Writes everything that was selected.
     pub(crate) fn copy(mut self, roots: &[&SelectedRoot]) -> Result<(), FileError> {
         for root in roots {
             match root.entry.kind {
-                SourceKind::Directory => self.copy_folder(root, &self.destination_metadata(root)?)?,
+                SourceKind::Directory => self.copy_folder(root, &self.placing.destination_metadata(root)?)?,
                 _ if self.unpacks(root)? => self.unpack(root)?,
                 _ => self.copy_single(root, roots.len() > 1)?,
             }
@@ -99,7 +88,7 @@ impl<'a, 'e> Copier<'a, 'e> {
         // What it knows of itself may be outdated afterwards.
         self.shared = None;
         self.flush()?;
-        let destination = self.folder_destination(root)?;
+        let destination = self.placing.folder_destination(&self.editor.tree(), root)?;
         let top = self.destination_folder(&destination, made)?;
         let mut trail: Vec<Folder> = vec![top];
         for selected in &root.below {
@@ -140,38 +129,12 @@ impl<'a, 'e> Copier<'a, 'e> {
         Ok(self.editor.child_folder(parent, name, &metadata, OnExisting::TakeMode)?)
     }
 
-    /// Where what is in a folder goes: to the destination, or to a folder of that name in it.
-    fn folder_destination(&self, root: &SelectedRoot) -> Result<PathBuf, FileError> {
-        let tree = self.editor.tree();
-        let resolved = tree.resolve(Path::new(&self.action.destination))?;
-        let goes_inside = self.destination_is_folder() || tree.lookup(&resolved)?.is_some();
-        match self.action.contents_only || root.name.is_empty() || !goes_inside {
-            true => Ok(resolved),
-            false => Ok(resolved.join(OsStr::from_bytes(&root.name))),
-        }
-    }
-
-    /// Whether the destination is written as a folder.
-    fn destination_is_folder(&self) -> bool {
-        self.action.destination.ends_with('/') || self.action.destination.ends_with("/.")
-    }
-
-    /// What a folder that is copied gives the destination where that is made now: all it has, or its time alone where
-    /// only what is in it is copied.
-    fn destination_metadata(&self, root: &SelectedRoot) -> Result<EntryMetadata, FileError> {
-        let copied = self.metadata(&root.entry)?;
-        match self.action.contents_only {
-            true => Ok(EntryMetadata { mtime: copied.mtime, ..self.made_on_the_way() }),
-            false => Ok(copied),
-        }
-    }
-
     /// The folder itself takes the metadata only where it is made now.
     fn destination_folder(&mut self, path: &Path, metadata: &EntryMetadata) -> Result<Folder, FileError> {
         let Some((parent, name)) = path.parent().zip(path.file_name()) else {
             return Ok(self.editor.folder(path, metadata)?);
         };
-        let mut parent = self.editor.folder(parent, &self.made_on_the_way())?;
+        let mut parent = self.editor.folder(parent, &self.placing.made_on_the_way())?;
         Ok(self.editor.child_folder(&mut parent, name, metadata, OnExisting::Keep)?)
     }
 
@@ -186,8 +149,8 @@ impl<'a, 'e> Copier<'a, 'e> {
             self.shared = Some(folder);
             return Ok(());
         }
-        let on_the_way = self.made_on_the_way();
-        match self.single_destination()? {
+        let on_the_way = self.placing.made_on_the_way();
+        match self.placing.single_destination(&self.editor.tree())? {
             Place::Within(folder) => {
                 let mut folder = self.editor.folder(&folder, &on_the_way)?;
                 self.write_entry(&mut folder, OsStr::from_bytes(&root.name), &root.entry, &metadata)?;
@@ -201,19 +164,6 @@ impl<'a, 'e> Copier<'a, 'e> {
             }
         }
         Ok(())
-    }
-
-    /// Where a file goes: into the destination where that is a folder, else to that very name.
-    fn single_destination(&self) -> Result<Place, FileError> {
-        let tree = self.editor.tree();
-        let resolved = tree.resolve(Path::new(&self.action.destination))?;
-        let is_folder = tree.lookup(&resolved)?.is_some_and(|entry| entry.kind == TreeKind::Directory);
-        match (resolved.parent(), resolved.file_name()) {
-            (Some(parent), Some(name)) if !is_folder && !self.destination_is_folder() => {
-                Ok(Place::Named(parent.to_owned(), name.into()))
-            }
-            _ => Ok(Place::Within(resolved)),
-        }
     }
 
     /// Writes something that is not a folder.
@@ -263,33 +213,13 @@ impl<'a, 'e> Copier<'a, 'e> {
 
     /// What a copied entry is given.
     pub(crate) fn metadata(&self, entry: &SourceEntry) -> Result<EntryMetadata, FileError> {
-        let is_directory = entry.kind == SourceKind::Directory;
-        let mode = match &self.action.mode {
-            None => entry.mode,
-            Some(ModeChange::Octal(bits)) => *bits,
-            Some(ModeChange::Symbolic(text)) => apply_symbolic(text, entry.mode, is_directory)?,
-        };
-        let (uid, gid) = self.owner.unwrap_or((entry.uid, entry.gid));
-        let mtime = self.action.timestamp.map_or(entry.mtime, |seconds| (seconds, 0));
-        Ok(EntryMetadata { mode, uid, gid, mtime, xattrs: entry.xattrs.clone() })
-    }
-
-    /// What folders are given that the destination lacks.
-    fn made_on_the_way(&self) -> EntryMetadata {
-        let (uid, gid) = self.owner.unwrap_or((0, 0));
-        let mtime = self.action.timestamp.map_or(self.now, |seconds| (seconds, 0));
-        let mode = match &self.action.mode {
-            // Bits beside the permissions are for what is copied.
-            Some(ModeChange::Octal(bits)) => bits & 0o777,
-            Some(ModeChange::Symbolic(_)) | None => 0o755,
-        };
-        EntryMetadata { mode, uid, gid, mtime, xattrs: BTreeMap::new() }
+        self.placing.metadata(entry)
     }
 
     /// Whether a file is an archive that ADD unpacks.
     fn unpacks(&self, root: &SelectedRoot) -> Result<bool, FileError> {
         let is_file = matches!(root.entry.kind, SourceKind::File { .. });
-        Ok(self.action.unpack_archives && is_file && super::archive::is_archive(self.tree.open(&root.entry)?))
+        Ok(self.placing.action.unpack_archives && is_file && super::archive::is_archive(self.tree.open(&root.entry)?))
     }
 
     /// An archive is unpacked aside first: its links then lead nowhere but into itself. What is in it has modes of its
@@ -299,11 +229,11 @@ impl<'a, 'e> Copier<'a, 'e> {
         let extracted = super::archive::extract(self.tree.open(&root.entry)?, self.store, &name, self.tree.stop())?;
         let tree = SourceTree::of_layers(extracted.tree().clone(), self.tree.stop().clone());
         let everything = select(&tree, &SelectedPath::new("/"))?;
-        let action = CopyAction { mode: None, ..self.action.clone() };
+        let action = CopyAction { mode: None, ..self.placing.action.clone() };
         self.shared = None;
         self.flush()?;
-        let mut inner = Copier::new(&action, &tree, self.editor, self.store, self.owner, self.now);
-        let made = inner.made_on_the_way();
+        let mut inner = Copier::new(&action, &tree, self.editor, self.store, self.placing.owner, self.placing.now);
+        let made = inner.placing.made_on_the_way();
         everything.roots.iter().try_for_each(|root| inner.copy_folder(root, &made))
     }
 }

@@ -42,7 +42,7 @@ impl Comparison<'_, '_> {
         let root = Path::new("/");
         let (below, above) = (self.lower.lookup(root)?, self.upper.lookup(root)?);
         if let Some(entry) = &above {
-            let metadata = self.copier.metadata(&SourceEntry::of_layer(entry.clone(), self.upper))?;
+            let metadata = self.copier.metadata(&SourceEntry::of_layer(entry.clone()))?;
             self.copier.editor.set_root(&metadata)?;
         }
         let folder = |entry: Option<TreeEntry>| entry.and_then(|entry| entry.folder());
@@ -88,7 +88,7 @@ impl Comparison<'_, '_> {
             return Ok(self.copier.editor.remove(parent, &gone.name)?);
         };
         let same_metadata = before.as_ref().is_some_and(|before| before.metadata() == after.metadata());
-        let entry = SourceEntry::of_layer(after.clone(), self.upper);
+        let entry = SourceEntry::of_layer(after.clone());
         let metadata = self.copier.metadata(&entry)?;
         if after.kind == TreeKind::Directory {
             let keep = if same_metadata { OnExisting::Keep } else { OnExisting::Overwrite };

@@ -8,6 +8,10 @@ mod editor;
 mod fill;
 pub(crate) mod glob;
 mod mode;
+pub(crate) mod packed;
+mod packed_fill;
+mod packed_plan;
+mod placing;
 mod plan;
 
 use crate::context_files::ContextFiles;

@@ -10,6 +10,7 @@ mod hostile;
 mod keys;
 mod made;
 mod mounts;
+mod packs;
 mod parents;
 #[path = "../../../store/tests/raw_tar/mod.rs"]
 mod raw_tar;
@@ -36,6 +37,7 @@ fn main() {
         attacks::TESTS,
         hostile::TESTS,
         scale::TESTS,
+        packs::TESTS,
         exec::TESTS,
         mounts::TESTS,
         &sources::tests(),

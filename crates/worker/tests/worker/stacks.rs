@@ -55,7 +55,7 @@ pub fn shown(site: &Site, result: &ResultRef) -> String {
                 TreeKind::Directory => write!(text, "{path}/ {:04o}", entry.mode).unwrap(),
                 TreeKind::Symlink { target } => write!(text, "{path} -> {}", target.display()).unwrap(),
                 TreeKind::File { .. } => {
-                    let bytes = std::fs::read(tree.disk_path(&entry)).unwrap();
+                    let bytes = std::fs::read(tree.disk_path(&entry).unwrap()).unwrap();
                     write!(text, "{path} ={} {:04o}", bytes.escape_ascii(), entry.mode).unwrap();
                 }
                 kind => write!(text, "{path} {kind:?}").unwrap(),

@@ -1,0 +1,166 @@
+//! The bytes of a pack: read, compared with what the step's key was made of, and written, on several threads.
+
+use super::FileError;
+use crate::source_tree::{SourceEntry, SourceError, SourceTree};
+use blake3::Hasher;
+use forge_store::{PackWriter, PackedBytes};
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+
+/// Where the bytes of an entry come from.
+#[derive(Clone, Copy)]
+pub(super) enum Origin<'a> {
+    /// There are none.
+    None,
+    /// Another layer's pack holds them.
+    Shared { place: PackedBytes, hash: [u8; 32] },
+    /// They are read, and written to a place of their own.
+    Read { from: &'a SourceEntry, place: PackedBytes },
+}
+
+/// Where the bytes of an entry are now, and what they hash to.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Filled {
+    pub place: Option<PackedBytes>,
+    pub hash: [u8; 32],
+}
+
+/// So many bytes are read before they are written as one.
+const TOGETHER: u64 = 1 << 20;
+
+thread_local! {
+    static SPACE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Filled {
+    /// Reads and writes what is to be. Bytes that are others than when the step's key was made are an error: the result
+    /// would be found again under the key of what is there no more (A40).
+    pub(super) fn of(tree: &SourceTree, writer: &PackWriter, origins: Vec<Origin<'_>>) -> Result<Vec<Self>, FileError> {
+        let batches = batches(&origins);
+        let fill = |range: &std::ops::Range<usize>| -> Result<Vec<Self>, FileError> {
+            match &origins[range.clone()] {
+                [Origin::Read { from, place }] if from.size() > TOGETHER => {
+                    Ok(vec![large(tree, writer, from, *place)?])
+                }
+                together => SPACE.with_borrow_mut(|space| batch(tree, writer, together, space)),
+            }
+        };
+        let filled: Vec<Vec<Self>> = batches.par_iter().map(fill).collect::<Result<_, _>>()?;
+        Ok(filled.into_iter().flatten().collect())
+    }
+}
+
+/// Ranges of entries whose bytes are written as one: what is read lies together, and there is not too much of it.
+fn batches(origins: &[Origin<'_>]) -> Vec<std::ops::Range<usize>> {
+    let mut batches = Vec::new();
+    let (mut begin, mut sum, mut end) = (0, 0, None);
+    for (position, origin) in origins.iter().enumerate() {
+        let Origin::Read { from, place } = origin else { continue };
+        let follows = end.is_none_or(|end| *place == end);
+        if !follows || sum + from.size() > TOGETHER {
+            if position > begin {
+                batches.push(begin..position);
+            }
+            (begin, sum) = (position, 0);
+        }
+        sum += from.size();
+        end = Some(place.end(from.size()));
+    }
+    if begin < origins.len() {
+        batches.push(begin..origins.len());
+    }
+    batches
+}
+
+fn batch(
+    tree: &SourceTree,
+    writer: &PackWriter,
+    origins: &[Origin<'_>],
+    space: &mut Vec<u8>,
+) -> Result<Vec<Filled>, FileError> {
+    space.clear();
+    let mut filled = Vec::with_capacity(origins.len());
+    let mut first = None;
+    for origin in origins {
+        filled.push(match *origin {
+            Origin::None => Filled::default(),
+            Origin::Shared { place, hash } => Filled { place: Some(place), hash },
+            Origin::Read { from, place } => {
+                first.get_or_insert(place);
+                Filled { place: Some(place), hash: append(tree, from, space)? }
+            }
+        });
+    }
+    if let Some(first) = first {
+        writer.write(first, 0, space)?;
+    }
+    Ok(filled)
+}
+
+/// Appends the bytes of a file, exactly as many as it had; says what they hash to.
+fn append(tree: &SourceTree, from: &SourceEntry, space: &mut Vec<u8>) -> Result<[u8; 32], FileError> {
+    let mut file = tree.open(from)?;
+    let begin = space.len();
+    let size = usize::try_from(from.size()).map_err(|_| changed(from))?;
+    // One more, to see that the file ends there.
+    space.resize(begin + size + 1, 0);
+    let read = fill(&mut file, &mut space[begin..]).map_err(|source| read_error(from, source))?;
+    space.truncate(begin + size);
+    if read != size {
+        return Err(changed(from));
+    }
+    checked(from, blake3::hash(&space[begin..]).into())
+}
+
+fn large(tree: &SourceTree, writer: &PackWriter, from: &SourceEntry, place: PackedBytes) -> Result<Filled, FileError> {
+    let mut file = tree.open(from)?;
+    let mut space = vec![0; TOGETHER as usize];
+    let mut hasher = Hasher::new();
+    loop {
+        let read = fill(&mut file, &mut space).map_err(|source| read_error(from, source))?;
+        if hasher.count() + read as u64 > from.size() {
+            return Err(changed(from));
+        }
+        if read == 0 {
+            break;
+        }
+        writer.write(place, hasher.count(), &space[..read])?;
+        hasher.update(&space[..read]);
+        tree.stop().check()?;
+    }
+    if hasher.count() != from.size() {
+        return Err(changed(from));
+    }
+    Ok(Filled { place: Some(place), hash: checked(from, hasher.finalize().into())? })
+}
+
+fn checked(from: &SourceEntry, hash: [u8; 32]) -> Result<[u8; 32], FileError> {
+    match from.bytes {
+        Some(expected) if *expected.as_bytes() != hash => Err(changed(from)),
+        _ => Ok(hash),
+    }
+}
+
+/// Reads until the buffer is full or the file ends.
+fn fill(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+fn changed(from: &SourceEntry) -> FileError {
+    FileError::Changed { path: from.path.display().into_owned() }
+}
+
+fn read_error(from: &SourceEntry, source: std::io::Error) -> FileError {
+    SourceError::Read { path: from.path.display().into_owned(), source }.into()
+}

@@ -1,0 +1,390 @@
+//! What a layer is to hold that one COPY makes, found out without writing anything.
+
+use super::FileError;
+use super::editor::EntryMetadata;
+use super::placing::{Place, Placing};
+use crate::selection::{SelectedEntry, SelectedRoot};
+use crate::source_tree::{SourceEntry, SourceKind, SourceTree};
+use forge_store::{
+    EntryKind, LayerEntry, MergedTree, Metadata, PackWriter, TreeEntry, TreeFolder, TreeKind, path_order,
+};
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
+
+/// Why there is no plan.
+pub(super) enum NoPlan {
+    /// Something that is rare, and for which the copy is done file by file: in the way of a conflict, of a link, of a
+    /// device.
+    Unusual,
+    Failed(FileError),
+}
+
+impl<E: Into<FileError>> From<E> for NoPlan {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// An entry that the layer will have.
+pub(super) struct Planned<'a> {
+    pub path: Vec<u8>,
+    pub metadata: Metadata,
+    pub kind: PlannedKind<'a>,
+}
+
+pub(super) enum PlannedKind<'a> {
+    Folder {
+        implied: bool,
+    },
+    File {
+        from: &'a SourceEntry,
+    },
+    /// A further name of a file, whose first one stands at this position.
+    Name {
+        first: usize,
+    },
+    Symlink {
+        target: &'a [u8],
+    },
+}
+
+/// Names like this mean deletions in a layer, and longer paths could not be put back: such a copy fails, in its own words.
+const RESERVED: &[u8] = b".wh.";
+const MAX_PATH: usize = 4095;
+
+/// After so many single look-ups in a folder it is listed once.
+const LOOK_UPS: usize = 16;
+
+/// Plans what roots of a tree become on the layers below: parents before children, the root first.
+///
+/// Nothing is planned that would take another thing's place: then the words and the order of the slow way count.
+pub(super) fn plan<'a>(
+    placing: Placing<'a>,
+    from: &'a SourceTree,
+    lower: &'a MergedTree,
+    roots: &[&'a SelectedRoot],
+) -> Result<Vec<Planned<'a>>, NoPlan> {
+    if roots.len() > 1 && !placing.destination_is_folder() {
+        return Err(NoPlan::Unusual);
+    }
+    let mut planner = Planner { placing, from, lower, planned: Vec::new(), folders: HashMap::new() };
+    planner.begin()?;
+    for root in roots {
+        match root.entry.kind {
+            SourceKind::Directory => planner.folder(root)?,
+            _ => planner.single(root)?,
+        }
+    }
+    planner.finish()
+}
+
+struct Planner<'a> {
+    placing: Placing<'a>,
+    from: &'a SourceTree,
+    lower: &'a MergedTree,
+    planned: Vec<Planned<'a>>,
+    /// The destination and its parents, which several roots may share.
+    folders: HashMap<Vec<u8>, Folder>,
+}
+
+/// A folder that is planned, with what the layers below have in it.
+#[derive(Clone)]
+struct Folder {
+    path: Vec<u8>,
+    below: Below,
+}
+
+#[derive(Clone)]
+enum Below {
+    Nothing,
+    /// So many names were looked up.
+    Asked(TreeFolder, usize),
+    Listed(HashMap<OsString, TreeEntry>),
+}
+
+impl<'a> Planner<'a> {
+    fn begin(&mut self) -> Result<(), NoPlan> {
+        let root = self.lower.lookup(Path::new("/"))?;
+        let metadata = root.as_ref().map_or_else(default_root, TreeEntry::metadata);
+        let below = Below::of(root.as_ref());
+        self.planned.push(Planned { path: Vec::new(), metadata, kind: PlannedKind::Folder { implied: true } });
+        self.folders.insert(Vec::new(), Folder { path: Vec::new(), below });
+        Ok(())
+    }
+
+    /// What is in a folder goes to the destination, which takes the folder's metadata only where it is made now.
+    fn folder(&mut self, root: &'a SelectedRoot) -> Result<(), NoPlan> {
+        let destination = self.placing.folder_destination(self.lower, root)?;
+        let made = self.placing.destination_metadata(root)?;
+        let top = self.destination(&destination, &made)?;
+        let mut trail = vec![top];
+        for selected in &root.below {
+            let relative = selected.relative.as_bytes();
+            trail.truncate(relative.iter().filter(|byte| **byte == b'/').count() + 1);
+            let name = relative.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+            let parent = trail.last_mut().expect("the destination stays on the trail");
+            match selected.entry.kind {
+                SourceKind::Directory => {
+                    let child = self.child_folder(parent, name, selected)?;
+                    trail.push(child);
+                }
+                _ => self.leaf(parent, name, &selected.entry)?,
+            }
+        }
+        let top = trail.swap_remove(0);
+        self.folders.insert(top.path.clone(), top);
+        Ok(())
+    }
+
+    fn single(&mut self, root: &'a SelectedRoot) -> Result<(), NoPlan> {
+        let is_file = matches!(root.entry.kind, SourceKind::File { .. });
+        let may_unpack = self.placing.action.unpack_archives && is_file;
+        if may_unpack && super::archive::is_archive(self.from.open(&root.entry)?) {
+            return Err(NoPlan::Unusual);
+        }
+        let (folder, name) = match self.placing.single_destination(self.lower)? {
+            Place::Within(folder) => (folder, OsStr::from_bytes(&root.name).into()),
+            Place::Named(folder, name) => (folder, name),
+        };
+        let mut parent = self.destination(&folder, &self.placing.made_on_the_way())?;
+        self.leaf(&mut parent, name.as_bytes(), &root.entry)?;
+        self.folders.insert(parent.path.clone(), parent);
+        Ok(())
+    }
+
+    /// The folder of a path without links. What is there stays as it is; the last component is `made`, those before it
+    /// are made on the way.
+    fn destination(&mut self, path: &Path, made: &EntryMetadata) -> Result<Folder, NoPlan> {
+        let mut folder = self.folders.get(&b""[..]).expect("the root is planned first").clone();
+        let names: Vec<&OsStr> = path.components().filter_map(normal).collect();
+        for (position, name) in names.iter().enumerate() {
+            let child = join(&folder.path, name.as_bytes());
+            if let Some(known) = self.folders.get(&child) {
+                folder = known.clone();
+                continue;
+            }
+            let on_the_way = self.placing.made_on_the_way();
+            let missing = if position + 1 == names.len() { made } else { &on_the_way };
+            let found = self.look_up(&mut folder, name.as_bytes())?;
+            let next = match found {
+                None => self.push_folder(child, metadata_of(missing), false, Below::Nothing)?,
+                Some(entry) if entry.kind == TreeKind::Directory => {
+                    self.push_folder(child, entry.metadata(), true, Below::of(Some(&entry)))?
+                }
+                Some(_) => return Err(NoPlan::Unusual),
+            };
+            self.folders.insert(next.path.clone(), next.clone());
+            folder = next;
+        }
+        Ok(folder)
+    }
+
+    /// A folder that is here for the sake of what is in it gives an existing one its permission bits alone.
+    fn child_folder(&mut self, parent: &mut Folder, name: &[u8], selected: &SelectedEntry) -> Result<Folder, NoPlan> {
+        let found = self.look_up(parent, name)?;
+        if found.as_ref().is_some_and(|found| found.kind != TreeKind::Directory) {
+            return Err(NoPlan::Unusual);
+        }
+        let copied = metadata_of(&self.placing.metadata(&selected.entry)?);
+        let metadata = match &found {
+            Some(found) if selected.on_the_way => Metadata { mode: selected.entry.mode, ..found.metadata() },
+            _ => copied,
+        };
+        let implied = found.as_ref().is_some_and(|found| found.metadata() == metadata);
+        let below = Below::of(found.as_ref());
+        self.push_folder(join(&parent.path, name), metadata, implied, below)
+    }
+
+    fn push_folder(
+        &mut self,
+        path: Vec<u8>,
+        metadata: Metadata,
+        implied: bool,
+        below: Below,
+    ) -> Result<Folder, NoPlan> {
+        self.push(path.clone(), metadata, PlannedKind::Folder { implied })?;
+        Ok(Folder { path, below })
+    }
+
+    /// Something that is not a folder.
+    fn leaf(&mut self, parent: &mut Folder, name: &[u8], entry: &'a SourceEntry) -> Result<(), NoPlan> {
+        let found = self.look_up(parent, name)?;
+        let kind = match &entry.kind {
+            SourceKind::File { .. } => PlannedKind::File { from: entry },
+            SourceKind::Symlink { target } => PlannedKind::Symlink { target },
+            // Never selected.
+            SourceKind::Other => return Ok(()),
+            SourceKind::Node { .. } | SourceKind::Directory => return Err(NoPlan::Unusual),
+        };
+        let mut metadata = metadata_of(&self.placing.metadata(entry)?);
+        if let PlannedKind::Symlink { .. } = kind {
+            // What the kernel says of every link; it can have nothing else.
+            metadata = Metadata { mode: 0o777, xattrs: Default::default(), ..metadata };
+        }
+        if let Some(found) = found
+            && (found.kind == TreeKind::Directory || self.says_the_same(&found, entry, &metadata)?)
+        {
+            // A folder is not replaced, and what is there already is left out: both as the slow way has it.
+            return if found.kind == TreeKind::Directory { Err(NoPlan::Unusual) } else { Ok(()) };
+        }
+        self.push(join(&parent.path, name), metadata, kind)
+    }
+
+    /// Whether the layers below have the same thing there, by metadata and bytes.
+    fn says_the_same(&self, found: &TreeEntry, entry: &SourceEntry, metadata: &Metadata) -> Result<bool, NoPlan> {
+        if found.metadata() != *metadata {
+            return Ok(false);
+        }
+        match (&found.kind, &entry.kind) {
+            (TreeKind::Symlink { target: there }, SourceKind::Symlink { target }) => Ok(there.as_bytes() == target),
+            (TreeKind::File { size: there }, SourceKind::File { size }) if there == size => {
+                // The names of a linked file stay or go together.
+                if found.links > 1 || entry.link_group.is_some() {
+                    return Err(NoPlan::Unusual);
+                }
+                let there = self.lower.hash(&found.file())?.ok_or(NoPlan::Unusual)?;
+                Ok(self.hash(entry)?.ok_or(NoPlan::Unusual)? == there)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn hash(&self, entry: &SourceEntry) -> Result<Option<[u8; 32]>, NoPlan> {
+        let known = match entry.bytes {
+            Some(hash) => Some(hash),
+            None => self.from.known_hash(entry)?,
+        };
+        Ok(known.map(|hash| *hash.as_bytes()))
+    }
+
+    fn look_up(&self, folder: &mut Folder, name: &[u8]) -> Result<Option<TreeEntry>, NoPlan> {
+        let name = OsStr::from_bytes(name);
+        Ok(match &mut folder.below {
+            Below::Nothing => None,
+            Below::Listed(entries) => entries.get(name).cloned(),
+            Below::Asked(_, count) if *count < LOOK_UPS => {
+                *count += 1;
+                self.lower.lookup(&absolute(&folder.path).join(name))?
+            }
+            Below::Asked(below, _) => {
+                let children = self.lower.children_of(below)?.into_iter();
+                let entries: HashMap<_, _> = children.map(|entry| (entry.name.clone(), entry)).collect();
+                let found = entries.get(name).cloned();
+                folder.below = Below::Listed(entries);
+                found
+            }
+        })
+    }
+
+    fn push(&mut self, path: Vec<u8>, metadata: Metadata, kind: PlannedKind<'a>) -> Result<(), NoPlan> {
+        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        let fits = !name.starts_with(RESERVED) && path.len() <= MAX_PATH;
+        if !fits || !PackWriter::can_own(metadata.uid, metadata.gid) {
+            return Err(NoPlan::Unusual);
+        }
+        self.planned.push(Planned { path, metadata, kind });
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Vec<Planned<'a>>, NoPlan> {
+        let mut planned = self.planned;
+        let is_after = |pair: &[Planned<'_>]| path_order(&pair[0].path, &pair[1].path).is_lt();
+        if !planned.windows(2).all(is_after) {
+            planned.sort_by(|a, b| path_order(&a.path, &b.path));
+            // One path twice: what the last one makes of the first depends on both.
+            if !planned.windows(2).all(is_after) {
+                return Err(NoPlan::Unusual);
+            }
+        }
+        drop_needless_folders(&mut planned);
+        join_names(&mut planned);
+        Ok(planned)
+    }
+}
+
+impl Below {
+    fn of(entry: Option<&TreeEntry>) -> Self {
+        match entry.and_then(TreeEntry::folder) {
+            Some(folder) => Self::Asked(folder, 0),
+            None => Self::Nothing,
+        }
+    }
+}
+
+/// Folders that are as they were, and below which nothing changes, say nothing.
+fn drop_needless_folders(planned: &mut Vec<Planned<'_>>) {
+    let mut needed: HashSet<&[u8]> = HashSet::from([&b""[..]]);
+    let mut keeps = vec![true; planned.len()];
+    for (position, entry) in planned.iter().enumerate().rev() {
+        let implied = matches!(entry.kind, PlannedKind::Folder { implied: true });
+        keeps[position] = !implied || needed.contains(&entry.path[..]);
+        if let (true, Some(parent)) = (keeps[position], parent(&entry.path)) {
+            needed.insert(parent);
+        }
+    }
+    let mut keeps = keeps.into_iter();
+    planned.retain(|_| keeps.next().unwrap_or(true));
+}
+
+/// Makes further names of what were several names of one file.
+fn join_names(planned: &mut [Planned<'_>]) {
+    let mut firsts: HashMap<(u64, u64), usize> = HashMap::new();
+    for position in 0..planned.len() {
+        let PlannedKind::File { from } = planned[position].kind else { continue };
+        let Some(group) = from.link_group else { continue };
+        let first = *firsts.entry(group).or_insert(position);
+        if first != position {
+            planned[position].kind = PlannedKind::Name { first };
+            planned[position].metadata = planned[first].metadata.clone();
+        }
+    }
+}
+
+/// The root of a stack without layers, as every builder makes it.
+fn default_root() -> Metadata {
+    Metadata { mode: 0o755, ..Metadata::default() }
+}
+
+fn normal(component: Component<'_>) -> Option<&OsStr> {
+    match component {
+        Component::Normal(name) => Some(name),
+        _ => None,
+    }
+}
+
+fn metadata_of(given: &EntryMetadata) -> Metadata {
+    let EntryMetadata { mode, uid, gid, mtime, xattrs } = given.clone();
+    Metadata { mode: mode & 0o7777, uid, gid, mtime, xattrs }
+}
+
+fn absolute(path: &[u8]) -> PathBuf {
+    PathBuf::from(OsString::from_vec([b"/", path].concat()))
+}
+
+fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    let slash: &[u8] = if parent.is_empty() { b"" } else { b"/" };
+    [parent, slash, name].concat()
+}
+
+fn parent(path: &[u8]) -> Option<&[u8]> {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => Some(&path[..slash]),
+        None if path.is_empty() => None,
+        None => Some(b""),
+    }
+}
+
+impl Planned<'_> {
+    /// The entry of the index, where a file's bytes hash to `blake3`. A further name has the kind of the first.
+    pub(super) fn entry(&self, blake3: [u8; 32]) -> LayerEntry {
+        let kind = match &self.kind {
+            PlannedKind::Folder { implied } => EntryKind::Directory { opaque: false, implied: *implied },
+            PlannedKind::File { from } => EntryKind::File { size: from.size(), blake3 },
+            PlannedKind::Symlink { target } => EntryKind::Symlink { target: OsString::from_vec(target.to_vec()) },
+            PlannedKind::Name { .. } => unreachable!("made from the first name"),
+        };
+        LayerEntry { path: self.path.clone(), kind, metadata: self.metadata.clone(), link: None }
+    }
+}
