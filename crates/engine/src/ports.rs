@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn what_an_image_exposes_is_published() {
-        let mut config = ImageConfig::default();
+        let mut config = ImageConfig::new(&forge_image::Platform::host());
         for text in ["80/tcp", "53/udp", "8080", "99/sctp", "x/tcp", "0/tcp"] {
             config.config.exposed_ports.insert(text.to_owned(), serde_json::json!({}));
         }
