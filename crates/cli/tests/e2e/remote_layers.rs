@@ -91,7 +91,8 @@ fn privileged_indexes_are_made_and_shown() {
     assert!(registry.tagged("index", "1").is_none());
     let metadata = forge.path("metadata.json").display().to_string();
     let note = "index:org.example.note=yes";
-    let words = ["imagetools", "create", "-t", &index, "--annotation", note, "--metadata-file", &metadata, &base, &other];
+    let words =
+        ["imagetools", "create", "-t", &index, "--annotation", note, "--metadata-file", &metadata, &base, &other];
     forge.ok(&words);
     let (digest, media_type, bytes) = registry.tagged("index", "1").unwrap();
     assert_eq!(media_type, "application/vnd.oci.image.index.v1+json");
@@ -99,7 +100,10 @@ fn privileged_indexes_are_made_and_shown() {
     let metadata: serde_json::Value = serde_json::from_slice(&std::fs::read(metadata).unwrap()).unwrap();
     assert_eq!(metadata["containerimage.digest"], digest.as_str());
     let shown = forge.ok(&["imagetools", "inspect", &index]).stdout;
-    assert!(shown.starts_with(&format!("Name:      {index}\nMediaType: {media_type}\nDigest:    {digest}\n")), "{shown}");
+    assert!(
+        shown.starts_with(&format!("Name:      {index}\nMediaType: {media_type}\nDigest:    {digest}\n")),
+        "{shown}"
+    );
     assert_eq!(shown.matches("  Platform:    linux/").count(), 2, "{shown}");
     assert_eq!(forge.ok(&["imagetools", "inspect", "--raw", &index]).stdout.as_bytes(), bytes);
     let format = |template: &str| forge.ok(&["imagetools", "inspect", "--format", template, &index]).stdout;
