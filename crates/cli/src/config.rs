@@ -80,7 +80,8 @@ pub fn oci_runtime(flag: Option<&str>, environment: &Environment) -> anyhow::Res
     }
     // Users who are not administrators often have no sbin in theirs.
     let folders = [environment.get("PATH").unwrap_or_default(), "/usr/sbin:/sbin:/usr/bin:/bin"].join(":");
-    let mut places = folders.split(':').filter(|folder| folder.starts_with('/')).map(|folder| Path::new(folder).join(named));
+    let mut places =
+        folders.split(':').filter(|folder| folder.starts_with('/')).map(|folder| Path::new(folder).join(named));
     match places.find(|path| path.is_file()) {
         Some(path) => Ok(Some(path)),
         None => Err(anyhow!("--oci-runtime {named}: there is no such program in the PATH")),

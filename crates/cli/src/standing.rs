@@ -51,7 +51,10 @@ impl Standing {
 
     /// What the user should know before a command that makes or runs files of many owners.
     pub fn note(&self, command: &Command) -> Option<String> {
-        let concerned = matches!(command, Command::Build(_) | Command::Run(_) | Command::Pull(_) | Command::Load(_));
+        let concerned = matches!(
+            command,
+            Command::Build(_) | Command::Plan(_) | Command::Run(_) | Command::Pull(_) | Command::Load(_)
+        );
         match self {
             Self::Contained { lacking } if concerned => Some(format!(
                 "forge: root here has not {lacking}: containers are made in a user namespace with the same ids"

@@ -26,11 +26,11 @@ use forge_frontend::{
 use forge_image::{ErrorKind, Platform, chain};
 use forge_llb::{ExtraHost, NetworkMode, ResolveMode, without_credentials};
 use forge_registry::TransferContext;
-use forge_session::{Event, EventSink, Session, SourceSpan, WarningNotice};
+use forge_session::{Context, ContextPath, Event, EventSink, Session, SourceSpan, WarningNotice};
 use forge_solver::{OnFailure, Remembered, SolveError, Solved, Solver, WorkerError};
 use forge_worker::{ImageResolver, LocalResults, LocalWorker, WorkError};
 use futures_util::future::{join_all, try_join_all};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::OnceCell;
@@ -113,7 +113,8 @@ impl Build {
         cancel: CancellationToken,
     ) -> Result<Self, EngineError> {
         let main = MainContext::open(&request.context, engine.store(), &*events, &cancel)?;
-        let mut contexts = BTreeMap::from([(MAIN_CONTEXT.to_owned(), main.files.clone())]);
+        let modes = request.context_modes;
+        let mut contexts = BTreeMap::from([(MAIN_CONTEXT.to_owned(), modes.of(main.files.clone()))]);
         let (mut named, mut layouts) = (BTreeMap::new(), BTreeMap::new());
         for (name, context) in &request.named_contexts {
             let lowered = match context {
@@ -121,7 +122,7 @@ impl Build {
                 NamedContext::Directory(folder) => {
                     let context = open_folder(folder)?;
                     let exclude = ignore_patterns(&read_from_context(&*context, ".dockerignore")?.unwrap_or_default())?;
-                    contexts.insert(name.clone(), context);
+                    contexts.insert(name.clone(), modes.of(context));
                     forge_frontend::NamedContext::Local { name: name.clone(), exclude }
                 }
                 NamedContext::OciLayout { path, tag, digest } => {
@@ -202,10 +203,7 @@ impl Build {
         let text = self.load_dockerfile().await?;
         let dockerfile = forge_frontend::parse(&text.name, &text.text).map_err(|error| refused(&error, &text))?;
         let ignore = self.load_ignore_patterns().await?;
-        let platforms = match self.request.platforms.as_slice() {
-            [] => vec![Platform::host()],
-            platforms => platforms.to_vec(),
-        };
+        let platforms = self.platforms();
         let lowered = platforms.iter().map(|platform| self.lower(&dockerfile, &text, &ignore, platform));
         let lowered = try_join_all(lowered).await?;
         lowered.iter().try_for_each(|image| entitlements::check(image, &self.request, &text))?;
@@ -220,6 +218,24 @@ impl Build {
         let parts = platforms.into_iter().zip(lowered).zip(solved);
         let results = parts.map(|((platform, lowered), solved)| PlatformResult { lowered, solved, platform }).collect();
         self.export(results, warnings).await
+    }
+
+    /// The platforms that are built for.
+    pub(crate) fn platforms(&self) -> Vec<Platform> {
+        match self.request.platforms.as_slice() {
+            [] => vec![Platform::host()],
+            platforms => platforms.to_vec(),
+        }
+    }
+
+    /// The files of the main context, where they are the user's own.
+    pub(crate) fn main_files(&self) -> Option<Arc<dyn Context>> {
+        matches!(self.request.context, BuildContext::Directory(_)).then(|| self.main.files.clone())
+    }
+
+    /// What steps read of the main context, as far as that was looked at.
+    pub(crate) fn used_files(&self) -> HashSet<ContextPath> {
+        self.worker.get().map(|worker| worker.contexts().read_of(MAIN_CONTEXT)).unwrap_or_default()
     }
 
     pub(crate) async fn load_dockerfile(&self) -> Result<DockerfileText, EngineError> {
@@ -367,7 +383,7 @@ impl Build {
 
     async fn new_solver(&self) -> Result<Solver, EngineError> {
         let (transfer, images) = (self.transfer.clone(), self.images.clone());
-        let on_failure = self.request.on_failure;
+        let (on_failure, max_parallelism) = (self.request.on_failure, self.request.max_parallelism);
         let (each, together) = (self.request.limits.resources.clone(), self.request.total_limits.clone());
         let solver = self.engine.blocking(move |engine| {
             let (store, lease) = (transfer.store, transfer.lease);
@@ -381,7 +397,7 @@ impl Build {
                 results,
                 index: engine.cache_index()?,
                 flights: engine.flights()?,
-                max_parallelism: engine.options().max_parallelism,
+                max_parallelism: max_parallelism.or(engine.options().max_parallelism),
                 on_failure,
             };
             Ok((worker, solver))
@@ -397,8 +413,7 @@ impl Build {
         let context = self.main.files.identity();
         let target = self.request.target.as_deref().unwrap_or_default();
         let shown = platform.to_string();
-        let words =
-            [context.as_bytes(), dockerfile.name().as_bytes(), target.as_bytes(), shown.as_bytes()];
+        let words = [context.as_bytes(), dockerfile.name().as_bytes(), target.as_bytes(), shown.as_bytes()];
         Remembered { id: BuildId::new(&words), arguments: arguments(dockerfile), explain: self.request.explain }
     }
 

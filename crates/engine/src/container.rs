@@ -121,7 +121,8 @@ impl Engine {
             let mut config = self.blocking(move |engine| Ok(engine.store().images().config(&id)?)).await?;
             let added = request.exposed.iter().map(|port| (port.clone(), serde_json::Value::Null));
             config.config.exposed_ports.extend(added);
-            let published = |port: &Port| all.iter().any(|one| (one.container, one.protocol) == (port.container, port.protocol));
+            let published =
+                |port: &Port| all.iter().any(|one| (one.container, one.protocol) == (port.container, port.protocol));
             let more: Vec<_> = ports::exposed(&config).into_iter().filter(|port| !published(port)).collect();
             all.extend(more);
         }

@@ -112,6 +112,16 @@ impl Engine {
         self.0.executor.get().map(|executor| executor.notices()).unwrap_or_default()
     }
 
+    /// What a build's user is to know of what it ran on, one line each.
+    pub(crate) fn build_notices(&self) -> Vec<String> {
+        let mut notices = self.sandbox_notices();
+        let emptied = self.0.index.get().and_then(|index| index.emptied());
+        notices.extend(emptied.map(|format| {
+            format!("the build cache of an earlier forge (format {format}) is of no use any more; a new one was begun")
+        }));
+        notices
+    }
+
     /// The registry client; certificates are read when it is made.
     pub(crate) fn registry(&self) -> Result<Arc<Registry>, EngineError> {
         made(&self.0.registry, || Ok(Arc::new(Registry::new(registry_options(self.options()))?)))

@@ -93,7 +93,7 @@ impl Build {
             };
             self.session.events().emit(Event::Warning(notice));
         }
-        Ok(BuildOutcome { warnings, steps: count(&results), notices: self.engine.sandbox_notices(), ..told(&exported) })
+        Ok(BuildOutcome { warnings, steps: count(&results), notices: self.engine.build_notices(), ..told(&exported) })
     }
 
     async fn write_all(&self, results: &[PlatformResult]) -> Result<Vec<Written>, EngineError> {

@@ -13,6 +13,8 @@ mod build;
 mod call;
 mod container;
 mod context;
+mod context_modes;
+mod context_report;
 mod definition;
 mod destination;
 mod devices;
@@ -33,6 +35,7 @@ mod limits;
 mod missing;
 mod outcome;
 mod output;
+mod plan;
 mod plausible;
 mod ports;
 mod private_key;
@@ -51,12 +54,15 @@ pub use call::{
     Span, Target,
 };
 pub use container::RunningContainer;
+pub use context_modes::ContextModes;
+pub use context_report::{ContextItem, ContextReport};
 pub use definition::DefinitionFormat;
 pub use engine::Engine;
 pub use entitlements::Allowed;
 pub use handed::{AgentSource, SecretSource};
 pub use imagetools::{ComposeOutcome, ComposeRequest, ComposeSource, RemoteImage};
 
+pub use devices::Device;
 pub use error::{EngineError, SourcePlace};
 pub use forge_executor::{CpuQuota, Footing, NamespaceIds, Resources, SwapLimit};
 pub use forge_exporter::{Annotation, AnnotationScope, FolderMode, PlatformFolders};
@@ -78,7 +84,7 @@ pub use output::{
     Destination, DigestNames, FilesOutput, ImageOutput, Keep, LayerCompression, MediaTypes, Output, OutputStream, Push, Times,
     Transport,
 };
-pub use devices::Device;
+pub use plan::{BuildPlan, ChangeReport, PlannedStep, PlatformPlan, Reason, ReportContext, StepFate};
 pub use ports::{Port, Protocol};
 pub use remote::RemoteContext;
 pub use request::SyscallFilter;

@@ -99,6 +99,8 @@ mod tests {
             limits: crate::Limits::default(),
             total_limits: crate::Resources::default(),
             on_failure: crate::OnFailure::CancelOthers,
+            max_parallelism: None,
+            context_modes: crate::ContextModes::Disk,
             explain: crate::Explain::FirstCauses,
             now: UNIX_EPOCH,
         };

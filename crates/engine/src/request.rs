@@ -1,4 +1,4 @@
-use crate::{AgentSource, Allowed, Device, Limits, Output, Port, RemoteContext, SecretSource};
+use crate::{AgentSource, Allowed, ContextModes, Device, Limits, Output, Port, RemoteContext, SecretSource};
 use forge_executor::Resources;
 use forge_image::{Platform, Reference};
 use forge_llb::ExtraHost;
@@ -118,6 +118,10 @@ pub struct BuildRequest {
     pub total_limits: Resources,
     /// What becomes of the other steps when one fails.
     pub on_failure: OnFailure,
+    /// How many steps run at the same time; `None` for what the engine says.
+    pub max_parallelism: Option<usize>,
+    /// Where the permission bits of context files come from.
+    pub context_modes: ContextModes,
     /// Which of the steps that run say why.
     pub explain: Explain,
     /// The time that the image says it was made.

@@ -6,8 +6,9 @@ use crate::selection::{Selection, select};
 use crate::source_tree::SourceTree;
 use crate::stat_index::StatIndex;
 use forge_cache::{ResultRef, SelectedPath};
+use forge_session::ContextPath;
 use forge_store::Store;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -53,6 +54,15 @@ impl ContextFiles {
         let _ = index.map(|index| index.save());
         // Two steps may have looked at the same time: one of them is right for both.
         Ok(lock(&self.selections).entry(key).or_insert(Arc::new(selection)).clone())
+    }
+
+    /// The paths of a context that were selected so far: what steps read of it, folders and links among it.
+    pub fn read_of(&self, name: &str) -> HashSet<ContextPath> {
+        let selections = lock(&self.selections);
+        let of = selections
+            .iter()
+            .filter(|((result, _), _)| matches!(result, ResultRef::Context { name: of, .. } if of == name));
+        of.flat_map(|(_, selection)| selection.entries().map(|entry| entry.path.clone())).collect()
     }
 
     /// The index is opened before the files are looked at, see [`StatIndex`].

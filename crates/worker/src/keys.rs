@@ -33,11 +33,10 @@ fn readable_exec(vertex: &Vertex, op: &ExecOp) -> Vec<(String, String)> {
         ("network", word(&op.network)),
         ("security", word(&op.security)),
         ("hostname", op.hostname.clone()),
-        ("cgroup parent", op.cgroup_parent.clone()),
         ("exit codes", op.valid_exit_codes.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
     ];
     readable.extend(texts.into_iter().filter(|(_, text)| !text.is_empty()).map(|(name, text)| pair(name, text)));
-    readable.extend(op.extra_hosts.iter().map(|host| pair(&format!("host {}", host.host), host.address.clone())));
+    readable.extend(op.extra_hosts.iter().map(|host| pair("host", host.host.clone())));
     readable.extend(op.secret_env.iter().map(|secret| pair(&format!("secret {}", secret.name), secret.id.clone())));
     readable
         .extend(op.ulimits.iter().map(|limit| pair("ulimit", format!("{}={}:{}", limit.name, limit.soft, limit.hard))));

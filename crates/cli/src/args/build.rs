@@ -1,5 +1,6 @@
 use super::LimitArgs;
 use super::unsupported::{Flag, FlagTable, Shape, Unsupported, flag};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// `forge build`: the flags of `docker buildx build`.
@@ -34,6 +35,12 @@ pub struct BuildArgs {
     /// Say of every step that runs why the cache did not have it; without it, of those that the last build had found
     #[arg(long)]
     pub explain: bool,
+    /// How many steps run at the same time [default: worker.oci.max-parallelism of the configuration, or no bound]
+    #[arg(long, value_name = "N")]
+    pub max_parallelism: Option<NonZeroUsize>,
+    /// Permission bits of context files: disk as they are, or git for those that git keeps, whatever the umask was
+    #[arg(long, value_name = "MODE", default_value = "disk", value_parser = ["disk", "git"])]
+    pub context_modes: String,
     /// Ask registries for newer base images
     #[arg(long)]
     pub pull: bool,

@@ -6,6 +6,7 @@ mod debug;
 mod images;
 mod imagetools;
 mod limits;
+mod plan;
 mod registry;
 mod run;
 mod store;
@@ -18,6 +19,7 @@ pub use debug::{DebugArgs, DebugCommand, LlbArgs};
 pub use images::{HistoryArgs, ImagesArgs, InspectArgs, LoadArgs, RmiArgs, SaveArgs, TagArgs};
 pub use imagetools::{ImagetoolsArgs, ImagetoolsCommand, ImagetoolsCreateArgs, ImagetoolsInspectArgs};
 pub use limits::LimitArgs;
+pub use plan::PlanArgs;
 pub use registry::{LoginArgs, LogoutArgs, PullArgs, PushArgs};
 pub use run::RunArgs;
 pub use store::{DuArgs, InfoArgs, PruneArgs, VersionArgs};
@@ -67,6 +69,8 @@ pub struct GlobalArgs {
 pub enum Command {
     /// Build an image from a Dockerfile
     Build(Box<BuildArgs>),
+    /// Say what a build would do, and do nothing; exits with 2 if a step would run
+    Plan(Box<PlanArgs>),
     /// Run a command in a new container
     Run(Box<RunArgs>),
     /// List images

@@ -34,12 +34,7 @@ pub fn build(start: &Start, args: &BuildArgs) -> Result<u8, Failure> {
         Some(file) => Origin::Definition(read_definition(&file)?),
         None => Origin::Dockerfile,
     };
-    let input = match input_needs(args)? {
-        InputNeeds::Nothing => Input::Nothing,
-        InputNeeds::Dockerfile => Input::Dockerfile(read_input()?),
-        InputNeeds::Context => Input::Context(ContextStream::new(std::io::stdin())),
-    };
-    let proxies = docker_proxies(&config::docker_config(&start.environment))?;
+    let (input, proxies) = given(start, args)?;
     let request = build_request(args, &start.environment, input, proxies, SystemTime::now())?;
     if let Some(asked) = call_request(args)? {
         return super::call::call(start, request, asked, mode);
@@ -56,6 +51,16 @@ pub fn build(start: &Start, args: &BuildArgs) -> Result<u8, Failure> {
         output::print(&format!("{image}\n"))?;
     }
     Ok(0)
+}
+
+/// What comes from standard input, and docker's proxies.
+pub fn given(start: &Start, args: &BuildArgs) -> Result<(Input, Vec<String>), Failure> {
+    let input = match input_needs(args)? {
+        InputNeeds::Nothing => Input::Nothing,
+        InputNeeds::Dockerfile => Input::Dockerfile(read_input()?),
+        InputNeeds::Context => Input::Context(ContextStream::new(std::io::stdin())),
+    };
+    Ok((input, docker_proxies(&config::docker_config(&start.environment))?))
 }
 
 async fn run(

@@ -8,6 +8,7 @@ mod debug;
 mod images;
 mod imagetools;
 mod inspect;
+mod plan;
 mod registry;
 mod run;
 mod store;
@@ -49,7 +50,7 @@ impl Start {
 /// What stands before an error of a command: `docker build`'s own word, forge's name elsewhere.
 pub fn error_prefix(command: &Command) -> &'static str {
     match command {
-        Command::Build(_) => "ERROR",
+        Command::Build(_) | Command::Plan(_) => "ERROR",
         _ => "forge",
     }
 }
@@ -71,6 +72,7 @@ pub fn run(cli: Cli, standing: &Standing) -> Result<u8, Failure> {
     let start = Start { environment, options };
     match cli.command {
         Command::Build(args) => return build::build(&start, &args),
+        Command::Plan(args) => return plan::plan(&start, &args),
         Command::Run(args) => return run::run(&start, &args),
         Command::Images(args) => images::images(&start, &args),
         Command::Inspect(args) => return inspect::inspect(&start, &args),

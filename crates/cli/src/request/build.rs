@@ -9,8 +9,8 @@ use crate::args::BuildArgs;
 use crate::environment::Environment;
 use anyhow::{Context, bail};
 use forge_engine::{
-    Allowed, BuildRequest, ContextStream, Explain, ImageOutput, Limits, Network, OnFailure, Output, Push, Resources,
-    Transport, TriggerRight,
+    Allowed, BuildRequest, ContextModes, ContextStream, Explain, ImageOutput, Limits, Network, OnFailure, Output, Push,
+    Resources, Transport, TriggerRight,
 };
 use forge_image::Platform;
 use std::collections::BTreeMap;
@@ -102,6 +102,8 @@ pub fn build_request(
         limits: Limits { resources: resource_pairs(given.resources.clone(), "resource", &args.resources)?, ..given },
         total_limits: resource_pairs(Resources::default(), "total-resource", &args.total_resources)?,
         on_failure: if args.keep_going { OnFailure::FinishOthers } else { OnFailure::CancelOthers },
+        max_parallelism: args.max_parallelism.map(Into::into),
+        context_modes: if args.context_modes == "git" { ContextModes::Git } else { ContextModes::Disk },
         explain: if args.explain { Explain::Everything } else { Explain::FirstCauses },
         now,
     })

@@ -7,14 +7,15 @@ mod build;
 #[path = "../../../../xtask/src/busybox.rs"]
 mod busybox;
 mod cache;
-mod cleanliness;
 mod call;
+mod cleanliness;
 mod contained;
 mod contexts;
 mod corpus;
 #[path = "../../../../xtask/src/corpus_case.rs"]
 mod corpus_case;
 mod credentials;
+mod explain;
 mod exporters;
 mod fixture;
 mod foreign;

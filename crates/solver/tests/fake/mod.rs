@@ -322,12 +322,14 @@ pub struct FakeSession {
 }
 
 #[derive(Default)]
-struct Events(Mutex<Vec<VertexUpdate>>);
+struct Events(Mutex<Vec<VertexUpdate>>, Mutex<Vec<String>>);
 
 impl EventSink for Events {
     fn emit(&self, event: Event) {
-        if let Event::Vertex(update) = event {
-            self.0.lock().unwrap().push(update);
+        match event {
+            Event::Vertex(update) => self.0.lock().unwrap().push(update),
+            Event::Log { data, .. } => self.1.lock().unwrap().push(String::from_utf8(data).unwrap()),
+            _ => {}
         }
     }
 }
@@ -361,6 +363,11 @@ impl FakeSession {
 
     pub fn updates(&self) -> Vec<VertexUpdate> {
         self.events.0.lock().unwrap().clone()
+    }
+
+    /// What the solver wrote into the logs of steps.
+    pub fn lines(&self) -> Vec<String> {
+        self.events.1.lock().unwrap().iter().map(|line| line.trim_end().to_owned()).collect()
     }
 
     /// One line for each event: announced `name`, started `> name`, ended `< name`, `= name` from the cache, `! name: error`.

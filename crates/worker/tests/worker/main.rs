@@ -12,6 +12,7 @@ mod made;
 mod mounts;
 mod packs;
 mod parents;
+mod properties;
 #[path = "../../../store/tests/raw_tar/mod.rs"]
 mod raw_tar;
 mod scale;
@@ -33,6 +34,7 @@ fn main() {
     let groups = [
         &files,
         keys::TESTS,
+        properties::TESTS,
         stat_index::TESTS,
         attacks::TESTS,
         hostile::TESTS,

@@ -1,0 +1,192 @@
+//! What a build would do, without doing it.
+
+use crate::build::{Build, refused, unsolved};
+use crate::context_report::{self, ContextReport};
+use crate::{BuildRequest, Engine, EngineError};
+use forge_cache::{Change, EntryChange};
+use forge_image::Platform;
+use forge_llb::Vertex;
+use forge_session::EventSink;
+use forge_solver::{Forecast, MissCause, NamedChange, StepForecast};
+use futures_util::future::try_join_all;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// What a build would do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuildPlan {
+    /// One for each platform, in the order of the request.
+    pub platforms: Vec<PlatformPlan>,
+    /// What is in the main context, where that is a folder and was asked for.
+    pub context: Option<ContextReport>,
+}
+
+/// What a build would do for one platform.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlatformPlan {
+    /// The platform.
+    pub platform: Platform,
+    /// The steps in the order of the graph.
+    pub steps: Vec<PlannedStep>,
+}
+
+/// What would become of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedStep {
+    /// What users see, `[build 2/5] RUN make`.
+    pub name: String,
+    /// The first line of its instruction, where it has one.
+    pub line: Option<u32>,
+    /// Whether it brings something in from elsewhere, and runs nothing.
+    pub is_source: bool,
+    /// What would become of it.
+    pub fate: StepFate,
+    /// Milliseconds that it took when it, or what it was in the last build, last ran.
+    pub expected_ms: Option<u64>,
+    /// Bytes of the layers that it made then.
+    pub expected_bytes: Option<u64>,
+}
+
+/// What would become of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StepFate {
+    /// The cache has its result, or that of everything that needs it.
+    Cached,
+    /// It would run.
+    Runs(Reason),
+    /// An earlier step would run, and it depends on what comes of that.
+    Unknown,
+}
+
+/// Why a step would run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// One word: `first-build`, `new-step`, `asked`, `lost` or `changed`.
+    pub kind: &'static str,
+    /// One line.
+    pub text: String,
+    /// What changed.
+    pub changes: Vec<ChangeReport>,
+}
+
+/// Something that changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangeReport {
+    /// One word: `value`, `added`, `removed`, `type`, `bytes`, `mode`, `owner`, `attributes` or `input`.
+    pub kind: &'static str,
+    /// The name of the value, or the path; nothing for an input.
+    pub subject: String,
+    /// One line.
+    pub text: String,
+}
+
+impl BuildPlan {
+    /// Whether a step would run.
+    pub fn runs_anything(&self) -> bool {
+        self.platforms.iter().flat_map(|plan| &plan.steps).any(|step| !step.is_source && step.fate != StepFate::Cached)
+    }
+}
+
+impl Engine {
+    /// Says what a build of this request would do. Files are looked at and images resolved, as for a build; no step runs,
+    /// and nothing is written but what files hashed to.
+    ///
+    /// # Errors
+    /// The Dockerfile is refused, or something that a step reads is missing.
+    pub async fn plan(
+        &self,
+        request: BuildRequest,
+        report: ReportContext,
+        events: Arc<dyn EventSink>,
+        cancel: CancellationToken,
+    ) -> Result<BuildPlan, EngineError> {
+        let build = Build::start(self, request, events, cancel).await?;
+        build.plan(report).await.map_err(unsolved)
+    }
+}
+
+/// Whether the main context is reported on, which means walking all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportContext {
+    /// No.
+    No,
+    /// Yes.
+    Yes,
+}
+
+impl Build {
+    async fn plan(self, report: ReportContext) -> Result<BuildPlan, EngineError> {
+        let text = self.load_dockerfile().await?;
+        let dockerfile = forge_frontend::parse(&text.name, &text.text).map_err(|error| refused(&error, &text))?;
+        let ignore = self.load_ignore_patterns().await?;
+        let platforms = self.platforms();
+        let lowered = platforms.iter().map(|platform| self.lower(&dockerfile, &text, &ignore, platform));
+        let lowered = try_join_all(lowered).await?;
+        let solver = self.solver().await?;
+        let mut plans = Vec::new();
+        for (image, platform) in lowered.iter().zip(platforms) {
+            let remembered = self.remembered(&dockerfile, &platform);
+            let forecasts = solver.forecast(&image.graph, self.session.clone(), remembered).await;
+            let forecasts = forecasts.map_err(|error| crate::build::step_failed(error, &text))?;
+            let planned = |forecast: StepForecast| step(image.graph.get(&forecast.digest), forecast);
+            plans.push(PlatformPlan { platform, steps: forecasts.into_iter().map(planned).collect() });
+        }
+        let context = match report {
+            ReportContext::No => None,
+            ReportContext::Yes => self.context_report(ignore).await?,
+        };
+        Ok(BuildPlan { platforms: plans, context })
+    }
+
+    async fn context_report(&self, ignore: Vec<String>) -> Result<Option<ContextReport>, EngineError> {
+        let Some(files) = self.main_files() else { return Ok(None) };
+        let used = self.used_files();
+        crate::engine::blocking(move || context_report::of(&*files, &ignore, &used).map(Some)).await
+    }
+}
+
+fn step(vertex: Option<&Vertex>, forecast: StepForecast) -> PlannedStep {
+    PlannedStep {
+        line: vertex.and_then(|vertex| vertex.metadata.span.as_ref()).map(|span| span.first_line),
+        name: forecast.name,
+        is_source: forecast.is_source,
+        fate: match forecast.forecast {
+            Forecast::Cached => StepFate::Cached,
+            Forecast::Unknown => StepFate::Unknown,
+            Forecast::Runs(cause) => StepFate::Runs(reason(&cause)),
+        },
+        expected_ms: forecast.expected.map(|expected| expected.wall_ms),
+        expected_bytes: forecast.expected.map(|expected| expected.bytes),
+    }
+}
+
+fn reason(cause: &MissCause) -> Reason {
+    let (kind, changes) = match cause {
+        MissCause::FirstBuild => ("first-build", &[][..]),
+        MissCause::New => ("new-step", &[][..]),
+        MissCause::Asked => ("asked", &[][..]),
+        MissCause::Lost => ("lost", &[][..]),
+        MissCause::Changed(changes) => ("changed", changes.as_slice()),
+    };
+    Reason { kind, text: cause.to_string(), changes: changes.iter().map(change).collect() }
+}
+
+fn change(named: &NamedChange) -> ChangeReport {
+    let (kind, subject) = match &named.change {
+        Change::Value { name, .. } => ("value", name.clone()),
+        Change::Input { .. } => ("input", named.input.clone().unwrap_or_default()),
+        Change::Entry { path, change, .. } => {
+            let kind = match change {
+                EntryChange::Added => "added",
+                EntryChange::Removed => "removed",
+                EntryChange::Kind(..) => "type",
+                EntryChange::Bytes(_) => "bytes",
+                EntryChange::Mode(..) => "mode",
+                EntryChange::Owner(..) => "owner",
+                EntryChange::Attributes => "attributes",
+            };
+            (kind, String::from_utf8_lossy(path).into_owned())
+        }
+    };
+    ChangeReport { kind, subject, text: named.to_string() }
+}
