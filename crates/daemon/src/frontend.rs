@@ -2,8 +2,8 @@
 
 use crate::reply;
 use forge_engine::{
-    Allowed, BuildContext, BuildRequest, DockerfileSource, Explain, Limits, NamedContext, Network, OnFailure,
-    RemoteContext, Resources, SessionDockerfile,
+    Allowed, BuildContext, BuildRequest, ContextModes, DockerfileSource, Explain, Limits, NamedContext, Network,
+    OnFailure, RemoteContext, Resources, SessionDockerfile,
 };
 use forge_image::{Platform, Reference};
 use std::collections::{BTreeMap, HashMap};
@@ -38,6 +38,8 @@ pub(crate) fn empty_request(allowed: Allowed) -> BuildRequest {
         limits: Limits::default(),
         total_limits: Resources::default(),
         explain: Explain::FirstCauses,
+        max_parallelism: None,
+        context_modes: ContextModes::Disk,
         on_failure: OnFailure::default(),
         now: SystemTime::now(),
     }
