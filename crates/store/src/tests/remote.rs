@@ -70,8 +70,8 @@ fn a_layer_that_is_here_is_not_fetched_again() {
     let a = tar("a");
     let here = bring(&store, &lease, &a, &[]);
     let repository = "r.test/base".parse().unwrap();
-    assert_eq!(store.layers().know(&[entry(&a)], &repository, &lease).unwrap(), [here.clone()]);
-    assert!(store.layers().absent(&[here.clone()]).unwrap().is_empty());
+    assert_eq!(store.layers().know(&[entry(&a)], &repository, &lease).unwrap(), std::slice::from_ref(&here));
+    assert!(store.layers().absent(std::slice::from_ref(&here)).unwrap().is_empty());
     assert_eq!(store.layers().remote(&here).unwrap().unwrap().repository, repository, "for mounts");
 }
 
