@@ -53,12 +53,12 @@ pub(crate) enum Taken {
     Unwanted,
 }
 
+/// A stream of bytes to a client, and how the client took it, once it is closed.
+type Sending = (BufWriter<StreamWriter>, JoinHandle<Result<Taken, Status>>);
+
 /// Opens a stream to the client's output of that number. The second part ends when the client has everything, after the
 /// writer was dropped.
-pub(crate) fn stream(
-    session: &Arc<ClientSession>,
-    output: usize,
-) -> Result<(BufWriter<StreamWriter>, JoinHandle<Result<Taken, Status>>), Status> {
+pub(crate) fn stream(session: &Arc<ClientSession>, output: usize) -> Result<Sending, Status> {
     let (sender, receiver) = mpsc::channel(8);
     let mut request = Request::new(ReceiverStream::new(receiver));
     address(session, output, request.metadata_mut())?;
