@@ -17,7 +17,6 @@ fn leaks(forge: &Forge) -> String {
     shown.stdout.lines().filter(ours).map(|line| format!("{line}\n")).collect()
 }
 
-/// Seen to fail with a `Drop` of the owner's that does nothing.
 #[test]
 fn privileged_f03_f22_a_forge_killed_at_any_time_leaves_what_the_next_one_removes() {
     let Some(forge) = Forge::privileged("f03_f22") else { return };

@@ -81,7 +81,6 @@ mod tests {
         }
     }
 
-    /// Seen to fail with "less than 38, 39, more than 40" instead of blocks.
     #[test]
     fn a81_families_are_judged_by_what_the_kernel_reads() {
         for family in 0..64 {

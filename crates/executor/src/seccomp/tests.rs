@@ -185,7 +185,6 @@ fn the_program_is_small() {
     assert!(compile(Capabilities::DEFAULT).len() < 600);
 }
 
-/// Seen to fail with the two distances of `JUMP_ABOVE` swapped in `compare`.
 #[test]
 fn p15_comparisons_of_a_file_s_policy_are_those_of_64_bit_numbers() {
     let edges =

@@ -11,7 +11,6 @@ use std::fs;
 pub const TESTS: &[(&str, fn())] =
     &[("privileged_s4_in_container_checks", own), ("privileged_oci_s4_in_container_checks", through_runtimes)];
 
-/// Seen to fail, line by line, with a specification that lacks what the line asks for.
 fn own() {
     check("forge", executor());
 }
