@@ -142,7 +142,7 @@ impl Bridge {
                 Some(result) => (self.name(result.clone()), definition(result)),
                 None => (String::new(), None),
             };
-            named.push((image.platform.to_string(), Ref { id, def }));
+            named.push((solution::platform_key(&image.platform), Ref { id, def }));
         }
         let only = named.first().map(|(_, named)| named.clone()).unwrap_or_default();
         let old_ref = if request.allow_result_return { String::new() } else { only.id.clone() };

@@ -3,7 +3,7 @@
 use crate::reply;
 use crate::session::send::{self, SentTree, Taken};
 use crate::session::{ClientSession, SessionFiles, content};
-use crate::solution::Solution;
+use crate::solution::{Solution, platform_key};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use forge_buildkit_proto::moby::buildkit::v1::Exporter;
@@ -41,7 +41,7 @@ pub(crate) fn plan(exporter: &Exporter) -> Result<Plan, Status> {
             _ => Ok(Plan::Oci(image(attributes)?)),
         },
         "docker" => match switch(attributes, "tar")? {
-            Some(false) => Err(Status::unknown("docker exporter does not support tar=false")),
+            Some(false) => Ok(Plan::Layout(image(attributes)?)),
             _ => Ok(Plan::Docker(image(attributes)?)),
         },
         "tar" => files(attributes).map(Plan::Tar),
@@ -282,7 +282,7 @@ async fn to_folder(
     for image in &solution.images {
         let Some(result) = &image.result else { continue };
         let tree = job.tree(result).await.map_err(|error| reply::status(&error))?;
-        let folder = split.then(|| image.platform.to_string().replace('/', "_"));
+        let folder = split.then(|| platform_key(&image.platform).replace('/', "_"));
         trees.push(SentTree { folder, tree });
     }
     // Lists are in the order of names.

@@ -35,13 +35,13 @@ impl Solution {
         for image in &images {
             let config = image.config.to_json();
             match is_map {
-                true => metadata.insert(format!("{CONFIG}/{}", image.platform), config),
+                true => metadata.insert(format!("{CONFIG}/{}", platform_key(&image.platform)), config),
                 false => metadata.insert(CONFIG.to_owned(), config),
             };
         }
         let platforms: Vec<Value> = images
             .iter()
-            .map(|image| json!({ "ID": image.platform.to_string(), "Platform": platform_json(&image.platform) }))
+            .map(|image| json!({ "ID": platform_key(&image.platform), "Platform": platform_json(&image.platform) }))
             .collect();
         metadata.insert(PLATFORMS.to_owned(), json!({ "Platforms": platforms }).to_string().into_bytes());
         Self { images, is_map, metadata }
@@ -85,6 +85,15 @@ impl Solution {
 pub(crate) enum Results {
     One(Option<forge_engine::JobResult>),
     ByKey(BTreeMap<String, Option<forge_engine::JobResult>>),
+}
+
+/// What results are known by: `os[(version)]/architecture[/variant]`.
+pub(crate) fn platform_key(platform: &Platform) -> String {
+    let plain = platform.to_string();
+    match (&platform.os_version, plain.split_once('/')) {
+        (Some(version), Some((os, rest))) if !os.contains('(') => format!("{os}({version})/{rest}"),
+        _ => plain,
+    }
 }
 
 fn platform_json(platform: &Platform) -> Value {

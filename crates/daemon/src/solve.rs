@@ -149,7 +149,8 @@ impl JobContext {
                     source.unwrap_or_default()
                 ))),
             },
-            other => Err(Status::unknown(format!("invalid frontend: {other}"))),
+            // It may be as long as a message.
+            other => Err(Status::unknown(format!("invalid frontend: {other:.100}"))),
         }
     }
 

@@ -33,7 +33,7 @@ use tower::service_fn;
 
 /// A daemon with a store of its own, gone when this is.
 pub struct TestDaemon {
-    pub folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
     pub socket: PathBuf,
     stop: Option<DropGuard>,
     served: tokio::task::JoinHandle<Result<(), forge_daemon::DaemonError>>,
@@ -59,7 +59,7 @@ impl TestDaemon {
         let daemon = Daemon::bind(Engine::open(options).unwrap(), &root, daemon).await.unwrap();
         let stop = CancellationToken::new();
         let served = tokio::spawn(daemon.serve(stop.clone()));
-        Self { folder, socket, stop: Some(stop.drop_guard()), served }
+        Self { _folder: folder, socket, stop: Some(stop.drop_guard()), served }
     }
 
     pub async fn client(&self) -> Client {
@@ -250,7 +250,7 @@ impl FileSync for Served {
             values.filter_map(|value| value.to_str().ok().map(str::to_owned)).collect()
         };
         let name = text("dir-name").pop().unwrap_or_default();
-        let include = text("include-patterns");
+        let include = [text("include-patterns"), text("followpaths")].concat();
         let Some(files) = self.files.get(&name) else {
             return Err(Status::not_found(format!("no access allowed to dir {name:?}")));
         };
@@ -269,7 +269,9 @@ impl FileSync for Served {
                     path: path.clone(),
                     mode: 0o644,
                     size: bytes.len() as i64,
-                    mod_time: 1_700_000_000_000_000_000 + bytes.len() as i64,
+                    // As if each text had been written at a time of its own.
+                    mod_time: bytes.iter().fold(1_700_000_000_000_000_000, |time, byte| time + i64::from(*byte))
+                        + i64::from(bytes.last().copied().unwrap_or_default()) * 1_000,
                     ..Stat::default()
                 };
                 let listed = Packet { stat: Some(stat), ..packet(PacketType::PacketStat, 0, Vec::new()) };
