@@ -104,7 +104,7 @@ impl Engine {
         .await
     }
 
-    fn one_image(&self, text: &str) -> Result<(Found, Image), EngineError> {
+    pub(crate) fn one_image(&self, text: &str) -> Result<(Found, Image), EngineError> {
         let found = self.store().images().resolve(text)?;
         let images = found.target.images.iter().map(|id| self.image(id)).collect::<Result<Vec<_>, _>>()?;
         match of_this_host(&images) {
@@ -127,7 +127,7 @@ impl Engine {
         .await
     }
 
-    fn history_rows(&self, image: &Image, config: &ImageConfig) -> Result<Vec<HistoryRow>, EngineError> {
+    pub(crate) fn history_rows(&self, image: &Image, config: &ImageConfig) -> Result<Vec<HistoryRow>, EngineError> {
         let mut layers = image.layers.iter();
         let mut rows = Vec::new();
         for entry in &config.history {

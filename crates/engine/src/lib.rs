@@ -11,6 +11,7 @@
 mod absent;
 mod build;
 mod call;
+mod compare;
 mod container;
 mod context;
 mod context_modes;
@@ -25,6 +26,7 @@ mod entitlements;
 mod error;
 mod excerpt;
 mod export;
+mod flat;
 mod handed;
 mod images;
 mod imagetools;
@@ -53,12 +55,14 @@ pub use call::{
     Answer, Call, CallOutcome, CheckError, CheckReport, Finding, Outline, OutlineArg, OutlineCache, OutlineRequirement,
     Span, Target,
 };
+pub use compare::{Aspect, Change, FileChange, LayerRow, Reproduction};
 pub use container::RunningContainer;
 pub use context_modes::ContextModes;
 pub use context_report::{ContextItem, ContextReport};
 pub use definition::DefinitionFormat;
 pub use engine::Engine;
 pub use entitlements::Allowed;
+pub use flat::LayerEffect;
 pub use handed::{AgentSource, SecretSource};
 pub use imagetools::{ComposeOutcome, ComposeRequest, ComposeSource, RemoteImage};
 
@@ -71,9 +75,7 @@ pub use forge_llb::{ExtraHost, Ulimit};
 pub use forge_solver::{Explain, OnFailure};
 pub use forge_store::{BlobFault, Finding as StoreFinding, LayerFault, Repair, TreeFault, Verification, VerifyDepth};
 pub use forge_worker::Resolver;
-pub use job::{
-    Job, JobDockerfile, JobImage, JobResult, JobSource, MergedTree, SessionDockerfile, TreeEntry, TreeKind,
-};
+pub use job::{Job, JobDockerfile, JobImage, JobResult, JobSource, MergedTree, SessionDockerfile, TreeEntry, TreeKind};
 pub use leaks::leaks;
 pub use limits::Limits;
 pub use outcome::{
@@ -81,8 +83,8 @@ pub use outcome::{
     Removal, RunOutcome, StepCounts, UsageReport, UsageRow,
 };
 pub use output::{
-    Destination, DigestNames, FilesOutput, ImageOutput, Keep, LayerCompression, MediaTypes, Output, OutputStream, Push, Times,
-    Transport,
+    Destination, DigestNames, FilesOutput, ImageOutput, Keep, LayerCompression, MediaTypes, Output, OutputStream, Push,
+    Times, Transport,
 };
 pub use plan::{BuildPlan, ChangeReport, PlannedStep, PlatformPlan, Reason, ReportContext, StepFate};
 pub use ports::{Port, Protocol};

@@ -1,6 +1,7 @@
 //! The command line, as docker's users know it: flags in, plain values out. Nothing here acts.
 
 mod build;
+mod compare;
 mod daemon;
 mod debug;
 mod images;
@@ -14,6 +15,7 @@ mod unsupported;
 mod verify;
 
 pub use build::BuildArgs;
+pub use compare::{DiffArgs, LayersArgs, RebuildArgs};
 pub use daemon::DaemonArgs;
 pub use debug::{DebugArgs, DebugCommand, LlbArgs};
 pub use images::{HistoryArgs, ImagesArgs, InspectArgs, LoadArgs, RmiArgs, SaveArgs, TagArgs};
@@ -79,6 +81,12 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Show how an image came about
     History(HistoryArgs),
+    /// Show what each layer of an image adds, and what of it nobody sees
+    Layers(LayersArgs),
+    /// Show in which files two images differ; status 1 where they do
+    Diff(DiffArgs),
+    /// Build an image again and name the first file that came out different; status 1 where one did
+    Verify(Box<RebuildArgs>),
     /// Give an image a further name
     Tag(TagArgs),
     /// Remove names and images

@@ -141,7 +141,7 @@ fn refuse_binary_on_terminal(request: &BuildRequest) -> anyhow::Result<()> {
 }
 
 /// What docker's configuration hands to every build: `proxies.default`, in both spellings.
-fn docker_proxies(path: &Path) -> anyhow::Result<Vec<String>> {
+pub(super) fn docker_proxies(path: &Path) -> anyhow::Result<Vec<String>> {
     let text = match std::fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -3,12 +3,14 @@
 mod archive;
 mod build;
 mod call;
+mod compare;
 mod daemon;
 mod debug;
 mod images;
 mod imagetools;
 mod inspect;
 mod plan;
+mod rebuild;
 mod registry;
 mod run;
 mod store;
@@ -77,6 +79,9 @@ pub fn run(cli: Cli, standing: &Standing) -> Result<u8, Failure> {
         Command::Images(args) => images::images(&start, &args),
         Command::Inspect(args) => return inspect::inspect(&start, &args),
         Command::History(args) => images::history(&start, &args),
+        Command::Layers(args) => compare::layers(&start, &args),
+        Command::Diff(args) => return compare::diff(&start, &args),
+        Command::Verify(args) => return rebuild::rebuild(&start, &args),
         Command::Tag(args) => images::tag(&start, &args),
         Command::Rmi(args) => return images::rmi(&start, &args),
         Command::Pull(args) => return registry::pull(&start, &args),

@@ -9,6 +9,7 @@ mod busybox;
 mod cache;
 mod call;
 mod cleanliness;
+mod compare;
 mod contained;
 mod contexts;
 mod corpus;

@@ -94,17 +94,17 @@ fn gzip(level: u32, bytes: &[u8]) -> io::Result<Vec<u8>> {
     })
 }
 
-/// A chunk of which eight places do not shrink by 2 % together is archives, pictures or noise: deflate would search all of
-/// it in vain.
+/// A chunk of which sixteen places do not shrink by half a percent together is archives, pictures or noise: deflate would
+/// search all of it in vain.
 fn is_incompressible(bytes: &[u8]) -> bool {
-    const SAMPLES: usize = 8;
+    const SAMPLES: usize = 16;
     const SAMPLE: usize = 4 << 10;
-    if bytes.len() < 4 * SAMPLES * SAMPLE {
+    if bytes.len() < 2 * SAMPLES * SAMPLE {
         return false;
     }
     let stride = (bytes.len() - SAMPLE) / (SAMPLES - 1);
     let samples: Vec<u8> = (0..SAMPLES).flat_map(|n| &bytes[n * stride..n * stride + SAMPLE]).copied().collect();
-    gzip(1, &samples).is_ok_and(|shrunk| shrunk.len() * 50 > samples.len() * 49)
+    gzip(1, &samples).is_ok_and(|shrunk| shrunk.len() * 200 > samples.len() * 199)
 }
 
 /// The media type of a layer with that compression.
