@@ -1,6 +1,6 @@
 //! What became different of a tree, as the upper folder of an overlay has it.
 
-use super::tree::{Metadata, OPAQUE, Record, Seen, Tree, WHITEOUT, by_descriptor, join, kind, remove_marks};
+use super::tree::{Metadata, Node, OPAQUE, Record, Seen, Tree, WHITEOUT, by_descriptor, join, kind, remove_marks};
 use super::{At, Done};
 use rustix::fs::{FileType, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::{Errno, Result};
@@ -54,12 +54,14 @@ impl Walk<'_> {
             self.way(path)?;
         }
         // A folder that was removed and made again hides what was in the first one, as overlayfs marks it.
-        let is_new = self.before.folders.contains_key(path) && seen.is_some_and(|seen| !seen.is_node(stat));
+        let node = Node::of(&folder).at(self.tree.place(path))?;
+        let known = self.before.folders.get(path);
+        let is_new = known.is_some_and(|known| known.node != node);
         if is_new && !path.is_empty() {
             self.opaque.push(path.to_vec());
         }
         let entries = self.tree.entries(&folder, path)?;
-        let before = self.before.folders.get(path).filter(|_| !is_new);
+        let before = known.filter(|_| !is_new).map(|known| &known.entries);
         if let Some(before) = before {
             let names: HashSet<&[u8]> = entries.iter().map(|(name, _)| &name[..]).collect();
             for gone in before.keys().filter(|name| !names.contains(&name[..])) {
@@ -67,12 +69,12 @@ impl Walk<'_> {
             }
         }
         for (name, stat) in entries {
-            let known = before.and_then(|before| before.get(&name));
+            let seen = before.and_then(|before| before.get(&name));
             match kind(&stat) {
                 FileType::Directory => pending.push((join(path, &name), stat)),
-                FileType::Socket if known.is_some() => self.delete(path, &name)?,
+                FileType::Socket if seen.is_some() => self.delete(path, &name)?,
                 FileType::Socket => {}
-                _ if known == Some(&Seen::of(&stat)) => {}
+                _ if seen == Some(&Seen::of(&stat)) => {}
                 _ => self.take(&folder, path, &name)?,
             }
         }
@@ -85,7 +87,7 @@ impl Walk<'_> {
             Some(end) => (&path[..end], &path[end + 1..]),
             None => (&b""[..], path),
         };
-        self.before.folders.get(parent)?.get(name).copied()
+        self.before.folders.get(parent)?.entries.get(name).copied()
     }
 
     /// Makes a folder of the upper one and all above it.

@@ -117,6 +117,23 @@ fn a_folder_that_is_made_again_hides_the_first_one() {
     assert!(tree::has_mark(std::os::fd::AsFd::as_fd(&folder), b"a", &tree::OPAQUE).unwrap());
 }
 
+/// The number of a folder that was removed is given to the next one.
+#[test]
+fn a_folder_that_is_removed_and_made_again_hides_the_first_one() {
+    let top = tempfile::tempdir().unwrap();
+    let at = |name: &str| top.path().join(name);
+    write(&at("one/a/x"), "1");
+    fs::create_dir(at("upper")).unwrap();
+    fill::fill(&[at("one")], Some(&at("upper")), &at("tree")).map_err(|f| f.told("x")).unwrap();
+    let before = tree::record(&at("tree")).map_err(|f| f.told("x")).unwrap();
+    fs::remove_dir_all(at("tree/a")).unwrap();
+    write(&at("tree/a/y"), "2");
+    changes::collect(&at("tree"), &before, &at("upper")).map_err(|f| f.told("x")).unwrap();
+    assert_eq!(shown(&at("upper")), ["a/ 755", "a/y \"2\" 1"]);
+    let folder = fs::File::open(at("upper")).unwrap();
+    assert!(tree::has_mark(std::os::fd::AsFd::as_fd(&folder), b"a", &tree::OPAQUE).unwrap());
+}
+
 /// Seen to fail with files taken for untouched that have the same size and time.
 #[test]
 fn a_file_that_is_rewritten_with_its_old_time_is_changed() {

@@ -2,7 +2,8 @@
 
 use super::{At, Done};
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, StatxFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
+    XattrFlags,
 };
 use rustix::io::{Errno, Result};
 use std::collections::HashMap;
@@ -79,18 +80,38 @@ impl Seen {
     pub(super) fn of(stat: &Stat) -> Self {
         Self { inode: stat.st_ino, changed: (stat.st_ctime, stat.st_ctime_nsec as i64) }
     }
+}
 
-    /// Whether it is the same node, changed or not.
-    pub(super) fn is_node(&self, stat: &Stat) -> bool {
-        self.inode == stat.st_ino
+/// Which node it is, changed or not. A number is soon given again, so the time when the node was made belongs to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Node {
+    inode: u64,
+    /// Zero where the file system does not keep it.
+    born: (i64, u32),
+}
+
+impl Node {
+    pub(super) fn of(folder: &OwnedFd) -> Result<Self> {
+        let wanted = StatxFlags::INO | StatxFlags::BTIME;
+        let found = rustix::fs::statx(folder, "", AtFlags::EMPTY_PATH, wanted)?;
+        let is_known = found.stx_mask & StatxFlags::BTIME.bits() != 0;
+        let born = if is_known { (found.stx_btime.tv_sec, found.stx_btime.tv_nsec) } else { (0, 0) };
+        Ok(Self { inode: found.stx_ino, born })
     }
+}
+
+/// A folder of a tree: which one it was, and what was in it.
+#[derive(Debug)]
+pub(super) struct Folder {
+    pub(super) node: Node,
+    pub(super) entries: HashMap<Vec<u8>, Seen>,
 }
 
 /// What was in each folder of a tree.
 #[derive(Debug, Default)]
 pub(super) struct Record {
     pub(super) root: Option<Seen>,
-    pub(super) folders: HashMap<Vec<u8>, HashMap<Vec<u8>, Seen>>,
+    pub(super) folders: HashMap<Vec<u8>, Folder>,
 }
 
 /// Notes a whole tree, and waits until whatever is done to it gets another time.
@@ -100,9 +121,12 @@ pub(super) fn record(path: &Path) -> Done<Record> {
     let mut record = Record { root: Some(Seen::of(&root)), folders: HashMap::new() };
     let mut pending = vec![Vec::new()];
     while let Some(path) = pending.pop() {
-        let entries = tree.entries(&tree.folder(&path)?, &path)?;
+        let folder = tree.folder(&path)?;
+        let node = Node::of(&folder).at(tree.place(&path))?;
+        let entries = tree.entries(&folder, &path)?;
         pending.extend(entries.iter().filter(|(_, stat)| is_folder(stat)).map(|(name, _)| join(&path, name)));
-        record.folders.insert(path, entries.iter().map(|(name, stat)| (name.clone(), Seen::of(stat))).collect());
+        let entries = entries.iter().map(|(name, stat)| (name.clone(), Seen::of(stat))).collect();
+        record.folders.insert(path, Folder { node, entries });
     }
     std::thread::sleep(TICK);
     Ok(record)
