@@ -36,8 +36,10 @@ impl fmt::Display for LeftOver {
 ///
 /// What is just being made or taken away may be among it: who wants to be sure looks twice.
 pub fn left_over(runtime_dir: &Path) -> Vec<LeftOver> {
+    // A group that is about to be used has a set-up process by the time these are asked for.
+    let idle = idle_groups();
     let servers = servers();
-    let mut all: Vec<_> = groups(&servers).into_iter().map(LeftOver::Group).collect();
+    let mut all: Vec<_> = unused(idle, &servers).into_iter().map(LeftOver::Group).collect();
     all.extend(mounts(runtime_dir).into_iter().map(LeftOver::Mount));
     all.extend(servers.iter().filter(|server| server.orphaned).map(|server| LeftOver::Process(server.pid)));
     if servers.is_empty() {
@@ -47,9 +49,13 @@ pub fn left_over(runtime_dir: &Path) -> Vec<LeftOver> {
     all
 }
 
-/// Removes the control groups among it.
+/// Removes the control groups among it. Looking at all processes takes milliseconds, so that is done only where a group is idle.
 pub(crate) fn sweep() {
-    for group in groups(&servers()) {
+    let idle = idle_groups();
+    if idle.is_empty() {
+        return;
+    }
+    for group in unused(idle, &servers()) {
         // Somebody was faster, or something runs in it after all.
         let _ = std::fs::remove_dir(group);
     }
@@ -78,37 +84,52 @@ fn server(pid: u32) -> Option<Server> {
     ours.then(|| Server { pid, orphaned: adopted() })
 }
 
-/// Empty groups that no living set-up process is about to use, the innermost first.
-fn groups(servers: &[Server]) -> Vec<PathBuf> {
+/// A container's group in which nothing runs.
+struct Idle {
+    name: String,
+    /// It and those within it, the innermost first.
+    paths: Vec<PathBuf>,
+}
+
+fn idle_groups() -> Vec<Idle> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let mut found = Vec::new();
-    for base in bases(&mounts, &own) {
-        let places = ["", "forge-limits", "forge", "forge-devices"].map(|name| base.join(name));
-        for folder in places.iter().flat_map(|place| folders(place)) {
-            let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if is_a_container_s(&name) && !servers.iter().any(|server| names(&name, server.pid)) {
-                found.extend(empty(&folder));
-            }
-        }
-    }
+    let groups = bases(&mounts, &own).into_iter().flat_map(|base| folders(&base));
+    let idle = groups.filter_map(|folder| {
+        let name = folder.file_name()?.to_string_lossy().into_owned();
+        is_a_container_s(&name).then(|| Idle { name, paths: empty(&folder) })
+    });
+    idle.filter(|group| !group.paths.is_empty()).collect()
+}
+
+/// Those that no living set-up process is about to use, the innermost first.
+fn unused(idle: Vec<Idle>, servers: &[Server]) -> Vec<PathBuf> {
+    let left = idle.into_iter().filter(|group| !servers.iter().any(|server| names(&group.name, server.pid)));
+    let mut found: Vec<_> = left.flat_map(|group| group.paths).collect();
     found.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
     found.dedup();
     found
 }
 
-/// Where this process is in each hierarchy, and the top of each: that is where groups are made.
+/// Where groups are made: where this process is in each hierarchy, and the top of each; on version 2 within forge's own.
 fn bases(mounts: &str, own: &str) -> Vec<PathBuf> {
-    let points = mounts.lines().filter_map(|line| {
-        let (head, tail) = line.split_once(" - cgroup")?;
-        (tail.starts_with(' ') || tail.starts_with("2 ")).then(|| head.split(' ').nth(4)).flatten()
-    });
-    let paths: Vec<_> = own.lines().filter_map(|line| line.splitn(3, ':').nth(2)).collect();
-    let place = |point: &str, path: &str| Path::new(point).join(path.trim_start_matches('/'));
-    let all = points.flat_map(|point| paths.iter().chain(&["/"]).map(move |path| place(point, path)));
-    let mut all: Vec<_> = all.filter(|place| place.is_dir()).collect();
+    const OWN: &[&str] = &["", "forge-limits", "forge", "forge-devices"];
+    let paths: Vec<_> = own.lines().filter_map(|line| line.splitn(3, ':').nth(2)).chain(["/"]).collect();
+    let mut all = Vec::new();
+    for line in mounts.lines() {
+        let Some((head, tail)) = line.split_once(" - cgroup") else { continue };
+        let names = match tail {
+            version if version.starts_with(' ') => &OWN[..1],
+            version if version.starts_with("2 ") => OWN,
+            _ => continue,
+        };
+        let Some(point) = head.split(' ').nth(4) else { continue };
+        let places = paths.iter().map(|path| Path::new(point).join(path.trim_start_matches('/')));
+        all.extend(places.flat_map(|place| names.iter().map(move |name| place.join(name))));
+    }
     all.sort();
     all.dedup();
+    all.retain(|place| place.is_dir());
     all
 }
 
@@ -174,14 +195,15 @@ mod tests {
         let folder = tempfile::tempdir().expect("directory");
         let point = |name: &str| folder.path().join(name).display().to_string();
         std::fs::create_dir_all(point("memory/a")).expect("directory");
-        std::fs::create_dir_all(point("unified")).expect("directory");
+        std::fs::create_dir_all(point("unified/forge-limits")).expect("directory");
         let mounts = format!(
             "1 2 0:1 / {} rw - cgroup cgroup rw,memory\n3 2 0:2 / {} rw - cgroup2 cgroup2 rw\n4 2 0:3 / /x rw - tmpfs t rw\n",
             point("memory"),
             point("unified")
         );
         let found = bases(&mounts, "4:memory:/a\n0::/\n");
-        assert_eq!(found, [point("memory"), point("memory/a"), point("unified")].map(PathBuf::from));
+        let expected = ["memory", "memory/a", "unified", "unified/forge-limits"];
+        assert_eq!(found, expected.map(|name| PathBuf::from(point(name))));
     }
 
     #[test]

@@ -61,7 +61,6 @@ fn serve() -> io::Result<()> {
     let networks = Networks::new(rights.trusted);
     let mut machine = Machine { namespaces, rights, cgroups, networks };
     control.send(&Message::Serving { notices }, &[])?;
-    sweep_beside();
     crate::seccomp::compile_common();
     let mut children = Vec::new();
     // Liveness: every iteration answers one request or reaps; nothing else in the loop blocks.
@@ -76,11 +75,13 @@ fn serve() -> io::Result<()> {
         }
     }
     end_all(children, &mut machine);
+    sweep_afterwards();
     Ok(())
 }
 
-/// Removes what killed containers left, in a process of its own: the first container does not wait for it.
-fn sweep_beside() {
+/// Removes what killed containers left, in a process of its own: the caller, who waits for the end of this one, does not wait
+/// for it, and no container shares the processor with it.
+fn sweep_afterwards() {
     // SAFETY: this process never starts a thread.
     if let Ok(None) = unsafe { sys::fork() } {
         crate::left_over::sweep();
