@@ -16,6 +16,7 @@ mod corpus;
 #[path = "../../../../xtask/src/corpus_case.rs"]
 mod corpus_case;
 mod credentials;
+mod explain;
 mod exporters;
 mod fixture;
 mod foreign;
