@@ -141,6 +141,12 @@ impl Root {
     }
 }
 
+/// As many lists are remembered, each of which keeps a file open; they are read again when they are needed again.
+const MOST_LISTS: usize = 64;
+
+/// As many layers are remembered otherwise: a process that serves many builds must not grow with each.
+const MOST_LAYERS: usize = 16_384;
+
 /// What this process knows of layers. None of it ever changes: ids are random, and a layer that is made anew has another.
 #[derive(Default)]
 pub(crate) struct Remembered {
@@ -162,7 +168,7 @@ impl Remembered {
         };
         let names = folder::names(&folder).map_err(StoreError::os("read", &path))?;
         let names = (names.len() <= MOST_NAMES).then(|| Arc::from(names));
-        lock(&self.names).insert(id.clone(), names.clone());
+        bounded(&mut lock(&self.names), MOST_LAYERS).insert(id.clone(), names.clone());
         // Not kept open: a stack may be higher than a process may have descriptors.
         Ok(Some(Root::of_layer(path, names)))
     }
@@ -177,7 +183,7 @@ impl Remembered {
             return Ok(list.clone());
         }
         let list = Arc::new(open()?);
-        Ok(lock(&self.lists).entry(id.clone()).or_insert(list).clone())
+        Ok(bounded(&mut lock(&self.lists), MOST_LISTS).entry(id.clone()).or_insert(list).clone())
     }
 
     pub(crate) fn content(&self, id: &LayerId) -> Option<ContentDigest> {
@@ -185,8 +191,16 @@ impl Remembered {
     }
 
     pub(crate) fn remember_content(&self, id: &LayerId, content: ContentDigest) {
-        lock(&self.contents).insert(id.clone(), content);
+        bounded(&mut lock(&self.contents), MOST_LAYERS).insert(id.clone(), content);
     }
+}
+
+/// A map with room for one more: everything is forgotten where it is full, which costs a build little and needs no order.
+fn bounded<T>(map: &mut HashMap<LayerId, T>, most: usize) -> &mut HashMap<LayerId, T> {
+    if map.len() >= most {
+        map.clear();
+    }
+    map
 }
 
 /// A panic elsewhere leaves these maps whole.
