@@ -30,6 +30,7 @@ mod solution;
 mod solve;
 mod subrequest;
 mod timestamp;
+mod unbuilt;
 mod worker_record;
 
 pub use address::Address;

@@ -9,6 +9,7 @@ use crate::progress::time;
 use crate::reply;
 use crate::session::{ClientSession, RemoteSession, upload};
 use crate::solution::{Results, Solution};
+use crate::unbuilt;
 use forge_buildkit_proto::google::rpc;
 use forge_buildkit_proto::moby::buildkit::v1::{BuildHistoryRecord, Exporter, SolveRequest, SolveResponse};
 use forge_buildkit_proto::pb;
@@ -41,6 +42,7 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
             exporter.attrs.entry("source-date-epoch".to_owned()).or_insert_with(|| epoch.clone());
         }
     }
+    unbuilt::refuse(&request)?;
     let plans = request.exporters.iter().map(exporters::plan).collect::<Result<Vec<_>, _>>()?;
     let allowed = allowed(&request.entitlements, &shared.options.entitlements)?;
     let record = BuildHistoryRecord {
@@ -52,6 +54,7 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
         ..BuildHistoryRecord::default()
     };
     let build = shared.builds.begin(record)?;
+    unbuilt::remarks(&request).into_iter().for_each(|remark| build.progress.warn(remark));
     // Whoever waits may go away; the build then ends in its own time, and is noted.
     let _cancel = build.cancel.clone().drop_guard();
     let running = tokio::spawn(async move {

@@ -182,7 +182,10 @@ mod tests {
         assert_eq!(made.descriptor.media_type, MediaType::OciIndex);
         check(&made, "linux/amd64, linux/arm64");
         let [a, b] = two();
-        check(&compose(&[index(&[a.clone()]), b, a], &[], &[], Single::Index).unwrap(), "linux/amd64, linux/arm64");
+        check(
+            &compose(&[index(std::slice::from_ref(&a)), b, a], &[], &[], Single::Index).unwrap(),
+            "linux/amd64, linux/arm64",
+        );
     }
 
     #[test]

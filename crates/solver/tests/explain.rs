@@ -139,7 +139,8 @@ async fn who_waits_for_another_build_is_told() {
     let (first, second) = (FakeSession::new(), FakeSession::new());
     let graph = chain(&["base"]);
     let (one, two) = tokio::join!(solver.solve(&graph, first.clone()), solver.solve(&graph, second.clone()));
-    (one.unwrap(), two.unwrap());
+    one.unwrap();
+    two.unwrap();
     let lines = [first.lines(), second.lines()].concat();
     assert_eq!(lines, ["forge: waiting for another build of this process, which runs the same step"]);
 }

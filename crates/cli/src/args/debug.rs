@@ -11,7 +11,7 @@ pub struct DebugArgs {
 #[derive(clap::Subcommand, Debug)]
 pub enum DebugCommand {
     /// Show what a Dockerfile is lowered to, without building it
-    Llb(LlbArgs),
+    Llb(Box<LlbArgs>),
     /// List what killed forges left on this machine and in the store; exit code 1 if there is anything
     Leaks,
 }

@@ -60,7 +60,7 @@ fn privileged_times_that_a_step_sets_are_content() {
     let Some(forge) = Forge::privileged("times_that_a_step_sets_are_content") else { return };
     let dockerfile = |remark: &str, day: &str| {
         format!(
-            "FROM busybox AS made\nRUN mkdir /d && echo x > /d/f && touch -d '{day} 12:00' /d/f # {remark}\n\
+            "FROM busybox AS made\nRUN mkdir /d && echo x > /d/f && touch -d '{day} 12:00:00' /d/f # {remark}\n\
              FROM busybox\nCOPY --from=made /d /d\nRUN stat -c %y /d/f > /day\n"
         )
     };

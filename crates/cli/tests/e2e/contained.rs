@@ -38,7 +38,7 @@ const MASKED: [&str; 8] = [
 
 const DOCKERFILE: &str = "FROM busybox AS first\n\
     RUN mkdir -p /d && echo a >/d/a && ln /d/a /d/b && rm /bin/vi && chown 100:200 /d/a && chmod 4755 /d/a && echo f >/f\n\
-    RUN test ! -e /bin/vi && rm /f && mv /d /e\n\
+    RUN test ! -e /bin/vi && rm /f && mv /d /e && rm -r /home && mkdir /home && touch /home/y\n\
     FROM first\n\
     COPY --chown=5:6 file /file\n\
     RUN --mount=type=bind,from=busybox,target=/m,rw --mount=type=cache,target=/c --mount=type=tmpfs,target=/t \

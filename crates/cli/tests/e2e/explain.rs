@@ -47,7 +47,7 @@ fn privileged_a_step_that_runs_says_what_changed() {
     // Only the first cause is told; with --explain every step tells its own.
     let all = told(&["--build-arg", "V=2", "--explain", "--no-cache"]);
     assert_eq!(all, ["the cache is not to be used"; 3]);
-    let hidden = dockerfile("cat /src/a").replace("=one", "=two");
+    let hidden = dockerfile("cat /src/a /src/a").replace("=one", "=two");
     forge.context("context", &[("Dockerfile", &hidden)]);
     assert_eq!(told(&["--build-arg", "V=2"]).last().unwrap(), "ENV SECRET_KEY: (hidden) → (hidden)");
 }
@@ -184,11 +184,13 @@ fn privileged_with_keep_going_the_other_stages_finish() {
         assert_eq!(outcome.code, 1, "{}", outcome.stderr);
         assert!(outcome.stderr.contains("exit code: 3"), "{}", outcome.stderr);
         let steps = outcome.steps();
-        (state(&steps, "RUN exit"), state(&steps, "RUN sleep"))
+        assert_eq!(state(&steps, "RUN exit"), Step::Failed);
+        // Told to stop before it began, it is not shown.
+        steps.iter().find(|(name, _)| name.contains("RUN sleep")).map_or(Step::Failed, |(_, step)| *step)
     };
-    assert_eq!(states(&[]), (Step::Failed, Step::Failed));
-    assert_eq!(states(&["--keep-going"]), (Step::Failed, Step::Ran));
-    assert_eq!(states(&["--keep-going"]), (Step::Failed, Step::Cached), "what failed is never kept");
+    assert_eq!(states(&[]), Step::Failed);
+    assert_eq!(states(&["--keep-going"]), Step::Ran);
+    assert_eq!(states(&["--keep-going"]), Step::Cached, "what failed is never kept");
 }
 
 /// Stages that would run at the same time run one after the other.

@@ -31,6 +31,54 @@ fn privileged_limits_reach_steps_and_containers() {
     assert_eq!(ran.stdout, "77\n99\n");
 }
 
+/// What the tests of the executor expect of S5 is what `forge run` gives, but for what a container has of its own: a name,
+/// and files with names of hosts. Not where an OCI runtime is asked for, whose differences those tests know.
+#[test]
+fn privileged_s5_probe_by_forge_run() {
+    let Some(forge) = Forge::privileged("s5_probe_by_forge_run") else { return };
+    if std::env::var_os("FORGE_OCI_RUNTIME").is_some() {
+        println!("SKIPPED (an OCI runtime is asked for): s5_probe_by_forge_run");
+        return;
+    }
+    let script = include_str!("../../../executor/tests/sandbox/probe.sh");
+    for (user, expected) in [
+        ("0:0", include_str!("../../../executor/tests/sandbox/expected-root.txt")),
+        ("1000:1000", include_str!("../../../executor/tests/sandbox/expected-user.txt")),
+    ] {
+        let words =
+            ["run", "--rm", "-q", "--network", "none", "-e", "HOME=/root", "--user", user, "busybox", "sh", "-c"];
+        let seen = forge.ok(&[&words[..], &[script]].concat()).stdout;
+        let (machine, rest): (Vec<&str>, Vec<&str>) = seen.lines().partition(|line| depends_on_the_machine(line));
+        let same = |line: &&str| !depends_on_the_machine(line);
+        let missing: Vec<_> = expected.lines().filter(same).filter(|line| !rest.contains(line)).collect();
+        let more: Vec<_> = rest.iter().filter(|line| !expected.lines().any(|other| other == **line)).collect();
+        assert!(missing.is_empty() && more.is_empty(), "{user}: missing {missing:#?}, more {more:#?}");
+        for line in machine {
+            assert!(is_as_it_must_be(line), "{user}: {line}");
+        }
+    }
+}
+
+fn depends_on_the_machine(line: &str) -> bool {
+    let files = ["mnt /etc/hosts=", "mnt /etc/resolv.conf=", "mnt /proc/", "mnt /sys/firmware"];
+    let others = ["ns_", "mask ", "write ", "fd ", "umask=", "env="];
+    files.iter().chain(&others).any(|start| line.starts_with(start))
+}
+
+fn is_as_it_must_be(line: &str) -> bool {
+    let Some((key, value)) = line.rsplit_once('=') else { return false };
+    let own = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+    match key.split_once([' ', '_']).unwrap_or((key, "")) {
+        ("ns", name) => (own(name).to_str() == Some(value)) == (name == "user"),
+        ("mask", _) => ["absent", "bytes:0", "dir:0"].contains(&value),
+        ("write", _) => value == "denied",
+        ("fd", _) => value == "/dev/null" || value.starts_with("pipe:["),
+        ("mnt", _) => value.starts_with("ro,nosuid,"),
+        ("env", _) => value == "HOME,HOSTNAME,PATH,PWD,SHLVL,",
+        _ => line.starts_with("umask=0022 cwd=/ nofile=1024/") && line.contains(" oom=0 "),
+    }
+}
+
 /// The host listens on its loopback and on all addresses: a step on the default network reaches the second by the
 /// host's address alone, one on the host's network both.
 #[test]

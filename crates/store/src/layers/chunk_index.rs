@@ -30,6 +30,15 @@ CREATE INDEX IF NOT EXISTS chunks_by_blob ON chunks (blob);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ChunkKey(pub(super) [u8; 32]);
 
+/// What the table says of a chunk.
+struct Row {
+    /// The blob's digest, as text.
+    blob: String,
+    position: u64,
+    length: u64,
+    check: [u8; 32],
+}
+
 /// A compressed chunk within a blob.
 #[derive(Debug)]
 pub(super) struct ChunkPlace {
@@ -55,18 +64,19 @@ impl ChunkIndex {
     /// A compressed chunk and its checksum. Whatever goes wrong, the chunk is then compressed anew: a blob that was removed
     /// meanwhile, bytes that are not what they were, a database without the table.
     pub(super) fn find(&self, key: &ChunkKey) -> Option<(Vec<u8>, [u8; 32])> {
-        let (blob, position, length, check) = self.row(key).ok()??;
+        let Row { blob, position, length, check } = self.row(key).ok()??;
         let mut bytes = vec![0; usize::try_from(length).ok()?];
         self.source(&blob)?.read_exact_at(&mut bytes, position).ok()?;
         (*blake3::hash(&bytes).as_bytes() == check).then_some((bytes, check))
     }
 
-    fn row(&self, key: &ChunkKey) -> Result<Option<(String, u64, u64, [u8; 32])>, StoreError> {
+    fn row(&self, key: &ChunkKey) -> Result<Option<Row>, StoreError> {
         self.opened.database().read(|connection| {
             let sql = "SELECT blob, position, length, checksum FROM chunks WHERE key = ?1";
             let columns = |row: &rusqlite::Row<'_>| {
-                let place = (row.get::<_, i64>(1)?.cast_unsigned(), row.get::<_, i64>(2)?.cast_unsigned());
-                Ok((row.get(0)?, place.0, place.1, row.get(3)?))
+                let (position, length) = (row.get::<_, i64>(1)?, row.get::<_, i64>(2)?);
+                let (position, length) = (position.cast_unsigned(), length.cast_unsigned());
+                Ok(Row { blob: row.get(0)?, position, length, check: row.get(3)? })
             };
             Ok(connection.prepare_cached(sql)?.query_row([&key.0[..]], columns).optional()?)
         })

@@ -238,20 +238,23 @@ fn stored<'p>(planned: &[Planned<'_>], tree: &'p SourceTree, last: Option<&'p La
     planned.iter().map(find).collect()
 }
 
+/// A pack, and what of it could be shared: where the bytes lie, and how many they are.
+type Wanted<'p> = (&'p Pack, Vec<(PackedBytes, u64)>);
+
 /// Decides of each entry whether its bytes are shared, and reserves places for the others.
 fn origins<'p>(
     planned: &[Planned<'p>],
     stored: &[Stored<'_>],
     writer: &mut PackWriter,
 ) -> Result<Vec<Origin<'p>>, NoPlan> {
-    let mut wanted: HashMap<*const Pack, (&Pack, Vec<(PackedBytes, u64)>)> = HashMap::new();
+    let mut wanted: HashMap<*const Pack, Wanted<'_>> = HashMap::new();
     for (entry, stored) in planned.iter().zip(stored) {
         if let (PlannedKind::File { from }, Some((pack, place, _))) = (&entry.kind, stored) {
             let pack: &Pack = pack;
             wanted.entry(std::ptr::from_ref(pack)).or_insert((pack, Vec::new())).1.push((*place, from.size()));
         }
     }
-    let choose = |(pack, places): &(&Pack, Vec<(PackedBytes, u64)>)| PackWriter::choose(pack, places.iter().copied());
+    let choose = |(pack, places): &Wanted<'_>| PackWriter::choose(pack, places.iter().copied());
     let chosen: HashMap<*const Pack, HashSet<u32>> =
         wanted.iter().map(|(key, wanted)| (*key, choose(wanted))).collect();
     let mut origins = Vec::with_capacity(planned.len());
