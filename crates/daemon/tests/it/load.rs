@@ -12,9 +12,7 @@ fn mounts() -> usize {
 /// Other tests of this process open files too.
 const SLACK: usize = 60;
 
-// Found on its first run that each build leaves a descriptor open, here or in the daemon.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "each build leaves a descriptor open"]
 async fn l02_two_hundred_builds_leave_nothing_open() {
     let daemon = TestDaemon::start().await;
     let client = daemon.client().await;

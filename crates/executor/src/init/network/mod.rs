@@ -8,24 +8,24 @@
 //! to the set-up process, so that nothing survives it: interfaces go with their namespaces, the firewall table with its
 //! socket. Namespaces are used again by the next container once every process in them is dead.
 //!
-//! Who may not do this has a program of theirs carry the packets, see [`helper`].
+//! Who may not do this has a program of theirs carry the packets, see [`userspace`].
 
 mod firewall;
 mod forwarding;
-mod helper;
 mod link;
 mod netlink;
+mod userspace;
 
 use super::sys;
 use firewall::{Plan, Table};
 use forwarding::Forwarding;
-use helper::Helper;
 use link::{Links, Route, index_of};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, Result};
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use userspace::Helper;
 
 /// First halves of networks that are tried, until one is in nobody's way.
 const NETWORKS: [[u8; 2]; 6] = [[10, 209], [10, 217], [10, 241], [172, 29], [172, 30], [10, 83]];
@@ -104,7 +104,7 @@ impl Networks {
             Carrier::Helpers { network, begun } => {
                 *begun += 1;
                 let point = self.runtime.join(format!("network-{}-{begun}", std::process::id()));
-                let (namespace, helper) = helper::connect(*network, &point)?;
+                let (namespace, helper) = userspace::connect(*network, &point)?;
                 Ok(PrivateNetwork { namespace, address: None, _helper: Some(helper) })
             }
         }
