@@ -108,8 +108,8 @@ mod tests {
         let descriptor =
             format!(r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{digest}","size":1}}"#);
         check("-t r.test/a:1 r.test/b r.test/c:2", "r.test/b:latest r.test/c:2");
-        check(&format!("-t r.test/a:1 {digest}"), &format!("r.test/a:1@{digest}"));
-        check(&format!("-t r.test/a:1 {descriptor}"), &format!("r.test/a:1@{digest}"));
+        check(&format!("-t r.test/a:1 {digest}"), &format!("r.test/a@{digest}"));
+        check(&format!("-t r.test/a:1 {descriptor}"), &format!("r.test/a@{digest}"));
         check("-t r.test/a:1 --append r.test/b:2", "r.test/a:1 r.test/b:2");
         check("--dry-run r.test/b:2", "r.test/b:2");
     }

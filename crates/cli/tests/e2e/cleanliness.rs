@@ -73,29 +73,6 @@ fn leaks(forge: &Forge, own: &Belongings) -> String {
     shown.stdout.lines().filter(ours).chain(own.wires_left()).map(|line| format!("{line}\n")).collect()
 }
 
-/// By what other tests here tell their own leaks from others'.
-#[test]
-fn privileged_what_a_forge_has_is_known_while_it_lives() {
-    let Some(forge) = Forge::privileged("what_a_forge_has_is_known") else { return };
-    let context = forge.context("context", &[("Dockerfile", "FROM busybox\nRUN echo running; sleep 98701\n")]);
-    let mut command = forge.command(&["build", "--progress", "plain", &context]);
-    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-    read_until(child.stderr.take().unwrap(), " running");
-    let mut own = Belongings::default();
-    own.note(&child);
-    let groups: BTreeSet<_> =
-        own.processes.iter().filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()).collect();
-    let wires = own.wires_left().count();
-    signal(&child, Signal::KILL);
-    wait(&mut child);
-    assert!(own.processes.len() > 2, "{:?}", own.processes);
-    let lines = groups.iter().flat_map(|text| text.lines());
-    let mut paths = lines.filter_map(|line| line.rsplit_once(':')).map(|(_, path)| format!("cgroup {path}"));
-    assert!(paths.any(|path| own.has_group(&path)), "{groups:?}");
-    assert_eq!(wires, 1, "{:?}", own.interfaces);
-    eventually("nothing stays", || leaks(&forge, &own).is_empty());
-}
-
 #[test]
 fn privileged_f03_f22_a_forge_killed_at_any_time_leaves_what_the_next_one_removes() {
     let Some(forge) = Forge::privileged("f03_f22") else { return };
