@@ -29,7 +29,7 @@ mod error;
 pub use bollard_buildkit_proto::{fsutil, google, health, moby, pb};
 pub use decode::{Decoded, decode};
 pub use dump::{dot, json_lines};
-pub use encode::{EncodeError, encode};
+pub use encode::{EncodeError, encode, encode_platform};
 pub use error::DecodeError;
 
 /// A file that steps of a definition come from, a Dockerfile.

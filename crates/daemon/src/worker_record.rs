@@ -1,8 +1,8 @@
 //! What clients are told of the one worker that there is.
 
 use crate::{DaemonError, DaemonOptions};
+use forge_buildkit_proto::encode_platform;
 use forge_buildkit_proto::moby::buildkit::v1::types::{BuildkitVersion, WorkerRecord};
-use forge_buildkit_proto::pb;
 use forge_image::{Digest, Platform};
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -31,7 +31,7 @@ pub(crate) fn make(root: &Path, options: &DaemonOptions) -> Result<WorkerRecord,
     Ok(WorkerRecord {
         id: id(root)?,
         labels,
-        platforms: vec![platform(&Platform::host())],
+        platforms: vec![encode_platform(&Platform::host())],
         gc_policy: Vec::new(),
         buildkit_version: Some(version(options)),
         cdi_devices: Vec::new(),
@@ -44,17 +44,6 @@ pub(crate) fn version(options: &DaemonOptions) -> BuildkitVersion {
         package: PACKAGE.to_owned(),
         version: options.version.clone(),
         revision: format!("forge-{}", env!("CARGO_PKG_VERSION")),
-    }
-}
-
-/// A platform in BuildKit's words.
-pub(crate) fn platform(platform: &Platform) -> pb::Platform {
-    pb::Platform {
-        architecture: platform.architecture.clone(),
-        os: platform.os.clone(),
-        variant: platform.variant.clone().unwrap_or_default(),
-        os_version: platform.os_version.clone().unwrap_or_default(),
-        os_features: platform.os_features.clone(),
     }
 }
 

@@ -158,7 +158,7 @@ mod tests {
         }
     }
 
-    // Seen to fail with `any` in the place of `all`.
+    // Meant to fail with `any` in the place of `all`.
     #[test]
     fn a112_a_name_with_a_public_address_is_no_private_one() {
         let check = |addresses: &[&str], expect: bool| {

@@ -246,7 +246,8 @@ pub(crate) fn unknown_owners(opened: &Opened) -> Result<Vec<String>, StoreError>
     Ok(ids.into_iter().filter(|id| *id != own && !known.contains(id)).collect())
 }
 
-fn names_in(folder: &Path) -> Result<Vec<String>, StoreError> {
+/// The names in a folder, as far as they are text.
+pub(crate) fn names_in(folder: &Path) -> Result<Vec<String>, StoreError> {
     let entries = std::fs::read_dir(folder).map_err(StoreError::io("list", folder))?;
     let mut names = Vec::new();
     for entry in entries {

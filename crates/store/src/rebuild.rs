@@ -5,6 +5,7 @@
 //! and every tree compared with its index.
 
 use crate::blobs::hash_of;
+use crate::collect::names_in;
 use crate::database::Database;
 use crate::layer_rows::{self, index_checksum};
 use crate::layers::{LayerIndex, Origin, check_layer};
@@ -203,11 +204,4 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
-}
-
-fn names_in(folder: &Path) -> Result<Vec<String>, StoreError> {
-    let entries = std::fs::read_dir(folder).map_err(StoreError::io("list", folder))?;
-    let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-    names.sort_unstable();
-    Ok(names)
 }

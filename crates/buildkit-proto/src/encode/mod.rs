@@ -161,7 +161,8 @@ impl SourceWriter {
     }
 }
 
-fn encode_platform(platform: &Platform) -> pb::Platform {
+/// A platform in BuildKit's words.
+pub fn encode_platform(platform: &Platform) -> pb::Platform {
     pb::Platform {
         architecture: platform.architecture.clone(),
         os: platform.os.clone(),

@@ -112,7 +112,7 @@ async fn known(site: &Site, registry: &Arc<Registry>, name: &str) -> ImageSet {
     ImageSet::from_store(context, &site_target(site, &name.to_string())).await.unwrap()
 }
 
-// Seen to fail with `push_blob` fetching what is not here before it asks the registry.
+// Meant to fail with `push_blob` fetching what is not here before it asks the registry.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_base_that_is_not_here_is_pushed_without_being_fetched() {
     let (registry, site) = (TestRegistry::start(), Site::new());
@@ -164,7 +164,7 @@ async fn a_base_that_its_registry_lost_is_told_as_such() {
     site.context.store.layers().tree(&layers).unwrap();
 }
 
-// Seen to fail without the second round of blobs.
+// Meant to fail without the second round of blobs.
 #[tokio::test(flavor = "multi_thread")]
 async fn f37_blobs_that_a_registry_lost_are_sent_again() {
     let (registry, site) = (TestRegistry::start(), Site::new());

@@ -379,7 +379,7 @@ async fn f33_ranges_that_are_not_served_or_wrong_are_noticed() {
     }
 }
 
-// Seen to fail without the arm of `ask_all` that asks once more.
+// Meant to fail without the arm of `ask_all` that asks once more.
 #[tokio::test(flavor = "multi_thread")]
 async fn f34_bytes_that_are_wrong_once_are_asked_for_once_more() {
     let (registry, bench) = (TestRegistry::start(), Bench::new());
@@ -399,7 +399,7 @@ async fn f34_bytes_that_are_wrong_once_are_asked_for_once_more() {
     assert_eq!(registry.received().len(), 2, "no storm");
 }
 
-// Seen to fail with `attempt` taking 206 from wherever it begins.
+// Meant to fail with `attempt` taking 206 from wherever it begins.
 #[tokio::test(flavor = "multi_thread")]
 async fn f33_a_blob_cut_at_every_piece_arrives() {
     let (registry, bench) = (TestRegistry::start(), Bench::new());

@@ -107,7 +107,7 @@ async fn f36_chunks_that_are_too_large_end_the_push_at_once() {
     assert_eq!(steps(&registry), ["HEAD", "POST", "PATCH", "POST", "PATCH"]);
 }
 
-// Seen to fail with `settle` beginning anew.
+// Meant to fail with `settle` beginning anew.
 #[tokio::test(flavor = "multi_thread")]
 async fn f36_a_broken_upload_goes_on_where_the_registry_is() {
     let (registry, bench) = (TestRegistry::start(), Bench::new());
@@ -157,7 +157,7 @@ async fn f36_an_upload_that_is_forgotten_or_out_of_step_still_ends() {
     }
 }
 
-// Seen to fail with `Grant::is_valid` always true and the challenge of a PUT left unanswered.
+// Meant to fail with `Grant::is_valid` always true and the challenge of a PUT left unanswered.
 #[tokio::test(flavor = "multi_thread")]
 async fn f35_tokens_that_end_on_the_way_are_renewed() {
     let registry = TestRegistry::builder().bearer("anna", "geheim").start();
@@ -193,7 +193,7 @@ async fn f35_what_is_forbidden_is_not_asked_for_again() {
 
 /// A line that is slow, far and breaks, a hundredth of L14's size and time: each request and answer is late, one piece in
 /// twenty breaks the connection.
-// Seen to fail with uploads and downloads that begin anew.
+// Meant to fail with uploads and downloads that begin anew.
 #[tokio::test(flavor = "multi_thread")]
 async fn l14_a_bad_line_costs_less_than_a_tenth() {
     let (registry, bench) = (TestRegistry::start(), Bench::new());

@@ -172,7 +172,7 @@ async fn a_cancelled_session_ends_the_wait() {
     assert!(matches!(answer.err(), Some(WebError::Cancelled)));
 }
 
-// Seen to fail with the conditions kept at every hop.
+// Meant to fail with the conditions kept at every hop.
 #[tokio::test]
 async fn conditions_go_to_the_server_that_was_asked_alone() {
     let other = RawServer::start_on("127.0.0.2", |stream, _| {

@@ -75,7 +75,7 @@ fn a_layer_that_is_here_is_not_fetched_again() {
     assert_eq!(store.layers().remote(&here).unwrap().unwrap().repository, repository, "for mounts");
 }
 
-// Seen to fail with `lose` forgetting at once: the layer was gone.
+// Meant to fail with `lose` forgetting at once: the layer was gone.
 #[test]
 fn f20_a_layer_whose_files_are_gone_can_be_had_again() {
     let folder = tempfile::tempdir().unwrap();
