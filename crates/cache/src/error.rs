@@ -54,6 +54,22 @@ pub enum CacheError {
         /// The cause.
         source: Option<Box<dyn Error + Send + Sync>>,
     },
+    /// A shared cache cannot be asked, read or written. No build fails for it.
+    #[error("{place}")]
+    Remote {
+        /// What was asked.
+        place: String,
+        /// The cause.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// What a shared cache has under a key is no record, or not that one.
+    #[error("{place}: a record is refused: {reason}")]
+    RemoteRecord {
+        /// What was asked.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The build was cancelled while it waited.
     #[error("cancelled")]
     Cancelled,
@@ -69,6 +85,7 @@ impl CacheError {
             | Self::Damaged { .. }
             | Self::DamagedInputs => ErrorKind::Environment,
             Self::Result { kind, .. } => *kind,
+            Self::Remote { .. } | Self::RemoteRecord { .. } => ErrorKind::Remote,
             Self::Cancelled => ErrorKind::Cancelled,
         }
     }

@@ -4,7 +4,8 @@
 //! and records; results are [`ResultRef`]s that a [`ResultStore`] answers for.
 //!
 //! Reading order: [`CacheKey`], [`OpKey`]; [`ResultRef`], [`Selector`], [`ResultStore`]; [`StepRecord`],
-//! [`StepInputs`], [`Listing`], [`changes`]; [`BuildSteps`]; [`CacheIndex`], [`SqliteIndex`], [`MemoryIndex`]; [`Flights`]; [`Download`]; [`CacheError`].
+//! [`StepInputs`], [`Listing`], [`changes`]; [`BuildSteps`]; [`CacheIndex`], [`SqliteIndex`], [`MemoryIndex`]; [`Flights`]; [`Download`];
+//! [`remote`], the caches that machines share; [`CacheError`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -18,6 +19,7 @@ mod key;
 mod listing;
 mod memory;
 mod record;
+pub mod remote;
 mod result;
 mod sqlite;
 

@@ -27,6 +27,7 @@ pub(crate) fn empty_request(allowed: Allowed) -> BuildRequest {
         platforms: Vec::new(),
         named_contexts: BTreeMap::new(),
         outputs: Vec::new(),
+        caches: Default::default(),
         labels: Vec::new(),
         network: Network::Default,
         allowed,

@@ -18,6 +18,7 @@ use crate::{
     StepCounts,
 };
 use forge_cache::BuildId;
+use forge_cache::remote::{RemoteCache, SharedCache};
 use forge_exporter::BuiltImage;
 use forge_frontend::{
     Arguments, Dockerfile, FrontendError, ImageKeySource, ImageRequest, Instruction, LowerOptions, Lowered,
@@ -78,6 +79,8 @@ pub(crate) struct Build {
     solver: Arc<OnceCell<Solver>>,
     /// The solver's own, for what is asked beside the graph.
     worker: Arc<OnceLock<Arc<LocalWorker>>>,
+    /// Made with the solver too; `None` where the build shares none.
+    shared_cache: Arc<OnceLock<Option<Arc<SharedCache>>>>,
 }
 
 /// What was built for one platform.
@@ -163,6 +166,7 @@ impl Build {
             hostname: String::new(),
             solver: Arc::default(),
             worker: Arc::default(),
+            shared_cache: Arc::default(),
         })
     }
 
@@ -179,6 +183,7 @@ impl Build {
             hostname: String::new(),
             solver: self.solver.clone(),
             worker: self.worker.clone(),
+            shared_cache: self.shared_cache.clone(),
         }
     }
 
@@ -384,8 +389,10 @@ impl Build {
     async fn new_solver(&self) -> Result<Solver, EngineError> {
         let (transfer, images) = (self.transfer.clone(), self.images.clone());
         let (on_failure, max_parallelism) = (self.request.on_failure, self.request.max_parallelism);
+        let caches = self.request.caches.clone();
         let (each, together) = (self.request.limits.resources.clone(), self.request.total_limits.clone());
         let solver = self.engine.blocking(move |engine| {
+            let shared = caches.open(engine, &transfer)?;
             let (store, lease) = (transfer.store, transfer.lease);
             let executor = Arc::new(BoundedExecutor::new(engine.clone(), each, together)?);
             let worker = LocalWorker::new(store.clone(), lease.clone(), executor, images.clone());
@@ -396,16 +403,23 @@ impl Build {
                 worker: worker.clone(),
                 results,
                 index: engine.cache_index()?,
+                remote: shared.clone().map(|shared| shared as Arc<dyn RemoteCache>),
                 flights: engine.flights()?,
                 max_parallelism: max_parallelism.or(engine.options().max_parallelism),
                 on_failure,
             };
-            Ok((worker, solver))
+            Ok((worker, shared, solver))
         });
-        let (worker, solver) = solver.await?;
+        let (worker, shared, solver) = solver.await?;
         // Nobody else sets it: the solver is made once.
         _ = self.worker.set(worker);
+        _ = self.shared_cache.set(shared);
         Ok(solver)
+    }
+
+    /// The caches that the build shares, once there is a solver.
+    pub(crate) fn shared_cache(&self) -> Option<Arc<SharedCache>> {
+        self.shared_cache.get().cloned().flatten()
     }
 
     /// What the build is compared with: the last one of the same file, context, target and platform.

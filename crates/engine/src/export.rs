@@ -80,6 +80,7 @@ impl Build {
                 }
             });
         }
+        self.finish_caches(&results).await;
         for remark in exported.iter().flat_map(|exported| &exported.remarks) {
             let short = remark.clone();
             let notice = WarningNotice {
@@ -316,7 +317,7 @@ fn reads_layers(output: &Output) -> bool {
     }
 }
 
-fn compression(layer: LayerCompression) -> Compression {
+pub(crate) fn compression(layer: LayerCompression) -> Compression {
     match layer {
         LayerCompression::Uncompressed => Compression::None,
         LayerCompression::Gzip(level) => Compression::Gzip { level },

@@ -47,6 +47,7 @@ mod request;
 mod running;
 mod sandbox;
 mod session;
+mod shared_cache;
 mod steps;
 mod usage;
 mod verify;
@@ -94,6 +95,7 @@ pub use request::{
     ArchiveFormat, ArchiveReader, Bind, BuildContext, BuildRequest, ContextStream, DockerfileSource, EngineOptions,
     KeyPair, NamedContext, Network, Proxy, PullPolicy, RegistryHost, Rights, RunRequest, RunStreams, TmpfsMount,
 };
+pub use shared_cache::{CacheExport, CacheMode, CachePlace, SharedCaches};
 pub use verify::VerifyReport;
 
 /// Runs the set-up of a container, and does not return, if this process was started for that. To be called first

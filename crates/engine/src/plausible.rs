@@ -88,6 +88,7 @@ mod tests {
             platforms: platforms.iter().map(|platform| platform.parse().unwrap()).collect(),
             named_contexts: BTreeMap::new(),
             outputs: vec![output],
+            caches: crate::SharedCaches::default(),
             labels: Vec::new(),
             network: Network::Default,
             allowed: crate::Allowed::default(),

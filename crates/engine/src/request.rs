@@ -1,4 +1,6 @@
-use crate::{AgentSource, Allowed, ContextModes, Device, Limits, Output, Port, RemoteContext, SecretSource};
+use crate::{
+    AgentSource, Allowed, ContextModes, Device, Limits, Output, Port, RemoteContext, SecretSource, SharedCaches,
+};
 use forge_executor::Resources;
 use forge_image::{Platform, Reference};
 use forge_llb::ExtraHost;
@@ -96,6 +98,8 @@ pub struct BuildRequest {
     pub named_contexts: BTreeMap<String, NamedContext>,
     /// Where the result goes; [`Output::Image`] into the local store where empty.
     pub outputs: Vec<Output>,
+    /// The caches that the build shares with other machines.
+    pub caches: SharedCaches,
     /// Labels set last.
     pub labels: Vec<(String, String)>,
     /// The network of RUN steps.

@@ -25,6 +25,7 @@ pub use explain::{Explain, MissCause, NamedChange, Remembered};
 pub use forecast::{Expected, Forecast, StepForecast};
 pub use worker::{CacheMap, ExecuteRequest, Execution, InputKey, Worker};
 
+use forge_cache::remote::RemoteCache;
 use forge_cache::{CacheIndex, Flights, ResultRef, ResultStore};
 use forge_llb::{Graph, VertexDigest};
 use forge_session::Session;
@@ -39,6 +40,8 @@ pub struct Solver {
     pub results: Arc<dyn ResultStore>,
     /// Where results are found by key.
     pub index: Arc<dyn CacheIndex>,
+    /// Who is asked where the index has nothing, and told of what is in it.
+    pub remote: Option<Arc<dyn RemoteCache>>,
     /// What keeps equal steps of several builds from running twice.
     pub flights: Arc<Flights>,
     /// How many steps may run at once; `None` for no bound.

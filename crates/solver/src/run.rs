@@ -7,7 +7,7 @@ use crate::work::{Outcome, PendingKeys, PendingPart, Shared, Started, StepWork};
 use crate::{
     CacheMap, Forecast, InputKey, Mode, OnFailure, SolveError, Solved, Solver, StepForecast, StepOutcome, WorkerError,
 };
-use forge_cache::{InputPart, ResultRef, Selector};
+use forge_cache::{CacheIndex, CacheKey, InputPart, ResultRef, Selector};
 use forge_llb::Op;
 use forge_session::Session;
 use futures_util::FutureExt as _;
@@ -412,9 +412,24 @@ impl Run {
         };
         let keys: Vec<_> = self.steps.iter().filter_map(used).collect();
         let now = SystemTime::now();
+        self.offer_used(&keys).await;
         // The build has succeeded. All that is lost is how recently its records were used.
         _ = self.shared.on_index(move |index| index.touch(&keys, now)).await;
         self.note_build().await;
+    }
+
+    /// Tells the shared caches of the records that were used.
+    async fn offer_used(&self, keys: &[CacheKey]) {
+        let Some(remote) = self.shared.solver.remote.clone() else { return };
+        let keys = keys.to_vec();
+        let offer = move |index: &dyn CacheIndex| {
+            for key in keys {
+                index.query(&key)?.iter().for_each(|record| remote.used(&key, record));
+            }
+            Ok(())
+        };
+        // What cannot be read is not told.
+        _ = self.shared.on_index(offer).await;
     }
 
     /// Notes what the next build is to be compared with. Of a build that failed, that is what it came to, and what the one

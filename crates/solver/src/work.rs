@@ -96,13 +96,36 @@ impl StepWork {
         Ok(InputPart::Content(digest))
     }
 
-    /// Looks for the results under a key; a record whose results are gone is none.
+    /// Looks for the results under a key, here and then elsewhere; a record whose results are gone is none.
     pub async fn find(&self, key: CacheKey) -> Result<Option<Vec<ResultRef>>, WorkerError> {
-        let Some(record) = self.on_index(move |index| index.query(&key)).await? else { return Ok(None) };
-        if record.outputs.len() < self.planned().vertex.op.outputs() {
+        if let Some(record) = self.on_index(move |index| index.query(&key)).await?
+            && record.outputs.len() >= self.planned().vertex.op.outputs()
+            && self.acquire(&record.outputs).await?
+        {
+            return Ok(Some(record.outputs));
+        }
+        self.find_elsewhere(key).await
+    }
+
+    /// Asks the shared caches. What is found is this machine's own from then on.
+    async fn find_elsewhere(&self, key: CacheKey) -> Result<Option<Vec<ResultRef>>, WorkerError> {
+        let planned = self.planned();
+        let (Some(remote), Mode::Build) = (&self.shared.solver.remote, self.shared.mode) else { return Ok(None) };
+        if matches!(planned.vertex.op, Op::Source(_)) {
             return Ok(None);
         }
-        Ok(self.acquire(&record.outputs).await?.then_some(record.outputs))
+        let asked = remote.find(&key, planned.digest.digest());
+        let Some(Some(mut record)) = self.session().cancellation().run_until_cancelled(asked).await else {
+            return Ok(None);
+        };
+        if record.outputs.len() < planned.vertex.op.outputs() || !self.acquire(&record.outputs).await? {
+            return Ok(None);
+        }
+        // What others call the step is not for this machine's lists.
+        record.name.clone_from(&planned.vertex.metadata.name);
+        let outputs = record.outputs.clone();
+        self.on_index(move |index| index.save(&[key], &record, &StepInputs::default())).await?;
+        Ok(Some(outputs))
     }
 
     /// Holds results; `false` where one is gone.
@@ -293,10 +316,14 @@ impl StepWork {
     async fn keep(&self, kept: Arc<Kept>) -> Result<Vec<ResultRef>, WorkerError> {
         let keep = kept.clone();
         let earlier = self.on_index(move |index| keep.save_unless_equal(index)).await?;
-        let Some(earlier) = earlier else { return Ok(kept.record.outputs.clone()) };
+        let Some(earlier) = earlier else {
+            self.offer(&kept.keys, &kept.record);
+            return Ok(kept.record.outputs.clone());
+        };
         let is_there = self.acquire(&earlier).await?;
         let outputs = if is_there { earlier } else { kept.record.outputs.clone() };
         let record = StepRecord { outputs: outputs.clone(), ..kept.record.clone() };
+        self.offer(&kept.keys, &record);
         let keep = kept.clone();
         self.on_index(move |index| index.save(&keep.keys, &record, &keep.made_of)).await?;
         for (new, stays) in kept.record.outputs.iter().zip(&outputs) {
@@ -305,6 +332,11 @@ impl StepWork {
             }
         }
         Ok(outputs)
+    }
+
+    /// Tells the shared caches of a record.
+    fn offer(&self, keys: &[CacheKey], record: &StepRecord) {
+        self.shared.solver.remote.iter().for_each(|remote| remote.made(keys, record));
     }
 
     /// Runs the vertex as soon as a slot is free; its log begins with a line of ours, if there is one.

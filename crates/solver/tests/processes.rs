@@ -26,6 +26,7 @@ fn shared_solver(folder: &Path, takes: Duration) -> (Solver, Fake) {
     }
     let solver = Solver {
         index: Arc::new(SqliteIndex::open(&folder.join("cache.db")).unwrap()),
+        remote: None,
         flights: Arc::new(Flights::new(&folder.join("flights"))),
         ..solver(&fake)
     };

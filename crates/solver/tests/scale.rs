@@ -84,6 +84,7 @@ async fn a_cold_chain_of_sixty_steps_costs_little() {
     let memory = best(&|_| solver(&Fake::default())).await;
     let sqlite = best(&|round| forge_solver::Solver {
         index: Arc::new(SqliteIndex::open(&folder.path().join(format!("{round}.db"))).unwrap()),
+        remote: None,
         flights: Arc::new(Flights::new(&folder.path().join("flights"))),
         ..solver(&Fake::default())
     })

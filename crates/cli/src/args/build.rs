@@ -94,6 +94,14 @@ pub struct BuildArgs {
     /// SSH agent that steps may ask for: default, or ID[=SOCKET|KEY,...] (repeatable)
     #[arg(long, value_name = "AGENT")]
     pub ssh: Vec<String>,
+    /// Cache that other machines share, asked where this one's has nothing: REFERENCE, or type=registry,ref=REFERENCE, or
+    /// type=local,src=FOLDER (repeatable)
+    #[arg(long, value_name = "CACHE")]
+    pub cache_from: Vec<String>,
+    /// Cache that is told of every step: REFERENCE, type=registry,ref=REFERENCE or type=local,dest=FOLDER, with mode=min|max,
+    /// compression=gzip|zstd|uncompressed and more (repeatable). What it cannot take fails no build
+    #[arg(long, value_name = "CACHE")]
+    pub cache_to: Vec<String>,
     /// Permission that a step may ask for: network.host, security.insecure, device[=NAME]; what ONBUILD triggers of
     /// base images may use: onbuild.secret, onbuild.ssh, onbuild.network.host, onbuild.security.insecure, onbuild.device
     #[arg(long = "allow", value_name = "ENTITLEMENT", value_delimiter = ',')]
@@ -146,11 +154,7 @@ pub struct BuildArgs {
 pub struct Refused;
 
 impl FlagTable for Refused {
-    const FLAGS: &'static [Flag] = &[
-        flag("builder", None, Shape::Value),
-        flag("cache-from", None, Shape::Value),
-        flag("cache-to", None, Shape::Value),
-    ];
+    const FLAGS: &'static [Flag] = &[flag("builder", None, Shape::Value)];
 }
 
 /// Flags of the builder before BuildKit that docker takes and ignores. Using one is worth a note.

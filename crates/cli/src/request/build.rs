@@ -4,6 +4,7 @@ use super::handed;
 use super::limits::{limits, resource_pairs};
 use super::output::csv;
 use super::output::{goes_to_stdout, output};
+use super::shared_cache::caches;
 use super::{network, platform, reference, unsupported};
 use crate::args::BuildArgs;
 use crate::environment::Environment;
@@ -91,6 +92,7 @@ pub fn build_request(
         platforms: platforms(&args.platforms, environment)?,
         named_contexts: args.build_contexts.iter().map(|text| named_context(text)).collect::<anyhow::Result<_>>()?,
         outputs: outputs(args)?,
+        caches: caches(&args.cache_from, &args.cache_to)?,
         labels: args.labels.iter().map(|label| key_value(label)).collect(),
         network: build_network(args)?,
         allowed: allowed(&args.allow)?,
@@ -113,7 +115,6 @@ pub fn build_request(
 fn lacking(written: &str, flag: &str) -> anyhow::Error {
     let why = match flag {
         "builder" => "a build runs in this process, there are no builders to choose from",
-        "cache-from" | "cache-to" => "the cache is that of the local store, other places are not built yet",
         "policy" => "rules for sources are not read yet",
         _ => "attestations are not written yet",
     };
@@ -397,7 +398,7 @@ mod tests {
 
     #[test]
     fn every_flag_of_buildx_parses_and_the_missing_ones_are_refused_by_name() {
-        let flags = "attest builder cache-from cache-to policy provenance sbom allow";
+        let flags = "attest builder policy provenance sbom allow";
         for flag in flags.split(' ') {
             assert!(error(&format!("--{flag} x .")).starts_with(&format!("--{flag}")), "{flag}");
         }
@@ -423,14 +424,14 @@ mod tests {
     /// reason.
     #[test]
     fn every_flag_of_buildx_has_an_answer() {
-        const BUILT: &str = "add-host=a:1.2.3.4 annotation=manifest:a=b allow=network.host build-arg=A=1 build-context=x=. call=check cgroup-parent=x check \
+        const BUILT: &str = "add-host=a:1.2.3.4 annotation=manifest:a=b allow=network.host build-arg=A=1 cache-from=x cache-to=type=local,dest=x build-context=x=. call=check cgroup-parent=x check \
             debug D file=Dockerfile f=x iidfile=i label=a=b load metadata-file=m network=none no-cache no-cache-filter=a \
             output=out o=out platform=local platform=linux/amd64,linux/arm64 progress=plain provenance=false pull push quiet q \
             resource=memory=1g sbom=false secret=id=a,src=Cargo.toml shm-size=1m ssh=default=Cargo.toml tag=x t=x target=x \
             ulimit=nofile=10 attest=type=sbom,disabled=true policy=disabled=true m=1g memory=1g c=10 cpu-shares=10 \
             cpu-period=10000 cpu-quota=10000 cpuset-cpus=0 cpuset-mems=0 rm force-rm print=outline";
         const NOTED: &str = "compress isolation=default security-opt=x squash";
-        const REFUSED: &str = "attest=type=sbom builder=x cache-from=x cache-to=type=inline policy=x provenance=true \
+        const REFUSED: &str = "attest=type=sbom builder=x cache-from=type=s3 cache-to=type=inline policy=x provenance=true \
             provenance=mode=max sbom=true";
         let line = |flag: &str| match flag.split_once('=') {
             Some((name, value)) if name.len() == 1 => format!("-{name} {value} -t x ."),

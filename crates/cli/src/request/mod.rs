@@ -13,6 +13,7 @@ mod output;
 mod reached;
 mod rights;
 mod run;
+mod shared_cache;
 
 pub use build::{Input, InputNeeds, build_request, input_needs, notes};
 pub use call::{CallFormat, CallRequest, Method, call_request};

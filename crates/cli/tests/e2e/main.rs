@@ -36,4 +36,5 @@ mod routes;
 mod run;
 mod runtime;
 mod sandbox;
+mod shared_cache;
 mod store;

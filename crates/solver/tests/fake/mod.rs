@@ -309,6 +309,7 @@ pub fn solver(fake: &Fake) -> Solver {
         results: Arc::new(fake.clone()),
         index: Arc::new(MemoryIndex::new()),
         flights: Arc::new(Flights::in_process()),
+        remote: None,
         max_parallelism: None,
         on_failure: OnFailure::CancelOthers,
     }

@@ -1,0 +1,220 @@
+//! A record on its way: an image manifest whose layers are the blobs of the results, with the record as an annotation.
+
+use crate::{CacheKey, StepRecord, StepUsage};
+use forge_image::{Annotations, Descriptor, DiffId, Digest, Manifest, MediaType};
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The type of the config of such manifests. The config is empty: one request has the whole record.
+const CONFIG: &str = "application/vnd.forge.cache.step.v1+json";
+/// The config's bytes.
+pub(super) const EMPTY: &[u8] = b"{}";
+const ANNOTATION: &str = "forge.cache.step";
+const VERSION: u32 = 1;
+/// What overlayfs mounts at most.
+const MOST_LAYERS: usize = 500;
+/// No op has as many outputs.
+const MOST_OUTPUTS: usize = 64;
+
+/// A layer as another machine can have it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct SentLayer {
+    pub blob: Descriptor,
+    pub diff_id: DiffId,
+}
+
+/// A record as another machine can read it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct SentRecord {
+    pub keys: Vec<CacheKey>,
+    pub name: String,
+    /// The stack of each output, lowest first.
+    pub outputs: Vec<Vec<SentLayer>>,
+    pub bytes: u64,
+    pub wall_ms: u64,
+    pub usage: Option<StepUsage>,
+    pub created: SystemTime,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Text {
+    version: u32,
+    keys: Vec<CacheKey>,
+    name: String,
+    outputs: Vec<Vec<TextLayer>>,
+    bytes: u64,
+    wall_ms: u64,
+    cpu_us: Option<u64>,
+    peak_memory: Option<u64>,
+    created: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct TextLayer {
+    /// The place of its blob among the manifest's layers.
+    blob: usize,
+    diff_id: Digest,
+}
+
+impl SentRecord {
+    /// Says of a record where its layers can be had.
+    pub fn of(keys: &[CacheKey], record: &StepRecord, outputs: Vec<Vec<SentLayer>>) -> Self {
+        Self {
+            keys: keys.to_vec(),
+            name: record.name.clone(),
+            outputs,
+            bytes: record.bytes,
+            wall_ms: record.wall_ms,
+            usage: record.usage,
+            created: record.created,
+        }
+    }
+
+    /// The document. The same record is the same bytes on every machine that made it.
+    pub fn to_document(&self) -> Vec<u8> {
+        let mut layers: Vec<Descriptor> = Vec::new();
+        let mut place = |layer: &SentLayer| {
+            let blob = layers.iter().position(|known| known.digest == layer.blob.digest).unwrap_or_else(|| {
+                let SentLayer { blob, .. } = layer;
+                layers.push(Descriptor::new(blob.media_type.clone(), blob.digest.clone(), blob.size));
+                layers.len() - 1
+            });
+            TextLayer { blob, diff_id: layer.diff_id.digest().clone() }
+        };
+        let outputs = self.outputs.iter().map(|stack| stack.iter().map(&mut place).collect()).collect();
+        let text = Text {
+            version: VERSION,
+            keys: self.keys.clone(),
+            name: self.name.clone(),
+            outputs,
+            bytes: self.bytes,
+            wall_ms: self.wall_ms,
+            cpu_us: self.usage.map(|usage| usage.cpu_us),
+            peak_memory: self.usage.map(|usage| usage.peak_memory),
+            created: self.created.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        };
+        let text = serde_json::to_string(&text).expect("a record holds only JSON values");
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: Some(MediaType::OciManifest),
+            config: config(),
+            layers,
+            annotations: Annotations::from_iter([(ANNOTATION.to_owned(), text.into())]),
+            unknown: serde_json::Map::new(),
+        };
+        manifest.to_json()
+    }
+
+    /// Reads what somebody put under a key.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn from_document(bytes: &[u8], key: &CacheKey) -> Result<Self, String> {
+        let manifest = Manifest::from_json(bytes, Some(&MediaType::OciManifest)).map_err(|error| error.to_string())?;
+        if manifest.config.media_type.as_str() != CONFIG {
+            return Err("it is no record of a step".to_owned());
+        }
+        let text = manifest.annotations.get(ANNOTATION).and_then(|value| value.as_str());
+        let text: Text = serde_json::from_str(text.unwrap_or_default()).map_err(|error| error.to_string())?;
+        if text.version != VERSION {
+            return Err(format!("it has version {}, known is {VERSION}", text.version));
+        }
+        if !text.keys.contains(key) {
+            return Err("it is the record of another step".to_owned());
+        }
+        if text.outputs.len() > MOST_OUTPUTS || text.outputs.iter().any(|stack| stack.len() > MOST_LAYERS) {
+            return Err("it has too many layers".to_owned());
+        }
+        let layer = |layer: &TextLayer| {
+            let blob = manifest.layers.get(layer.blob).ok_or("it names a layer that it does not bring")?;
+            if layer.diff_id.algorithm() != "sha256" || !is_layer(&blob.media_type) {
+                return Err("it names something that is no layer");
+            }
+            let blob = Descriptor::new(blob.media_type.clone(), blob.digest.clone(), blob.size);
+            Ok(SentLayer { blob, diff_id: DiffId::new(layer.diff_id.clone()) })
+        };
+        let outputs = text.outputs.iter().map(|stack| stack.iter().map(layer).collect()).collect::<Result<_, _>>()?;
+        let usage = text.cpu_us.zip(text.peak_memory);
+        Ok(Self {
+            keys: text.keys,
+            name: text.name,
+            outputs,
+            bytes: text.bytes,
+            wall_ms: text.wall_ms,
+            usage: usage.map(|(cpu_us, peak_memory)| StepUsage { cpu_us, peak_memory }),
+            // What nobody can have made yet was made now.
+            created: UNIX_EPOCH
+                .checked_add(Duration::from_secs(text.created))
+                .unwrap_or(UNIX_EPOCH)
+                .min(SystemTime::now()),
+        })
+    }
+}
+
+/// The config that every such manifest has.
+pub(super) fn config() -> Descriptor {
+    Descriptor::of(MediaType::Other(CONFIG.to_owned()), EMPTY)
+}
+
+fn is_layer(media_type: &MediaType) -> bool {
+    use MediaType::{DockerLayer, DockerLayerGzip, DockerLayerZstd, OciLayer, OciLayerGzip, OciLayerZstd};
+    matches!(media_type, OciLayer | OciLayerGzip | OciLayerZstd | DockerLayer | DockerLayerGzip | DockerLayerZstd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(byte: u8) -> CacheKey {
+        CacheKey::from_bytes([byte; 32])
+    }
+
+    fn layer(text: &str) -> SentLayer {
+        let blob = Descriptor::of(MediaType::OciLayerGzip, text.as_bytes());
+        SentLayer { blob, diff_id: DiffId::new(Digest::sha256(text.as_bytes())) }
+    }
+
+    fn record() -> SentRecord {
+        SentRecord {
+            keys: vec![key(1), key(2)],
+            name: "RUN x".to_owned(),
+            outputs: vec![vec![layer("a"), layer("b")], vec![layer("a")], Vec::new()],
+            bytes: 3,
+            wall_ms: 4,
+            usage: Some(StepUsage { cpu_us: 5, peak_memory: 6 }),
+            created: UNIX_EPOCH + Duration::from_secs(7),
+        }
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let document = record().to_document();
+        assert_eq!(SentRecord::from_document(&document, &key(1)), Ok(record()));
+        assert_eq!(SentRecord::from_document(&document, &key(2)), Ok(record()));
+        let manifest = Manifest::from_json(&document, None).unwrap();
+        assert_eq!(manifest.layers.len(), 2, "a blob is listed once");
+    }
+
+    // Seen to fail without the looks at key, place and media type.
+    #[test]
+    fn a44_a_record_names_nothing_but_what_it_brings() {
+        let document = String::from_utf8(record().to_document()).unwrap();
+        let refused = |from: &str, to: &str, key: &CacheKey| {
+            assert!(from.is_empty() || document.contains(from), "{from} in {document}");
+            SentRecord::from_document(document.replacen(from, to, 1).as_bytes(), key).unwrap_err()
+        };
+        let first = key(1);
+        assert_eq!(refused("", "", &key(3)), "it is the record of another step");
+        assert_eq!(refused(r#"\"blob\":1"#, r#"\"blob\":2"#, &first), "it names a layer that it does not bring");
+        assert_eq!(
+            refused("image.layer.v1.tar+gzip", "image.config.v1+json", &first),
+            "it names something that is no layer"
+        );
+        assert_eq!(refused("cache.step.v1", "cache.other.v1", &first), "it is no record of a step");
+        assert_eq!(refused(r#"\"version\":1"#, r#"\"version\":2"#, &first), "it has version 2, known is 1");
+        assert!(refused(r#"\"diff_id\":\"sha256:"#, r#"\"diff_id\":\"../../"#, &first).contains("digest"));
+        let many = SentRecord { outputs: vec![vec![layer("a"); MOST_LAYERS + 1]], ..record() };
+        assert_eq!(SentRecord::from_document(&many.to_document(), &first).unwrap_err(), "it has too many layers");
+        assert!(SentRecord::from_document(b"{}", &first).is_err());
+    }
+}

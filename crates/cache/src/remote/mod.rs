@@ -1,0 +1,99 @@
+//! Caches that machines share: step records and their layers, in a registry or a folder.
+//!
+//! Every key has a record of its own, so that whoever writes at the same time loses nothing of the others': there is no list
+//! that all would have to change. Nothing that comes from elsewhere is believed: documents and blobs are verified by digest
+//! and size, layers by their DiffIds, and a record can name no layer but those that it brings. Whatever fails on the way is a
+//! miss, told in one line.
+//!
+//! Reading order: [`RemoteCache`] (what the solver asks), [`SharedCache`] (the answer); [`RecordStore`], [`LayoutRecords`],
+//! [`RegistryRecords`] (places); `document` (a record on its way), `source` (in), [`CacheTarget`] (out).
+
+mod document;
+mod layout;
+mod repository;
+mod shared;
+mod source;
+mod target;
+
+pub use layout::LayoutRecords;
+pub use repository::RegistryRecords;
+pub use shared::SharedCache;
+pub use target::{CacheTarget, Extent};
+
+use crate::{CacheError, CacheKey, StepRecord};
+use async_trait::async_trait;
+use forge_image::{Descriptor, Digest};
+use forge_registry::{ImageSource, TransferContext};
+use std::sync::Arc;
+
+/// A cache beside this machine's own, asked where that has nothing.
+#[async_trait]
+pub trait RemoteCache: Send + Sync {
+    /// The record under a key; its layers are in the store then and held by the build's lease. `vertex` is who wants it.
+    /// Whatever fails is `None`.
+    async fn find(&self, key: &CacheKey, vertex: &Digest) -> Option<StepRecord>;
+
+    /// Takes note that a step ran. Returns at once.
+    fn made(&self, keys: &[CacheKey], record: &StepRecord);
+
+    /// Takes note that a record of this machine was used. Returns at once.
+    fn used(&self, key: &CacheKey, record: &StepRecord);
+}
+
+/// A place where records are kept by key, and blobs by digest.
+#[async_trait]
+pub trait RecordStore: Send + Sync {
+    /// What users see.
+    fn name(&self) -> String;
+
+    /// The document under a key, its digest verified; `None` where there is none.
+    ///
+    /// # Errors
+    /// The place cannot be reached or read.
+    async fn record(&self, context: &TransferContext, key: &CacheKey) -> Result<Option<Vec<u8>>, CacheError>;
+
+    /// Where the blobs of records are read.
+    ///
+    /// # Errors
+    /// The place cannot be read.
+    fn blobs(&self) -> Result<Arc<dyn ImageSource>, CacheError>;
+
+    /// Has a blob there without having it here, from another repository; `false` where its bytes are wanted.
+    ///
+    /// # Errors
+    /// The place cannot be reached.
+    async fn mount(
+        &self,
+        _context: &TransferContext,
+        _blob: &Descriptor,
+        _from: &forge_image::Reference,
+    ) -> Result<bool, CacheError> {
+        Ok(false)
+    }
+
+    /// Brings a blob of the store there, if it lacks it.
+    ///
+    /// # Errors
+    /// The place cannot be reached or written.
+    async fn put_blob(&self, context: &TransferContext, blob: &Descriptor) -> Result<(), CacheError>;
+
+    /// Puts a document under a key; what it names is there already.
+    ///
+    /// # Errors
+    /// The place cannot be reached or written.
+    async fn put_record(&self, context: &TransferContext, key: &CacheKey, document: &[u8]) -> Result<(), CacheError>;
+}
+
+/// Something failed between here and a place.
+fn failed(place: impl Into<String>, source: impl std::error::Error + Send + Sync + 'static) -> CacheError {
+    CacheError::Remote { place: place.into(), source: Box::new(source) }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CacheError> + Send + 'static,
+) -> Result<T, CacheError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(failed("a thread", error)),
+    }
+}

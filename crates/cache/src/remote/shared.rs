@@ -1,0 +1,139 @@
+//! The shared caches of one build.
+
+use super::source::CacheSource;
+use super::target::{CacheTarget, Extent, News, Outgoing};
+use super::{RecordStore, RemoteCache};
+use crate::{CacheError, CacheKey, StepRecord};
+use async_trait::async_trait;
+use forge_image::{Digest, chain};
+use forge_registry::{Registry, TransferContext};
+use forge_session::{Event, WarningNotice};
+use forge_store::LayerId;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// What a build asks beside its own cache, and what it tells.
+pub struct SharedCache {
+    context: TransferContext,
+    /// Where layers lie that are to be sent and are not here.
+    registry: Arc<Registry>,
+    sources: Vec<CacheSource>,
+    targets: Vec<Arc<CacheTarget>>,
+    /// Records on their way.
+    sending: Mutex<JoinSet<()>>,
+    open: Arc<AtomicUsize>,
+    /// Records of which only the end of the build says whether they are sent.
+    held_back: Mutex<Vec<(Arc<CacheTarget>, Outgoing)>>,
+}
+
+impl SharedCache {
+    /// Asks `sources` in order, and sends to all of `targets`. The context is the build's.
+    pub fn new(
+        context: TransferContext,
+        registry: Arc<Registry>,
+        sources: Vec<Arc<dyn RecordStore>>,
+        targets: Vec<CacheTarget>,
+    ) -> Self {
+        Self {
+            context,
+            registry,
+            sources: sources.into_iter().map(CacheSource::new).collect(),
+            targets: targets.into_iter().map(Arc::new).collect(),
+            sending: Mutex::default(),
+            open: Arc::default(),
+            held_back: Mutex::default(),
+        }
+    }
+
+    /// The places that are sent to, as users see them.
+    pub fn targets(&self) -> Vec<String> {
+        self.targets.iter().map(|target| target.name()).collect()
+    }
+
+    /// Waits until everything is sent, but not longer than that. `results` are the stacks of the build.
+    pub async fn finish(&self, results: &[Vec<LayerId>], patience: Duration) {
+        let held_back = std::mem::take(&mut *lock(&self.held_back));
+        for (target, outgoing) in held_back {
+            let is_part = |layers: &[LayerId]| results.iter().any(|result| result.starts_with(layers));
+            if outgoing.record.outputs.iter().all(|output| !output.layers().is_empty() && is_part(output.layers())) {
+                self.start(&target, outgoing);
+            }
+        }
+        let mut sending = std::mem::take(&mut *lock(&self.sending));
+        let ended = async { while sending.join_next().await.is_some() {} };
+        if tokio::time::timeout(patience, ended).await.is_err() {
+            let left = self.open.load(Ordering::Relaxed);
+            let seconds = patience.as_secs();
+            tell(&self.context, format!("cache export: {left} records were not sent within {seconds} s"));
+        }
+    }
+
+    fn offer(&self, keys: &[CacheKey], record: &StepRecord, news: News) {
+        // A source is had from where it is.
+        if record.is_source {
+            return;
+        }
+        for target in &self.targets {
+            let outgoing = Outgoing { keys: keys.to_vec(), record: record.clone(), news };
+            match target.extent() {
+                Extent::All => self.start(target, outgoing),
+                Extent::Final => lock(&self.held_back).push((target.clone(), outgoing)),
+            }
+        }
+    }
+
+    fn start(&self, target: &Arc<CacheTarget>, outgoing: Outgoing) {
+        let (context, registry, target) = (self.context.clone(), self.registry.clone(), target.clone());
+        let open = self.open.clone();
+        open.fetch_add(1, Ordering::Relaxed);
+        lock(&self.sending).spawn(async move {
+            if let Err(error) = target.send(&context, &registry, &outgoing).await {
+                tell_failure(&context, "export", &error);
+            }
+            open.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+}
+
+#[async_trait]
+impl RemoteCache for SharedCache {
+    async fn find(&self, key: &CacheKey, vertex: &Digest) -> Option<StepRecord> {
+        let context = TransferContext { vertex: vertex.clone(), ..self.context.clone() };
+        for source in &self.sources {
+            match source.find(&context, key).await {
+                Ok(Some(record)) => return Some(record),
+                Ok(None) => {}
+                Err(error) => tell_failure(&context, "import", &error),
+            }
+        }
+        None
+    }
+
+    fn made(&self, keys: &[CacheKey], record: &StepRecord) {
+        self.offer(keys, record, News::Made);
+    }
+
+    fn used(&self, key: &CacheKey, record: &StepRecord) {
+        self.offer(std::slice::from_ref(key), record, News::Used);
+    }
+}
+
+fn tell_failure(context: &TransferContext, what: &str, error: &CacheError) {
+    if !context.session.cancellation().is_cancelled() {
+        tell(context, format!("cache {what}: {}", chain(error)));
+    }
+}
+
+/// One line for the user.
+fn tell(context: &TransferContext, short: String) {
+    let notice =
+        WarningNotice { vertex: None, level: 1, short, detail: Vec::new(), url: None, span: None, excerpt: None };
+    context.session.events().emit(Event::Warning(notice));
+}
+
+/// What is behind the lock is whole at every moment.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

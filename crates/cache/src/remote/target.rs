@@ -1,0 +1,183 @@
+//! Records that go out.
+
+use super::document::{SentLayer, SentRecord};
+use super::{RecordStore, blocking, failed};
+use crate::{CacheError, CacheKey, ResultRef, StepRecord};
+use forge_registry::{Registry, TransferContext, bring_layers};
+use forge_store::{Compression, LayerId, RemoteLayer, StoreError, TarOptions};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{OnceCell, Semaphore};
+
+/// How many records are sent at once.
+const CONCURRENT_RECORDS: usize = 4;
+
+/// Which steps are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Extent {
+    /// Those whose results are in the image.
+    Final,
+    /// All.
+    #[default]
+    All,
+}
+
+/// A place that records are sent to.
+pub struct CacheTarget {
+    store: Arc<dyn RecordStore>,
+    compression: Compression,
+    /// Whether layers that came compressed are compressed anew.
+    force: bool,
+    extent: Extent,
+    slots: Semaphore,
+    layers: Mutex<HashMap<LayerId, Arc<OnceCell<SentLayer>>>>,
+    given_up: AtomicBool,
+}
+
+/// A record that is to be sent.
+#[derive(Clone)]
+pub(super) struct Outgoing {
+    pub keys: Vec<CacheKey>,
+    pub record: StepRecord,
+    pub news: News,
+}
+
+/// Whether a place can have a record already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum News {
+    /// It was made just now, and takes the place of what is there.
+    Made,
+    /// It was here before: what is there is as good.
+    Used,
+}
+
+impl CacheTarget {
+    /// Sends to `store`, layers in that compression.
+    pub fn new(store: Arc<dyn RecordStore>, compression: Compression, force: bool, extent: Extent) -> Self {
+        let (slots, layers) = (Semaphore::new(CONCURRENT_RECORDS), Mutex::default());
+        Self { store, compression, force, extent, slots, layers, given_up: AtomicBool::new(false) }
+    }
+
+    pub(super) fn extent(&self) -> Extent {
+        self.extent
+    }
+
+    pub(super) fn name(&self) -> String {
+        self.store.name()
+    }
+
+    /// Sends a record after the layers that it names. The first failure is told, and nothing is sent after it.
+    pub(super) async fn send(
+        &self,
+        context: &TransferContext,
+        registry: &Arc<Registry>,
+        outgoing: &Outgoing,
+    ) -> Result<(), CacheError> {
+        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        if self.given_up.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match self.try_send(context, registry, outgoing).await {
+            Err(error) if !self.given_up.swap(true, Ordering::Relaxed) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn try_send(
+        &self,
+        context: &TransferContext,
+        registry: &Arc<Registry>,
+        Outgoing { keys, record, news }: &Outgoing,
+    ) -> Result<(), CacheError> {
+        if *news == News::Used && self.has_all(context, keys).await? {
+            return Ok(());
+        }
+        let layers: Vec<LayerId> = record.layers().cloned().collect();
+        let held = context.clone();
+        if !blocking(move || held.lease.hold_layers(&layers).map_err(store_failed)).await? {
+            // A collection was faster.
+            return Ok(());
+        }
+        let mut outputs = Vec::with_capacity(record.outputs.len());
+        for output in &record.outputs {
+            let ResultRef::Layers(stack) = output else { return Ok(()) };
+            let mut sent = Vec::with_capacity(stack.len());
+            for layer in stack {
+                sent.push(self.layer(context, registry, layer).await?);
+            }
+            outputs.push(sent);
+        }
+        let document = SentRecord::of(keys, record, outputs).to_document();
+        for key in keys {
+            self.store.put_record(context, key, &document).await?;
+        }
+        Ok(())
+    }
+
+    async fn has_all(&self, context: &TransferContext, keys: &[CacheKey]) -> Result<bool, CacheError> {
+        for key in keys {
+            if self.store.record(context, key).await?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Sends a layer, once for all records that name it.
+    async fn layer(
+        &self,
+        context: &TransferContext,
+        registry: &Arc<Registry>,
+        layer: &LayerId,
+    ) -> Result<SentLayer, CacheError> {
+        let cell = {
+            let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+            layers.entry(layer.clone()).or_default().clone()
+        };
+        cell.get_or_try_init(|| self.send_layer(context, registry, layer)).await.cloned()
+    }
+
+    async fn send_layer(
+        &self,
+        context: &TransferContext,
+        registry: &Arc<Registry>,
+        layer: &LayerId,
+    ) -> Result<SentLayer, CacheError> {
+        let (store, id) = (context.store.clone(), layer.clone());
+        let known = blocking(move || store.layers().remote(&id).map_err(store_failed)).await?;
+        if let Some(RemoteLayer { blob, diff_id, repository, absent, .. }) = known.filter(|_| !self.force) {
+            if self.store.mount(context, &blob, &repository).await? {
+                return Ok(SentLayer { blob, diff_id });
+            }
+            if absent {
+                let brought = bring_layers(context, registry, std::slice::from_ref(layer)).await;
+                brought.map_err(|error| failed(repository.to_string(), error))?;
+            }
+        }
+        let (packed, id, compression, force) = (context.clone(), layer.clone(), self.compression, self.force);
+        let sent = blocking(move || pack(&packed, &id, &compression, force).map_err(store_failed)).await?;
+        self.store.put_blob(context, &sent.blob).await?;
+        Ok(sent)
+    }
+}
+
+/// The blob that a layer leaves as: the one that it came as, where that was compressed.
+fn pack(
+    context: &TransferContext,
+    id: &LayerId,
+    compression: &Compression,
+    force: bool,
+) -> Result<SentLayer, StoreError> {
+    let layers = context.store.layers();
+    let came_as = layers.foreign_blob(id)?.filter(|blob| !force && blob.compression != Compression::None);
+    let blob = match came_as {
+        Some(blob) if context.lease.hold_blob(&blob.descriptor.digest)? => blob,
+        _ => layers.blob(id, compression, &TarOptions::default(), &context.lease, &mut |_| {})?,
+    };
+    Ok(SentLayer { blob: blob.descriptor, diff_id: blob.diff_id })
+}
+
+fn store_failed(error: StoreError) -> CacheError {
+    failed("the store", error)
+}
