@@ -7,13 +7,14 @@ use forge_executor::{Executor, ExecutorError, NamespaceExecutor, RuntimeExecutor
 use forge_exporter::{ExportError, ExportSettings, ImageSet, Pushed};
 use forge_image::{ErrorKind, Platform, Reference};
 use forge_registry::{
-    DockerConfig, HostOptions, LoginOutcome, ProxyOptions, Registry, RegistryOptions, TransferContext,
+    DockerConfig, HostOptions, LoginOutcome, ProxyOptions, Registry, RegistryOptions, RetryPolicy, Timeouts,
+    TransferContext,
 };
 use forge_session::{Context, Credentials, EventSink, Redacted, Session};
 use forge_store::{Store, Target};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 
 /// The door to everything that forge can do. Cheap to clone.
@@ -135,6 +136,20 @@ impl Engine {
             (host.http, host.insecure) = (Some(true), true);
         }
         Ok(Arc::new(Registry::new(registry_options(&options))?))
+    }
+
+    /// A client that gives up soon, for what a build can do without. It speaks plain HTTP to the registries of `plain`.
+    pub(crate) fn hasty_registry(&self, plain: &[Reference]) -> Result<Arc<Registry>, EngineError> {
+        let mut options = self.options().clone();
+        for name in plain {
+            let host = options.registries.entry(name.registry().to_owned()).or_default();
+            (host.http, host.insecure) = (Some(true), true);
+        }
+        let usual = registry_options(&options);
+        let seconds = Duration::from_secs;
+        let retry = RetryPolicy { attempts: 2, base: Duration::from_millis(200), longest: seconds(5) };
+        let timeouts = Timeouts { connect: seconds(4), stall: seconds(20), document: seconds(20), ..usual.timeouts };
+        Ok(Arc::new(Registry::new(RegistryOptions { retry, timeouts, ..usual })?))
     }
 
     pub(crate) fn index(&self) -> Result<Arc<SqliteIndex>, EngineError> {

@@ -8,6 +8,7 @@ use crate::{EngineError, LayerCompression, Transport};
 use forge_cache::remote::{CacheTarget, Extent, LayoutRecords, RecordStore, RegistryRecords, SharedCache};
 use forge_image::{ErrorKind, Reference};
 use forge_registry::TransferContext;
+use forge_session::{Event, WarningNotice};
 use forge_store::Compression;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -87,10 +88,8 @@ impl CachePlace {
                 Arc::new(records.ok_or_else(|| refused(format!("the cache's tag {tag:?} is invalid")))?)
             }
             Self::Registry(reference, transport) => {
-                let registry = match transport {
-                    Transport::Configured => engine.registry()?,
-                    Transport::Plain => engine.plain_registry(std::slice::from_ref(reference))?,
-                };
+                let plain = std::slice::from_ref(reference);
+                let registry = engine.hasty_registry(if *transport == Transport::Plain { plain } else { &[] })?;
                 let records = RegistryRecords::new(registry, reference).map_err(|error| {
                     refused(format!("the cache {reference} cannot be used: {error}"))
                         .with_hint("keys are added to its tag, which can have at most 63 characters")
@@ -120,7 +119,13 @@ impl Build {
         let name = format!("exporting cache to {}", shared.targets().join(", "));
         let shown = ShownStep::start(self.session.events(), &name);
         let cancel = self.session.cancellation();
-        _ = cancel.run_until_cancelled(shared.finish(&stacks, PATIENCE)).await;
+        let lines = cancel.run_until_cancelled(shared.finish(&stacks, PATIENCE)).await;
+        for short in lines.unwrap_or_default() {
+            let vertex = Some(ShownStep::digest_of(&name));
+            let notice =
+                WarningNotice { vertex, level: 1, short, detail: Vec::new(), url: None, span: None, excerpt: None };
+            self.session.events().emit(Event::Warning(notice));
+        }
         _ = shown.end(Ok::<(), EngineError>(()));
     }
 }

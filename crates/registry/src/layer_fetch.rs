@@ -3,7 +3,7 @@
 use crate::blob_fetch::{blocking, ensure_followed, lock};
 use crate::{FetchError, ImageSource, Registry, RegistrySource, ResolvedImage, TransferContext};
 use forge_image::{Descriptor, DiffId, Digest, Reference};
-use forge_store::{BlobFollower, LayerId, RemoteLayer};
+use forge_store::{Adoption, BlobFollower, FileTimes, LayerId, LayerRecord, RemoteLayer, StoreError};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tokio::sync::{Semaphore, oneshot};
@@ -102,6 +102,17 @@ async fn absent(context: &TransferContext, layers: &[LayerId]) -> Result<Vec<(Re
     .await
 }
 
+/// A layer as somebody says that it can be had.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OfferedLayer {
+    /// The blob that carries it.
+    pub blob: Descriptor,
+    /// The digest of its tar.
+    pub diff_id: DiffId,
+    /// Where forge made it, which of its times are content. What turns out to be made by others is kept as that.
+    pub made: Option<FileTimes>,
+}
+
 /// Has the layers of a resolved image in the store, unpacked, from a source that may not be there later.
 ///
 /// # Errors
@@ -112,17 +123,65 @@ pub async fn fetch_layers(
     image: &ResolvedImage,
 ) -> Result<Vec<LayerId>, FetchError> {
     let diff_ids: Arc<[DiffId]> = image.config.rootfs.diff_ids.clone().into();
-    let mut layers = present_layers(context, &diff_ids).await?;
-    let missing: Vec<_> = image.layers().skip(layers.len()).collect();
-    let blobs: Vec<_> = missing.iter().map(|(blob, _)| (source.clone(), (*blob).clone())).collect();
+    let present = present_layers(context, &diff_ids).await?;
+    let offer = |(blob, diff_id): (&Descriptor, &DiffId)| OfferedLayer {
+        blob: blob.clone(),
+        diff_id: diff_id.clone(),
+        made: None,
+    };
+    let missing: Vec<_> = image.layers().skip(present.len()).map(offer).collect();
+    fetch_above(context, source, present, &missing).await
+}
+
+/// Has a stack of layers in the store, unpacked, lowest first.
+///
+/// # Errors
+/// As [`fetch_layers`].
+pub async fn fetch_stack(
+    context: &TransferContext,
+    source: &Arc<dyn ImageSource>,
+    stack: &[OfferedLayer],
+) -> Result<Vec<LayerId>, FetchError> {
+    let (looking, offered) = (context.clone(), stack.to_vec());
+    let present = blocking(move || present_part(&looking, &offered)).await?;
+    let missing = &stack[present.len()..];
+    fetch_above(context, source, present, missing).await
+}
+
+async fn fetch_above(
+    context: &TransferContext,
+    source: &Arc<dyn ImageSource>,
+    mut layers: Vec<LayerId>,
+    missing: &[OfferedLayer],
+) -> Result<Vec<LayerId>, FetchError> {
+    let blobs: Vec<_> = missing.iter().map(|offered| (source.clone(), offered.blob.clone())).collect();
     let mut incoming = Incoming::start(context, blobs);
-    for (blob, diff_id) in missing {
+    for offered in missing {
+        let OfferedLayer { blob, diff_id, made } = offered.clone();
         let name = format!("{} {diff_id}", layers.last().map_or("", LayerId::as_str));
-        let (blob, diff_id) = (blob.clone(), diff_id.clone());
-        let wanted = Wanted { source: source.clone(), blob, diff_id, parents: layers.clone(), name };
+        let wanted = Wanted { source: source.clone(), blob, diff_id, made, parents: layers.clone(), name };
         layers.push(incoming.unpack(context, wanted).await?);
     }
     Ok(layers)
+}
+
+/// The layers of the longest part of a stack, counted from below, that is here.
+fn present_part(context: &TransferContext, stack: &[OfferedLayer]) -> Result<Vec<LayerId>, FetchError> {
+    let all = context.store.layers();
+    let failed = || FetchError::store("look for layers");
+    let mut present = Vec::new();
+    for OfferedLayer { diff_id, made, .. } in stack {
+        let found = match made {
+            Some(_) => all.find_adopted(&present, diff_id, &context.lease),
+            None => all.find_unpacked(&present, diff_id, &context.lease),
+        };
+        let Some(layer) = found.map_err(failed())? else { break };
+        if !all.absent(std::slice::from_ref(&layer)).map_err(failed())?.is_empty() {
+            break;
+        }
+        present.push(layer);
+    }
+    Ok(present)
 }
 
 /// The layers of the longest part of the stack, counted from below, that is unpacked already.
@@ -149,6 +208,8 @@ struct Wanted {
     source: Arc<dyn ImageSource>,
     blob: Descriptor,
     diff_id: DiffId,
+    /// As in [`OfferedLayer`].
+    made: Option<FileTimes>,
     /// The layers below it, unpacked by the time it is its turn.
     parents: Vec<LayerId>,
     /// Names the place in a stack that it is for.
@@ -161,6 +222,7 @@ impl Wanted {
             source: Arc::new(RegistrySource::new(registry.clone(), remote.repository.clone())),
             blob: remote.blob.clone(),
             diff_id: remote.diff_id.clone(),
+            made: None,
             parents: parents.to_vec(),
             name: remote.layer.to_string(),
         }
@@ -248,19 +310,35 @@ async fn unpack(
 ) -> Result<LayerId, FetchError> {
     let context = context.clone();
     blocking(move || {
-        let Wanted { blob, diff_id, parents, .. } = wanted;
-        let layers = context.store.layers();
-        let progress = context.begin(blob.digest.to_string(), "extracting", blob.size);
-        let mut report = |done| progress.set(done);
-        let record = match arriving {
-            None => layers.unpack(&parents, &blob, &diff_id, &context.lease, &mut report),
-            Some(arriving) => {
-                layers.unpack_arriving(&parents, (&blob, &diff_id), arriving, &context.lease, &mut report)
-            }
-        };
+        let progress = context.begin(wanted.blob.digest.to_string(), "extracting", wanted.blob.size);
+        let record = unpack_now(&context, &wanted, arriving, &mut |done| progress.set(done));
         let record = record.map_err(FetchError::store("unpack a layer"))?;
         progress.complete();
         Ok(record.id)
     })
     .await
+}
+
+/// Unpacks a layer as what its offer says that it is; one of forge's that is none is a foreign one.
+fn unpack_now(
+    context: &TransferContext,
+    Wanted { blob, diff_id, made, parents, .. }: &Wanted,
+    mut arriving: Option<BlobFollower>,
+    report: &mut dyn FnMut(u64),
+) -> Result<LayerRecord, StoreError> {
+    let (layers, lease) = (context.store.layers(), &context.lease);
+    if let Some(times) = *made {
+        let adoption = Adoption { blob, diff_id, times };
+        let adopted = match arriving.take() {
+            None => layers.adopt(parents, &adoption, lease, report),
+            Some(arriving) => layers.adopt_arriving(parents, &adoption, arriving, lease, report),
+        };
+        if let Some(record) = adopted? {
+            return Ok(record);
+        }
+    }
+    match arriving {
+        None => layers.unpack(parents, blob, diff_id, lease, report),
+        Some(arriving) => layers.unpack_arriving(parents, (blob, diff_id), arriving, lease, report),
+    }
 }

@@ -66,7 +66,7 @@ pub use error::RegistryError;
 pub use fetch_error::FetchError;
 pub use image_source::{ImageSource, RegistrySource};
 pub use index_walk::image_manifests;
-pub use layer_fetch::{bring_layers, fetch_layers, know_layers};
+pub use layer_fetch::{OfferedLayer, bring_layers, fetch_layers, fetch_stack, know_layers};
 pub use layout::{IMAGE_NAME, LayoutName, OciLayout, REF_NAME, from_oci_layout, resolve_oci_layout};
 pub use login::LoginOutcome;
 pub use message::ServerMessage;

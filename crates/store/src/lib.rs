@@ -72,9 +72,9 @@ pub use file_times::FileTimes;
 pub use ids::{Compression, ContentDigest, IdError, LayerBlob, LayerId, LayerRecord, TarOptions};
 pub use images::{Found, Image, Images, Target};
 pub use layers::{
-    ActiveLayer, EntryKind, Extracted, KnownFile, KnownFiles, LayerEntry, LayerError, LayerIndex, Layers, MergedTree,
-    Metadata, Pack, PackWriter, PackedBytes, PackedEntry, TreeEntry, TreeFault, TreeFile, TreeFolder, TreeKind,
-    UnpackLimits, path_order,
+    ActiveLayer, Adoption, EntryKind, Extracted, KnownFile, KnownFiles, LayerEntry, LayerError, LayerIndex, Layers,
+    MergedTree, Metadata, Pack, PackWriter, PackedBytes, PackedEntry, TreeEntry, TreeFault, TreeFile, TreeFolder,
+    TreeKind, UnpackLimits, path_order,
 };
 pub use lease::Lease;
 pub use left_over::left_over;

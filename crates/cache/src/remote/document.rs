@@ -2,6 +2,8 @@
 
 use crate::{CacheKey, StepRecord, StepUsage};
 use forge_image::{Annotations, Descriptor, DiffId, Digest, Manifest, MediaType};
+use forge_registry::OfferedLayer;
+use forge_store::FileTimes;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,20 +18,13 @@ const MOST_LAYERS: usize = 500;
 /// No op has as many outputs.
 const MOST_OUTPUTS: usize = 64;
 
-/// A layer as another machine can have it.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct SentLayer {
-    pub blob: Descriptor,
-    pub diff_id: DiffId,
-}
-
 /// A record as another machine can read it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct SentRecord {
     pub keys: Vec<CacheKey>,
     pub name: String,
     /// The stack of each output, lowest first.
-    pub outputs: Vec<Vec<SentLayer>>,
+    pub outputs: Vec<Vec<OfferedLayer>>,
     pub bytes: u64,
     pub wall_ms: u64,
     pub usage: Option<StepUsage>,
@@ -54,11 +49,44 @@ struct TextLayer {
     /// The place of its blob among the manifest's layers.
     blob: usize,
     diff_id: Digest,
+    /// There where forge made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made: Option<TextTimes>,
+}
+
+/// Which times of a layer are content.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum TextTimes {
+    Content,
+    Ignored,
+    /// Those outside of this time.
+    Outside(i64, i64),
+}
+
+impl From<FileTimes> for TextTimes {
+    fn from(times: FileTimes) -> Self {
+        match times {
+            FileTimes::Content => Self::Content,
+            FileTimes::Ignored => Self::Ignored,
+            FileTimes::ContentOutside { from, until } => Self::Outside(from, until),
+        }
+    }
+}
+
+impl From<TextTimes> for FileTimes {
+    fn from(times: TextTimes) -> Self {
+        match times {
+            TextTimes::Content => Self::Content,
+            TextTimes::Ignored => Self::Ignored,
+            TextTimes::Outside(from, until) => Self::ContentOutside { from, until },
+        }
+    }
 }
 
 impl SentRecord {
     /// Says of a record where its layers can be had.
-    pub fn of(keys: &[CacheKey], record: &StepRecord, outputs: Vec<Vec<SentLayer>>) -> Self {
+    pub fn of(keys: &[CacheKey], record: &StepRecord, outputs: Vec<Vec<OfferedLayer>>) -> Self {
         Self {
             keys: keys.to_vec(),
             name: record.name.clone(),
@@ -73,13 +101,13 @@ impl SentRecord {
     /// The document. The same record is the same bytes on every machine that made it.
     pub fn to_document(&self) -> Vec<u8> {
         let mut layers: Vec<Descriptor> = Vec::new();
-        let mut place = |layer: &SentLayer| {
+        let mut place = |layer: &OfferedLayer| {
             let blob = layers.iter().position(|known| known.digest == layer.blob.digest).unwrap_or_else(|| {
-                let SentLayer { blob, .. } = layer;
+                let blob = &layer.blob;
                 layers.push(Descriptor::new(blob.media_type.clone(), blob.digest.clone(), blob.size));
                 layers.len() - 1
             });
-            TextLayer { blob, diff_id: layer.diff_id.digest().clone() }
+            TextLayer { blob, diff_id: layer.diff_id.digest().clone(), made: layer.made.map(TextTimes::from) }
         };
         let outputs = self.outputs.iter().map(|stack| stack.iter().map(&mut place).collect()).collect();
         let text = Text {
@@ -131,7 +159,8 @@ impl SentRecord {
                 return Err("it names something that is no layer");
             }
             let blob = Descriptor::new(blob.media_type.clone(), blob.digest.clone(), blob.size);
-            Ok(SentLayer { blob, diff_id: DiffId::new(layer.diff_id.clone()) })
+            let made = layer.made.map(FileTimes::from);
+            Ok(OfferedLayer { blob, diff_id: DiffId::new(layer.diff_id.clone()), made })
         };
         let outputs = text.outputs.iter().map(|stack| stack.iter().map(layer).collect()).collect::<Result<_, _>>()?;
         let usage = text.cpu_us.zip(text.peak_memory);
@@ -169,9 +198,10 @@ mod tests {
         CacheKey::from_bytes([byte; 32])
     }
 
-    fn layer(text: &str) -> SentLayer {
+    fn layer(text: &str) -> OfferedLayer {
         let blob = Descriptor::of(MediaType::OciLayerGzip, text.as_bytes());
-        SentLayer { blob, diff_id: DiffId::new(Digest::sha256(text.as_bytes())) }
+        let made = Some(FileTimes::ContentOutside { from: -1, until: 5 });
+        OfferedLayer { blob, diff_id: DiffId::new(Digest::sha256(text.as_bytes())), made }
     }
 
     fn record() -> SentRecord {

@@ -24,6 +24,8 @@ pub struct SharedCache {
     /// Records on their way.
     sending: Mutex<JoinSet<()>>,
     open: Arc<AtomicUsize>,
+    /// What went wrong with sending.
+    failures: Arc<Mutex<Vec<String>>>,
     /// Records of which only the end of the build says whether they are sent.
     held_back: Mutex<Vec<(Arc<CacheTarget>, Outgoing)>>,
 }
@@ -43,6 +45,7 @@ impl SharedCache {
             targets: targets.into_iter().map(Arc::new).collect(),
             sending: Mutex::default(),
             open: Arc::default(),
+            failures: Arc::default(),
             held_back: Mutex::default(),
         }
     }
@@ -52,8 +55,9 @@ impl SharedCache {
         self.targets.iter().map(|target| target.name()).collect()
     }
 
-    /// Waits until everything is sent, but not longer than that. `results` are the stacks of the build.
-    pub async fn finish(&self, results: &[Vec<LayerId>], patience: Duration) {
+    /// Waits until everything is sent, but not longer than that, and says what was not, a line for each cache. `results`
+    /// are the stacks of the build.
+    pub async fn finish(&self, results: &[Vec<LayerId>], patience: Duration) -> Vec<String> {
         let held_back = std::mem::take(&mut *lock(&self.held_back));
         for (target, outgoing) in held_back {
             let is_part = |layers: &[LayerId]| results.iter().any(|result| result.starts_with(layers));
@@ -66,8 +70,9 @@ impl SharedCache {
         if tokio::time::timeout(patience, ended).await.is_err() {
             let left = self.open.load(Ordering::Relaxed);
             let seconds = patience.as_secs();
-            tell(&self.context, format!("cache export: {left} records were not sent within {seconds} s"));
+            lock(&self.failures).push(format!("cache export: {left} records were not sent within {seconds} s"));
         }
+        std::mem::take(&mut *lock(&self.failures))
     }
 
     fn offer(&self, keys: &[CacheKey], record: &StepRecord, news: News) {
@@ -86,11 +91,11 @@ impl SharedCache {
 
     fn start(&self, target: &Arc<CacheTarget>, outgoing: Outgoing) {
         let (context, registry, target) = (self.context.clone(), self.registry.clone(), target.clone());
-        let open = self.open.clone();
+        let (open, failures) = (self.open.clone(), self.failures.clone());
         open.fetch_add(1, Ordering::Relaxed);
         lock(&self.sending).spawn(async move {
             if let Err(error) = target.send(&context, &registry, &outgoing).await {
-                tell_failure(&context, "export", &error);
+                lock(&failures).push(format!("cache export: {}", chain(&error)));
             }
             open.fetch_sub(1, Ordering::Relaxed);
         });
@@ -105,7 +110,7 @@ impl RemoteCache for SharedCache {
             match source.find(&context, key).await {
                 Ok(Some(record)) => return Some(record),
                 Ok(None) => {}
-                Err(error) => tell_failure(&context, "import", &error),
+                Err(error) => tell(&context, &error),
             }
         }
         None
@@ -120,16 +125,20 @@ impl RemoteCache for SharedCache {
     }
 }
 
-fn tell_failure(context: &TransferContext, what: &str, error: &CacheError) {
-    if !context.session.cancellation().is_cancelled() {
-        tell(context, format!("cache {what}: {}", chain(error)));
+/// Tells why a cache is of no use for a step.
+fn tell(context: &TransferContext, error: &CacheError) {
+    if context.session.cancellation().is_cancelled() {
+        return;
     }
-}
-
-/// One line for the user.
-fn tell(context: &TransferContext, short: String) {
-    let notice =
-        WarningNotice { vertex: None, level: 1, short, detail: Vec::new(), url: None, span: None, excerpt: None };
+    let notice = WarningNotice {
+        vertex: Some(context.vertex.clone()),
+        level: 1,
+        short: format!("cache import: {}", chain(error)),
+        detail: Vec::new(),
+        url: None,
+        span: None,
+        excerpt: None,
+    };
     context.session.events().emit(Event::Warning(notice));
 }
 

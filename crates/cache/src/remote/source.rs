@@ -1,16 +1,15 @@
 //! Records that come in.
 
-use super::document::{SentLayer, SentRecord};
+use super::document::SentRecord;
 use super::{RecordStore, failed};
 use crate::{CacheError, CacheKey, ResultRef, StepRecord};
-use forge_image::{Annotations, Descriptor, Digest, ImageConfig, ImageId, Manifest, MediaType, Platform};
-use forge_registry::{ResolvedImage, TransferContext, fetch_layers};
+use forge_registry::{OfferedLayer, TransferContext, fetch_stack};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// How long a place may take to answer for a key. Blobs may take longer.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A place that is asked.
 pub(super) struct CacheSource {
@@ -57,12 +56,12 @@ impl CacheSource {
     }
 
     /// Has a stack here: fetched, verified, unpacked.
-    async fn bring(&self, context: &TransferContext, stack: &[SentLayer]) -> Result<ResultRef, CacheError> {
+    async fn bring(&self, context: &TransferContext, stack: &[OfferedLayer]) -> Result<ResultRef, CacheError> {
         if stack.is_empty() {
             return Ok(ResultRef::scratch());
         }
         let source = self.store.blobs()?;
-        let layers = fetch_layers(context, &source, &image_of(stack)).await;
+        let layers = fetch_stack(context, &source, stack).await;
         Ok(ResultRef::Layers(layers.map_err(|error| failed(self.store.name(), error))?))
     }
 }
@@ -82,22 +81,4 @@ fn received(sent: SentRecord, outputs: Vec<ResultRef>) -> StepRecord {
         last_used: SystemTime::now(),
         boot_id: StepRecord::current_boot().to_owned(),
     }
-}
-
-/// A stack as the image that has these layers: what fetches images fetches it.
-fn image_of(stack: &[SentLayer]) -> ResolvedImage {
-    let platform = Platform::host();
-    let mut config = ImageConfig::new(&platform);
-    config.rootfs.diff_ids = stack.iter().map(|layer| layer.diff_id.clone()).collect();
-    let nothing = Descriptor::of(MediaType::OciConfig, b"");
-    let document = Manifest {
-        schema_version: 2,
-        media_type: Some(MediaType::OciManifest),
-        config: nothing.clone(),
-        layers: stack.iter().map(|layer| layer.blob.clone()).collect(),
-        annotations: Annotations::new(),
-        unknown: serde_json::Map::new(),
-    };
-    let id = ImageId::new(Digest::sha256(b""));
-    ResolvedImage { root: nothing.clone(), manifest: nothing, document, config, config_bytes: Vec::new(), id, platform }
 }

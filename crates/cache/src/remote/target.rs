@@ -1,9 +1,9 @@
 //! Records that go out.
 
-use super::document::{SentLayer, SentRecord};
+use super::document::SentRecord;
 use super::{RecordStore, blocking, failed};
 use crate::{CacheError, CacheKey, ResultRef, StepRecord};
-use forge_registry::{Registry, TransferContext, bring_layers};
+use forge_registry::{OfferedLayer, Registry, TransferContext, bring_layers};
 use forge_store::{Compression, LayerId, RemoteLayer, StoreError, TarOptions};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +31,7 @@ pub struct CacheTarget {
     force: bool,
     extent: Extent,
     slots: Semaphore,
-    layers: Mutex<HashMap<LayerId, Arc<OnceCell<SentLayer>>>>,
+    layers: Mutex<HashMap<LayerId, Arc<OnceCell<OfferedLayer>>>>,
     given_up: AtomicBool,
 }
 
@@ -90,7 +90,8 @@ impl CacheTarget {
         registry: &Arc<Registry>,
         Outgoing { keys, record, news }: &Outgoing,
     ) -> Result<(), CacheError> {
-        if *news == News::Used && self.has_all(context, keys).await? {
+        // A folder that is not there yet has nothing.
+        if *news == News::Used && matches!(self.has_all(context, keys).await, Ok(true)) {
             return Ok(());
         }
         let layers: Vec<LayerId> = record.layers().cloned().collect();
@@ -130,7 +131,7 @@ impl CacheTarget {
         context: &TransferContext,
         registry: &Arc<Registry>,
         layer: &LayerId,
-    ) -> Result<SentLayer, CacheError> {
+    ) -> Result<OfferedLayer, CacheError> {
         let cell = {
             let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
             layers.entry(layer.clone()).or_default().clone()
@@ -143,12 +144,12 @@ impl CacheTarget {
         context: &TransferContext,
         registry: &Arc<Registry>,
         layer: &LayerId,
-    ) -> Result<SentLayer, CacheError> {
+    ) -> Result<OfferedLayer, CacheError> {
         let (store, id) = (context.store.clone(), layer.clone());
         let known = blocking(move || store.layers().remote(&id).map_err(store_failed)).await?;
         if let Some(RemoteLayer { blob, diff_id, repository, absent, .. }) = known.filter(|_| !self.force) {
             if self.store.mount(context, &blob, &repository).await? {
-                return Ok(SentLayer { blob, diff_id });
+                return Ok(OfferedLayer { blob, diff_id, made: None });
             }
             if absent {
                 let brought = bring_layers(context, registry, std::slice::from_ref(layer)).await;
@@ -168,14 +169,15 @@ fn pack(
     id: &LayerId,
     compression: &Compression,
     force: bool,
-) -> Result<SentLayer, StoreError> {
+) -> Result<OfferedLayer, StoreError> {
     let layers = context.store.layers();
     let came_as = layers.foreign_blob(id)?.filter(|blob| !force && blob.compression != Compression::None);
     let blob = match came_as {
         Some(blob) if context.lease.hold_blob(&blob.descriptor.digest)? => blob,
         _ => layers.blob(id, compression, &TarOptions::default(), &context.lease, &mut |_| {})?,
     };
-    Ok(SentLayer { blob: blob.descriptor, diff_id: blob.diff_id })
+    let record = layers.get(id)?.filter(|record| !record.foreign);
+    Ok(OfferedLayer { blob: blob.descriptor, diff_id: blob.diff_id, made: record.map(|record| record.times) })
 }
 
 fn store_failed(error: StoreError) -> CacheError {

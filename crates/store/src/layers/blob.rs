@@ -1,6 +1,5 @@
 //! From layers to tars and blobs.
 
-use super::Layers;
 use super::chunk_index::ChunkIndex;
 use super::chunks::Chunker;
 use super::compress::{self, Chunks, Codec, ParallelCompressor};
@@ -8,6 +7,7 @@ use super::decompress::Tar;
 use super::emit::{self, Files, TarSink, Vigilance};
 use super::error::LayerError;
 use super::pack::Pack;
+use super::{LayerIndex, Layers};
 use crate::layer_rows;
 use crate::{BlobWriter, Compression, LayerBlob, LayerId, LayerRecord, Lease, StoreError, TarOptions};
 use forge_image::{Descriptor, DiffId, Hasher};
@@ -184,6 +184,13 @@ fn foreign<'a>(record: &'a LayerRecord, tar: &TarOptions) -> Option<&'a LayerBlo
 fn answers(blob: &LayerBlob, compression: &Compression, tar: &TarOptions) -> bool {
     let same_kind = std::mem::discriminant(&blob.compression) == std::mem::discriminant(compression);
     blob.clamp == tar.clamp_mtime && (blob.compression == *compression || (blob.foreign && same_kind))
+}
+
+/// The digest of the tar that forge writes for these files.
+pub(super) fn own_digest(index: &LayerIndex, files: &mut Files) -> Result<DiffId, StoreError> {
+    let mut hashed = Hashed { hasher: Hasher::new(), next: &mut Plain { out: &mut io::sink() } };
+    emit::emit(index, files, &TarOptions::default(), Vigilance::Sizes, &mut hashed)?;
+    Ok(hashed.finish())
 }
 
 /// Hashes what goes by.

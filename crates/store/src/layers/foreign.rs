@@ -50,7 +50,7 @@ impl Layers {
         self.unpack_from(arriving, parents, (blob, diff_id), lease, progress)
     }
 
-    fn require_blob(&self, blob: &Descriptor, lease: &Lease) -> Result<(), StoreError> {
+    pub(super) fn require_blob(&self, blob: &Descriptor, lease: &Lease) -> Result<(), StoreError> {
         match lease.hold_blob(&blob.digest)? {
             true => Ok(()),
             false => Err(StoreError::BlobNotFound { digest: blob.digest.clone() }),
@@ -125,7 +125,7 @@ impl Layers {
         Ok(record.and_then(|record| record.blobs.into_iter().find(|blob| blob.foreign)))
     }
 
-    fn unpack_into(
+    pub(super) fn unpack_into(
         &self,
         tree: &Path,
         tar: Tar,
@@ -152,19 +152,18 @@ impl Layers {
     }
 
     /// The ChainId of the stack with a tar on top; none when a layer below was made here and its tar not yet computed.
-    fn chain_of(&self, parents: &[LayerId], diff_id: &DiffId) -> Result<Option<ChainId>, StoreError> {
-        let mut stack = Vec::with_capacity(parents.len() + 1);
-        for parent in parents {
-            match layer_rows::diff_id(&self.opened, parent, &TarOptions::default())? {
-                Some(diff_id) => stack.push(diff_id),
-                None => return Ok(None),
-            }
-        }
-        stack.push(diff_id.clone());
-        Ok(ChainId::of(&stack))
+    pub(super) fn chain_of(&self, parents: &[LayerId], diff_id: &DiffId) -> Result<Option<ChainId>, StoreError> {
+        let stack = self.diff_ids(parents)?;
+        Ok(stack.and_then(|stack| ChainId::of(&[stack, vec![diff_id.clone()]].concat())))
     }
 
-    fn find_known(&self, chain: Option<&ChainId>, lease: &Lease) -> Result<Option<LayerRecord>, StoreError> {
+    /// The digests of the tars of some layers; none where one was not computed yet.
+    pub(super) fn diff_ids(&self, layers: &[LayerId]) -> Result<Option<Vec<DiffId>>, StoreError> {
+        let known = |id| layer_rows::diff_id(&self.opened, id, &TarOptions::default());
+        layers.iter().map(known).collect()
+    }
+
+    pub(super) fn find_known(&self, chain: Option<&ChainId>, lease: &Lease) -> Result<Option<LayerRecord>, StoreError> {
         let known = chain.map(|chain| layer_rows::find_by_chain(&self.opened, chain)).transpose()?.flatten();
         match known {
             Some(id) if lease.hold_layer(&id)? => self.get(&id),

@@ -3,10 +3,11 @@
 //! Reading order: [`LayerEntry`], [`LayerIndex`] (what a layer says); [`MergedTree`] (what a stack shows);
 //! [`ActiveLayer`] and `commit` (from changes to a layer); [`PackWriter`], [`Pack`], `listed`, `expand` (layers without a
 //! tree); `blob`, `emit`, `tar_writer`, `chunks`, `compress` (from a layer
-//! to its tar); `foreign`, `decompress`, `tar_reader`, `pax`, `entry_name`, `placement`, `unpack` (from a stranger's tar to a
+//! to its tar); `foreign`, `adopt`, `decompress`, `tar_reader`, `pax`, `entry_name`, `placement`, `unpack` (from a stranger's tar to a
 //! layer); `folder`, `xattr`, `apply` (the system calls).
 
 mod active;
+mod adopt;
 mod apply;
 mod blob;
 mod check;
@@ -47,6 +48,7 @@ mod unpack;
 mod xattr;
 
 pub use active::ActiveLayer;
+pub use adopt::Adoption;
 pub use check::TreeFault;
 pub use entry::{EntryKind, LayerEntry, Metadata, path_order};
 pub use error::LayerError;
