@@ -12,6 +12,7 @@
 mod address;
 mod bridge;
 mod builds;
+mod caches;
 mod content;
 mod control;
 mod daemon;

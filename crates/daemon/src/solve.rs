@@ -54,7 +54,7 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
         ..BuildHistoryRecord::default()
     };
     let build = shared.builds.begin(record)?;
-    unbuilt::remarks(&request).into_iter().for_each(|remark| build.progress.warn(remark));
+    crate::caches::remarks(&request).into_iter().for_each(|remark| build.progress.warn(remark));
     // Whoever waits may go away; the build then ends in its own time, and is noted.
     let _cancel = build.cancel.clone().drop_guard();
     let running = tokio::spawn(async move {
@@ -88,7 +88,7 @@ async fn run(
         "" => None,
         id => Some(shared.sessions.get(id).await?),
     };
-    let base = empty_request(allowed);
+    let base = BuildRequest { caches: crate::caches::read(&request)?, ..empty_request(allowed) };
     let session =
         RemoteSession::new(client.clone(), shared.files.clone(), build.progress.clone(), build.cancel.clone());
     let session: Arc<dyn Session> = Arc::new(session);
@@ -119,6 +119,9 @@ async fn run(
         let exported =
             exporters::export(plan, number, &context.job, base, context.client.as_ref(), &solution, &shared.files);
         response.extend(exported.await?);
+    }
+    if plans.is_empty() {
+        context.job.finish_caches().await;
     }
     let told = solution.metadata.iter().filter(|(name, _)| name.starts_with("frontend."));
     response.extend(told.map(|(name, value)| (name.clone(), String::from_utf8_lossy(value).into_owned())));

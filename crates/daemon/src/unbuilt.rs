@@ -1,6 +1,7 @@
 //! What clients can ask of a builder and this one does not do: refused by name, or told where the build is as good without.
 
-use forge_buildkit_proto::moby::buildkit::v1::{CacheOptionsEntry, SolveRequest, VertexWarning};
+use crate::caches;
+use forge_buildkit_proto::moby::buildkit::v1::SolveRequest;
 use tonic::Status;
 
 /// Refuses what would be missing from the result, or allowed although it must not be.
@@ -16,11 +17,7 @@ pub(crate) fn refuse(request: &SolveRequest) -> Result<(), Status> {
     if request.enable_session_exporter {
         return refused("a session exporter");
     }
-    for export in exports(request) {
-        if !is_true(export.attrs.get("ignore-error")) {
-            return refused(&format!("cache export type={}", export.r#type));
-        }
-    }
+    caches::read(request)?;
     for (name, value) in &request.frontend_attrs {
         let Some(kind) = name.strip_prefix("attest:") else { continue };
         let says = |wanted: &str| value.split(',').any(|part| part.trim() == wanted);
@@ -32,46 +29,19 @@ pub(crate) fn refuse(request: &SolveRequest) -> Result<(), Status> {
     Ok(())
 }
 
-/// What the user should know was left out.
-pub(crate) fn remarks(request: &SolveRequest) -> Vec<VertexWarning> {
-    let imports = request.cache.iter().flat_map(|cache| &cache.imports);
-    let imports =
-        imports.map(|import| format!("cache import type={} is not supported: its steps are run", import.r#type));
-    let exports = exports(request).map(|export| format!("cache export type={} is not supported", export.r#type));
-    let warning = |short: String| VertexWarning { level: 1, short: short.into_bytes(), ..VertexWarning::default() };
-    imports.chain(exports).map(warning).collect()
-}
-
-fn exports(request: &SolveRequest) -> impl Iterator<Item = &CacheOptionsEntry> {
-    request.cache.iter().flat_map(|cache| &cache.exports)
-}
-
-fn is_true(value: Option<&String>) -> bool {
-    value.is_some_and(|value| matches!(value.as_str(), "true" | "1"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use forge_buildkit_proto::moby::buildkit::v1::CacheOptions;
 
     fn attest(value: &str) -> SolveRequest {
         let attrs = [("attest:provenance".to_owned(), value.to_owned())];
         SolveRequest { frontend_attrs: attrs.into(), ..SolveRequest::default() }
     }
 
-    fn cache(attrs: &[(&str, &str)]) -> SolveRequest {
-        let attrs = attrs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let entry = CacheOptionsEntry { r#type: "gha".to_owned(), attrs };
-        let cache = CacheOptions { exports: vec![entry.clone()], imports: vec![entry], ..CacheOptions::default() };
-        SolveRequest { cache: Some(cache), ..SolveRequest::default() }
-    }
-
     #[test]
     fn what_is_not_done_is_refused_by_name() {
         let refused = |request: &SolveRequest| refuse(request).unwrap_err().message().to_owned();
         assert_eq!(refused(&attest("mode=max")), "attestation provenance is not supported");
-        assert_eq!(refused(&cache(&[])), "cache export type=gha is not supported");
         let policy = SolveRequest { source_policy_session: "x".to_owned(), ..SolveRequest::default() };
         assert_eq!(refused(&policy), "a source policy is not supported");
     }
@@ -80,9 +50,5 @@ mod tests {
     fn what_may_be_left_out_is_told() {
         refuse(&attest("mode=min,inline-only=true")).unwrap();
         refuse(&attest("disabled=true")).unwrap();
-        let optional = cache(&[("ignore-error", "true")]);
-        refuse(&optional).unwrap();
-        assert_eq!(remarks(&optional).len(), 2);
-        assert!(remarks(&SolveRequest::default()).is_empty());
     }
 }

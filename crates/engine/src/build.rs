@@ -18,7 +18,7 @@ use crate::{
     StepCounts,
 };
 use forge_cache::BuildId;
-use forge_cache::remote::{RemoteCache, SharedCache};
+use forge_cache::remote::{RemoteCache, RemoteMounts, SharedCache};
 use forge_exporter::BuiltImage;
 use forge_frontend::{
     Arguments, Dockerfile, FrontendError, ImageKeySource, ImageRequest, Instruction, LowerOptions, Lowered,
@@ -397,6 +397,7 @@ impl Build {
             let executor = Arc::new(BoundedExecutor::new(engine.clone(), each, together)?);
             let worker = LocalWorker::new(store.clone(), lease.clone(), executor, images.clone());
             let worker = worker.with_devices(&engine.options().device_folders);
+            let worker = worker.with_shared_mounts(shared.clone().map(|shared| shared as Arc<dyn RemoteMounts>));
             let results = Arc::new(LocalResults::new(store, lease, worker.contexts()).fetching(images));
             let worker = Arc::new(worker.with_index(engine.index()?));
             let solver = Solver {

@@ -293,7 +293,8 @@ impl Build {
     async fn assemble(&self, settings: &ExportSettings, results: &[PlatformResult]) -> Result<ImageSet, EngineError> {
         let mut images: Vec<AssembledImage> = Vec::new();
         for result in results {
-            images.push(assemble(&self.transfer, &result.built(), settings).await?);
+            let built = self.with_inline_cache(result.built()).await?;
+            images.push(assemble(&self.transfer, &built, settings).await?);
         }
         let images = ImageSet::new(images)?;
         Ok(if self.wants_index() { images.indexed() } else { images })

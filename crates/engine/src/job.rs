@@ -308,6 +308,11 @@ impl Job {
         build.export(results, Vec::new()).await
     }
 
+    /// Waits, within bounds, until the shared caches have what this build made: for a build that exports nothing.
+    pub async fn finish_caches(&self) {
+        self.0.finish_caches(&[]).await;
+    }
+
     async fn platform_result(&self, image: &JobImage) -> Result<PlatformResult, EngineError> {
         let (graph, solved) = match &image.result {
             Some(result) => (result.0.image.graph.clone(), self.solved(result).await?.clone()),

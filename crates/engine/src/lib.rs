@@ -95,7 +95,7 @@ pub use request::{
     ArchiveFormat, ArchiveReader, Bind, BuildContext, BuildRequest, ContextStream, DockerfileSource, EngineOptions,
     KeyPair, NamedContext, Network, Proxy, PullPolicy, RegistryHost, Rights, RunRequest, RunStreams, TmpfsMount,
 };
-pub use shared_cache::{CacheExport, CacheMode, CachePlace, SharedCaches};
+pub use shared_cache::{CacheExport, CacheImport, CacheMode, CachePlace, SharedCaches};
 pub use verify::VerifyReport;
 
 /// Runs the set-up of a container, and does not return, if this process was started for that. To be called first

@@ -20,6 +20,14 @@ pub enum FetchError {
         /// The cause.
         source: StoreError,
     },
+    /// A place that is no registry failed.
+    #[error("{place}")]
+    Elsewhere {
+        /// What was asked.
+        place: String,
+        /// The cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A manifest, index or config is malformed.
     #[error("cannot read {digest}")]
     Document {
@@ -147,7 +155,9 @@ impl FetchError {
             Self::Registry(source) => source.kind(),
             Self::Store { source, .. } => source.kind(),
             Self::Absent { source, .. } => source.kind(),
-            Self::Document { .. } | Self::DocumentSize { .. } | Self::Mismatch { .. } => ErrorKind::Remote,
+            Self::Elsewhere { .. } | Self::Document { .. } | Self::DocumentSize { .. } | Self::Mismatch { .. } => {
+                ErrorKind::Remote
+            }
             Self::IndexLimit | Self::LayerCount { .. } | Self::BlobMissing { .. } => ErrorKind::Remote,
             Self::NotAnImage { .. } | Self::LayerType { .. } => ErrorKind::Unsupported,
             Self::LayoutFile { .. } => ErrorKind::Environment,
@@ -165,6 +175,11 @@ impl FetchError {
             Self::Store { source, .. } => source.hint().map(str::to_owned),
             _ => None,
         }
+    }
+
+    /// A place that is no registry failed.
+    pub fn elsewhere(place: impl Into<String>, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Elsewhere { place: place.into(), source: Box::new(source) }
     }
 
     pub(crate) fn store(action: &'static str) -> impl FnOnce(StoreError) -> Self {

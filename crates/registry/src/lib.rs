@@ -6,7 +6,7 @@
 //! Reading order: [`RegistryOptions`]; [`Registry`]; [`Document`], [`Pushed`], [`LoginOutcome`]; [`select_platform`];
 //! [`DockerConfig`]; [`RegistryError`]. Above them, whole images: [`TransferContext`], [`ImageSource`], [`OciLayout`],
 //! [`resolve_image`], [`fetch_image`], [`pull`], [`from_oci_layout`], [`FetchError`]. Beside them, files of
-//! ordinary web servers: [`WebRequest`], [`WebFile`].
+//! ordinary web servers: [`WebRequest`], [`WebFile`]; services: [`WebCall`], [`WebReply`].
 //!
 //! # Why not `oci-client`
 //! That crate was looked at (0.18), and what forge asks of a client (A71, A74, A75, mirrors, retries) would have replaced
@@ -56,6 +56,7 @@ mod transport;
 mod upload;
 mod upload_body;
 mod web;
+mod web_call;
 
 pub use blob_fetch::ensure_blob;
 pub use content_hash::ContentHash;
@@ -78,3 +79,4 @@ pub use resolve_image::{ResolvedImage, resolve_image, resolve_manifest, resolve_
 pub use select::select_platform;
 pub use transfer::{TransferContext, TransferProgress};
 pub use web::{WebAnswer, WebError, WebFile, WebRequest, http_date};
+pub use web_call::{WebBody, WebCall, WebMethod, WebReply};

@@ -15,6 +15,7 @@ use crate::limits;
 use crate::network::{ProcessNetwork, Resolver, network_files};
 use crate::users::{self, Identity, UserError};
 use forge_cache::ResultRef;
+use forge_cache::remote::RemoteMounts;
 use forge_executor::{
     Container, ContainerId, Executor, ExecutorError, ExitStatus, Hidden, MountSpec, ProcessSpec, ProcessUser, RootFs,
     SandboxSpec, Stdio, StdioTarget, StubRemoval,
@@ -114,6 +115,8 @@ pub(crate) struct StepContext {
     pub(crate) inputs: Vec<ResultRef>,
     /// Where specifications of devices are.
     pub(crate) device_folders: Arc<[PathBuf]>,
+    /// Where cache mounts are looked for that are not here.
+    pub(crate) shared_mounts: Option<Arc<dyn RemoteMounts>>,
 }
 
 /// What a process gets beyond what its op says.

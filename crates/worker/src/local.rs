@@ -11,6 +11,7 @@ use crate::source_tree::Stop;
 use crate::sources::{Asked, Sources};
 use crate::stack::Place;
 use async_trait::async_trait;
+use forge_cache::remote::RemoteMounts;
 use forge_cache::{MadeLayer, ResultRef, SqliteIndex};
 use forge_executor::Executor;
 use forge_llb::{ExecOp, FileOp, Op, SourceOp, Vertex};
@@ -29,6 +30,7 @@ pub struct LocalWorker {
     contexts: Arc<ContextFiles>,
     sources: Sources,
     device_folders: Arc<[PathBuf]>,
+    shared_mounts: Option<Arc<dyn RemoteMounts>>,
 }
 
 impl LocalWorker {
@@ -36,7 +38,7 @@ impl LocalWorker {
     pub fn new(store: Store, lease: Arc<Lease>, executor: Arc<dyn Executor>, images: Arc<ImageResolver>) -> Self {
         let contexts = Arc::new(ContextFiles::new(&store));
         let sources = Sources::new(store.clone(), lease.clone(), executor.clone(), images);
-        Self { store, lease, executor, contexts, sources, device_folders: Arc::default() }
+        Self { store, lease, executor, contexts, sources, device_folders: Arc::default(), shared_mounts: None }
     }
 
     /// What the build sees of its contexts; its [`LocalResults`](crate::LocalResults) must see the same.
@@ -49,6 +51,12 @@ impl LocalWorker {
     pub fn with_index(self, index: Arc<SqliteIndex>) -> Self {
         _ = self.sources.index.set(index);
         self
+    }
+
+    /// Looks for cache mounts that are not here in caches that machines share.
+    #[must_use]
+    pub fn with_shared_mounts(self, shared_mounts: Option<Arc<dyn RemoteMounts>>) -> Self {
+        Self { shared_mounts, ..self }
     }
 
     /// Grants the devices that specifications of the Container Device Interface in these folders describe. Without it there
@@ -134,6 +142,7 @@ impl LocalWorker {
             vertex: request.digest.digest().clone(),
             inputs: request.inputs.clone(),
             device_folders: self.device_folders.clone(),
+            shared_mounts: self.shared_mounts.clone(),
         };
         exec::run(op, &self.executor, &context).await
     }

@@ -1,5 +1,6 @@
 //! A record on its way: an image manifest whose layers are the blobs of the results, with the record as an annotation.
 
+use super::trust::{RecordSigner, Trust};
 use crate::{CacheKey, StepRecord, StepUsage};
 use forge_image::{Annotations, Descriptor, DiffId, Digest, Manifest, MediaType};
 use forge_registry::OfferedLayer;
@@ -12,6 +13,9 @@ const CONFIG: &str = "application/vnd.forge.cache.step.v1+json";
 /// The config's bytes.
 pub(super) const EMPTY: &[u8] = b"{}";
 const ANNOTATION: &str = "forge.cache.step";
+/// Of the text of the record, which fixes keys and DiffIds. Which blobs carry the layers is not signed and need not be: what
+/// they hold is compared with the DiffIds.
+const SIGNATURE: &str = "forge.cache.signature";
 const VERSION: u32 = 1;
 /// What overlayfs mounts at most.
 const MOST_LAYERS: usize = 500;
@@ -98,8 +102,8 @@ impl SentRecord {
         }
     }
 
-    /// The document. The same record is the same bytes on every machine that made it.
-    pub fn to_document(&self) -> Vec<u8> {
+    /// The document, signed where there is a key. The same record is the same bytes on every machine that made it.
+    pub fn to_document(&self, signer: Option<&RecordSigner>) -> Vec<u8> {
         let mut layers: Vec<Descriptor> = Vec::new();
         let mut place = |layer: &OfferedLayer| {
             let blob = layers.iter().position(|known| known.digest == layer.blob.digest).unwrap_or_else(|| {
@@ -122,28 +126,34 @@ impl SentRecord {
             created: self.created.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         };
         let text = serde_json::to_string(&text).expect("a record holds only JSON values");
+        let signature = signer.map(|signer| (SIGNATURE.to_owned(), signer.sign(&text).into()));
+        let annotations = Annotations::from_iter([(ANNOTATION.to_owned(), text.into())].into_iter().chain(signature));
         let manifest = Manifest {
             schema_version: 2,
             media_type: Some(MediaType::OciManifest),
             config: config(),
             layers,
-            annotations: Annotations::from_iter([(ANNOTATION.to_owned(), text.into())]),
+            annotations,
             unknown: serde_json::Map::new(),
         };
         manifest.to_json()
     }
 
-    /// Reads what somebody put under a key.
+    /// Reads what somebody put under a key, whom the reader trusts.
     ///
     /// # Errors
     /// Says what is wrong with it.
-    pub fn from_document(bytes: &[u8], key: &CacheKey) -> Result<Self, String> {
+    pub fn from_document(bytes: &[u8], key: &CacheKey, trust: &Trust) -> Result<Self, String> {
         let manifest = Manifest::from_json(bytes, Some(&MediaType::OciManifest)).map_err(|error| error.to_string())?;
         if manifest.config.media_type.as_str() != CONFIG {
             return Err("it is no record of a step".to_owned());
         }
-        let text = manifest.annotations.get(ANNOTATION).and_then(|value| value.as_str());
-        let text: Text = serde_json::from_str(text.unwrap_or_default()).map_err(|error| error.to_string())?;
+        let annotation = |name| manifest.annotations.get(name).and_then(|value| value.as_str());
+        let text = annotation(ANNOTATION).unwrap_or_default();
+        if !trust.accepts(text, annotation(SIGNATURE)) {
+            return Err("it is not signed by anybody who is trusted".to_owned());
+        }
+        let text: Text = serde_json::from_str(text).map_err(|error| error.to_string())?;
         if text.version != VERSION {
             return Err(format!("it has version {}, known is {VERSION}", text.version));
         }
@@ -218,9 +228,9 @@ mod tests {
 
     #[test]
     fn a_record_is_read_as_it_was_written() {
-        let document = record().to_document();
-        assert_eq!(SentRecord::from_document(&document, &key(1)), Ok(record()));
-        assert_eq!(SentRecord::from_document(&document, &key(2)), Ok(record()));
+        let document = record().to_document(None);
+        assert_eq!(SentRecord::from_document(&document, &key(1), &Trust::Everybody), Ok(record()));
+        assert_eq!(SentRecord::from_document(&document, &key(2), &Trust::Everybody), Ok(record()));
         let manifest = Manifest::from_json(&document, None).unwrap();
         assert_eq!(manifest.layers.len(), 2, "a blob is listed once");
     }
@@ -228,10 +238,10 @@ mod tests {
     // Seen to fail without the looks at key, place and media type.
     #[test]
     fn a44_a_record_names_nothing_but_what_it_brings() {
-        let document = String::from_utf8(record().to_document()).unwrap();
+        let document = String::from_utf8(record().to_document(None)).unwrap();
         let refused = |from: &str, to: &str, key: &CacheKey| {
             assert!(from.is_empty() || document.contains(from), "{from} in {document}");
-            SentRecord::from_document(document.replacen(from, to, 1).as_bytes(), key).unwrap_err()
+            SentRecord::from_document(document.replacen(from, to, 1).as_bytes(), key, &Trust::Everybody).unwrap_err()
         };
         let first = key(1);
         assert_eq!(refused("", "", &key(3)), "it is the record of another step");
@@ -244,7 +254,23 @@ mod tests {
         assert_eq!(refused(r#"\"version\":1"#, r#"\"version\":2"#, &first), "it has version 2, known is 1");
         assert!(refused(r#"\"diff_id\":\"sha256:"#, r#"\"diff_id\":\"../../"#, &first).contains("digest"));
         let many = SentRecord { outputs: vec![vec![layer("a"); MOST_LAYERS + 1]], ..record() };
-        assert_eq!(SentRecord::from_document(&many.to_document(), &first).unwrap_err(), "it has too many layers");
-        assert!(SentRecord::from_document(b"{}", &first).is_err());
+        let read = |bytes: &[u8]| SentRecord::from_document(bytes, &first, &Trust::Everybody);
+        assert_eq!(read(&many.to_document(None)).unwrap_err(), "it has too many layers");
+        assert!(read(b"{}").is_err());
+    }
+
+    #[test]
+    fn a44_only_what_a_trusted_key_signed_is_read() {
+        let (signer, other) = (RecordSigner::of_seed(&[1; 32]).unwrap(), RecordSigner::of_seed(&[2; 32]).unwrap());
+        let trust = Trust::Keys(vec![signer.public_key()]);
+        let read = |document: &[u8]| SentRecord::from_document(document, &key(1), &trust);
+        let signed = record().to_document(Some(&signer));
+        assert_eq!(read(&signed), Ok(record()));
+        assert_eq!(SentRecord::from_document(&signed, &key(1), &Trust::Everybody), Ok(record()));
+        let refused = Err("it is not signed by anybody who is trusted".to_owned());
+        assert_eq!(read(&record().to_document(None)), refused);
+        assert_eq!(read(&record().to_document(Some(&other))), refused);
+        let lies = String::from_utf8(signed).unwrap().replacen("RUN x", "RUN y", 1);
+        assert_eq!(read(lies.as_bytes()), refused);
     }
 }

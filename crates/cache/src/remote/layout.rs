@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const KEYS: &str = "forge-cache";
 const MARKER: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const INDEX: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+const OF_OTHERS: &str = "it holds no records of forge; the keys of a cache of BuildKit are others";
 /// No descriptor of ours is longer.
 const LONGEST_KEY: u64 = 4096;
 
@@ -54,7 +55,7 @@ impl LayoutRecords {
         self.open()?;
         let path = self.key_path(key);
         let text = match read_bounded(&path, LONGEST_KEY) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => return self.nothing(),
             text => text.map_err(self.io(&path))?,
         };
         let refused = |reason: String| CacheError::RemoteRecord { place: self.name(), reason };
@@ -67,6 +68,17 @@ impl LayoutRecords {
         };
         let same = bytes.len() as u64 == descriptor.size && Digest::sha256(&bytes) == descriptor.digest;
         same.then_some(Some(bytes)).ok_or_else(|| refused(format!("{} is damaged", descriptor.digest)))
+    }
+
+    /// What it means that there is no record: nothing, or that the folder is somebody else's.
+    fn nothing(&self) -> Result<Option<Vec<u8>>, CacheError> {
+        let is_others = !self.folder.join(KEYS).exists();
+        let index = is_others.then(|| read_bounded(&self.folder.join("index.json"), MAX_MANIFEST).unwrap_or_default());
+        let index: Option<serde_json::Value> = index.and_then(|text| serde_json::from_slice(&text).ok());
+        match index.is_some_and(|index| index["manifests"].as_array().is_some_and(|listed| !listed.is_empty())) {
+            true => Err(CacheError::RemoteRecord { place: self.name(), reason: OF_OTHERS.to_owned() }),
+            false => Ok(None),
+        }
     }
 
     /// Makes the folder a layout, which it may be already.

@@ -5,25 +5,42 @@
 //! and size, layers by their DiffIds, and a record can name no layer but those that it brings. Whatever fails on the way is a
 //! miss, told in one line.
 //!
-//! Reading order: [`RemoteCache`] (what the solver asks), [`SharedCache`] (the answer); [`RecordStore`], [`LayoutRecords`],
-//! [`RegistryRecords`] (places); `document` (a record on its way), `source` (in), [`CacheTarget`] (out).
+//! Reading order: [`RemoteCache`] (what the solver asks), [`RemoteMounts`] (what
+//! steps ask), [`SharedCache`] (the answer); [`RecordStore`], [`LayoutRecords`],
+//! [`RegistryRecords`], `inline`, `objects`, [`s3_records`], [`gha_records`] (places); `document` (a record on its way),
+//! [`Trust`], `source` (in), [`CacheTarget`] (out); `mounts`.
 
 mod document;
+mod gha;
+mod inline;
 mod layout;
+mod mounts;
+mod objects;
 mod repository;
+mod s3;
 mod shared;
+mod signature_v4;
 mod source;
 mod target;
+mod trust;
 
+pub use gha::{GhaPlace, gha_records};
+pub use inline::forget_inline;
 pub use layout::LayoutRecords;
 pub use repository::RegistryRecords;
+pub use s3::{S3Place, s3_records};
 pub use shared::SharedCache;
-pub use target::{CacheTarget, Extent};
+pub use signature_v4::S3Credentials;
+pub use source::CacheOrigin;
+pub use target::{CacheTarget, Dispatch, Extent};
+pub use trust::{KeyError, RecordSigner, Trust};
 
 use crate::{CacheError, CacheKey, StepRecord};
 use async_trait::async_trait;
 use forge_image::{Descriptor, Digest};
 use forge_registry::{ImageSource, TransferContext};
+use forge_store::CacheMountKey;
+use std::path::Path;
 use std::sync::Arc;
 
 /// A cache beside this machine's own, asked where that has nothing.
@@ -38,6 +55,17 @@ pub trait RemoteCache: Send + Sync {
 
     /// Takes note that a record of this machine was used. Returns at once.
     fn used(&self, key: &CacheKey, record: &StepRecord);
+}
+
+/// Cache mounts beside this machine's own.
+#[async_trait]
+pub trait RemoteMounts: Send + Sync {
+    /// Fills an empty folder with what a mount holds elsewhere; `false` where there is nothing, or something failed, which is
+    /// told. The folder may be half full then. `vertex` is who wants it.
+    async fn fill(&self, mount: &CacheMountKey, into: &Path, vertex: &Digest) -> bool;
+
+    /// Takes note that a step uses a mount. Returns at once.
+    fn mounted(&self, mount: &CacheMountKey);
 }
 
 /// A place where records are kept by key, and blobs by digest.
@@ -87,6 +115,10 @@ pub trait RecordStore: Send + Sync {
 /// Something failed between here and a place.
 fn failed(place: impl Into<String>, source: impl std::error::Error + Send + Sync + 'static) -> CacheError {
     CacheError::Remote { place: place.into(), source: Box::new(source) }
+}
+
+fn store_failed(error: forge_store::StoreError) -> CacheError {
+    failed("the store", error)
 }
 
 async fn blocking<T: Send + 'static>(

@@ -1,5 +1,6 @@
-//! A repository of a registry as a shared cache: a tag for each key.
+//! A repository of a registry as a shared cache: a tag for each key, and the image that says itself what it is made of.
 
+use super::inline::{self, InlineCache};
 use super::{RecordStore, document, failed};
 use crate::{CacheError, CacheKey};
 use async_trait::async_trait;
@@ -13,6 +14,9 @@ pub struct RegistryRecords {
     registry: Arc<Registry>,
     reference: Reference,
     tag: String,
+    /// The image of that name, where it is one.
+    image: Reference,
+    inline: OnceCell<InlineCache>,
     /// Whether the config that all records share is there.
     config: OnceCell<()>,
 }
@@ -23,15 +27,27 @@ impl RegistryRecords {
     /// # Errors
     /// The tag is too long to be followed by a key.
     pub fn new(registry: Arc<Registry>, reference: &Reference) -> Result<Self, ReferenceError> {
-        let tag = reference.tag().unwrap_or("latest").to_owned();
+        let (tag, image) = (reference.tag().unwrap_or("latest").to_owned(), reference.clone());
         let reference: Reference = reference.name().parse()?;
-        let records = Self { registry, reference, tag, config: OnceCell::new() };
+        let records = Self { registry, reference, tag, image, inline: OnceCell::new(), config: OnceCell::new() };
         records.place(&CacheKey::from_bytes([0; 32]))?;
         Ok(records)
     }
 
     fn place(&self, key: &CacheKey) -> Result<Reference, ReferenceError> {
         self.reference.with_tag(&format!("{}-{key}", self.tag))
+    }
+
+    /// What the image of that name says of a key.
+    async fn inline_record(&self, context: &TransferContext, key: &CacheKey) -> Result<Option<Vec<u8>>, CacheError> {
+        let source = RegistrySource::new(self.registry.clone(), self.reference.clone());
+        let load = || inline::load(context, &self.registry, &source, &self.image);
+        let inline = self.inline.get_or_try_init(load).await?;
+        match (inline.records.get(key), inline.remark) {
+            (Some(document), _) => Ok(Some(document.clone())),
+            (None, Some(remark)) => Err(CacheError::RemoteRecord { place: self.name(), reason: remark.to_owned() }),
+            (None, None) => Ok(None),
+        }
     }
 
     fn failed(&self) -> impl FnOnce(RegistryError) -> CacheError + '_ {
@@ -60,7 +76,7 @@ impl RecordStore for RegistryRecords {
         let place = self.place(key).map_err(|error| failed(self.name(), error))?;
         match self.registry.resolve(&place, &*context.session).await {
             Ok(document) => Ok(Some(document.bytes)),
-            Err(RegistryError::NotFound { .. }) => Ok(None),
+            Err(RegistryError::NotFound { .. }) => self.inline_record(context, key).await,
             Err(error) => Err(failed(self.name(), error)),
         }
     }

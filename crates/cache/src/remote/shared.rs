@@ -1,18 +1,23 @@
 //! The shared caches of one build.
 
-use super::source::CacheSource;
+use super::source::{CacheOrigin, CacheSource};
 use super::target::{CacheTarget, Extent, News, Outgoing};
-use super::{RecordStore, RemoteCache};
+use super::{RemoteCache, RemoteMounts, inline};
 use crate::{CacheError, CacheKey, StepRecord};
 use async_trait::async_trait;
-use forge_image::{Digest, chain};
+use forge_image::{Digest, ImageConfig, chain};
 use forge_registry::{Registry, TransferContext};
 use forge_session::{Event, WarningNotice};
-use forge_store::LayerId;
+use forge_store::{CacheMountKey, LayerId};
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
+
+/// A record and what it is found by.
+type Keyed = (Vec<CacheKey>, StepRecord);
 
 /// What a build asks beside its own cache, and what it tells.
 pub struct SharedCache {
@@ -26,6 +31,10 @@ pub struct SharedCache {
     open: Arc<AtomicUsize>,
     /// What went wrong with sending.
     failures: Arc<Mutex<Vec<String>>>,
+    /// Records that the image is to name, where it is.
+    inline: Option<Mutex<Vec<Keyed>>>,
+    /// Cache mounts that steps used.
+    mounts: Mutex<BTreeSet<CacheMountKey>>,
     /// Records of which only the end of the build says whether they are sent.
     held_back: Mutex<Vec<(Arc<CacheTarget>, Outgoing)>>,
 }
@@ -35,7 +44,7 @@ impl SharedCache {
     pub fn new(
         context: TransferContext,
         registry: Arc<Registry>,
-        sources: Vec<Arc<dyn RecordStore>>,
+        sources: Vec<CacheOrigin>,
         targets: Vec<CacheTarget>,
     ) -> Self {
         Self {
@@ -46,7 +55,27 @@ impl SharedCache {
             sending: Mutex::default(),
             open: Arc::default(),
             failures: Arc::default(),
+            inline: None,
+            mounts: Mutex::default(),
             held_back: Mutex::default(),
+        }
+    }
+
+    /// Has [`SharedCache::write_inline`] write what it is told of from now on.
+    #[must_use]
+    pub fn with_inline(self) -> Self {
+        Self { inline: Some(Mutex::default()), ..self }
+    }
+
+    /// Writes into the config of an image which steps its layers, lowest first, are the results of, where that is wanted. What
+    /// its base said of that is taken out.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn write_inline(&self, layers: &[LayerId], config: &mut ImageConfig) -> Result<(), CacheError> {
+        match &self.inline {
+            Some(records) => inline::write(&self.context, layers, &lock(records), config),
+            None => Ok(()),
         }
     }
 
@@ -65,6 +94,12 @@ impl SharedCache {
                 self.start(&target, outgoing);
             }
         }
+        for mount in std::mem::take(&mut *lock(&self.mounts)) {
+            self.targets
+                .iter()
+                .filter(|target| target.takes_mounts())
+                .for_each(|target| self.start_mount(target, &mount));
+        }
         let mut sending = std::mem::take(&mut *lock(&self.sending));
         let ended = async { while sending.join_next().await.is_some() {} };
         if tokio::time::timeout(patience, ended).await.is_err() {
@@ -80,6 +115,9 @@ impl SharedCache {
         if record.is_source {
             return;
         }
+        if let Some(inline) = &self.inline {
+            lock(inline).push((keys.to_vec(), record.clone()));
+        }
         for target in &self.targets {
             let outgoing = Outgoing { keys: keys.to_vec(), record: record.clone(), news };
             match target.extent() {
@@ -91,10 +129,19 @@ impl SharedCache {
 
     fn start(&self, target: &Arc<CacheTarget>, outgoing: Outgoing) {
         let (context, registry, target) = (self.context.clone(), self.registry.clone(), target.clone());
+        self.spawn(async move { target.send(&context, &registry, &outgoing).await });
+    }
+
+    fn start_mount(&self, target: &Arc<CacheTarget>, mount: &CacheMountKey) {
+        let (context, target, mount) = (self.context.clone(), target.clone(), mount.clone());
+        self.spawn(async move { target.send_mount(&context, &mount).await });
+    }
+
+    fn spawn(&self, sending: impl Future<Output = Result<(), CacheError>> + Send + 'static) {
         let (open, failures) = (self.open.clone(), self.failures.clone());
         open.fetch_add(1, Ordering::Relaxed);
         lock(&self.sending).spawn(async move {
-            if let Err(error) = target.send(&context, &registry, &outgoing).await {
+            if let Err(error) = sending.await {
                 lock(&failures).push(format!("cache export: {}", chain(&error)));
             }
             open.fetch_sub(1, Ordering::Relaxed);
@@ -122,6 +169,31 @@ impl RemoteCache for SharedCache {
 
     fn used(&self, key: &CacheKey, record: &StepRecord) {
         self.offer(std::slice::from_ref(key), record, News::Used);
+    }
+}
+
+#[async_trait]
+impl RemoteMounts for SharedCache {
+    async fn fill(&self, mount: &CacheMountKey, into: &Path, vertex: &Digest) -> bool {
+        let context = TransferContext { vertex: vertex.clone(), ..self.context.clone() };
+        for source in &self.sources {
+            match source.fill(&context, mount, into).await {
+                Ok(false) => {}
+                Ok(true) => return true,
+                Err(error) => {
+                    tell(&context, &error);
+                    // Another one would find the folder half full.
+                    return false;
+                }
+            }
+        }
+        false
+    }
+
+    fn mounted(&self, mount: &CacheMountKey) {
+        if self.targets.iter().any(|target| target.takes_mounts()) {
+            lock(&self.mounts).insert(mount.clone());
+        }
     }
 }
 

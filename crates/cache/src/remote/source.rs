@@ -1,11 +1,16 @@
 //! Records that come in.
 
 use super::document::SentRecord;
+use super::mounts::{Carrier, mount_key};
+use super::trust::Trust;
 use super::{RecordStore, failed};
 use crate::{CacheError, CacheKey, ResultRef, StepRecord};
 use forge_registry::{OfferedLayer, TransferContext, fetch_stack};
-use std::sync::Arc;
+use forge_store::CacheMountKey;
+use std::collections::HashSet;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// How long a place may take to answer for a key. Blobs may take longer.
@@ -14,13 +19,27 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A place that is asked.
 pub(super) struct CacheSource {
     pub store: Arc<dyn RecordStore>,
+    trust: Trust,
+    mounts: Option<String>,
     /// It failed, and is not asked again in this build.
     given_up: AtomicBool,
+    /// Why records were refused: each reason is told once.
+    told: Mutex<HashSet<String>>,
+}
+
+/// A place that is asked, and whose records are taken from there.
+pub struct CacheOrigin {
+    /// The place.
+    pub store: Arc<dyn RecordStore>,
+    /// Whose records are taken.
+    pub trust: Trust,
+    /// Whether cache mounts are looked for, and what tells those of this project apart.
+    pub mounts: Option<String>,
 }
 
 impl CacheSource {
-    pub fn new(store: Arc<dyn RecordStore>) -> Self {
-        Self { store, given_up: AtomicBool::new(false) }
+    pub fn new(CacheOrigin { store, trust, mounts }: CacheOrigin) -> Self {
+        Self { store, trust, mounts, given_up: AtomicBool::new(false), told: Mutex::default() }
     }
 
     /// The record under a key with its layers here; `None` where the place has none, or is not asked any more.
@@ -35,8 +54,10 @@ impl CacheSource {
             Ok(Err(error)) => return self.give_up(error),
             Err(elapsed) => return self.give_up(failed(self.store.name(), elapsed)),
         };
-        let sent = SentRecord::from_document(&document, key)
-            .map_err(|reason| CacheError::RemoteRecord { place: self.store.name(), reason })?;
+        let sent = match SentRecord::from_document(&document, key, &self.trust) {
+            Ok(sent) => sent,
+            Err(reason) => return self.refuse(reason),
+        };
         let mut outputs = Vec::with_capacity(sent.outputs.len());
         for stack in &sent.outputs {
             outputs.push(self.bring(context, stack).await?);
@@ -44,10 +65,36 @@ impl CacheSource {
         Ok(Some(received(sent, outputs)))
     }
 
+    /// Fills an empty folder with what a cache mount holds there.
+    pub async fn fill(
+        &self,
+        context: &TransferContext,
+        mount: &CacheMountKey,
+        into: &Path,
+    ) -> Result<bool, CacheError> {
+        let Some(scope) = self.mounts.as_ref().filter(|_| !self.given_up.load(Ordering::Relaxed)) else {
+            return Ok(false);
+        };
+        let carrier = Carrier { context, store: &self.store, key: mount_key(scope, mount) };
+        match carrier.fetch(&self.trust, into).await {
+            Ok(filled) => Ok(filled),
+            Err(error) => Ok(self.give_up::<()>(error)?.is_some()),
+        }
+    }
+
+    /// A record that is none is a miss. There may be as many as there are steps, for one reason.
+    fn refuse<T>(&self, reason: String) -> Result<Option<T>, CacheError> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        match told.insert(reason.clone()) {
+            true => Err(CacheError::RemoteRecord { place: self.store.name(), reason }),
+            false => Ok(None),
+        }
+    }
+
     /// The first failure is told, and there is no other: a registry that cannot be reached would hold up every step.
     fn give_up<T>(&self, error: CacheError) -> Result<Option<T>, CacheError> {
-        if matches!(error, CacheError::RemoteRecord { .. }) {
-            return Err(error);
+        if let CacheError::RemoteRecord { reason, .. } = error {
+            return self.refuse(reason);
         }
         match self.given_up.swap(true, Ordering::Relaxed) {
             false => Err(error),

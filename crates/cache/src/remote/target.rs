@@ -1,17 +1,34 @@
 //! Records that go out.
 
 use super::document::SentRecord;
-use super::{RecordStore, blocking, failed};
+use super::mounts::{Carrier, mount_key};
+use super::trust::RecordSigner;
+use super::{RecordStore, blocking, failed, store_failed};
 use crate::{CacheError, CacheKey, ResultRef, StepRecord};
 use forge_registry::{OfferedLayer, Registry, TransferContext, bring_layers};
-use forge_store::{Compression, LayerId, RemoteLayer, StoreError, TarOptions};
+use forge_store::{
+    CacheMountFound, CacheMountKey, CacheMountUse, Compression, LayerId, RemoteLayer, StoreError, TarOptions,
+};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OnceCell, Semaphore};
 
-/// How many records are sent at once.
-const CONCURRENT_RECORDS: usize = 4;
+/// How records are sent.
+pub struct Dispatch {
+    /// The compression of layers that were made here.
+    pub compression: Compression,
+    /// Whether layers that came compressed are compressed anew.
+    pub force: bool,
+    /// Which steps are sent.
+    pub extent: Extent,
+    /// Who signs.
+    pub signer: Option<RecordSigner>,
+    /// How many records are sent at once.
+    pub at_once: usize,
+    /// Whether cache mounts are sent, and what tells those of this project apart.
+    pub mounts: Option<String>,
+}
 
 /// Which steps are sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +47,8 @@ pub struct CacheTarget {
     /// Whether layers that came compressed are compressed anew.
     force: bool,
     extent: Extent,
+    signer: Option<RecordSigner>,
+    mounts: Option<String>,
     slots: Semaphore,
     layers: Mutex<HashMap<LayerId, Arc<OnceCell<OfferedLayer>>>>,
     given_up: AtomicBool,
@@ -53,10 +72,11 @@ pub(super) enum News {
 }
 
 impl CacheTarget {
-    /// Sends to `store`, layers in that compression.
-    pub fn new(store: Arc<dyn RecordStore>, compression: Compression, force: bool, extent: Extent) -> Self {
-        let (slots, layers) = (Semaphore::new(CONCURRENT_RECORDS), Mutex::default());
-        Self { store, compression, force, extent, slots, layers, given_up: AtomicBool::new(false) }
+    /// Sends to `store` as the dispatch says.
+    pub fn new(store: Arc<dyn RecordStore>, dispatch: Dispatch) -> Self {
+        let Dispatch { compression, force, extent, signer, at_once, mounts } = dispatch;
+        let (slots, layers) = (Semaphore::new(at_once.clamp(1, 64)), Mutex::default());
+        Self { store, compression, force, extent, signer, mounts, slots, layers, given_up: AtomicBool::new(false) }
     }
 
     pub(super) fn extent(&self) -> Extent {
@@ -79,6 +99,27 @@ impl CacheTarget {
             return Ok(());
         }
         match self.try_send(context, registry, outgoing).await {
+            Err(error) if !self.given_up.swap(true, Ordering::Relaxed) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it takes cache mounts.
+    pub(super) fn takes_mounts(&self) -> bool {
+        self.mounts.is_some()
+    }
+
+    /// Sends what a cache mount holds now. One that somebody is alone with is left to them.
+    pub(super) async fn send_mount(&self, context: &TransferContext, mount: &CacheMountKey) -> Result<(), CacheError> {
+        let Some(scope) = self.mounts.as_ref().filter(|_| !self.given_up.load(Ordering::Relaxed)) else {
+            return Ok(());
+        };
+        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        let (store, wanted) = (context.store.clone(), mount.clone());
+        let find = move || store.cache_mounts().find(&wanted, CacheMountUse::Shared).map_err(store_failed);
+        let CacheMountFound::Folder(guard) = blocking(find).await? else { return Ok(()) };
+        let carrier = Carrier { context, store: &self.store, key: mount_key(scope, mount) };
+        match carrier.send(self.signer.as_ref(), guard.tree().to_owned()).await {
             Err(error) if !self.given_up.swap(true, Ordering::Relaxed) => Err(error),
             _ => Ok(()),
         }
@@ -109,7 +150,7 @@ impl CacheTarget {
             }
             outputs.push(sent);
         }
-        let document = SentRecord::of(keys, record, outputs).to_document();
+        let document = SentRecord::of(keys, record, outputs).to_document(self.signer.as_ref());
         for key in keys {
             self.store.put_record(context, key, &document).await?;
         }
@@ -178,8 +219,4 @@ fn pack(
     };
     let record = layers.get(id)?.filter(|record| !record.foreign);
     Ok(OfferedLayer { blob: blob.descriptor, diff_id: blob.diff_id, made: record.map(|record| record.times) })
-}
-
-fn store_failed(error: StoreError) -> CacheError {
-    failed("the store", error)
 }

@@ -94,12 +94,12 @@ pub struct BuildArgs {
     /// SSH agent that steps may ask for: default, or ID[=SOCKET|KEY,...] (repeatable)
     #[arg(long, value_name = "AGENT")]
     pub ssh: Vec<String>,
-    /// Cache that other machines share, asked where this one's has nothing: REFERENCE, or type=registry,ref=REFERENCE, or
-    /// type=local,src=FOLDER (repeatable)
+    /// Cache that other machines share, asked where this one's has nothing: REFERENCE, or type=registry,ref=REFERENCE,
+    /// type=local,src=FOLDER, type=s3,… or type=gha,…; with mounts=true, verify-key=FILE (repeatable)
     #[arg(long, value_name = "CACHE")]
     pub cache_from: Vec<String>,
-    /// Cache that is told of every step: REFERENCE, type=registry,ref=REFERENCE or type=local,dest=FOLDER, with mode=min|max,
-    /// compression=gzip|zstd|uncompressed and more (repeatable). What it cannot take fails no build
+    /// Cache that is told of every step: REFERENCE, type=registry,ref=REFERENCE, type=local,dest=FOLDER, type=inline, type=s3,…
+    /// or type=gha,…; with mode=min|max, compression=gzip|zstd|uncompressed, mounts=true, sign-key=FILE and more (repeatable). What it cannot take fails no build
     #[arg(long, value_name = "CACHE")]
     pub cache_to: Vec<String>,
     /// Permission that a step may ask for: network.host, security.insecure, device[=NAME]; what ONBUILD triggers of

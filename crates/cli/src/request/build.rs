@@ -11,7 +11,7 @@ use crate::environment::Environment;
 use anyhow::{Context, bail};
 use forge_engine::{
     Allowed, BuildRequest, ContextModes, ContextStream, Explain, ImageOutput, Limits, Network, OnFailure, Output, Push,
-    Resources, Transport, TriggerRight,
+    Resources, SharedCaches, Transport, TriggerRight,
 };
 use forge_image::Platform;
 use std::collections::BTreeMap;
@@ -92,7 +92,7 @@ pub fn build_request(
         platforms: platforms(&args.platforms, environment)?,
         named_contexts: args.build_contexts.iter().map(|text| named_context(text)).collect::<anyhow::Result<_>>()?,
         outputs: outputs(args)?,
-        caches: caches(&args.cache_from, &args.cache_to)?,
+        caches: shared_caches(args, environment)?,
         labels: args.labels.iter().map(|label| key_value(label)).collect(),
         network: build_network(args)?,
         allowed: allowed(&args.allow)?,
@@ -138,12 +138,15 @@ fn refuse_what_is_not_built(args: &BuildArgs) -> anyhow::Result<()> {
             return Err(lacking(&format!("--{flag}={value}"), flag));
         }
     }
-    // An image without what its cache needs would be taken for one that has it.
-    let inline = args.build_args.iter().find_map(|text| text.strip_prefix("BUILDKIT_INLINE_CACHE="));
-    match inline.is_some_and(|value| !matches!(value, "" | "0" | "false")) {
-        true => Err(unsupported("--build-arg BUILDKIT_INLINE_CACHE")),
-        false => Ok(()),
-    }
+    Ok(())
+}
+
+/// What `--cache-from` and `--cache-to` say. The build argument is how caches within images were asked for at first.
+fn shared_caches(args: &BuildArgs, environment: &Environment) -> anyhow::Result<SharedCaches> {
+    let caches = caches(&args.cache_from, &args.cache_to, environment)?;
+    let asked = args.build_args.iter().find_map(|text| text.strip_prefix("BUILDKIT_INLINE_CACHE="));
+    let inline = caches.inline || asked.is_some_and(|value| !matches!(value, "" | "0" | "false"));
+    Ok(SharedCaches { inline, ..caches })
 }
 
 /// `--allow`: BuildKit's entitlements, and of what a build has what triggers of base images may use.
@@ -403,7 +406,8 @@ mod tests {
             assert!(error(&format!("--{flag} x .")).starts_with(&format!("--{flag}")), "{flag}");
         }
         assert_eq!(error("-m 1m ."), "Minimum memory limit allowed is 6MB");
-        assert!(error("--build-arg BUILDKIT_INLINE_CACHE=1 .").contains("BUILDKIT_INLINE_CACHE is not supported"));
+        assert!(request("--build-arg BUILDKIT_INLINE_CACHE=1 .", Environment::default()).unwrap().caches.inline);
+        assert!(!request("--build-arg BUILDKIT_INLINE_CACHE=0 .", Environment::default()).unwrap().caches.inline);
         for allowed in [
             "--provenance=false .",
             "--build-arg BUILDKIT_INLINE_CACHE=0 .",
@@ -424,14 +428,14 @@ mod tests {
     /// reason.
     #[test]
     fn every_flag_of_buildx_has_an_answer() {
-        const BUILT: &str = "add-host=a:1.2.3.4 annotation=manifest:a=b allow=network.host build-arg=A=1 cache-from=x cache-to=type=local,dest=x build-context=x=. call=check cgroup-parent=x check \
+        const BUILT: &str = "add-host=a:1.2.3.4 annotation=manifest:a=b allow=network.host build-arg=A=1 cache-from=x cache-to=type=inline build-context=x=. call=check cgroup-parent=x check \
             debug D file=Dockerfile f=x iidfile=i label=a=b load metadata-file=m network=none no-cache no-cache-filter=a \
             output=out o=out platform=local platform=linux/amd64,linux/arm64 progress=plain provenance=false pull push quiet q \
             resource=memory=1g sbom=false secret=id=a,src=Cargo.toml shm-size=1m ssh=default=Cargo.toml tag=x t=x target=x \
             ulimit=nofile=10 attest=type=sbom,disabled=true policy=disabled=true m=1g memory=1g c=10 cpu-shares=10 \
             cpu-period=10000 cpu-quota=10000 cpuset-cpus=0 cpuset-mems=0 rm force-rm print=outline";
         const NOTED: &str = "compress isolation=default security-opt=x squash";
-        const REFUSED: &str = "attest=type=sbom builder=x cache-from=type=s3 cache-to=type=inline policy=x provenance=true \
+        const REFUSED: &str = "attest=type=sbom builder=x cache-from=type=inline cache-to=type=azblob policy=x provenance=true \
             provenance=mode=max sbom=true";
         let line = |flag: &str| match flag.split_once('=') {
             Some((name, value)) if name.len() == 1 => format!("-{name} {value} -t x ."),

@@ -7,6 +7,8 @@ mod build;
 #[path = "../../../../xtask/src/busybox.rs"]
 mod busybox;
 mod cache;
+mod cache_mounts;
+mod cache_services;
 mod call;
 mod cleanliness;
 mod compare;

@@ -46,7 +46,6 @@ fn privileged_a_folder_carries_the_cache_to_an_empty_store() {
     assert!(ran(&third, &["--cache-from", &from]).is_empty());
 }
 
-// Seen to fail with layers that are kept as somebody else's: their times are then not clamped.
 #[test]
 fn privileged_what_comes_in_leaves_as_what_was_made_here() {
     let test = "what_comes_in_leaves_as_what_was_made_here";

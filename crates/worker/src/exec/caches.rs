@@ -4,11 +4,13 @@ use super::copies::{self, Source};
 use super::{ExecError, StepContext};
 use crate::WorkError;
 use forge_cache::ResultRef;
+use forge_cache::remote::RemoteMounts;
 use forge_llb::{CacheSharing, ExecMount, ExecOp, MountKind};
 use forge_session::{Event, StatusUpdate};
-use forge_store::{CacheMountFound, CacheMountGuard, CacheMountKey, CacheMountRecord, CacheMountUse};
+use forge_store::{CacheMountFound, CacheMountGuard, CacheMountKey, CacheMountRecord, CacheMountUse, ScratchDir};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// The first pauses between two looks at a folder that somebody else uses; the last one is repeated.
@@ -47,6 +49,7 @@ impl Caches {
             let MountKind::Cache { id, .. } = &mount.kind else { continue };
             if last.as_ref() != Some(&key) {
                 let wanted = Wanted { mount, id, usage, key: key.clone() };
+                context.shared_mounts.iter().for_each(|shared| shared.mounted(&key));
                 caches.guards.push(wanted.acquire(context).await?);
                 last = Some(key);
             }
@@ -151,6 +154,33 @@ impl Wanted<'_> {
 
     /// Makes the folder; `None` when somebody else was faster.
     async fn create(&self, context: &StepContext) -> Result<Option<CacheMountGuard>, WorkError> {
+        if let Some(shared) = &context.shared_mounts
+            && let Some(scratch) = self.filled(shared, context).await?
+        {
+            let (store, key, usage) = (context.store.clone(), self.key.clone(), self.usage);
+            let make =
+                move || Ok(store.cache_mounts().create(&key, usage, &scratch.path().join("tree"), "a shared cache")?);
+            return tokio::task::spawn_blocking(make).await?;
+        }
+        self.begin(context).await
+    }
+
+    /// A folder with what the mount holds in a shared cache, if one has it.
+    async fn filled(
+        &self,
+        shared: &Arc<dyn RemoteMounts>,
+        context: &StepContext,
+    ) -> Result<Option<ScratchDir>, WorkError> {
+        let scratch = context.store.scratch("cache")?;
+        let staged = scratch.path().join("tree");
+        std::fs::create_dir(&staged).map_err(|source| ExecError::Seed { source })?;
+        let asked = shared.fill(&self.key, &staged, &context.vertex);
+        let filled = context.session.cancellation().run_until_cancelled(asked).await.ok_or(WorkError::Cancelled)?;
+        Ok(filled.then_some(scratch))
+    }
+
+    /// Makes the folder with its first content.
+    async fn begin(&self, context: &StepContext) -> Result<Option<CacheMountGuard>, WorkError> {
         let input = seed(self.mount, context).cloned();
         let (context, key, usage) = (context.clone(), self.key.clone(), self.usage);
         let (path, origin) = (self.mount.selector.clone(), origin(self.mount, input.as_ref()));

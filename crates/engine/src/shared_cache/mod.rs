@@ -1,35 +1,45 @@
 //! The caches that a build shares with other machines.
 
+mod attributes;
+
 use crate::build::{Build, PlatformResult};
-use crate::engine::Engine;
+use crate::engine::{Engine, blocking};
 use crate::export::compression;
 use crate::steps::ShownStep;
 use crate::{EngineError, LayerCompression, Transport};
-use forge_cache::remote::{CacheTarget, Extent, LayoutRecords, RecordStore, RegistryRecords, SharedCache};
-use forge_image::{ErrorKind, Reference};
+use forge_cache::remote::{
+    CacheOrigin, CacheTarget, Dispatch, Extent, GhaPlace, LayoutRecords, RecordSigner, RecordStore, RegistryRecords,
+    S3Place, SharedCache, Trust, forget_inline, gha_records, s3_records,
+};
+use forge_exporter::BuiltImage;
+use forge_image::{ErrorKind, Reference, chain};
 use forge_registry::TransferContext;
 use forge_session::{Event, WarningNotice};
 use forge_store::Compression;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long the end of a build waits for what is still being sent.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How many records are sent at once.
+const AT_ONCE: usize = 4;
 
 /// The caches that a build asks and tells (`--cache-from`, `--cache-to`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SharedCaches {
     /// Asked in this order, after this machine's own.
-    pub from: Vec<CachePlace>,
+    pub from: Vec<CacheImport>,
     /// Told of every step.
     pub to: Vec<CacheExport>,
+    /// Whether images say in their configs which steps they are made of.
+    pub inline: bool,
 }
 
 /// Where step records and their layers lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CachePlace {
-    /// A repository, under tags that begin with the reference's.
+    /// A repository, under tags that begin with the reference's; read is also the image of that name.
     Registry(Reference, Transport),
     /// A folder, an OCI image layout.
     Local {
@@ -38,6 +48,21 @@ pub enum CachePlace {
         /// Tells several caches in it apart.
         tag: String,
     },
+    /// A bucket.
+    S3(S3Place),
+    /// GitHub's cache of Actions.
+    Gha(GhaPlace),
+}
+
+/// Where steps are looked for, and whose are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheImport {
+    /// Where.
+    pub place: CachePlace,
+    /// Files with public keys: only what one of them signed is taken, where there are any.
+    pub verify_keys: Vec<PathBuf>,
+    /// Whether cache mounts are looked for there too, and what tells those of this project apart.
+    pub mounts: Option<String>,
 }
 
 /// Where steps are sent, and how.
@@ -51,6 +76,12 @@ pub struct CacheExport {
     pub compression: Option<LayerCompression>,
     /// Whether other layers are converted too.
     pub force_compression: bool,
+    /// A file with the private key that signs.
+    pub sign_key: Option<PathBuf>,
+    /// How many records are sent at once.
+    pub at_once: usize,
+    /// Whether cache mounts are sent too, and what tells those of this project apart.
+    pub mounts: Option<String>,
 }
 
 /// Which steps are sent (`mode=`).
@@ -73,9 +104,10 @@ impl SharedCaches {
         if *self == Self::default() {
             return Ok(None);
         }
-        let from = self.from.iter().map(|place| place.open(engine)).collect::<Result<_, _>>()?;
+        let from = self.from.iter().map(|import| import.open(engine)).collect::<Result<_, _>>()?;
         let to = self.to.iter().map(|export| export.open(engine)).collect::<Result<_, _>>()?;
-        Ok(Some(Arc::new(SharedCache::new(context.clone(), engine.registry()?, from, to))))
+        let shared = SharedCache::new(context.clone(), engine.registry()?, from, to);
+        Ok(Some(Arc::new(if self.inline { shared.with_inline() } else { shared })))
     }
 }
 
@@ -96,7 +128,20 @@ impl CachePlace {
                 })?;
                 Arc::new(records)
             }
+            Self::S3(place) => s3_records(engine.hasty_registry(&[])?, place.clone()),
+            Self::Gha(place) => gha_records(engine.hasty_registry(&[])?, place.clone()),
         })
+    }
+}
+
+impl CacheImport {
+    fn open(&self, engine: &Engine) -> Result<CacheOrigin, EngineError> {
+        let keys = self.verify_keys.iter().map(|path| read_key(path, Trust::key_from_pem));
+        let trust = match self.verify_keys.is_empty() {
+            true => Trust::Everybody,
+            false => Trust::Keys(keys.collect::<Result<_, _>>()?),
+        };
+        Ok(CacheOrigin { store: self.place.open(engine)?, trust, mounts: self.mounts.clone() })
     }
 }
 
@@ -106,9 +151,25 @@ impl CacheExport {
             CacheMode::Min => Extent::Final,
             CacheMode::Max => Extent::All,
         };
-        let compression = self.compression.map_or(Compression::Gzip { level: None }, compression);
-        Ok(CacheTarget::new(self.place.open(engine)?, compression, self.force_compression, extent))
+        let dispatch = Dispatch {
+            compression: self.compression.map_or(Compression::Gzip { level: None }, compression),
+            force: self.force_compression,
+            extent,
+            signer: self.sign_key.as_ref().map(|path| read_key(path, RecordSigner::from_pem)).transpose()?,
+            at_once: self.at_once,
+            mounts: self.mounts.clone(),
+        };
+        Ok(CacheTarget::new(self.place.open(engine)?, dispatch))
     }
+}
+
+/// Reads a key of a cache. One that cannot be read is not passed over: what it is to guard against would come in.
+fn read_key<T, E: std::error::Error>(path: &Path, read: impl FnOnce(&str) -> Result<T, E>) -> Result<T, EngineError> {
+    let refused = |cause: String| {
+        EngineError::new(ErrorKind::UserInput, format!("cannot use the key {}: {cause}", path.display()))
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
+    read(&text).map_err(|error| refused(chain(&error)))
 }
 
 impl Build {
@@ -127,5 +188,16 @@ impl Build {
             self.session.events().emit(Event::Warning(notice));
         }
         _ = shown.end(Ok::<(), EngineError>(()));
+    }
+
+    /// Has the config of an image say which steps made it, where that is wanted, and nothing of its base's.
+    pub(crate) async fn with_inline_cache(&self, mut built: BuiltImage) -> Result<BuiltImage, EngineError> {
+        forget_inline(&mut built.config);
+        let Some(shared) = self.shared_cache() else { return Ok(built) };
+        blocking(move || {
+            shared.write_inline(&built.layers, &mut built.config)?;
+            Ok(built)
+        })
+        .await
     }
 }
