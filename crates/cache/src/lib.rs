@@ -11,7 +11,9 @@
 
 mod downloads;
 mod error;
+mod eviction;
 mod explain;
+mod filter;
 mod flights;
 mod history;
 mod index;
@@ -25,7 +27,9 @@ mod sqlite;
 
 pub use downloads::{Download, DownloadKey};
 pub use error::CacheError;
+pub use eviction::{Candidate, Eviction, Policy, Reason, Selected, Space, Weight, select};
 pub use explain::{Change, changes};
+pub use filter::{Facts, Filter, FilterError};
 pub use flights::{FlightGuard, Flights};
 pub use history::{BuildId, BuildSteps, BuiltStep, Counterpart};
 pub use index::CacheIndex;

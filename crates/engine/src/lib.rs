@@ -42,6 +42,7 @@ mod plausible;
 mod ports;
 mod private_key;
 mod provided;
+mod prune;
 mod remote;
 mod request;
 mod running;
@@ -71,6 +72,7 @@ pub use devices::Device;
 pub use error::{EngineError, SourcePlace};
 pub use forge_executor::{CpuQuota, Footing, NamespaceIds, Resources, SwapLimit};
 pub use forge_exporter::{Annotation, AnnotationScope, FolderMode, PlatformFolders};
+pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason};
 pub use forge_frontend::TriggerRight;
 pub use forge_llb::{ExtraHost, Ulimit};
 pub use forge_solver::{Explain, OnFailure};
@@ -80,7 +82,7 @@ pub use job::{Job, JobDockerfile, JobImage, JobResult, JobSource, MergedTree, Se
 pub use leaks::leaks;
 pub use limits::Limits;
 pub use outcome::{
-    BuildOutcome, EngineInfo, HistoryRow, ImageDetails, ImageSummary, Loaded, PruneReport, PullOutcome, PushOutcome,
+    BuildOutcome, EngineInfo, HistoryRow, ImageDetails, ImageSummary, Loaded, PruneReport, PruneRequest, PullOutcome, PushOutcome,
     Removal, RunOutcome, StepCounts, UsageReport, UsageRow,
 };
 pub use output::{

@@ -1,4 +1,5 @@
 use forge_image::{Descriptor, Digest, ImageConfig, ImageId, Platform, Reference};
+use forge_cache::{Policy, Reason};
 use forge_session::WarningNotice;
 use std::time::SystemTime;
 
@@ -138,6 +139,21 @@ pub struct UsageRow {
     pub shared: bool,
     /// When it was last used.
     pub last_used: Option<SystemTime>,
+    /// The ids of the records that made the layer below its own.
+    pub parents: Vec<String>,
+    /// Whether steps write to it.
+    pub mutable: bool,
+    /// Why `prune` removes it.
+    pub reason: Option<Reason>,
+}
+
+/// What `prune` is to remove.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PruneRequest {
+    /// What goes of the cache. Without `all` and without a filter, cache mounts stay.
+    pub policy: Policy,
+    /// Removes nothing, and says what would be.
+    pub dry_run: bool,
 }
 
 /// What `du` found.
@@ -160,6 +176,8 @@ pub struct PruneReport {
     pub images: Vec<ImageId>,
     /// Bytes that became free.
     pub bytes: u64,
+    /// Bytes beyond a limit that are in use or too new to go.
+    pub over: u64,
 }
 
 /// What `info` shows.

@@ -1,28 +1,33 @@
 //! How much the store holds, and removing what nobody needs.
 
 use crate::engine::{Engine, blocking};
-use crate::{EngineError, PruneReport, UsageReport, UsageRow};
+use crate::{EngineError, Facts, Filter, UsageReport, UsageRow};
 use forge_cache::{CacheIndex, CacheKey, StepRecord};
 use forge_image::ImageId;
 use forge_store::{CacheMountRecord, LayerId};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 impl Engine {
-    /// What the build cache holds, largest first.
+    /// What the build cache holds of what a filter means, largest first.
     ///
     /// # Errors
     /// The store or the cache index cannot be read.
-    pub async fn usage(&self) -> Result<UsageReport, EngineError> {
+    pub async fn usage(&self, filter: Filter) -> Result<UsageReport, EngineError> {
         let engine = self.clone();
-        blocking(move || engine.usage_report()).await
+        let mut report = blocking(move || engine.usage_report()).await?;
+        report.rows.retain(|row| filter.matches(&row.facts()));
+        Ok(report)
     }
 
     fn usage_report(&self) -> Result<UsageReport, EngineError> {
         let (shared, leased) = (self.image_layers()?, self.store().leased_layers()?);
         let mut counted = HashSet::new();
         let mut rows = Vec::new();
-        for (key, record) in self.index()?.list()? {
-            rows.push(self.row(&key, &record, &shared, &leased, &mut counted)?);
+        let records = self.index()?.list()?;
+        let makers = makers(&records);
+        for (key, record) in &records {
+            let row = self.row(key, record, &shared, &leased, &mut counted)?;
+            rows.push(UsageRow { parents: parents(record, &makers), ..row });
         }
         let mounts: Vec<UsageRow> = self.cache_mounts()?;
         let mount_bytes: u64 = mounts.iter().map(|row| row.bytes).sum();
@@ -35,7 +40,7 @@ impl Engine {
     }
 
     /// A record is charged with its own layer only: those below it are its parents'.
-    fn row(
+    pub(crate) fn row(
         &self,
         key: &CacheKey,
         record: &StepRecord,
@@ -58,11 +63,14 @@ impl Engine {
             in_use: own.is_some_and(|layer| leased.contains(layer)),
             shared: own.is_some_and(|layer| shared.contains(layer)),
             last_used: Some(record.last_used),
+            parents: Vec::new(),
+            mutable: false,
+            reason: None,
         })
     }
 
     /// The folders that steps keep between builds.
-    fn cache_mounts(&self) -> Result<Vec<UsageRow>, EngineError> {
+    pub(crate) fn cache_mounts(&self) -> Result<Vec<UsageRow>, EngineError> {
         let row = |(record, in_use): (CacheMountRecord, bool)| UsageRow {
             id: record.name,
             kind: "exec.cachemount".to_owned(),
@@ -71,24 +79,15 @@ impl Engine {
             in_use,
             shared: false,
             last_used: Some(record.last_used),
+            parents: Vec::new(),
+            mutable: true,
+            reason: None,
         };
         Ok(self.store().cache_mounts().list()?.into_iter().map(row).collect())
     }
 
-    /// Removes the cache mounts that nobody uses, or only names them.
-    fn prune_cache_mounts(&self, dry_run: bool) -> Result<Vec<UsageRow>, EngineError> {
-        let mut removed = Vec::new();
-        for row in self.cache_mounts()?.into_iter().filter(|row| !row.in_use) {
-            // One that was taken into use in the meantime stays.
-            if dry_run || self.store().cache_mounts().remove(&row.id)? {
-                removed.push(row);
-            }
-        }
-        Ok(removed)
-    }
-
     /// The layers that images need.
-    fn image_layers(&self) -> Result<HashSet<LayerId>, EngineError> {
+    pub(crate) fn image_layers(&self) -> Result<HashSet<LayerId>, EngineError> {
         let images = self.store().images();
         let mut layers = HashSet::new();
         for (_, target) in images.list()? {
@@ -99,49 +98,8 @@ impl Engine {
         Ok(layers)
     }
 
-    /// Removes cache records, and the layers and blobs that nothing needs any more. Without `all`, records whose
-    /// layers an image needs stay, and so do cache mounts, which are no results. What a running forge uses always stays.
-    ///
-    /// # Errors
-    /// The store or the cache index cannot be changed.
-    pub async fn prune(&self, all: bool, dry_run: bool) -> Result<PruneReport, EngineError> {
-        let engine = self.clone();
-        blocking(move || engine.prune_now(all, dry_run)).await
-    }
-
-    fn prune_now(&self, all: bool, dry_run: bool) -> Result<PruneReport, EngineError> {
-        let (shared, leased) = (self.image_layers()?, self.store().leased_layers()?);
-        let unwanted = |record: &StepRecord| {
-            let mut layers = record.layers();
-            let used = layers.any(|layer| leased.contains(layer));
-            !used && (all || !record.layers().any(|layer| shared.contains(layer)))
-        };
-        let index = self.index()?;
-        let mut counted = HashSet::new();
-        let mut removed = Vec::new();
-        for (key, record) in index.list()?.iter().filter(|(_, record)| unwanted(record)) {
-            removed.push(self.row(key, record, &shared, &leased, &mut counted)?);
-        }
-        let roots = if dry_run {
-            let kept = index.list()?.into_iter().filter(|(_, record)| !unwanted(record));
-            kept.flat_map(|(_, record)| record.layers().cloned().collect::<Vec<_>>()).collect()
-        } else {
-            index.remove_where(&mut |record| unwanted(record))?;
-            index.all_layers()?
-        };
-        let images = self.dangling()?;
-        if !dry_run {
-            images.iter().try_for_each(|id| self.store().images().delete(id))?;
-        }
-        let collected = self.store().collect(&roots, dry_run)?;
-        let mounts = if all { self.prune_cache_mounts(dry_run)? } else { Vec::new() };
-        let bytes = collected.bytes + mounts.iter().map(|row| row.bytes).sum::<u64>();
-        removed.extend(mounts);
-        Ok(PruneReport { removed, images, bytes })
-    }
-
     /// Images that no name stands for.
-    fn dangling(&self) -> Result<Vec<ImageId>, EngineError> {
+    pub(crate) fn dangling(&self) -> Result<Vec<ImageId>, EngineError> {
         let listed = self.store().images().list()?.into_iter();
         Ok(listed.filter(|(name, _)| name.is_none()).flat_map(|(_, target)| target.images).collect())
     }
@@ -151,5 +109,38 @@ impl Engine {
         let roots = self.index()?.all_layers()?;
         self.store().collect(&roots, false)?;
         Ok(())
+    }
+}
+
+/// The ids of the records that made each layer.
+pub(crate) type Makers = HashMap<LayerId, Vec<String>>;
+
+pub(crate) fn makers(records: &[(CacheKey, StepRecord)]) -> Makers {
+    let mut makers = Makers::new();
+    for (key, record) in records {
+        if let Some(layer) = record.outputs.first().and_then(|output| output.layers().last()) {
+            makers.entry(layer.clone()).or_default().push(key.to_string());
+        }
+    }
+    makers
+}
+
+pub(crate) fn parents(record: &StepRecord, makers: &Makers) -> Vec<String> {
+    let below = record.outputs.first().and_then(|output| output.layers().iter().rev().nth(1));
+    below.and_then(|layer| makers.get(layer)).cloned().unwrap_or_default()
+}
+
+impl UsageRow {
+    /// What filters ask.
+    pub(crate) fn facts(&self) -> Facts {
+        Facts {
+            id: self.id.clone(),
+            kind: self.kind.clone(),
+            description: self.description.clone(),
+            parents: self.parents.clone(),
+            in_use: self.in_use,
+            shared: self.shared,
+            mutable: self.mutable,
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Names come and go: what `images`, `rmi` and `prune` make of what the store holds.
 #![forbid(unsafe_code)]
 
-use forge_engine::{Engine, EngineOptions, Proxy, Removal};
+use forge_engine::{Engine, EngineOptions, Proxy, PruneRequest, Removal};
 use forge_image::{ErrorKind, ImageId, Reference};
 use forge_store::{Image, Store, Target};
 use forge_testkit::ImageBuilder;
@@ -138,10 +138,10 @@ async fn a_moved_name_leaves_a_dangling_image_for_prune() {
     let old = home.image("old", &["app:1"]);
     home.image("new", &["app:1"]);
     assert_eq!(home.names().await, ["<none>", "app:1"]);
-    let planned = home.engine.prune(false, true).await.unwrap();
+    let planned = home.engine.prune(PruneRequest { dry_run: true, ..PruneRequest::default() }).await.unwrap();
     assert_eq!(planned.images, std::slice::from_ref(&old));
     assert_eq!(home.names().await.len(), 2, "a dry run removes nothing");
-    assert_eq!(home.engine.prune(false, false).await.unwrap().images, [old]);
+    assert_eq!(home.engine.prune(PruneRequest::default()).await.unwrap().images, [old]);
     assert_eq!(home.names().await, ["app:1"]);
 }
 

@@ -6,7 +6,7 @@ use crate::{
     Blobs, CacheMounts, Finding, Images, LayerId, Layers, Lease, LockGuard, Rebuilt, Repair, ScratchDir, StoreError,
     Verification, VerifyDepth, layer_rows,
 };
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -104,6 +104,14 @@ impl Store {
     /// The database failed.
     pub fn usage(&self) -> Result<Usage, StoreError> {
         usage::usage(&self.opened)
+    }
+
+    /// The bytes of each layer: its files, and the blobs that hold the same.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn layer_bytes(&self) -> Result<HashMap<LayerId, u64>, StoreError> {
+        usage::layer_bytes(&self.opened)
     }
 
     /// The layers that running processes hold now.

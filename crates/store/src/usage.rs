@@ -1,6 +1,6 @@
 use crate::opened::Opened;
 use crate::{LayerId, StoreError};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// What a store holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +43,20 @@ pub(crate) fn usage(opened: &Opened) -> Result<Usage, StoreError> {
             })?)
         };
         Ok(Usage { images: entry(&images)?, layers: entry(layers)?, blobs: entry(blobs)? })
+    })
+}
+
+/// What each layer takes on disk: its files, and the blobs made of them.
+pub(crate) fn layer_bytes(opened: &Opened) -> Result<HashMap<LayerId, u64>, StoreError> {
+    let sql = "SELECT layers.id, layers.bytes + coalesce(sum(blobs.size), 0) FROM layers
+               LEFT JOIN layer_blobs ON layer_blobs.layer = layers.id
+               LEFT JOIN blobs ON blobs.digest = layer_blobs.blob GROUP BY layers.id";
+    opened.database().read(|connection| {
+        let mut select = connection.prepare_cached(sql)?;
+        let rows = select.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
+        let rows = rows.collect::<Result<Vec<_>, _>>()?;
+        let sized = |(id, bytes): (String, i64)| Some((id.parse().ok()?, bytes.max(0).cast_unsigned()));
+        Ok(rows.into_iter().filter_map(sized).collect())
     })
 }
 

@@ -1,19 +1,24 @@
 use super::{Start, block_on};
 use crate::args::{DuArgs, InfoArgs, PruneArgs, VersionArgs};
 use crate::failure::Failure;
+use crate::request::bytes;
 use crate::template::Format;
 use crate::{output, sanitise, table, terminal, units};
-use forge_engine::{EngineInfo, PruneReport, UsageReport, UsageRow};
+use anyhow::Context;
+use forge_engine::{EngineInfo, Filter, Policy, PruneReport, PruneRequest, PruneReason, UsageReport, UsageRow};
 use forge_image::Platform;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::IsTerminal;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 pub fn du(start: &Start, args: &DuArgs) -> Result<(), Failure> {
     let format = Format::read(args.format.as_deref())?;
-    let report = block_on(async { Ok(start.engine()?.usage().await?) })?;
+    let (filter, unused_for) = read_filters(&args.filters)?;
+    let mut report = block_on(async { Ok(start.engine()?.usage(filter).await?) })?;
     let now = SystemTime::now();
+    let rested = |row: &UsageRow| row.last_used.and_then(|time| now.duration_since(time).ok()).unwrap_or_default();
+    report.rows.retain(|row| unused_for.is_zero() || rested(row) >= unused_for);
     let text = match format {
         Format::Json => report.rows.iter().map(|row| format!("{}\n", usage_fields(row, now))).collect(),
         Format::Template(template) => {
@@ -51,23 +56,28 @@ fn totals(report: &UsageReport) -> String {
 }
 
 fn verbose(report: &UsageReport, now: SystemTime) -> String {
+    let rows: String = report.rows.iter().map(|row| row_text(row, now) + "\n").collect();
+    rows + &totals(report)
+}
+
+fn row_text(row: &UsageRow, now: SystemTime) -> String {
+    let fields: [(&str, String); 10] = [
+        ("ID", row.id.clone()),
+        ("Parents", row.parents.join(", ")),
+        ("Description", row.description.clone()),
+        ("Type", row.kind.clone()),
+        ("Size", units::size_exact(row.bytes)),
+        ("Mutable", row.mutable.to_string()),
+        ("Reclaimable", (!row.in_use).to_string()),
+        ("Shared", row.shared.to_string()),
+        ("Last used", last_used(row, now)),
+        ("Reason", reason(row)),
+    ];
     let mut text = String::new();
-    for row in &report.rows {
-        let fields: [(&str, String); 7] = [
-            ("ID", row.id.clone()),
-            ("Description", row.description.clone()),
-            ("Type", row.kind.clone()),
-            ("Size", units::size_exact(row.bytes)),
-            ("Reclaimable", (!row.in_use).to_string()),
-            ("Shared", row.shared.to_string()),
-            ("Last used", last_used(row, now)),
-        ];
-        for (name, value) in fields {
-            let _ = writeln!(text, "{:<16}{}", format!("{name}:"), sanitise::line(&value));
-        }
-        text.push('\n');
+    for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
+        let _ = writeln!(text, "{:<16}{}", format!("{name}:"), sanitise::line(value));
     }
-    text + &totals(report)
+    text
 }
 
 fn usage_fields(row: &UsageRow, now: SystemTime) -> Value {
@@ -79,6 +89,8 @@ fn usage_fields(row: &UsageRow, now: SystemTime) -> Value {
         "Reclaimable": !row.in_use,
         "InUse": row.in_use,
         "Shared": row.shared,
+        "Mutable": row.mutable,
+        "Parents": row.parents,
         "LastUsedAt": row.last_used.map(|time| humantime::format_rfc3339_nanos(time).to_string()),
         "LastUsedSince": last_used(row, now),
     })
@@ -88,9 +100,45 @@ pub fn prune(start: &Start, args: &PruneArgs) -> Result<(), Failure> {
     if !args.force && !args.dry_run && !confirm(args.all)? {
         return Ok(());
     }
-    let report = block_on(async { Ok(start.engine()?.prune(args.all, args.dry_run).await?) })?;
-    output::print(&prune_text(&report, args.dry_run, SystemTime::now()))?;
+    let request = prune_request(args)?;
+    let report = block_on(async { Ok(start.engine()?.prune(request).await?) })?;
+    output::print(&prune_text(&report, args, SystemTime::now()))?;
+    if report.over > 0 {
+        let over = units::size(report.over);
+        output::note(&format!("forge: {over} more than the limit stay: in use, needed by what is, or not meant"));
+    }
     Ok(())
+}
+
+fn prune_request(args: &PruneArgs) -> anyhow::Result<PruneRequest> {
+    let (filter, keep_duration) = read_filters(&args.filters)?;
+    let space = |flag: &str, text: &Option<String>| text.as_deref().map(|text| bytes(flag, text)).transpose();
+    let policy = Policy {
+        filters: if filter == Filter::default() { Vec::new() } else { vec![filter] },
+        all: args.all,
+        keep_duration,
+        reserved_space: space("reserved-space", &args.reserved_space)?,
+        max_used_space: space("max-used-space", &args.max_used_space)?,
+        min_free_space: space("min-free-space", &args.min_free_space)?,
+    };
+    Ok(PruneRequest { policy, dry_run: args.dry_run })
+}
+
+/// buildx's filters: `until=24h` is a time, everything else a condition.
+fn read_filters(texts: &[String]) -> anyhow::Result<(Filter, Duration)> {
+    let (mut conditions, mut unused_for) = (Vec::new(), Duration::ZERO);
+    for text in texts.iter().flat_map(|text| text.split(',')) {
+        match text.split_once('=') {
+            Some((name @ ("until" | "unused-for"), value)) => {
+                let wrong = || format!("--filter {name}={value}: expected a duration such as 24h");
+                unused_for = humantime::parse_duration(value).with_context(wrong)?;
+            }
+            // In buildx an id is looked for anywhere.
+            Some(("id", value)) if !value.starts_with('=') => conditions.push(format!("id~={value}")),
+            _ => conditions.push(text.to_owned()),
+        }
+    }
+    Ok((conditions.join(",").parse::<Filter>().context("--filter")?, unused_for))
 }
 
 fn confirm(all: bool) -> Result<bool, Failure> {
@@ -107,18 +155,43 @@ fn confirm(all: bool) -> Result<bool, Failure> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-fn prune_text(report: &PruneReport, dry_run: bool, now: SystemTime) -> String {
+fn prune_text(report: &PruneReport, args: &PruneArgs, now: SystemTime) -> String {
+    let dry_run = args.dry_run;
     let mut text = String::new();
     if !report.images.is_empty() {
         text.push_str(if dry_run { "Images that would be removed:\n" } else { "Deleted Images:\n" });
         report.images.iter().for_each(|id| text += &format!("deleted: {id}\n"));
         text.push('\n');
     }
-    if !report.removed.is_empty() {
-        text += &usage_table(&report.removed, now);
+    match (args.verbose, dry_run) {
+        _ if report.removed.is_empty() => {}
+        (true, _) => report.removed.iter().for_each(|row| text += &(row_text(row, now) + "\n")),
+        (false, true) => text += &reason_table(&report.removed, now),
+        (false, false) => text += &usage_table(&report.removed, now),
     }
     let total = if dry_run { "Would reclaim:" } else { "Total reclaimed space:" };
     text + &format!("{total} {}\n", units::size(report.bytes))
+}
+
+/// What would go, and why.
+fn reason_table(rows: &[UsageRow], now: SystemTime) -> String {
+    let cells = |row: &UsageRow| vec![short(&row.id), units::size_exact(row.bytes), last_used(row, now), reason(row)];
+    table::layout(&["ID", "SIZE", "LAST ACCESSED", "REASON"], &rows.iter().map(cells).collect::<Vec<_>>())
+}
+
+fn reason(row: &UsageRow) -> String {
+    match row.reason {
+        None => String::new(),
+        Some(PruneReason::Meant) => "meant by what was asked".to_owned(),
+        Some(PruneReason::Unused(age)) => format!("not used for {}", units::about(age)),
+        Some(PruneReason::LeastValuable { wall_ms, bytes }) => {
+            format!(
+                "saves {:.1}s of building for {}, the least that was left",
+                wall_ms as f64 / 1000.0,
+                units::size(bytes)
+            )
+        }
+    }
 }
 
 pub fn version(args: &VersionArgs) -> Result<(), Failure> {
@@ -182,7 +255,6 @@ fn info_text(info: &EngineInfo) -> String {
 mod tests {
     use super::*;
     use forge_image::{Digest, ImageId};
-    use std::time::Duration;
 
     fn row() -> UsageRow {
         UsageRow {
@@ -193,6 +265,22 @@ mod tests {
             in_use: false,
             shared: true,
             last_used: Some(SystemTime::UNIX_EPOCH),
+            parents: Vec::new(),
+            mutable: false,
+            reason: None,
+        }
+    }
+
+    fn args(dry_run: bool) -> PruneArgs {
+        PruneArgs {
+            all: false,
+            force: true,
+            dry_run,
+            filters: Vec::new(),
+            reserved_space: None,
+            max_used_space: None,
+            min_free_space: None,
+            verbose: false,
         }
     }
 
@@ -213,10 +301,14 @@ mod tests {
 
     #[test]
     fn prune_says_what_went() {
-        let report =
-            PruneReport { removed: vec![row()], images: vec![ImageId::new(Digest::sha256(b"x"))], bytes: 8192 };
+        let report = PruneReport {
+            removed: vec![row()],
+            images: vec![ImageId::new(Digest::sha256(b"x"))],
+            bytes: 8192,
+            over: 0,
+        };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
-        insta::assert_snapshot!(prune_text(&report, false, now), @r"
+        insta::assert_snapshot!(prune_text(&report, &args(false), now), @r"
         Deleted Images:
         deleted: sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881
 
@@ -224,6 +316,24 @@ mod tests {
         0123456789abcdef   true          8.192kB   5 seconds ago
         Total reclaimed space: 8.19kB
         ");
-        assert!(prune_text(&PruneReport::default(), true, now) == "Would reclaim: 0B\n");
+        assert!(prune_text(&PruneReport::default(), &args(true), now) == "Would reclaim: 0B\n");
+    }
+
+    #[test]
+    fn a_dry_run_says_why() {
+        let value = PruneReason::LeastValuable { wall_ms: 1500, bytes: 8192 };
+        let report = PruneReport { removed: vec![UsageRow { reason: Some(value), ..row() }], ..PruneReport::default() };
+        let text = prune_text(&report, &args(true), SystemTime::UNIX_EPOCH);
+        assert!(text.contains("saves 1.5s of building for 8.19kB, the least that was left\n"), "{text}");
+    }
+
+    #[test]
+    fn filters_and_sizes_are_read_as_buildxs() {
+        let filters = ["until=24h", "id=abc,type!=regular"].map(str::to_owned).to_vec();
+        let request = prune_request(&PruneArgs { filters, max_used_space: Some("1gb".into()), ..args(false) }).unwrap();
+        assert_eq!(request.policy.filters[0].to_string(), "id~=abc,type!=regular");
+        assert_eq!((request.policy.keep_duration.as_secs(), request.policy.max_used_space), (86_400, Some(1 << 30)));
+        assert!(read_filters(&["until=soon".to_owned()]).is_err());
+        assert!(read_filters(&["colour=red".to_owned()]).is_err());
     }
 }

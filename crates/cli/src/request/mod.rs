@@ -17,6 +17,7 @@ mod shared_cache;
 
 pub use build::{Input, InputNeeds, build_request, input_needs, notes};
 pub use call::{CallFormat, CallRequest, Method, call_request};
+pub use limits::bytes;
 pub use llb::{DefinitionFile, definition_file, with_dockerfile_context};
 pub use run::{check_terminal, run_request};
 

@@ -5,14 +5,14 @@ use crate::filter;
 use crate::progress::time;
 use crate::reply;
 use forge_buildkit_proto::moby::buildkit::v1::{PruneRequest, UsageRecord};
-use forge_engine::UsageRow;
+use forge_engine::{Filter, Policy, UsageRow};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tonic::Status;
 
 /// Everything that the filters let through.
 pub(super) async fn list(shared: &Arc<Shared>, filters: &[String]) -> Result<Vec<UsageRecord>, Status> {
-    let report = shared.engine.usage().await.map_err(|error| reply::status(&error))?;
+    let report = shared.engine.usage(Filter::default()).await.map_err(|error| reply::status(&error))?;
     let mut records: Vec<UsageRecord> = report.rows.into_iter().map(record).collect();
     records.extend(kept_files(shared).await?);
     let mut passed = Vec::new();
@@ -24,8 +24,8 @@ pub(super) async fn list(shared: &Arc<Shared>, filters: &[String]) -> Result<Vec
     Ok(passed)
 }
 
-/// Removes what may be removed; gives what was. Filters and limits of size choose among the tree copies of clients; of the
-/// build cache all goes or nothing.
+/// Removes what may be removed; gives what was. Limits of size choose in the build cache; of the tree copies of
+/// clients all go that the filters mean.
 pub(super) async fn prune(shared: &Arc<Shared>, request: &PruneRequest) -> Result<Vec<UsageRecord>, Status> {
     let mut removed = Vec::new();
     for record in kept_files(shared).await? {
@@ -37,11 +37,24 @@ pub(super) async fn prune(shared: &Arc<Shared>, request: &PruneRequest) -> Resul
             removed.push(record);
         }
     }
-    if request.filter.is_empty() {
-        let report = shared.engine.prune(request.all, false).await.map_err(|error| reply::status(&error))?;
-        removed.extend(report.removed.into_iter().map(record));
-    }
+    let request = forge_engine::PruneRequest { policy: policy(request)?, dry_run: false };
+    let report = shared.engine.prune(request).await.map_err(|error| reply::status(&error))?;
+    removed.extend(report.removed.into_iter().map(record));
     Ok(removed)
+}
+
+fn policy(request: &PruneRequest) -> Result<Policy, Status> {
+    let filters = request.filter.iter().map(|filter| filter.parse());
+    let filters: Result<Vec<Filter>, forge_engine::FilterError> = filters.collect();
+    let bytes = |number: i64| u64::try_from(number).ok().filter(|bytes| *bytes > 0);
+    Ok(Policy {
+        filters: filters.map_err(|error| Status::invalid_argument(error.to_string()))?,
+        all: request.all,
+        keep_duration: Duration::from_nanos(u64::try_from(request.keep_duration).unwrap_or(0)),
+        reserved_space: bytes(request.reserved_space),
+        max_used_space: bytes(request.max_used_space),
+        min_free_space: bytes(request.min_free_space),
+    })
 }
 
 async fn kept_files(shared: &Arc<Shared>) -> Result<Vec<UsageRecord>, Status> {
@@ -68,7 +81,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> +
 fn record(row: UsageRow) -> UsageRecord {
     UsageRecord {
         id: row.id,
-        mutable: row.kind == "exec.cachemount",
+        mutable: row.mutable,
+        parents: row.parents,
         in_use: row.in_use,
         size: i64::try_from(row.bytes).unwrap_or(i64::MAX),
         created_at: row.last_used.map(time),
