@@ -15,6 +15,14 @@ pub enum CacheError {
         /// The cause.
         source: rusqlite::Error,
     },
+    /// The index lies where this process may not write.
+    #[error("cannot open the cache index {path}")]
+    NotWritable {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// The index was written by a later forge.
     #[error("the cache index {path} has format {found}, this forge knows formats up to {known}")]
     NewerFormat {
@@ -81,6 +89,7 @@ impl CacheError {
         match self {
             Self::Index { .. }
             | Self::NewerFormat { .. }
+            | Self::NotWritable { .. }
             | Self::Lock { .. }
             | Self::Damaged { .. }
             | Self::DamagedInputs => ErrorKind::Environment,

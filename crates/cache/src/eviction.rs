@@ -88,7 +88,7 @@ pub enum Reason {
 pub struct Selected {
     /// What goes, in order.
     pub evictions: Vec<Eviction>,
-    /// The bytes by which a limit is exceeded by what is in use or too new.
+    /// The bytes by which the last limit of size is exceeded by what is in use or too new.
     pub over: u64,
 }
 
@@ -98,22 +98,16 @@ const DAY: f64 = 86_400.0;
 const LEAST_BYTES: u64 = 4096;
 
 impl Policy {
-    /// The four policies that apply where none is configured, over a disk of that size.
-    pub fn defaults(reserved: u64, max_used: u64, min_free: u64) -> Vec<Self> {
-        let cap = Self {
-            reserved_space: Some(reserved),
-            max_used_space: Some(max_used),
-            min_free_space: Some(min_free),
-            ..Self::default()
-        };
+    /// The four policies that apply where none is configured, within the bounds of `cap`.
+    pub fn defaults(cap: &Self) -> Vec<Self> {
         let cheap = ["type==source.local", "type==exec.cachemount", "type==source.git.checkout"];
-        let cheap = cheap.map(|text| text.parse::<Filter>().expect("these are filters")).to_vec();
+        let filters = cheap.map(|text| text.parse::<Filter>().expect("these are filters")).to_vec();
         let hours = |hours: u64| Duration::from_secs(hours * 3600);
         vec![
-            Self { filters: cheap, keep_duration: hours(48), max_used_space: Some(512 << 20), ..Self::default() },
+            Self { filters, keep_duration: hours(48), max_used_space: Some(512_000_000), ..Self::default() },
             Self { keep_duration: hours(60 * 24), ..cap.clone() },
             cap.clone(),
-            Self { all: true, ..cap },
+            Self { all: true, ..cap.clone() },
         ]
     }
 
@@ -240,7 +234,7 @@ impl<'a> Table<'a> {
         }
         while used.saturating_sub(self.freed - before) > target {
             let Some(Reverse((_, first))) = heap.pop() else {
-                self.over = self.over.max(used.saturating_sub(self.freed - before) - target);
+                self.over = used.saturating_sub(self.freed - before) - target;
                 return;
             };
             let group = self.group_of(first);
@@ -447,7 +441,7 @@ mod tests {
 
     #[test]
     fn the_default_policies_take_old_mounts_first() {
-        let defaults = Policy::defaults(10, 20_000_000, 0);
+        let defaults = Policy::defaults(&Policy { max_used_space: Some(20_000_000), ..Policy::default() });
         assert_eq!(defaults.len(), 4);
         assert_eq!(defaults[1].keep_duration.as_secs(), 60 * 86_400);
         assert!(defaults[3].all && !defaults[2].all);

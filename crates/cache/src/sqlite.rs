@@ -4,6 +4,7 @@ use forge_store::LayerId;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use std::collections::HashSet;
 use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -82,8 +83,14 @@ impl SqliteIndex {
     /// The file cannot be used, or a later forge wrote it.
     pub fn open(path: &Path) -> Result<Self, CacheError> {
         let error = |source| CacheError::Index { action: "open", path: path.to_owned(), source };
-        // SQLite would make it readable for all, and its further files like it. What fails here, fails there again.
-        let _ = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+        // SQLite would make it readable for all, and its further files like it. What fails here, fails there again; only
+        // of file systems that are read-only it would not say so.
+        match OpenOptions::new().create(true).append(true).mode(0o600).open(path) {
+            Err(source) if source.kind() == ErrorKind::ReadOnlyFilesystem => {
+                return Err(CacheError::NotWritable { path: path.to_owned(), source });
+            }
+            _ => {}
+        }
         let mut connection = Connection::open(path).map_err(error)?;
         match prepare(&mut connection).map_err(error)? {
             found if found > FORMAT => Err(CacheError::NewerFormat { path: path.to_owned(), found, known: FORMAT }),
@@ -97,6 +104,22 @@ impl SqliteIndex {
     /// The earlier format of the file, if it had one: then its records were of no use any more, and the index is empty.
     pub fn emptied(&self) -> Option<i64> {
         self.emptied
+    }
+
+    /// Removes the records of some keys at once; gives how many there were.
+    ///
+    /// # Errors
+    /// The file cannot be changed.
+    pub fn remove_all(&self, keys: &[CacheKey]) -> Result<usize, CacheError> {
+        self.write(|transaction| {
+            let mut removed = 0;
+            for key in keys {
+                if let Some(id) = record_of(transaction, key)? {
+                    removed += usize::from(delete(transaction, id)?);
+                }
+            }
+            Ok(removed)
+        })
     }
 
     /// Runs a read.

@@ -2,6 +2,7 @@
 
 use crate::args::{DaemonArgs, GlobalArgs};
 use crate::environment::Environment;
+use crate::gc_config::{GcKeys, WorkerKeys};
 use anyhow::{Context, anyhow};
 use forge_engine::{EngineOptions, Proxy, RegistryHost};
 use forge_session::Redacted;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 /// root = "/srv/forge"
 /// [worker.oci]
 /// max-parallelism = 4
+/// maxUsedSpace = "20GB"
 /// [registry."docker.io"]
 /// mirrors = ["mirror.example:5000"]
 /// [registry."mirror.example:5000"]
@@ -32,13 +34,7 @@ struct ConfigFile {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Workers {
-    oci: Worker,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
-struct Worker {
-    max_parallelism: Option<usize>,
+    oci: WorkerKeys,
 }
 
 /// Where the Container Device Interface keeps its specifications.
@@ -65,6 +61,7 @@ pub fn engine_options(global: &GlobalArgs, environment: &Environment, is_root: b
         max_parallelism: file.worker.oci.max_parallelism,
         device_folders: DEVICE_FOLDERS.map(PathBuf::from).to_vec(),
         oci_runtime: None,
+        gc: file.worker.oci.gc().options().context("the configuration's [worker.oci]")?,
     })
 }
 
@@ -136,6 +133,8 @@ struct DaemonWorker {
     max_parallelism: Option<usize>,
     labels: BTreeMap<String, String>,
     #[serde(flatten)]
+    gc: GcKeys,
+    #[serde(flatten)]
     others: BTreeMap<String, toml::Value>,
 }
 
@@ -198,6 +197,8 @@ pub fn daemon_options(
     let mut options = engine_options(&bare, environment, is_root)?;
     options.root = own_folder(options.root);
     let remarks = file.remarks();
+    options.gc = file.worker.oci.gc.options().context("the configuration's [worker.oci]")?;
+    options.gc.enabled &= !args.oci_worker_gc.as_deref().is_some_and(is_false);
     options.registries.extend(file.registry);
     options.max_parallelism = args.oci_max_parallelism.or(file.worker.oci.max_parallelism).or(options.max_parallelism);
     let folders = [args.cdi_spec_dir.clone(), file.cdi.spec_dirs].into_iter().find(|folders| !folders.is_empty());
@@ -215,6 +216,11 @@ pub fn daemon_options(
         remarks,
     };
     Ok((options, config))
+}
+
+/// The words that Go's flags take for no.
+fn is_false(word: &str) -> bool {
+    matches!(word, "false" | "FALSE" | "False" | "f" | "F" | "0")
 }
 
 /// A folder that holds other things, sockets for example, has the store in a folder of its own.
@@ -328,6 +334,9 @@ mod tests {
             (Path::new("/k"), Path::new("/etc/forge/c"))
         );
         assert_eq!(file.worker.oci.max_parallelism, Some(2));
+        let text = "[worker.oci]\nmaxUsedSpace = 5\n[[worker.oci.gcpolicy]]\nall = true\n";
+        let gc = parse(text, Path::new("f.toml")).unwrap().worker.oci.gc().options().unwrap();
+        assert_eq!((gc.bounds.max_used_space, gc.policies.len()), (Some(forge_engine::DiskSpace::Bytes(5)), 1));
     }
 
     #[test]
@@ -335,6 +344,10 @@ mod tests {
         let message = |text| parse(text, Path::new("f.toml")).unwrap_err().to_string();
         let error = message("[registry.\"x\"]\nhttp = true\ninsecur = true\n");
         assert!(error.starts_with("f.toml:3: unknown field `insecur`"), "{error}");
+        let error = message("[worker.oci]\nmax-parallelism = 2\nmaxUsedSpce = 1\n");
+        assert!(error.starts_with("f.toml:3: unknown field `maxUsedSpce`"), "{error}");
+        let error = message("[worker.oci]\n\nmaxUsedSpace = \"much\"\n");
+        assert!(error.starts_with("f.toml:3: invalid value: string \"much\", expected a number of bytes"), "{error}");
         assert!(message("debug = true\n").starts_with("f.toml:1: unknown field `debug`"));
         assert!(message("root = \n").starts_with("f.toml:1: "));
     }

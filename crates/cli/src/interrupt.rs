@@ -1,6 +1,7 @@
 //! Ctrl-C: the first one asks the engine to stop and clean up, the second one ends forge at once.
 
 use crate::output;
+use rustix::process::Signal as Signals;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -22,6 +23,9 @@ impl Interrupts {
             let stop = stop(signal(kind)?, kind.as_raw_value(), token.clone(), Arc::clone(&caught));
             tokio::spawn(stop);
         }
+        // Once somebody listens, a file that grows too large for a limit is an error of its writer instead of the end of the
+        // process (F11). It stays so when nobody listens any more, and is as ever for other programs that are started.
+        drop(signal(SignalKind::from_raw(Signals::XFSZ.as_raw()))?);
         Ok(Self { token, caught })
     }
 

@@ -11,6 +11,7 @@ mod commands;
 mod config;
 mod environment;
 mod failure;
+mod gc_config;
 mod interrupt;
 mod output;
 mod progress;

@@ -14,7 +14,7 @@ use forge_buildkit_proto::google::rpc;
 use forge_buildkit_proto::moby::buildkit::v1::{BuildHistoryRecord, Exporter, SolveRequest, SolveResponse};
 use forge_buildkit_proto::pb;
 use forge_engine::{Allowed, BuildContext, BuildRequest, ContextStream, Job};
-use forge_session::Session;
+use forge_session::{Event, EventSink, Session, WarningNotice};
 use prost::Message;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -58,7 +58,12 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
     // Whoever waits may go away; the build then ends in its own time, and is noted.
     let _cancel = build.cancel.clone().drop_guard();
     let running = tokio::spawn(async move {
-        let result = run(&shared, &build, request, &plans, allowed).await;
+        let (result, notice) = shared.engine.collecting(run(&shared, &build, request, &plans, allowed)).await;
+        if let Some(short) = notice {
+            let (detail, url, span, excerpt) = (Vec::new(), None, None, None);
+            let notice = WarningNotice { vertex: None, level: 1, short, detail, url, span, excerpt };
+            build.progress.emit(Event::Warning(notice));
+        }
         shared.builds.end(&build, |record| {
             record.completed_at = Some(time(SystemTime::now()));
             match &result {

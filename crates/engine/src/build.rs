@@ -53,7 +53,9 @@ impl Engine {
         cancel: CancellationToken,
     ) -> Result<BuildOutcome, EngineError> {
         plausible::check(&request)?;
-        Build::start(self, request, events, cancel).await?.run().await.map_err(unsolved)
+        let build = async { Build::start(self, request, events, cancel).await?.run().await.map_err(unsolved) };
+        let (built, notice) = self.collecting(build).await;
+        built.map(|outcome| outcome.with_notice(notice)).map_err(|error| self.explain_full_disk(error))
     }
 }
 

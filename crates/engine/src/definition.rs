@@ -78,8 +78,12 @@ impl Engine {
         plausible::check(&request)?;
         only_local_contexts(&request)?;
         let platform = one_platform(&request)?;
-        let build = Build::start(self, request, events, cancel).await?;
-        build.run_definition(definition, platform).await.map_err(unsolved)
+        let build = async {
+            let build = Build::start(self, request, events, cancel).await?;
+            build.run_definition(definition, platform).await.map_err(unsolved)
+        };
+        let (built, notice) = self.collecting(build).await;
+        built.map(|outcome| outcome.with_notice(notice)).map_err(|error| self.explain_full_disk(error))
     }
 }
 

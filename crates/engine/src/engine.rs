@@ -203,7 +203,7 @@ impl Engine {
         let registry = self.blocking(Self::registry).await?;
         let shown = ShownStep::start(&*events, &step);
         let pulled = forge_registry::pull(&context, &registry, reference, &platform).await;
-        let pulled = shown.end(pulled)?;
+        let pulled = shown.end(pulled).map_err(|error| self.explain_full_disk(error.into()))?;
         let fetched = before != Some(pulled.target());
         let resolved = pulled.resolved;
         Ok(PullOutcome { reference: reference.clone(), digest: resolved.root.digest, id: resolved.id, fetched })

@@ -291,7 +291,7 @@ impl Engine {
         let existing = if replace { ExistingNames::Replace } else { ExistingNames::Refuse };
         let context = self.quiet_transfer("load", cancel.clone()).await?;
         let loading = forge_exporter::load(&context, LoadInput::Stream(input), LoadLimits::default(), existing);
-        let loaded = until_cancelled(&cancel, loading).await?;
+        let loaded = until_cancelled(&cancel, loading).await.map_err(|error| self.explain_full_disk(error))?;
         let each = |loaded: forge_exporter::Loaded| match loaded.names.is_empty() {
             true => loaded.target.images.into_iter().map(Loaded::Unnamed).collect::<Vec<_>>(),
             false => loaded.names.into_iter().map(Loaded::Named).collect(),

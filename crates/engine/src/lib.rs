@@ -27,6 +27,8 @@ mod error;
 mod excerpt;
 mod export;
 mod flat;
+mod full_disk;
+mod garbage;
 mod handed;
 mod images;
 mod imagetools;
@@ -65,14 +67,15 @@ pub use definition::DefinitionFormat;
 pub use engine::Engine;
 pub use entitlements::Allowed;
 pub use flat::LayerEffect;
+pub use garbage::{DiskSpace, GcBounds, GcOptions, GcPolicy};
 pub use handed::{AgentSource, SecretSource};
 pub use imagetools::{ComposeOutcome, ComposeRequest, ComposeSource, RemoteImage};
 
 pub use devices::Device;
 pub use error::{EngineError, SourcePlace};
+pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason};
 pub use forge_executor::{CpuQuota, Footing, NamespaceIds, Resources, SwapLimit};
 pub use forge_exporter::{Annotation, AnnotationScope, FolderMode, PlatformFolders};
-pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason};
 pub use forge_frontend::TriggerRight;
 pub use forge_llb::{ExtraHost, Ulimit};
 pub use forge_solver::{Explain, OnFailure};
@@ -82,8 +85,8 @@ pub use job::{Job, JobDockerfile, JobImage, JobResult, JobSource, MergedTree, Se
 pub use leaks::leaks;
 pub use limits::Limits;
 pub use outcome::{
-    BuildOutcome, EngineInfo, HistoryRow, ImageDetails, ImageSummary, Loaded, PruneReport, PruneRequest, PullOutcome, PushOutcome,
-    Removal, RunOutcome, StepCounts, UsageReport, UsageRow,
+    BuildOutcome, EngineInfo, HistoryRow, ImageDetails, ImageSummary, Loaded, PruneReport, PruneRequest, PullOutcome,
+    PushOutcome, Removal, RunOutcome, StepCounts, UsageReport, UsageRow,
 };
 pub use output::{
     Destination, DigestNames, FilesOutput, ImageOutput, Keep, LayerCompression, MediaTypes, Output, OutputStream, Push,

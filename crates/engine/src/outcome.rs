@@ -1,5 +1,5 @@
-use forge_image::{Descriptor, Digest, ImageConfig, ImageId, Platform, Reference};
 use forge_cache::{Policy, Reason};
+use forge_image::{Descriptor, Digest, ImageConfig, ImageId, Platform, Reference};
 use forge_session::WarningNotice;
 use std::time::SystemTime;
 
@@ -120,6 +120,14 @@ pub enum Loaded {
     Named(Reference),
     /// The image had no name, or none that could be used.
     Unnamed(ImageId),
+}
+
+impl BuildOutcome {
+    /// The same with one more line for the user.
+    pub(crate) fn with_notice(mut self, notice: Option<String>) -> Self {
+        self.notices.extend(notice);
+        self
+    }
 }
 
 /// One row of `forge du`.

@@ -1,21 +1,21 @@
 //! Removing what the cache keeps, by a policy.
 
 use crate::engine::{Engine, blocking};
-use crate::usage::{makers, parents};
+use crate::usage::{makers, parents, row};
 use crate::{EngineError, Policy, PruneReport, PruneRequest, UsageRow};
-use forge_cache::{CacheIndex, CacheKey, Candidate, Space, StepRecord, Weight, select};
+use forge_cache::{CacheIndex, CacheKey, Candidate, Eviction, Space, StepRecord, Weight, select};
 use forge_image::ImageId;
 use forge_store::LayerId;
 use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 
 /// The cache as the selection sees it.
-struct Cache {
+pub(crate) struct Prunable {
     records: Vec<(CacheKey, StepRecord)>,
     /// One for each record, then one for each cache mount.
     rows: Vec<UsageRow>,
-    candidates: Vec<Candidate>,
-    weights: Vec<Weight>,
+    pub(crate) candidates: Vec<Candidate>,
+    pub(crate) weights: Vec<Weight>,
 }
 
 impl Engine {
@@ -31,7 +31,10 @@ impl Engine {
     }
 
     fn prune_now(&self, request: &PruneRequest) -> Result<PruneReport, EngineError> {
-        let cache = self.cache()?;
+        if !request.dry_run {
+            self.give_reserve();
+        }
+        let cache = self.prunable()?;
         let policy = &request.policy;
         let mut candidates = cache.candidates.clone();
         if !policy.all && !policy.filters.iter().any(|filter| filter.names_type("exec.cachemount")) {
@@ -54,23 +57,42 @@ impl Engine {
             true => cache.layers_without(&evicted),
             false => self.index()?.all_layers()?,
         };
-        let images = if names_everything(policy) { self.dangling()? } else { Vec::new() };
-        if !request.dry_run {
-            images.iter().try_for_each(|id: &ImageId| self.store().images().delete(id))?;
-        }
+        let images = if names_everything(policy) { self.remove_dangling(request.dry_run)? } else { Vec::new() };
         let collected = self.store().collect(&roots, request.dry_run)?;
         Ok(PruneReport { removed, images, bytes: collected.bytes + mount_bytes, over: selected.over })
     }
 
+    /// Images without a name; with `dry_run` only names them.
+    fn remove_dangling(&self, dry_run: bool) -> Result<Vec<ImageId>, EngineError> {
+        let mut removed = Vec::new();
+        for id in self.dangling()? {
+            if dry_run || self.store().images().delete_unnamed(&id)? {
+                removed.push(id);
+            }
+        }
+        Ok(removed)
+    }
+
     /// `false` where it was taken into use in the meantime, or is gone already.
-    fn evict(&self, cache: &Cache, number: usize) -> Result<bool, EngineError> {
+    fn evict(&self, cache: &Prunable, number: usize) -> Result<bool, EngineError> {
         Ok(match cache.records.get(number) {
             Some((key, _)) => self.index()?.remove(key)?,
             None => self.store().cache_mounts().remove(&cache.rows[number].id)?,
         })
     }
 
-    fn cache(&self) -> Result<Cache, EngineError> {
+    /// Removes records at once; the next collection removes the files.
+    pub(crate) fn evict_all(&self, cache: &Prunable, evictions: &[Eviction]) -> Result<(), EngineError> {
+        let number = |eviction: &Eviction| eviction.candidate;
+        let keys = evictions.iter().filter_map(|it| cache.records.get(number(it))).map(|(key, _)| *key);
+        self.index()?.remove_all(&keys.collect::<Vec<_>>())?;
+        for mount in evictions.iter().map(number).filter(|number| *number >= cache.records.len()) {
+            self.store().cache_mounts().give_up(&cache.rows[mount].id)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn prunable(&self) -> Result<Prunable, EngineError> {
         let (shared, leased) = (self.image_layers()?, self.store().leased_layers()?);
         let sizes = self.store().layer_bytes()?;
         let records = self.index()?.list()?;
@@ -87,7 +109,7 @@ impl Engine {
             };
             let needs: HashSet<usize> = record.layers().map(&mut number).collect();
             let own = record.outputs.first().and_then(|output| output.layers().last()).map(&mut number);
-            let mut row = self.row(key, record, &shared, &leased, &mut counted)?;
+            let mut row = row(key, record, &shared, &leased, &sizes, &mut counted);
             row.parents = parents(record, &makers);
             row.in_use = record.layers().any(|layer| leased.contains(layer));
             row.shared =
@@ -108,11 +130,12 @@ impl Engine {
             candidates.push(Candidate { facts, own: None, needs: Vec::new(), bytes, wall_ms: 0, last_used });
             rows.push(row);
         }
-        Ok(Cache { records, rows, candidates, weights })
+        Ok(Prunable { records, rows, candidates, weights })
     }
 
-    /// What the store's file system has.
-    fn space(&self) -> Result<Space, EngineError> {
+    /// What the store's file system has. Where its inodes run out before its bytes do, as much of it counts as taken as of
+    /// them (F10).
+    pub(crate) fn space(&self) -> Result<Space, EngineError> {
         let root = self.store().root();
         let found = rustix::fs::statvfs(root).map_err(|errno| {
             let error = std::io::Error::from(errno);
@@ -120,11 +143,17 @@ impl Engine {
                 .context(&format!("cannot see how much space {} has", root.display()))
         })?;
         let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
-        Ok(Space { total: bytes(found.f_blocks), free: bytes(found.f_bavail) })
+        let total = bytes(found.f_blocks);
+        let by_inodes = match found.f_files {
+            // File systems that make inodes as they are needed have none to count.
+            0 => u64::MAX,
+            files => (u128::from(total) * u128::from(found.f_favail) / u128::from(files)) as u64,
+        };
+        Ok(Space { total, free: bytes(found.f_bavail).min(by_inodes) })
     }
 }
 
-impl Cache {
+impl Prunable {
     /// The layers that stay needed once some records are gone.
     fn layers_without(&self, gone: &HashSet<usize>) -> HashSet<LayerId> {
         let kept = self.records.iter().enumerate().filter(|(number, _)| !gone.contains(number));

@@ -1,5 +1,5 @@
 use crate::{
-    AgentSource, Allowed, ContextModes, Device, Limits, Output, Port, RemoteContext, SecretSource, SharedCaches,
+    AgentSource, Allowed, ContextModes, Device, GcOptions, Limits, Output, Port, RemoteContext, SecretSource, SharedCaches,
 };
 use forge_executor::Resources;
 use forge_image::{Platform, Reference};
@@ -34,6 +34,8 @@ pub struct EngineOptions {
     pub device_folders: Vec<PathBuf>,
     /// The OCI runtime that runs steps and containers instead of forge's own sandbox, by its absolute path.
     pub oci_runtime: Option<PathBuf>,
+    /// How the build cache is kept small.
+    pub gc: GcOptions,
 }
 
 /// How a registry host is reached (`[registry."host"]` of buildkitd.toml).

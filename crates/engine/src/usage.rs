@@ -21,12 +21,13 @@ impl Engine {
 
     fn usage_report(&self) -> Result<UsageReport, EngineError> {
         let (shared, leased) = (self.image_layers()?, self.store().leased_layers()?);
+        let sizes = self.store().layer_bytes()?;
         let mut counted = HashSet::new();
         let mut rows = Vec::new();
         let records = self.index()?.list()?;
         let makers = makers(&records);
         for (key, record) in &records {
-            let row = self.row(key, record, &shared, &leased, &mut counted)?;
+            let row = row(key, record, &shared, &leased, &sizes, &mut counted);
             rows.push(UsageRow { parents: parents(record, &makers), ..row });
         }
         let mounts: Vec<UsageRow> = self.cache_mounts()?;
@@ -37,36 +38,6 @@ impl Engine {
         let total = usage.layers.bytes + usage.blobs.bytes + mount_bytes;
         let reclaimable = rows.iter().filter(|row| !row.shared && !row.in_use).map(|row| row.bytes).sum();
         Ok(UsageReport { rows, total, reclaimable })
-    }
-
-    /// A record is charged with its own layer only: those below it are its parents'.
-    pub(crate) fn row(
-        &self,
-        key: &CacheKey,
-        record: &StepRecord,
-        shared: &HashSet<LayerId>,
-        leased: &HashSet<LayerId>,
-        counted: &mut HashSet<LayerId>,
-    ) -> Result<UsageRow, EngineError> {
-        let own = record.outputs.first().and_then(|output| output.layers().last());
-        let bytes = match own {
-            Some(layer) if counted.insert(layer.clone()) => {
-                self.store().layers().get(layer)?.map_or(0, |record| record.bytes)
-            }
-            _ => 0,
-        };
-        Ok(UsageRow {
-            id: key.to_string(),
-            kind: if record.is_source { "source.image" } else { "regular" }.to_owned(),
-            description: record.name.clone(),
-            bytes,
-            in_use: own.is_some_and(|layer| leased.contains(layer)),
-            shared: own.is_some_and(|layer| shared.contains(layer)),
-            last_used: Some(record.last_used),
-            parents: Vec::new(),
-            mutable: false,
-            reason: None,
-        })
     }
 
     /// The folders that steps keep between builds.
@@ -109,6 +80,31 @@ impl Engine {
         let roots = self.index()?.all_layers()?;
         self.store().collect(&roots, false)?;
         Ok(())
+    }
+}
+
+/// A record is charged with its own layer only: those below it are its parents'.
+pub(crate) fn row(
+    key: &CacheKey,
+    record: &StepRecord,
+    shared: &HashSet<LayerId>,
+    leased: &HashSet<LayerId>,
+    sizes: &HashMap<LayerId, u64>,
+    counted: &mut HashSet<LayerId>,
+) -> UsageRow {
+    let own = record.outputs.first().and_then(|output| output.layers().last());
+    let first = own.filter(|layer| counted.insert((*layer).clone()));
+    UsageRow {
+        id: key.to_string(),
+        kind: if record.is_source { "source.image" } else { "regular" }.to_owned(),
+        description: record.name.clone(),
+        bytes: first.and_then(|layer| sizes.get(layer)).copied().unwrap_or(0),
+        in_use: own.is_some_and(|layer| leased.contains(layer)),
+        shared: own.is_some_and(|layer| shared.contains(layer)),
+        last_used: Some(record.last_used),
+        parents: Vec::new(),
+        mutable: false,
+        reason: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Names come and go: what `images`, `rmi` and `prune` make of what the store holds.
 #![forbid(unsafe_code)]
 
-use forge_engine::{Engine, EngineOptions, Proxy, PruneRequest, Removal};
+use forge_engine::{Engine, EngineOptions, GcOptions, Proxy, PruneRequest, Removal};
 use forge_image::{ErrorKind, ImageId, Reference};
 use forge_store::{Image, Store, Target};
 use forge_testkit::ImageBuilder;
@@ -28,6 +28,7 @@ impl Home {
             max_parallelism: None,
             device_folders: Vec::new(),
             oci_runtime: None,
+            gc: GcOptions::default(),
         };
         let engine = Engine::open(options.clone()).unwrap();
         Self { engine, store: Store::open(&options.root).unwrap(), _folder: folder }

@@ -195,16 +195,24 @@ impl CacheMounts {
     /// # Errors
     /// The file system or the database failed.
     pub fn remove(&self, name: &str) -> Result<bool, StoreError> {
+        let removed = self.give_up(name)?;
+        collect::empty_trash(&self.opened)?;
+        Ok(removed)
+    }
+
+    /// The same, except that the next collection removes the files.
+    ///
+    /// # Errors
+    /// The file system or the database failed.
+    pub fn give_up(&self, name: &str) -> Result<bool, StoreError> {
         let Some(_lock) = self.try_lock(name, CacheMountUse::Locked)? else { return Ok(false) };
-        let removed = self.opened.database().write(|transaction| {
+        self.opened.database().write(|transaction| {
             let removed = transaction.prepare_cached("DELETE FROM cache_mounts WHERE name = ?1")?.execute([name])?;
             if removed > 0 {
                 insert_trash(transaction, collect::CACHE_MOUNT, name)?;
             }
             Ok(removed > 0)
-        })?;
-        collect::empty_trash(&self.opened)?;
-        Ok(removed)
+        })
     }
 
     fn try_lock(&self, name: &str, usage: CacheMountUse) -> Result<Option<LockGuard>, StoreError> {

@@ -1,7 +1,7 @@
 use crate::layer_rows::parse;
 use crate::opened::Opened;
 use crate::owner::DeadOwner;
-use crate::removal::remove_tree;
+use crate::removal::remove_tree_while;
 use crate::{LayerId, StoreError, lock};
 use forge_image::Digest;
 use rusqlite::{Connection, params};
@@ -32,23 +32,29 @@ pub(crate) fn plan(opened: &Opened, roots: &HashSet<LayerId>) -> Result<Collecte
     opened.database().read(|connection| unneeded(connection, roots))
 }
 
-/// Removes what nothing needs: the records in one transaction, then the files by way of the `trash` table, so that a
-/// collection that dies in between is completed by the next one.
-pub(crate) fn collect(opened: &Opened, roots: &HashSet<LayerId>) -> Result<Collected, StoreError> {
+/// Removes what nothing needs, as long as `go_on` says so: first records, then files by way of the `trash` table, so that
+/// a collection that dies or is stopped in between is completed by the next one.
+///
+/// What is unneeded is found out beside those who write. Records then go in batches; each is asked once more whether
+/// somebody has come to need it.
+pub(crate) fn collect(
+    opened: &Opened,
+    roots: &HashSet<LayerId>,
+    go_on: &dyn Fn() -> bool,
+) -> Result<Collected, StoreError> {
     opened.reap()?;
-    let collected = opened.database().write(|transaction| {
-        let collected = unneeded(transaction, roots)?;
-        delete_records(transaction, &collected)?;
-        Ok(collected)
-    })?;
-    sweep(opened)?;
+    let planned = opened.database().read(|connection| unneeded(connection, roots))?;
+    let collected = delete_records(opened, planned, go_on)?;
+    if go_on() {
+        sweep(opened, go_on)?;
+    }
     Ok(collected)
 }
 
 /// Removes what no record names: files, and the remains of dead processes.
-pub(crate) fn sweep(opened: &Opened) -> Result<(), StoreError> {
+pub(crate) fn sweep(opened: &Opened, go_on: &dyn Fn() -> bool) -> Result<(), StoreError> {
     trash_files_without_record(opened)?;
-    empty_trash(opened)?;
+    empty_trash_while(opened, go_on)?;
     remove_remains_of_owners(opened)?;
     lock::remove_free(&opened.root().join("locks"))
 }
@@ -102,18 +108,59 @@ fn unneeded_blobs(connection: &Connection, gone: &HashSet<&LayerId>) -> Result<V
     Ok(blobs)
 }
 
-fn delete_records(connection: &Connection, collected: &Collected) -> Result<(), StoreError> {
-    let mut delete = connection.prepare_cached("DELETE FROM layers WHERE id = ?1")?;
-    for (id, _) in &collected.layers {
-        delete.execute([id.as_str()])?;
-        insert_trash(connection, "layer", id.as_str())?;
+/// Makes the questions below cheap. Stores of any format may have them.
+const INDEXES: &str = "CREATE INDEX IF NOT EXISTS layer_blobs_by_blob ON layer_blobs (blob);
+                       CREATE INDEX IF NOT EXISTS images_by_manifest ON images (manifest_digest);";
+
+const DELETE_LAYER: &str = "DELETE FROM layers WHERE id = ?1
+    AND NOT EXISTS (SELECT 1 FROM image_layers WHERE layer = ?1)
+    AND NOT EXISTS (SELECT 1 FROM lease_layers WHERE layer = ?1)";
+
+const DELETE_BLOB: &str = "DELETE FROM blobs WHERE digest = ?1
+    AND NOT EXISTS (SELECT 1 FROM lease_blobs WHERE blob = ?1)
+    AND NOT EXISTS (SELECT 1 FROM layer_blobs WHERE blob = ?1)
+    AND NOT EXISTS (SELECT 1 FROM images WHERE id = ?1)
+    AND NOT EXISTS (SELECT 1 FROM images WHERE manifest_digest = ?1)
+    AND NOT EXISTS (SELECT 1 FROM names WHERE index_digest = ?1)";
+
+/// Deletes the records that are still of no use to anybody, layers before the blobs that carry them.
+fn delete_records(opened: &Opened, planned: Collected, go_on: &dyn Fn() -> bool) -> Result<Collected, StoreError> {
+    let Collected { layers, blobs, .. } = planned;
+    if !blobs.is_empty() {
+        opened.database().write(|transaction| Ok(transaction.execute_batch(INDEXES)?))?;
     }
-    let mut delete = connection.prepare_cached("DELETE FROM blobs WHERE digest = ?1")?;
-    for (digest, _) in &collected.blobs {
-        delete.execute([digest.as_str()])?;
-        insert_trash(connection, "blob", digest.as_str())?;
+    let layers = delete_in_batches(opened, layers, ("layer", DELETE_LAYER), LayerId::as_str, go_on)?;
+    let blobs = delete_in_batches(opened, blobs, ("blob", DELETE_BLOB), Digest::as_str, go_on)?;
+    let bytes = layers.iter().map(|(_, bytes)| bytes).chain(blobs.iter().map(|(_, bytes)| bytes)).sum();
+    Ok(Collected { layers, blobs, bytes })
+}
+
+fn delete_in_batches<T: Clone>(
+    opened: &Opened,
+    planned: Vec<(T, u64)>,
+    (kind, sql): (&str, &str),
+    name: impl Fn(&T) -> &str,
+    go_on: &dyn Fn() -> bool,
+) -> Result<Vec<(T, u64)>, StoreError> {
+    let mut deleted = Vec::with_capacity(planned.len());
+    for batch in planned.chunks(BATCH) {
+        if !go_on() {
+            break;
+        }
+        let gone = opened.database().write(|transaction| {
+            let mut gone = Vec::new();
+            let mut delete = transaction.prepare_cached(sql)?;
+            for (what, bytes) in batch {
+                if delete.execute([name(what)])? > 0 {
+                    insert_trash(transaction, kind, name(what))?;
+                    gone.push((what.clone(), *bytes));
+                }
+            }
+            Ok(gone)
+        })?;
+        deleted.extend(gone);
     }
-    Ok(())
+    Ok(deleted)
 }
 
 pub(crate) fn insert_trash(connection: &Connection, kind: &str, name: &str) -> Result<(), StoreError> {
@@ -126,27 +173,66 @@ pub(crate) fn insert_trash(connection: &Connection, kind: &str, name: &str) -> R
 /// Each batch is moved inside a write transaction that has seen that there is no record, and whoever writes a record
 /// moves its file in the same way: what was stored again in the meantime stays.
 pub(crate) fn empty_trash(opened: &Opened) -> Result<(), StoreError> {
+    empty_trash_while(opened, &|| true)
+}
+
+/// The same as long as `go_on` says so. What is left then lies where it lay, so that nobody has to wait for its removal.
+fn empty_trash_while(opened: &Opened, go_on: &dyn Fn() -> bool) -> Result<(), StoreError> {
     // Registered before the transaction: it writes too.
     opened.owner_id()?;
-    loop {
+    while go_on() {
         let mut moved = Vec::new();
         let taken = opened.database().write(|transaction| {
             let rows = take_trash(transaction)?;
-            for (kind, name) in &rows {
-                if !has_record(transaction, kind, name)? {
-                    moved.extend(move_away(opened, kind, name)?);
+            let taken = rows.len();
+            for (kind, name) in rows {
+                if !has_record(transaction, &kind, &name)?
+                    && let Some(path) = move_away(opened, &kind, &name)?
+                {
+                    moved.push(Moved { kind, name, path });
                 }
             }
-            Ok(rows.len())
+            Ok(taken)
         })?;
-        for path in moved {
-            let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { continue };
-            remove_tree(folder, name)?;
-        }
+        remove_moved(opened, moved, go_on)?;
         if taken < BATCH {
-            return Ok(());
+            break;
         }
     }
+    Ok(())
+}
+
+/// Something out of the `trash` table, on its way.
+struct Moved {
+    kind: String,
+    name: String,
+    path: PathBuf,
+}
+
+fn remove_moved(opened: &Opened, moved: Vec<Moved>, go_on: &dyn Fn() -> bool) -> Result<(), StoreError> {
+    let mut left = Vec::new();
+    for moved in moved {
+        let (Some(folder), Some(name)) = (moved.path.parent(), moved.path.file_name()) else { continue };
+        if !go_on() || !remove_tree_while(folder, name, go_on)? {
+            left.push(moved);
+        }
+    }
+    match left.is_empty() {
+        true => Ok(()),
+        false => {
+            opened.database().write(|transaction| left.iter().try_for_each(|it| put_back(opened, transaction, it)))
+        }
+    }
+}
+
+/// Brings back what could not be removed in time, unless its place is taken: then it goes with this process.
+fn put_back(opened: &Opened, connection: &Connection, moved: &Moved) -> Result<(), StoreError> {
+    let place = place_of(opened, &moved.kind, &moved.name)?;
+    if has_record(connection, &moved.kind, &moved.name)? || place.symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    std::fs::rename(&moved.path, &place).map_err(StoreError::io("move back", &place))?;
+    insert_trash(connection, &moved.kind, &moved.name)
 }
 
 fn take_trash(connection: &Connection) -> Result<Vec<(String, String)>, StoreError> {
@@ -169,13 +255,17 @@ fn has_record(connection: &Connection, kind: &str, name: &str) -> Result<bool, S
     Ok(connection.prepare_cached(sql)?.exists([name])?)
 }
 
-fn move_away(opened: &Opened, kind: &str, name: &str) -> Result<Option<PathBuf>, StoreError> {
-    let from = match kind {
+fn place_of(opened: &Opened, kind: &str, name: &str) -> Result<PathBuf, StoreError> {
+    Ok(match kind {
         "layer" => opened.layer_path(&parse("layer id", name)?),
         // Names are our own and have the form of layer ids, which is what keeps a damaged row from being a path.
         CACHE_MOUNT => opened.cache_mount_path(parse::<LayerId>("cache mount", name)?.as_str()),
         _ => opened.blob_path(&parse("digest", name)?),
-    };
+    })
+}
+
+fn move_away(opened: &Opened, kind: &str, name: &str) -> Result<Option<PathBuf>, StoreError> {
+    let from = place_of(opened, kind, name)?;
     let to = opened.scratch_path("trash")?;
     match std::fs::rename(&from, &to) {
         Ok(()) => Ok(Some(to)),
@@ -185,18 +275,33 @@ fn move_away(opened: &Opened, kind: &str, name: &str) -> Result<Option<PathBuf>,
 }
 
 /// Files whose process died between moving them into place and writing the record, or that somebody put there, by kind and
-/// name. Asked within a write transaction: whoever moves a file into place does so in one too.
+/// name. Those that seem to be so are asked for again within a write transaction: whoever moves a file into place does
+/// so in one too.
 pub(crate) fn without_record(opened: &Opened) -> Result<Vec<(&'static str, String)>, StoreError> {
-    opened.database().write(|transaction| {
-        let mut names = candidates(opened)?;
-        let mut known = Vec::with_capacity(names.len());
-        for (kind, name) in &names {
-            known.push(has_record(transaction, kind, name)?);
+    let names = candidates(opened)?;
+    let suspects = opened.database().read(|connection| unknown(connection, names))?;
+    match suspects.is_empty() {
+        true => Ok(suspects),
+        false => opened.database().write(|transaction| {
+            let mut found = unknown(transaction, suspects)?;
+            // Whoever took it away in the meantime has done what is to be done.
+            found.retain(|(kind, name)| place_of(opened, kind, name).is_ok_and(|it| it.symlink_metadata().is_ok()));
+            Ok(found)
+        }),
+    }
+}
+
+fn unknown(
+    connection: &Connection,
+    names: Vec<(&'static str, String)>,
+) -> Result<Vec<(&'static str, String)>, StoreError> {
+    let mut unknown = Vec::new();
+    for (kind, name) in names {
+        if !has_record(connection, kind, &name)? {
+            unknown.push((kind, name));
         }
-        let mut known = known.into_iter();
-        names.retain(|_| !known.next().unwrap_or(true));
-        Ok(names)
-    })
+    }
+    Ok(unknown)
 }
 
 /// Everything in the store's folders that has a name of forge's form.

@@ -184,13 +184,24 @@ pub(crate) fn remove_name(connection: &Connection, name: &Reference) -> Result<b
 pub(crate) fn delete(connection: &Connection, id: &ImageId) -> Result<Vec<Reference>, StoreError> {
     let orphaned = "DELETE FROM names WHERE name IN (SELECT name FROM name_images WHERE image = ?1)
                     AND name NOT IN (SELECT name FROM name_images WHERE image <> ?1) RETURNING name";
-    let names = strings(connection, orphaned, id.digest())?;
-    let deleted = connection.prepare_cached("DELETE FROM images WHERE id = ?1")?.execute([id.digest().as_str()])?;
-    match deleted {
-        0 => Err(StoreError::ImageNotFound { image: id.clone() }),
-        _ => names.iter().map(|name| parse("image name", name)).collect(),
+    if !exists(connection, id)? {
+        return Err(StoreError::ImageNotFound { image: id.clone() });
     }
+    let names = strings(connection, orphaned, id.digest())?;
+    connection.prepare_cached("DELETE FROM name_images WHERE image = ?1")?.execute([id.digest().as_str()])?;
+    connection.prepare_cached(DELETE_UNUSED)?.execute([id.digest().as_str()])?;
+    names.iter().map(|name| parse("image name", name)).collect()
 }
+
+/// Deletes an image that has no name and that nobody holds; `false` where that is not so.
+pub(crate) fn delete_unnamed(connection: &Connection, id: &ImageId) -> Result<bool, StoreError> {
+    Ok(connection.prepare_cached(DELETE_UNUSED)?.execute([id.digest().as_str()])? > 0)
+}
+
+/// Whoever stored an image and has yet to name it holds its config.
+const DELETE_UNUSED: &str = "DELETE FROM images WHERE id = ?1
+    AND NOT EXISTS (SELECT 1 FROM name_images WHERE image = ?1)
+    AND NOT EXISTS (SELECT 1 FROM lease_blobs WHERE blob = ?1)";
 
 pub(crate) fn names_of(connection: &Connection, id: &ImageId, kind: NameKind) -> Result<Vec<Reference>, StoreError> {
     let sql = match kind {

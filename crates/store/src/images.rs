@@ -149,9 +149,8 @@ impl Images {
 
     /// Before the row, so that the sync that makes the row durable covers the file too.
     fn write_file(&self, name: &Reference, target: &Target) -> Result<(), StoreError> {
-        let images = target.images.iter().map(|id| self.get(id)).collect::<Result<Vec<_>, _>>()?;
-        let images: Vec<Image> = images.into_iter().flatten().collect();
-        name_files::write(&self.opened, &NameFile::new(name, target, &images))
+        let file = self.opened.database().read(|connection| NameFile::of_records(connection, name, target))?;
+        name_files::write(&self.opened, &file)
     }
 
     fn write_files_of(&self, id: &ImageId) -> Result<(), StoreError> {
@@ -200,13 +199,22 @@ impl Images {
     }
 
     /// Removes an image from the store's records; names that stood for nothing else go with it. Its layers and blobs go
-    /// with the next [`crate::Store::collect`], as far as nothing else needs them.
+    /// with the next [`crate::Store::collect`], as far as nothing else needs them. Where somebody holds the image's config, for
+    /// example who has just stored the image and is about to name it, it only loses its names.
     ///
     /// # Errors
     /// [`StoreError::ImageNotFound`], or the database failed.
     pub fn delete(&self, id: &ImageId) -> Result<(), StoreError> {
         let names = self.opened.database().write_durably(|transaction| image_rows::delete(transaction, id))?;
         names.iter().try_for_each(|name| name_files::remove(&self.opened, name))
+    }
+
+    /// Removes an image that has no name; `false` where it has one by now, somebody holds its config, or it is gone.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn delete_unnamed(&self, id: &ImageId) -> Result<bool, StoreError> {
+        self.opened.database().write(|transaction| image_rows::delete_unnamed(transaction, id))
     }
 
     /// The tags that stand for an image, alone or with others.

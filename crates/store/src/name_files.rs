@@ -6,8 +6,9 @@
 
 use crate::database::Database;
 use crate::opened::Opened;
-use crate::{Image, LayerId, StoreError, Target, image_rows};
-use forge_image::{Descriptor, ImageId, Platform, Reference};
+use crate::{Image, LayerId, RemoteLayer, StoreError, Target, image_rows, remote_rows};
+use forge_image::{Descriptor, DiffId, ImageId, Platform, Reference};
+use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -31,35 +32,87 @@ struct ImageFile {
     manifest: Option<Descriptor>,
     created: Option<String>,
     stored: u64,
+    /// Those of its layers that a registry has. Files of earlier forges have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    remotes: Vec<RemoteFile>,
+}
+
+/// Where a layer can be had that may not be here.
+#[derive(Serialize, Deserialize)]
+struct RemoteFile {
+    layer: LayerId,
+    parent: Option<LayerId>,
+    blob: Descriptor,
+    diff_id: DiffId,
+    repository: String,
+}
+
+/// A name as its file has it.
+pub(crate) struct KeptName {
+    pub name: Reference,
+    pub target: Target,
+    pub images: Vec<Image>,
+    /// The layers of the images that a registry has, as if none were here.
+    pub remotes: Vec<RemoteLayer>,
 }
 
 impl NameFile {
-    pub(crate) fn new(name: &Reference, target: &Target, images: &[Image]) -> Self {
-        let image = |image: &Image| ImageFile {
-            id: image.id.clone(),
-            platform: image.platform.clone(),
-            layers: image.layers.clone(),
-            manifest: image.manifest.clone(),
-            created: image.created.clone(),
-            stored: image.stored.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
-        };
-        Self { name: name.to_string(), index: target.index.clone(), images: images.iter().map(image).collect() }
+    /// What the records say of a name that is about to stand for something.
+    pub(crate) fn of_records(connection: &Connection, name: &Reference, target: &Target) -> Result<Self, StoreError> {
+        let mut images = Vec::new();
+        for id in &target.images {
+            let Some(image) = image_rows::get(connection, id)? else { continue };
+            let mut remotes = Vec::new();
+            for layer in &image.layers {
+                remotes.extend(remote_rows::get(connection, layer)?);
+            }
+            images.push(ImageFile::new(image, remotes));
+        }
+        Ok(Self { name: name.to_string(), index: target.index.clone(), images })
     }
 
-    /// The name and what it stands for; `None` where the file is not one of forge's.
-    fn read(path: &Path) -> Option<(Reference, Target, Vec<Image>)> {
-        let file: Self = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    /// `None` where the file is not one of forge's.
+    fn read(path: &Path) -> Option<KeptName> {
+        let mut file: Self = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        let remotes = file.images.iter_mut().flat_map(|image| std::mem::take(&mut image.remotes));
+        let remotes = remotes.filter_map(RemoteFile::remote).collect();
         let images: Vec<Image> = file.images.into_iter().map(ImageFile::image).collect();
         let target = Target { index: file.index, images: images.iter().map(|image| image.id.clone()).collect() };
-        Some((file.name.parse().ok()?, target, images))
+        Some(KeptName { name: file.name.parse().ok()?, target, images, remotes })
     }
 }
 
 impl ImageFile {
+    fn new(image: Image, remotes: Vec<RemoteLayer>) -> Self {
+        let remote = |remote: RemoteLayer| RemoteFile {
+            layer: remote.layer,
+            parent: remote.parent,
+            blob: remote.blob,
+            diff_id: remote.diff_id,
+            repository: remote.repository.to_string(),
+        };
+        Self {
+            id: image.id,
+            platform: image.platform,
+            layers: image.layers,
+            manifest: image.manifest,
+            created: image.created,
+            stored: image.stored.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            remotes: remotes.into_iter().map(remote).collect(),
+        }
+    }
+
     fn image(self) -> Image {
-        let Self { id, platform, layers, manifest, created, stored } = self;
+        let Self { id, platform, layers, manifest, created, stored, remotes: _ } = self;
         let stored = UNIX_EPOCH.checked_add(Duration::from_secs(stored)).unwrap_or(UNIX_EPOCH);
         Image { id, platform, layers, manifest, created, stored }
+    }
+}
+
+impl RemoteFile {
+    fn remote(self) -> Option<RemoteLayer> {
+        let Self { layer, parent, blob, diff_id, repository } = self;
+        Some(RemoteLayer { layer, parent, blob, diff_id, repository: repository.parse().ok()?, absent: true })
     }
 }
 
@@ -73,9 +126,7 @@ pub(crate) fn write_all(root: &Path, database: &Database) -> Result<(), StoreErr
     let files = database.read(|connection| {
         let mut files = Vec::new();
         for (name, target) in image_rows::list_names(connection)? {
-            let images =
-                target.images.iter().map(|id| image_rows::get(connection, id)).collect::<Result<Vec<_>, _>>()?;
-            files.push(NameFile::new(&name, &target, &images.into_iter().flatten().collect::<Vec<_>>()));
+            files.push(NameFile::of_records(connection, &name, &target)?);
         }
         Ok(files)
     })?;
@@ -101,12 +152,12 @@ pub(crate) fn remove(opened: &Opened, name: &Reference) -> Result<(), StoreError
 }
 
 /// All names that can be read, in the order of their text.
-pub(crate) fn read_all(root: &Path) -> Result<Vec<(Reference, Target, Vec<Image>)>, StoreError> {
+pub(crate) fn read_all(root: &Path) -> Result<Vec<KeptName>, StoreError> {
     let folder = root.join("names");
     let entries = std::fs::read_dir(&folder).map_err(StoreError::io("list", &folder))?;
     let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
     let mut names: Vec<_> = paths.filter_map(|path| NameFile::read(&path)).collect();
-    names.sort_by_key(|(name, _, _)| name.to_string());
+    names.sort_by_key(|kept| kept.name.to_string());
     Ok(names)
 }
 

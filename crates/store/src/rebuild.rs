@@ -8,9 +8,13 @@ use crate::blobs::hash_of;
 use crate::collect::names_in;
 use crate::database::Database;
 use crate::layer_rows::{self, index_checksum};
-use crate::layers::{LayerIndex, Origin, check_layer};
-use crate::{ContentDigest, FileTimes, Image, LayerId, LayerRecord, StoreError, Target, blobs, image_rows, name_files};
-use forge_image::{Digest, Reference};
+use crate::layers::{LayerIndex, Origin, check_layer, record_of};
+use crate::name_files::KeptName;
+use crate::{
+    ContentDigest, FileTimes, Image, LayerId, LayerRecord, RemoteLayer, StoreError, blobs, image_rows, name_files,
+    remote_rows,
+};
+use forge_image::{ChainId, Digest, Reference};
 use rusqlite::Transaction;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
@@ -84,11 +88,11 @@ fn fill(root: &Path, new: &Path) -> Result<Rebuilt, StoreError> {
     database.write_durably(|transaction| {
         rebuilt.blobs = add_blobs(transaction, root)?;
         rebuilt.layers = add_layers(transaction, root)?;
-        for (name, target, images) in name_files::read_all(root)? {
-            match add_name(transaction, &name, &target, &images) {
-                Ok(()) => rebuilt.names.push(name),
-                Err(StoreError::LayerNotFound { .. } | StoreError::BlobNotFound { .. }) => rebuilt.lost.push(name),
-                Err(StoreError::ImageNotFound { .. }) => rebuilt.lost.push(name),
+        for kept in name_files::read_all(root)? {
+            match add_name(transaction, &kept) {
+                Ok(()) => rebuilt.names.push(kept.name),
+                Err(StoreError::LayerNotFound { .. } | StoreError::BlobNotFound { .. }) => rebuilt.lost.push(kept.name),
+                Err(StoreError::ImageNotFound { .. }) => rebuilt.lost.push(kept.name),
                 Err(other) => return Err(other),
             }
         }
@@ -162,14 +166,32 @@ fn record_if_whole(id: LayerId, folder: &Path) -> Option<(LayerRecord, String)> 
     Some((record, index_checksum(&path).ok()??))
 }
 
-fn add_name(
-    transaction: &Transaction<'_>,
-    name: &Reference,
-    target: &Target,
-    images: &[Image],
-) -> Result<(), StoreError> {
-    images.iter().try_for_each(|image| image_rows::insert_new(transaction, image))?;
-    image_rows::set_name(transaction, name, target).map(|_| ())
+fn add_name(transaction: &Transaction<'_>, kept: &KeptName) -> Result<(), StoreError> {
+    for image in &kept.images {
+        add_remotes(transaction, image, &kept.remotes)?;
+        image_rows::insert_new(transaction, image)?;
+    }
+    image_rows::set_name(transaction, &kept.name, &kept.target).map(|_| ())
+}
+
+/// The layers of an image that a registry has: those that are not here are absent, as they may have been before.
+fn add_remotes(transaction: &Transaction<'_>, image: &Image, remotes: &[RemoteLayer]) -> Result<(), StoreError> {
+    // A stack is known by its DiffIds as long as all of them are known.
+    let (mut diff_ids, mut is_known) = (Vec::new(), true);
+    for layer in &image.layers {
+        let Some(remote) = remotes.iter().find(|remote| remote.layer == *layer) else {
+            is_known = false;
+            continue;
+        };
+        diff_ids.push(remote.diff_id.clone());
+        let absent = !layer_rows::exists(transaction, layer)?;
+        if absent {
+            let chain = ChainId::of(&diff_ids).filter(|_| is_known);
+            layer_rows::insert_durable(transaction, &record_of(remote), "", chain.as_ref())?;
+        }
+        remote_rows::insert(transaction, &RemoteLayer { absent, ..remote.clone() })?;
+    }
+    Ok(())
 }
 
 fn set_aside(root: &Path) -> Result<Option<PathBuf>, StoreError> {

@@ -22,16 +22,25 @@ const ROUNDS: u32 = 16;
 
 /// Removes `folder/name` whatever it is. Fine if it is not there.
 pub(crate) fn remove_tree(folder: &Path, name: impl AsRef<OsStr>) -> std::result::Result<(), StoreError> {
+    remove_tree_while(folder, name, &|| true).map(drop)
+}
+
+/// The same as long as `go_on` says so; `false` where something is left.
+pub(crate) fn remove_tree_while(
+    folder: &Path,
+    name: impl AsRef<OsStr>,
+    go_on: &dyn Fn() -> bool,
+) -> std::result::Result<bool, StoreError> {
     let name = CString::new(name.as_ref().as_bytes()).expect("names from the file system and from ids hold no NUL");
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let parent = match rustix::fs::open(folder, flags, Mode::empty()) {
         Ok(parent) => parent,
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(true),
         Err(errno) => return Err(StoreError::os("open", folder)(errno)),
     };
     let path = || folder.join(OsStr::from_bytes(name.to_bytes()));
     Removal { parent, open: Vec::new(), moved: 0 }
-        .run(name.clone())
+        .run(name.clone(), go_on)
         .map_err(|errno| StoreError::os("remove", path())(errno))
 }
 
@@ -55,15 +64,18 @@ struct Entry {
 }
 
 impl Removal {
-    fn run(mut self, name: CString) -> Result<()> {
+    fn run(mut self, name: CString, go_on: &dyn Fn() -> bool) -> Result<bool> {
         self.remove(Entry { name, is_folder: true })?;
         while let Some(top) = self.open.last_mut() {
+            if !go_on() {
+                return Ok(false);
+            }
             match top.entries.pop() {
                 Some(entry) => self.remove(entry)?,
                 None => self.leave()?,
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn at(&self) -> BorrowedFd<'_> {

@@ -140,8 +140,17 @@ impl Store {
     pub fn collect(&self, roots: &HashSet<LayerId>, dry_run: bool) -> Result<Collected, StoreError> {
         match dry_run {
             true => collect::plan(&self.opened, roots),
-            false => collect::collect(&self.opened, roots),
+            false => collect::collect(&self.opened, roots, &|| true),
         }
+    }
+
+    /// The same in small pieces, each of a few milliseconds, as long as `go_on` says so; the next collection goes on
+    /// from there.
+    ///
+    /// # Errors
+    /// As [`Store::collect`].
+    pub fn collect_while(&self, roots: &HashSet<LayerId>, go_on: &dyn Fn() -> bool) -> Result<Collected, StoreError> {
+        collect::collect(&self.opened, roots, go_on)
     }
 
     /// Makes everything in the store survive a power cut: one `syncfs`, then one synced commit.

@@ -39,9 +39,9 @@ pub struct DaemonArgs {
     /// Say more
     #[arg(long, hide = true)]
     pub debug: bool,
-    /// Collect garbage after builds; forge does that when told to
-    #[arg(long, hide = true)]
-    pub oci_worker_gc: bool,
+    /// Collect garbage beside builds: true or false
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    pub oci_worker_gc: Option<String>,
     /// overlayfs or auto
     #[arg(long, value_name = "NAME", hide = true)]
     pub oci_worker_snapshotter: Option<String>,

@@ -5,7 +5,7 @@ use crate::request::bytes;
 use crate::template::Format;
 use crate::{output, sanitise, table, terminal, units};
 use anyhow::Context;
-use forge_engine::{EngineInfo, Filter, Policy, PruneReport, PruneRequest, PruneReason, UsageReport, UsageRow};
+use forge_engine::{EngineInfo, Filter, Policy, PruneReason, PruneReport, PruneRequest, UsageReport, UsageRow};
 use forge_image::Platform;
 use serde_json::{Value, json};
 use std::fmt::Write as _;

@@ -213,6 +213,7 @@ fn privileged_l01_fifty_builds_at_once() {
     let dockerfile = format!("FROM busybox\nRUN sleep 1; {NEW} > /first\nCOPY f /f\nRUN {NEW} > /second\n");
     let context = forge.context("context", &[("Dockerfile", &dockerfile), ("f", "1")]);
     let names: Vec<String> = (0..50).map(|number| format!("n{number}")).collect();
+    let begin = Instant::now();
     std::thread::scope(|scope| {
         for name in &names {
             let (forge, context) = (&forge, &context);
@@ -222,6 +223,7 @@ fn privileged_l01_fifty_builds_at_once() {
             });
         }
     });
+    println!("L01: 50 builds at once in {:.1?}", begin.elapsed());
     let ids = forge.ok(&["images", "-q", "--no-trunc"]).stdout;
     let mut ids: Vec<&str> = ids.lines().collect();
     ids.sort_unstable();

@@ -44,12 +44,19 @@ impl Forge {
 
     /// A store with the busybox image, for a test that needs root; `None` after saying that it is skipped.
     pub fn privileged(test: &str) -> Option<Self> {
-        if !may_run(test) {
-            return None;
-        }
-        let forge = Self::new();
-        forge.ok(&["load", "-i", base_image().to_str().unwrap()]);
+        let forge = Self::privileged_empty(test)?;
+        forge.load_base();
         Some(forge)
+    }
+
+    /// An empty store for such a test.
+    pub fn privileged_empty(test: &str) -> Option<Self> {
+        may_run(test).then(Self::new)
+    }
+
+    /// Loads the busybox image.
+    pub fn load_base(&self) {
+        self.ok(&["load", "-i", base_image().to_str().unwrap()]);
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

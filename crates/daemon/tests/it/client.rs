@@ -16,7 +16,7 @@ use forge_buildkit_proto::moby::filesync::packet::file_sync_server::{FileSync, F
 use forge_buildkit_proto::moby::filesync::v1::BytesMessage as FileBytes;
 use forge_buildkit_proto::moby::filesync::v1::file_send_server::{FileSend, FileSendServer};
 use forge_daemon::{Address, Daemon, DaemonOptions};
-use forge_engine::{Engine, EngineOptions, Proxy};
+use forge_engine::{Engine, EngineOptions, GcOptions, Proxy};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use hyper_util::rt::TokioIo;
 use std::collections::BTreeMap;
@@ -52,6 +52,7 @@ impl TestDaemon {
             max_parallelism: None,
             device_folders: Vec::new(),
             oci_runtime: None,
+            gc: GcOptions::default(),
         };
         let socket = folder.path().join("d.sock");
         let addresses = vec![Address::Unix(socket.clone())];

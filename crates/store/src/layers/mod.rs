@@ -61,6 +61,7 @@ pub(crate) use origin::Origin;
 pub use pack::{Pack, PackedBytes};
 pub(crate) use pack_check::{check_layer, has_contents};
 pub use pack_writer::{PackWriter, PackedEntry};
+pub(crate) use remote::record_of;
 pub(crate) use root::Remembered;
 pub use tree::{MergedTree, TreeEntry, TreeFile, TreeFolder, TreeKind};
 pub(crate) use xattr::lacks_own_marks;

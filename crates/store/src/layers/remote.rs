@@ -66,7 +66,7 @@ impl Layers {
 }
 
 /// What can be said of a layer without having it. Its content is whatever its tar's digest stands for.
-fn record_of(remote: &RemoteLayer) -> LayerRecord {
+pub(crate) fn record_of(remote: &RemoteLayer) -> LayerRecord {
     let blob = LayerBlob {
         descriptor: remote.blob.clone(),
         diff_id: remote.diff_id.clone(),

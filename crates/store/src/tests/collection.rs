@@ -181,3 +181,34 @@ fn f06_a_layer_of_another_boot_that_was_never_synced_is_dropped() {
     assert_eq!(store.images().get(&image).unwrap(), None);
     assert_eq!(layer_folders(&store), [synced.as_str()]);
 }
+
+/// Whoever stops a collection does not wait for the files, and the next collection finds them.
+#[test]
+fn a_collection_that_is_stopped_anywhere_is_completed_by_the_next() {
+    let (_folder, store) = new_store();
+    for calls in 0..40_usize {
+        let lease = store.lease("test").unwrap();
+        let (kept, _) = put_layer(&store, &lease, "kept", None);
+        for number in 0..3 {
+            let passing = store.lease("passing").unwrap();
+            let (id, _) = put_layer(&store, &passing, "gone", None);
+            let deep = store.opened.layer_path(&id).join("tree/a/b/c");
+            std::fs::create_dir_all(&deep).unwrap();
+            (0..4).for_each(|file| std::fs::write(deep.join(file.to_string()), "x").unwrap());
+            store.blobs().write(format!("blob {calls} {number}").as_bytes(), &passing).unwrap();
+        }
+        let left = std::cell::Cell::new(calls);
+        let go_on = || left.replace(left.get().saturating_sub(1)) > 0;
+        store.collect_while(&HashSet::new(), &go_on).unwrap();
+        assert!(store.verify_layer(&kept).unwrap());
+        // Nothing waits in the folder that is removed when this process ends.
+        let scratch = store.root().join("scratch").join(store.opened.owner_id().unwrap());
+        let waiting = names_in(&scratch).into_iter().filter(|name| name.ends_with("trash"));
+        assert_eq!(waiting.count(), 0, "after {calls} steps");
+        store.collect(&HashSet::new(), false).unwrap();
+        assert_eq!(layer_folders(&store), [kept.as_str()], "after {calls} steps");
+        assert!(blob_files(store.blobs()).is_empty());
+        drop(lease);
+        store.collect(&HashSet::new(), false).unwrap();
+    }
+}

@@ -135,6 +135,7 @@ fn names_come_and_go() {
     let images = store.images();
     let (a, b) = (put_image(&store, &lease, "a", &[]), put_image(&store, &lease, "b", &[]));
     let c = put_image(&store, &lease, "c", &[]);
+    drop(lease);
     assert_eq!(images.tag(&name("x"), &alone(&a)).unwrap(), None);
     assert_eq!(images.tag(&name("x"), &alone(&b)).unwrap(), Some(alone(&a)));
     let both = Target { index: None, images: vec![b.clone(), a.clone()] };
@@ -186,4 +187,27 @@ fn tagging_makes_durable_what_it_names() {
     assert_eq!(pending(), (1, 0, 1));
     store.sync().unwrap();
     assert_eq!(pending(), (0, 0, 2));
+}
+
+/// F18: an image is stored first and named last. Fails when `DELETE_UNUSED` does not ask for leases.
+#[test]
+fn f18_an_image_that_is_about_to_be_named_stays() {
+    let (_folder, store) = new_store();
+    let lease = store.lease("build").unwrap();
+    let (layer, _) = put_layer(&store, &lease, "x", None);
+    let id = put_image(&store, &lease, "x", &[layer]);
+    assert!(!store.images().delete_unnamed(&id).unwrap());
+    store.images().tag(&name("x"), &alone(&id)).unwrap();
+    drop(lease);
+    assert!(!store.images().delete_unnamed(&id).unwrap(), "it has a name by now");
+    let other = store.lease("another build").unwrap();
+    put_image(&store, &other, "x", &store.images().get(&id).unwrap().unwrap().layers);
+    store.images().delete(&id).unwrap();
+    assert_eq!(store.images().target(&name("x")).unwrap(), None);
+    store.images().tag(&name("y"), &alone(&id)).unwrap();
+    store.images().untag(&name("y")).unwrap();
+    drop(other);
+    assert!(store.images().delete_unnamed(&id).unwrap());
+    assert!(!store.images().delete_unnamed(&id).unwrap());
+    assert_eq!(store.images().get(&id).unwrap(), None);
 }

@@ -4,8 +4,12 @@
 mod blobs;
 mod cache_mounts;
 mod collection;
+#[allow(dead_code, reason = "other targets use the rest of it")]
+#[path = "../../../testkit/src/fuzz.rs"]
+mod fuzz;
 mod images;
 mod opening;
+mod power;
 mod processes;
 mod remote;
 mod removal;

@@ -148,3 +148,34 @@ fn whoever_reads_along_is_told_that_the_blob_broke() {
     }
     assert_eq!(store.verify(VerifyDepth::Bytes).unwrap().findings, Vec::<Finding>::new());
 }
+
+/// F19 for images whose layers were never brought. Fails when names' files do not say where layers can be had.
+#[test]
+fn f19_a_lost_database_keeps_names_of_images_that_lie_in_a_registry() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (tar("a"), tar("b"));
+    let repository = "r.test/base".parse().unwrap();
+    let (known, id) = {
+        let (store, lease) = open(folder.path());
+        let stack = [entry(&a), entry(&b)];
+        let mut known = store.layers().know(&stack, &repository, &lease).unwrap();
+        // One layer was brought in the meantime, one was made here.
+        bring(&store, &lease, &a, &[]);
+        let active = store.layers().prepare(&[]).unwrap();
+        std::fs::write(active.upper().join("own"), "x").unwrap();
+        known.push(store.layers().commit(active, &lease).unwrap().id);
+        let id = super::put_image(&store, &lease, "lazy", &known);
+        store.images().tag(&super::name("lazy"), &super::alone(&id)).unwrap();
+        (known, id)
+    };
+    std::fs::write(folder.path().join("forge.db"), "no database at all").unwrap();
+    let _ = std::fs::remove_file(folder.path().join("forge.db-wal"));
+    let (store, lease) = open(folder.path());
+    let rebuilt = store.rebuilt().unwrap();
+    assert_eq!((rebuilt.names.as_slice(), rebuilt.lost.as_slice()), (&[super::name("lazy")][..], &[][..]));
+    assert_eq!(store.images().get(&id).unwrap().unwrap().layers, known);
+    let absent: Vec<LayerId> = store.layers().absent(&known).unwrap().into_iter().map(|it| it.layer).collect();
+    assert_eq!(absent, known[1..2]);
+    assert_eq!(bring(&store, &lease, &b, &known[..1]), known[1], "the stack is known by its DiffIds");
+    assert_eq!(store.verify(VerifyDepth::Bytes).unwrap().findings, []);
+}
