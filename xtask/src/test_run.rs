@@ -46,7 +46,7 @@ pub fn run(scope: Scope) -> Result<()> {
 const RUNC: &str = "/usr/sbin/runc";
 /// What of the binary's tests says most of the sandbox, in half a minute, without those that use `--init` or
 /// `--total-resource`, which are refused there.
-const THROUGH_RUNC: &str = "cargo test -p forge --test e2e --no-fail-fast -- --show-output run:: sandbox:: mounts:: \
+const THROUGH_RUNC: &str = "cargo test --workspace --test e2e --no-fail-fast -- --show-output run:: sandbox:: mounts:: \
                             --skip names_ids_and_init --skip stop_signals --skip a96_a_step";
 
 /// In CI, a skipped test is a failed one.
