@@ -1,3 +1,4 @@
+use crate::expected::ExpectedContainer;
 use crate::handed::Handed;
 use crate::session::LocalSession;
 use crate::steps::ShownStep;
@@ -26,7 +27,8 @@ struct Parts {
     store: Store,
     // Made when first needed: a cached build needs no sandbox, `images` no registry.
     executor: OnceLock<Arc<dyn Executor>>,
-    executor_turn: Mutex<()>,
+    /// Holds what was started of it before the engine was opened, until somebody needs it.
+    executor_turn: Mutex<Option<ExpectedContainer>>,
     registry: OnceLock<Arc<Registry>>,
     index: OnceLock<Arc<SqliteIndex>>,
     flights: OnceLock<Arc<Flights>>,
@@ -65,12 +67,20 @@ impl Engine {
     /// # Errors
     /// The store's folder cannot be used, or belongs to somebody else.
     pub fn open(options: EngineOptions) -> Result<Self, EngineError> {
+        Self::open_expecting(options, None)
+    }
+
+    /// The same, for a command that began to make containers possible before.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_expecting(options: EngineOptions, expected: Option<ExpectedContainer>) -> Result<Self, EngineError> {
         let store = Store::open(&options.root)?;
         let parts = Parts {
             options,
             store,
             executor: OnceLock::new(),
-            executor_turn: Mutex::default(),
+            executor_turn: Mutex::new(expected),
             registry: OnceLock::new(),
             index: OnceLock::new(),
             flights: OnceLock::new(),
@@ -98,14 +108,24 @@ impl Engine {
     pub(crate) fn executor(&self) -> Result<Arc<dyn Executor>, ExecutorError> {
         let directory = self.store().root().join("run");
         // Whoever needs it early and whoever needs it later should not start two.
-        let _turn = self.0.executor_turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut expected = self.0.executor_turn.lock().unwrap_or_else(PoisonError::into_inner);
         made(&self.0.executor, || {
-            let namespaces = Arc::new(NamespaceExecutor::new(&directory)?);
+            let namespaces = Arc::new(match expected.take() {
+                Some(expected) => NamespaceExecutor::with(expected.process()?, &directory)?,
+                None => NamespaceExecutor::new(&directory)?,
+            });
             Ok(match &self.options().oci_runtime {
                 Some(runtime) => Arc::new(RuntimeExecutor::new(namespaces, runtime)),
                 None => namespaces as Arc<dyn Executor>,
             })
         })
+    }
+
+    /// Says that no more containers will be made, so that what makes them ends beside the last one.
+    pub fn finish_containers(&self) {
+        if let Some(executor) = self.0.executor.get() {
+            executor.finish();
+        }
     }
 
     /// What the sandboxes of this engine could not enforce; nothing if there were none.

@@ -25,6 +25,7 @@ mod engine;
 mod entitlements;
 mod error;
 mod excerpt;
+mod expected;
 mod export;
 mod flat;
 mod full_disk;
@@ -74,6 +75,7 @@ pub use imagetools::{ComposeOutcome, ComposeRequest, ComposeSource, RemoteImage}
 pub use devices::Device;
 pub use error::{EngineError, SourcePlace};
 pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason};
+pub use expected::ExpectedContainer;
 pub use forge_executor::{CpuQuota, Footing, NamespaceIds, Resources, SwapLimit};
 pub use forge_exporter::{Annotation, AnnotationScope, FolderMode, PlatformFolders};
 pub use forge_frontend::TriggerRight;

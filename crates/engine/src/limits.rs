@@ -53,6 +53,10 @@ impl Executor for BoundedExecutor {
     fn notices(&self) -> Vec<String> {
         self.engine.executor().map(|executor| executor.notices()).unwrap_or_default()
     }
+
+    fn finish(&self) {
+        self.engine.finish_containers();
+    }
 }
 
 /// Sets limits; the default number of tasks stays where none is given.

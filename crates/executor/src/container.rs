@@ -20,6 +20,9 @@ pub trait Executor: Send + Sync {
 
     /// Names, one line each, what was asked of this executor but cannot be enforced on this machine.
     fn notices(&self) -> Vec<String>;
+
+    /// Says that no more containers will be asked for, so that what serves them may end with the last one.
+    fn finish(&self);
 }
 
 /// One process in its sandbox, from creation to removal.

@@ -26,6 +26,7 @@ mod profile;
 mod resources;
 mod runtime;
 mod seccomp;
+mod set_up_process;
 mod spec;
 mod user_namespace;
 mod wire;
@@ -40,6 +41,7 @@ pub use namespaces::NamespaceExecutor;
 pub use resources::{CpuQuota, GroupPlacement, Resources, SharedGroup, SwapLimit, Usage};
 pub use runtime::RuntimeExecutor;
 pub use seccomp::{SeccompAction, SeccompComparison, SeccompCondition, SeccompProfile, SeccompRule};
+pub use set_up_process::SetUpProcess;
 pub use spec::{
     ContainerId, DeviceKind, DeviceNode, DevicePolicy, GrantedNodes, IdMap, IdMappings, MountFlags, MountSource,
     MountSpec, NetworkMode, OverlayChanges, ProcessSpec, ProcessUser, Rlimit, RlimitResource, RootFs, SandboxSpec,

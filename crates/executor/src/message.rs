@@ -35,6 +35,8 @@ pub(crate) enum Message {
         #[serde(with = "wire::one")]
         runtime_dir: PathBuf,
     },
+    /// Caller to server: no more containers are wanted; the server ends after the last one.
+    Finish,
     /// Server to caller: the host's address in them, or why there are none.
     Network(Result<Ipv4Addr, String>),
     /// Server to caller, on the container's channel. Descriptor: pidfd of the init.

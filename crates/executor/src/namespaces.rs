@@ -1,25 +1,22 @@
 use crate::container::{Container, Executor, ExitStatus, Stdio, StdioTarget};
 use crate::copied::{self, Copies};
-use crate::init::{SERVER_NAME, layout, sys};
+use crate::init::{layout, sys};
 use crate::message::{Channel, Configuration, ExitReport, GroupPaths, Maker, Message, Order, StubRecord};
+use crate::set_up_process::{SetUpProcess, channel_pair, died, unexpected};
 use crate::{
     Capabilities, ContainerId, DevicePolicy, ExecutorError, GroupPlacement, NetworkMode, ProcessSpec, Resources,
     RootFs, SandboxSpec, Usage,
 };
 use rustix::fs::{AtFlags, FileType, fstat, statat, unlinkat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
-use std::collections::BTreeSet;
 use std::fs::DirBuilder;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio as CommandStdio};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -28,7 +25,7 @@ use std::time::Duration;
 /// One set-up process serves all containers of an executor; it ends, and every container with it, when the executor is
 /// dropped or its process dies. Cheap to keep, so make one and share it.
 pub struct NamespaceExecutor {
-    server: Arc<Server>,
+    server: Arc<SetUpProcess>,
     runtime_dir: PathBuf,
     /// Whether anything can be mounted. Where nothing can, containers are processes in a changed root.
     mounts: bool,
@@ -40,16 +37,21 @@ impl NamespaceExecutor {
     /// # Errors
     /// [`ExecutorError::Unsupported`] when the caller is not root.
     pub fn new(runtime_dir: &Path) -> Result<Self, ExecutorError> {
-        if !rustix::process::geteuid().is_root() {
-            return Err(ExecutorError::Unsupported { what: "running a sandbox without root privileges".into() });
-        }
+        Self::with(SetUpProcess::start()?, runtime_dir)
+    }
+
+    /// The same with a set-up process that was started before.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with(server: SetUpProcess, runtime_dir: &Path) -> Result<Self, ExecutorError> {
         prepare_directory(runtime_dir)
             .map_err(|source| ExecutorError::system(format!("prepare {}", runtime_dir.display()), source))?;
         let runtime_dir = runtime_dir
             .canonicalize()
             .map_err(|source| ExecutorError::system(format!("resolve {}", runtime_dir.display()), source))?;
         let mounts = sys::permitted().is_ok_and(|held| held.contains(Capabilities::SYS_ADMIN));
-        Ok(Self { server: Arc::new(Server::start()?), runtime_dir, mounts })
+        Ok(Self { server: Arc::new(server), runtime_dir, mounts })
     }
 
     /// Creates a container, through an OCI runtime if one is given.
@@ -71,7 +73,7 @@ impl NamespaceExecutor {
             runtime_dir: self.runtime_dir.clone(),
             oci_runtime: oci_runtime.map(Path::to_owned),
         };
-        let mut container = self.server.spawn(configuration, &streams)?;
+        let mut container = self.spawn(configuration, &streams)?;
         container.copies = Mutex::new(copies);
         if !self.mounts {
             container.listeners = Mutex::new(listeners);
@@ -81,6 +83,36 @@ impl NamespaceExecutor {
 }
 
 impl NamespaceExecutor {
+    fn spawn(&self, configuration: Configuration, streams: &Streams) -> Result<NamespaceContainer, ExecutorError> {
+        let failed = |source| ExecutorError::system("talk to the sandbox set-up process", source);
+        let (ours, theirs) = channel_pair().map_err(failed)?;
+        let (exit_read, exit_write) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
+        let spec = &configuration.spec;
+        let order = order(&configuration);
+        let maker = order.maker;
+        let request = Message::Spawn(Box::new(order));
+        let memory_limit = smallest_memory_limit(spec);
+        // The answer comes through the container's own channel, so that nobody waits for anybody else's clone.
+        self.server.request(&request, &[theirs.as_fd(), exit_write.as_fd()])?;
+        drop((theirs, exit_write));
+        let container = NamespaceContainer {
+            server: Arc::clone(&self.server),
+            maker,
+            channel: Mutex::new(Channel::new(ours)),
+            pidfd: OnceLock::new(),
+            address: OnceLock::new(),
+            exit: Mutex::new(Exit::Pending(exit_read)),
+            terminal: Mutex::new(None),
+            listeners: Mutex::default(),
+            stubs: Mutex::default(),
+            cgroups: Mutex::default(),
+            copies: Mutex::default(),
+            memory_limit,
+        };
+        container.configure(configuration, streams)?;
+        Ok(container)
+    }
+
     /// Copies in the place of overlays that cannot be mounted, and of everything else where nothing can.
     fn copies(&self, spec: &mut SandboxSpec, id: &ContainerId) -> Result<(Copies, Vec<OwnedFd>), ExecutorError> {
         let reason = match self.mounts {
@@ -89,7 +121,7 @@ impl NamespaceExecutor {
         };
         let Some(reason) = reason else { return Ok((Copies::default(), Vec::new())) };
         let notice = format!("the layers are copied for each step, which takes time and space: {reason}");
-        lock(&self.server.limit_notices).insert(notice);
+        self.server.note([notice]);
         let mut copies = Copies::replace(spec, &self.runtime_dir, id.as_str())?;
         let listeners = if self.mounts { Vec::new() } else { copies.place(spec)? };
         Ok((copies, listeners))
@@ -130,12 +162,11 @@ impl Executor for NamespaceExecutor {
     }
 
     fn notices(&self) -> Vec<String> {
-        let machine = match self.server.greeted() {
-            Ok(connection) => connection.notices.clone().unwrap_or_default(),
-            Err(_) => Vec::new(), // the next container says why
-        };
-        let of_containers = lock(&self.server.limit_notices);
-        machine.into_iter().chain(of_containers.iter().cloned()).collect()
+        self.server.notices()
+    }
+
+    fn finish(&self) {
+        self.server.finish();
     }
 }
 
@@ -187,129 +218,6 @@ impl Streams {
     }
 }
 
-/// The set-up process.
-struct Server {
-    connection: Mutex<Connection>,
-    process: Mutex<Child>,
-    /// What could not be enforced for some container, each once.
-    limit_notices: Mutex<BTreeSet<String>>,
-}
-
-/// The conversation with the set-up process.
-struct Connection {
-    channel: Channel,
-    /// What it said when it was ready, once that has been read.
-    notices: Option<Vec<String>>,
-    /// What it said of private networks, once it was asked.
-    network: Option<Result<Ipv4Addr, String>>,
-}
-
-impl Server {
-    fn start() -> Result<Self, ExecutorError> {
-        Self::try_start().map_err(|source| ExecutorError::system("start the sandbox set-up process", source))
-    }
-
-    fn try_start() -> io::Result<Self> {
-        let (ours, theirs) = channel_pair()?;
-        let binary = sys::shielded_binary()?;
-        // No working directory is asked for: a static program would then fork, which copies page tables and waits for
-        // the exec, where posix_spawn shares memory. The process goes to `/` by itself.
-        let process = Command::new(sys::descriptor_path(binary.as_fd()))
-            .arg0(SERVER_NAME)
-            .env_clear()
-            .stdin(CommandStdio::from(theirs))
-            .stdout(CommandStdio::null())
-            .stderr(CommandStdio::null())
-            .spawn()?;
-        Ok(Self {
-            connection: Mutex::new(Connection { channel: Channel::new(ours), notices: None, network: None }),
-            process: Mutex::new(process),
-            limit_notices: Mutex::default(),
-        })
-    }
-
-    /// The connection, after the first word of the other side. Starting up goes on beside whatever the caller does.
-    fn greeted(&self) -> Result<MutexGuard<'_, Connection>, ExecutorError> {
-        let mut connection = lock(&self.connection);
-        if connection.notices.is_none() {
-            let greeting = connection.channel.receive();
-            let greeting =
-                greeting.map_err(|source| ExecutorError::system("start the sandbox set-up process", source))?;
-            connection.notices = match greeting {
-                Some((Message::Serving { notices }, _)) => Some(notices),
-                Some((message, _)) => return Err(unexpected(&message)),
-                None => return Err(died("start")),
-            };
-        }
-        Ok(connection)
-    }
-
-    /// Asks once.
-    fn private_network(&self, runtime: &Path) -> Result<Result<Ipv4Addr, String>, ExecutorError> {
-        let failed = |source| ExecutorError::system("talk to the sandbox set-up process", source);
-        let mut connection = self.greeted()?;
-        if let Some(known) = &connection.network {
-            return Ok(known.clone());
-        }
-        let request = Message::PrepareNetwork { runtime_dir: runtime.to_owned() };
-        connection.channel.send(&request, &[]).map_err(failed)?;
-        let answer = match connection.channel.receive().map_err(failed)? {
-            Some((Message::Network(answer), _)) => answer,
-            Some((message, _)) => return Err(unexpected(&message)),
-            None => return Err(died("prepare the network")),
-        };
-        if let Err(reason) = &answer {
-            lock(&self.limit_notices).insert(format!("the host's network is used, there is no private one: {reason}"));
-        }
-        connection.network = Some(answer.clone());
-        Ok(answer)
-    }
-
-    fn spawn(
-        self: &Arc<Self>,
-        configuration: Configuration,
-        streams: &Streams,
-    ) -> Result<NamespaceContainer, ExecutorError> {
-        let failed = |source| ExecutorError::system("talk to the sandbox set-up process", source);
-        let (ours, theirs) = channel_pair().map_err(failed)?;
-        let (exit_read, exit_write) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
-        let spec = &configuration.spec;
-        let order = order(&configuration);
-        let maker = order.maker;
-        let request = Message::Spawn(Box::new(order));
-        let memory_limit = smallest_memory_limit(spec);
-        // The answer comes through the container's own channel, so that nobody waits for anybody else's clone.
-        self.greeted()?.channel.send(&request, &[theirs.as_fd(), exit_write.as_fd()]).map_err(failed)?;
-        drop((theirs, exit_write));
-        let container = NamespaceContainer {
-            server: Arc::clone(self),
-            maker,
-            channel: Mutex::new(Channel::new(ours)),
-            pidfd: OnceLock::new(),
-            address: OnceLock::new(),
-            exit: Mutex::new(Exit::Pending(exit_read)),
-            terminal: Mutex::new(None),
-            listeners: Mutex::default(),
-            stubs: Mutex::default(),
-            cgroups: Mutex::default(),
-            copies: Mutex::default(),
-            memory_limit,
-        };
-        container.configure(configuration, streams)?;
-        Ok(container)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Closing the connection is what ends it; the socket must go before the wait.
-        if let Ok((replacement, _)) = channel_pair() {
-            lock(&self.connection).channel = Channel::new(replacement);
-            let _ = lock(&self.process).wait();
-        }
-    }
-}
-
 /// What is to be cloned for a container. An OCI runtime makes groups and empty networks itself.
 fn order(configuration: &Configuration) -> Order {
     let Configuration { id, spec, oci_runtime, .. } = configuration;
@@ -338,18 +246,6 @@ fn order(configuration: &Configuration) -> Order {
     }
 }
 
-fn unexpected(message: &Message) -> ExecutorError {
-    ExecutorError::Protocol { detail: format!("{message:?}") }
-}
-
-fn died(action: &str) -> ExecutorError {
-    ExecutorError::InitDied { action: action.into() }
-}
-
-fn channel_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every critical section leaves its data usable at each point where it could panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -371,7 +267,7 @@ struct Stub {
 /// A container of [`NamespaceExecutor`].
 struct NamespaceContainer {
     /// Keeps the set-up process alive, whose end would be the container's.
-    server: Arc<Server>,
+    server: Arc<SetUpProcess>,
     maker: Maker,
     channel: Mutex<Channel>,
     /// Of the first process. Set before `create` returns.
@@ -418,7 +314,7 @@ impl NamespaceContainer {
         match (message, descriptors.pop()) {
             (Message::Spawned { notices, address }, Some(pidfd)) => {
                 let _ = self.address.set(address); // it comes once
-                lock(&self.server.limit_notices).extend(notices);
+                self.server.note(notices);
                 if self.maker == Maker::Init {
                     drop(self.pidfd.set(pidfd));
                 }
@@ -426,9 +322,9 @@ impl NamespaceContainer {
             (Message::Process, Some(pidfd)) => drop(self.pidfd.set(pidfd)),
             (Message::Confined { groups, notices }, _) => {
                 *lock(&self.cgroups) = groups;
-                lock(&self.server.limit_notices).extend(notices);
+                self.server.note(notices);
             }
-            (Message::Notice(notice), _) => drop(lock(&self.server.limit_notices).insert(notice)),
+            (Message::Notice(notice), _) => self.server.note([notice]),
             (Message::Stub(record), Some(parent)) => lock(&self.stubs).push(Stub { parent, record }),
             (Message::Listener, Some(listener)) => lock(&self.listeners).push(listener),
             (Message::Terminal, terminal) => *lock(&self.terminal) = terminal,

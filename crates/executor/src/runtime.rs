@@ -33,6 +33,10 @@ impl Executor for RuntimeExecutor {
     fn notices(&self) -> Vec<String> {
         self.namespaces.notices()
     }
+
+    fn finish(&self) {
+        self.namespaces.finish();
+    }
 }
 
 /// Refuses what a bundle has no words for.

@@ -138,10 +138,42 @@ impl Cli {
     /// # Errors
     /// clap's error, which also carries `--help` and `--version`.
     pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let words = as_daemon(words);
+        if let Some(cli) = Self::read_alone(&words) {
+            return Ok(cli);
+        }
         let mut command = command();
-        let mut matches = command.try_get_matches_from_mut(as_daemon(words))?;
+        let mut matches = command.try_get_matches_from_mut(words)?;
         Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
     }
+
+    /// Reads one of the commands that are to start fast by its own grammar alone: to put all of them together takes longer
+    /// than a cached build. What does not fit, and every call for help, is read by the whole grammar.
+    fn read_alone(words: &[OsString]) -> Option<Self> {
+        let command = match words.get(1 + leading_flags(words.get(1..)?))?.to_str()? {
+            "build" => BuildArgs::augment_args(clap::Command::new("build")),
+            "run" => RunArgs::augment_args(clap::Command::new("run")),
+            _ => return None,
+        };
+        let alone = clap::Command::new("forge")
+            .disable_help_flag(true)
+            .disable_help_subcommand(true)
+            .subcommand(command.disable_help_flag(true));
+        let command = with_docker_switches(GlobalArgs::augment_args(alone));
+        let mut matches = command.try_get_matches_from(words).ok()?;
+        let global = GlobalArgs::from_arg_matches(&matches).ok()?;
+        let command = Command::from_arg_matches_mut(&mut matches).ok()?;
+        Some(Self { global, version: None, command })
+    }
+}
+
+/// How many words before the command are global flags and their values.
+fn leading_flags(words: &[OsString]) -> usize {
+    let mut count = 0;
+    while let Some(word) = words.get(count).and_then(|word| word.to_str()).filter(|word| word.starts_with('-')) {
+        count += if matches!(word, "--root" | "--config") { 2 } else { 1 };
+    }
+    count
 }
 
 /// A program that is called as BuildKit's daemon is that.
@@ -213,6 +245,23 @@ mod tests {
         let Command::Run(run) = read("forge run --rm --rm=0 -i busybox").unwrap().command else { panic!() };
         assert!(!run.rm && !run.tty);
         assert!(read("forge run --rm=maybe busybox").is_err());
+    }
+
+    #[test]
+    fn a_command_by_itself_is_read_as_by_the_whole_grammar() {
+        for line in [
+            "forge run --rm busybox true",
+            "forge --root /x run --network=none -e A=1 --offline busybox sh -c --rm",
+            "forge --offline --config /c build --no-cache=false -t a:1 --build-arg A=1 --root /x .",
+        ] {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let alone = Cli::read_alone(&words).unwrap();
+            let whole = Cli::from_arg_matches(&command().get_matches_from(words)).unwrap();
+            assert_eq!(format!("{alone:?}"), format!("{whole:?}"));
+        }
+        for line in ["forge run --help", "forge build --nonsense .", "forge images", "forge", "forge --root"] {
+            assert!(Cli::read_alone(&line.split(' ').map(OsString::from).collect::<Vec<_>>()).is_none(), "{line}");
+        }
     }
 
     #[test]

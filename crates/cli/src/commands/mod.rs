@@ -24,7 +24,7 @@ use crate::interrupt::Interrupts;
 use crate::output;
 use crate::progress::Style;
 use crate::standing::Standing;
-use forge_engine::{Engine, EngineError, EngineOptions};
+use forge_engine::{Engine, EngineError, EngineOptions, ExpectedContainer};
 use std::future::Future;
 use std::io::IsTerminal;
 use tokio_util::sync::CancellationToken;
@@ -37,7 +37,11 @@ struct Start {
 
 impl Start {
     fn engine(&self) -> Result<Engine, Failure> {
-        let engine = Engine::open(self.options.clone())?;
+        self.engine_expecting(None)
+    }
+
+    fn engine_expecting(&self, expected: Option<ExpectedContainer>) -> Result<Engine, Failure> {
+        let engine = Engine::open_expecting(self.options.clone(), expected)?;
         engine.notices_of_store().iter().for_each(|notice| output::note(notice));
         Ok(engine)
     }

@@ -6,7 +6,7 @@ use crate::progress::{Display, Mode};
 use crate::request::{check_terminal, run_request};
 use crate::terminal::{self, Changed};
 use anyhow::{Context, bail};
-use forge_engine::{RunOutcome, RunRequest, RunStreams, RunningContainer};
+use forge_engine::{Engine, ExpectedContainer, RunOutcome, RunRequest, RunStreams, RunningContainer};
 use rustix::process::Signal as ProcessSignal;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
@@ -47,6 +47,7 @@ fn run_inner(start: &Start, args: &RunArgs) -> Result<u8, Failure> {
     let folder = std::env::current_dir().context("cannot find the working directory")?;
     let request = RunRequest { terminal_size: terminal::size(), ..run_request(args, &start.environment, &folder)? };
     check_terminal(args, std::io::stdin().is_terminal())?;
+    let expected = ExpectedContainer::begin(&start.options.root, request.network);
     if !args.rm {
         output::note("forge: containers are not kept yet: this one is removed when it ends, as with --rm");
     }
@@ -54,7 +55,7 @@ fn run_inner(start: &Start, args: &RunArgs) -> Result<u8, Failure> {
     let stop = StopPolicy::read(args)?;
     let id_file = args.cidfile.as_deref().map(IdFile::reserve).transpose()?;
     let mode = if args.quiet { Mode::None } else { Mode::read(None, std::io::stderr().is_terminal())? };
-    block_on_many(attached(start, request, mode, stop, id_file))
+    block_on_many(attached(start, (request, expected), mode, stop, id_file))
 }
 
 /// How SIGTERM ends a container where `--stop-signal` or `--stop-timeout` is given: as `docker stop`.
@@ -136,7 +137,7 @@ fn make_bind_sources(request: &RunRequest) -> anyhow::Result<()> {
 
 async fn attached(
     start: &Start,
-    request: RunRequest,
+    (request, expected): (RunRequest, Option<ExpectedContainer>),
     mode: Mode,
     stop: Option<StopPolicy>,
     id_file: Option<IdFile>,
@@ -144,7 +145,9 @@ async fn attached(
     let (terminal, interactive) = (request.terminal, request.interactive);
     let signals = Signals::watch(stop)?;
     let quiet = matches!(mode, Mode::None);
-    let container = create(start, request, mode, &signals).await?;
+    let engine = start.engine_expecting(expected)?;
+    let container = create(&engine, Display::start(mode, start.style()), request, &signals).await?;
+    engine.finish_containers();
     if !quiet {
         container.notices().iter().for_each(|notice| output::note(&format!("forge: {notice}")));
     }
@@ -162,13 +165,11 @@ async fn attached(
 }
 
 async fn create(
-    start: &Start,
+    engine: &Engine,
+    display: Display,
     request: RunRequest,
-    mode: Mode,
     signals: &Signals,
 ) -> Result<Arc<RunningContainer>, Failure> {
-    let engine = start.engine()?;
-    let display = Display::start(mode, start.style());
     let streams = streams(&request)?;
     let container = engine.create_container(request, streams, display.events(), signals.token.clone()).await;
     let container = container.map(Arc::new).inspect(|container| signals.started(container));

@@ -34,6 +34,8 @@ struct Machine {
     rights: Rights,
     cgroups: Cgroups,
     networks: Networks,
+    /// The caller wants no more containers.
+    finishing: bool,
 }
 
 /// Serves the caller on standard input until it goes away, then kills every container and exits.
@@ -59,7 +61,7 @@ fn serve() -> io::Result<()> {
     let cgroups = Cgroups::establish(&rights);
     let notices = cgroups.notices();
     let networks = Networks::new(rights.trusted);
-    let mut machine = Machine { namespaces, rights, cgroups, networks };
+    let mut machine = Machine { namespaces, rights, cgroups, networks, finishing: false };
     control.send(&Message::Serving { notices }, &[])?;
     crate::seccomp::compile_common();
     let mut children = Vec::new();
@@ -71,6 +73,9 @@ fn serve() -> io::Result<()> {
             reap(&mut children, &mut machine);
         }
         if request && !answer(&control, &mut machine, &mut children)? {
+            break;
+        }
+        if machine.finishing && children.is_empty() {
             break;
         }
     }
@@ -157,6 +162,7 @@ fn answer(control: &Channel, machine: &mut Machine, children: &mut Vec<Child>) -
         Message::PrepareNetwork { runtime_dir } => {
             control.send(&Message::Network(machine.networks.prepare(&runtime_dir)), &[])?;
         }
+        Message::Finish => machine.finishing = true,
         Message::Spawn(order) => {
             let [channel, exit] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| io::ErrorKind::InvalidData)?;
             match spawn(&order, machine, &channel, exit) {

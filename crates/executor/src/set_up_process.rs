@@ -1,0 +1,176 @@
+use crate::ExecutorError;
+use crate::init::{SERVER_NAME, sys};
+use crate::message::{Channel, Message};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use std::collections::BTreeSet;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The small process that clones containers, as whoever asks it sees it. It ends, and every container with it, when this
+/// is dropped.
+///
+/// Its start takes as long as opening a store, so a command that will run a container for certain starts it first of all
+/// and hands it to [`crate::NamespaceExecutor::with`] later.
+pub struct SetUpProcess {
+    connection: Mutex<Connection>,
+    process: Mutex<Child>,
+    /// What could not be enforced for some container, each once.
+    limit_notices: Mutex<BTreeSet<String>>,
+}
+
+/// The conversation with the set-up process.
+struct Connection {
+    channel: Channel,
+    /// What it said when it was ready, once that has been read.
+    notices: Option<Vec<String>>,
+    network: NetworkAnswer,
+}
+
+/// How far private networks have been asked for.
+enum NetworkAnswer {
+    Unasked,
+    Awaited,
+    Known(Result<Ipv4Addr, String>),
+}
+
+impl SetUpProcess {
+    /// Starts it, and does not wait until it is ready.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Unsupported`] when the caller is not root.
+    pub fn start() -> Result<Self, ExecutorError> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(ExecutorError::Unsupported { what: "running a sandbox without root privileges".into() });
+        }
+        Self::try_start().map_err(|source| ExecutorError::system("start the sandbox set-up process", source))
+    }
+
+    fn try_start() -> io::Result<Self> {
+        let (ours, theirs) = channel_pair()?;
+        let binary = sys::shielded_binary()?;
+        // No working directory is asked for: a static program would then fork, which copies page tables and waits for
+        // the exec, where posix_spawn shares memory. The process goes to `/` by itself.
+        let process = Command::new(sys::descriptor_path(binary.as_fd()))
+            .arg0(SERVER_NAME)
+            .env_clear()
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let connection = Connection { channel: Channel::new(ours), notices: None, network: NetworkAnswer::Unasked };
+        Ok(Self { connection: Mutex::new(connection), process: Mutex::new(process), limit_notices: Mutex::default() })
+    }
+
+    /// Has a private network made beside whatever the caller does next; the answer is read by who needs it.
+    ///
+    /// # Errors
+    /// The process cannot be talked to.
+    pub fn expect_network(&self, runtime: &Path) -> Result<(), ExecutorError> {
+        ask_for_network(&mut lock(&self.connection), runtime)
+    }
+
+    /// The connection, after the first word of the other side. Starting up goes on beside whatever the caller does.
+    fn greeted(&self) -> Result<MutexGuard<'_, Connection>, ExecutorError> {
+        let mut connection = lock(&self.connection);
+        if connection.notices.is_none() {
+            let greeting = connection.channel.receive();
+            let greeting =
+                greeting.map_err(|source| ExecutorError::system("start the sandbox set-up process", source))?;
+            connection.notices = match greeting {
+                Some((Message::Serving { notices }, _)) => Some(notices),
+                Some((message, _)) => return Err(unexpected(&message)),
+                None => return Err(died("start")),
+            };
+        }
+        Ok(connection)
+    }
+
+    /// Asks once.
+    pub(crate) fn private_network(&self, runtime: &Path) -> Result<Result<Ipv4Addr, String>, ExecutorError> {
+        let mut connection = self.greeted()?;
+        ask_for_network(&mut connection, runtime)?;
+        if let NetworkAnswer::Known(answer) = &connection.network {
+            return Ok(answer.clone());
+        }
+        let answer = match connection.channel.receive().map_err(not_talking)? {
+            Some((Message::Network(answer), _)) => answer,
+            Some((message, _)) => return Err(unexpected(&message)),
+            None => return Err(died("prepare the network")),
+        };
+        if let Err(reason) = &answer {
+            self.note([format!("the host's network is used, there is no private one: {reason}")]);
+        }
+        connection.network = NetworkAnswer::Known(answer.clone());
+        Ok(answer)
+    }
+
+    /// Sends a message that is answered elsewhere.
+    pub(crate) fn request(&self, message: &Message, descriptors: &[BorrowedFd<'_>]) -> Result<(), ExecutorError> {
+        self.greeted()?.channel.send(message, descriptors).map_err(not_talking)
+    }
+
+    /// Lets it end by itself after the last of its containers, which takes a while that nobody has to wait for then.
+    pub(crate) fn finish(&self) {
+        // A process that is dead has ended.
+        let _ = self.request(&Message::Finish, &[]);
+    }
+
+    /// Keeps what could not be enforced.
+    pub(crate) fn note(&self, notices: impl IntoIterator<Item = String>) {
+        lock(&self.limit_notices).extend(notices);
+    }
+
+    /// What this machine does not offer, and what could not be enforced so far.
+    pub(crate) fn notices(&self) -> Vec<String> {
+        let machine = match self.greeted() {
+            Ok(connection) => connection.notices.clone().unwrap_or_default(),
+            Err(_) => Vec::new(), // the next container says why
+        };
+        machine.into_iter().chain(lock(&self.limit_notices).iter().cloned()).collect()
+    }
+}
+
+impl Drop for SetUpProcess {
+    fn drop(&mut self) {
+        // Closing the connection is what ends it; the socket must go before the wait.
+        if let Ok((replacement, _)) = channel_pair() {
+            lock(&self.connection).channel = Channel::new(replacement);
+            let _ = lock(&self.process).wait();
+        }
+    }
+}
+
+fn ask_for_network(connection: &mut Connection, runtime: &Path) -> Result<(), ExecutorError> {
+    if let NetworkAnswer::Unasked = connection.network {
+        let request = Message::PrepareNetwork { runtime_dir: runtime.to_owned() };
+        connection.channel.send(&request, &[]).map_err(not_talking)?;
+        connection.network = NetworkAnswer::Awaited;
+    }
+    Ok(())
+}
+
+fn not_talking(source: io::Error) -> ExecutorError {
+    ExecutorError::system("talk to the sandbox set-up process", source)
+}
+
+pub(crate) fn unexpected(message: &Message) -> ExecutorError {
+    ExecutorError::Protocol { detail: format!("{message:?}") }
+}
+
+pub(crate) fn died(action: &str) -> ExecutorError {
+    ExecutorError::InitDied { action: action.into() }
+}
+
+pub(crate) fn channel_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every critical section leaves its data usable at each point where it could panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
