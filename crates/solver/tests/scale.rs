@@ -46,8 +46,8 @@ async fn l03_large_graphs_are_solved_without_recursion() {
     let warm = begin.elapsed();
     assert!(fake.ran().is_empty());
     println!("{steps} steps: cold {cold:?}, warm {warm:?}");
-    // Without optimisation and with others on the machine; a quadratic loop takes minutes.
-    assert!(cold < Duration::from_secs(30) && warm < Duration::from_secs(10), "cold {cold:?}, warm {warm:?}");
+    // A quadratic loop takes hours; how long a good one takes is for the benchmark to say.
+    assert!(cold < Duration::from_secs(600) && warm < Duration::from_secs(600), "cold {cold:?}, warm {warm:?}");
 }
 
 /// A118: a vertex of very many inputs costs what its inputs cost, in keys and in time.

@@ -1,4 +1,4 @@
-use crate::{Bench, layer, noise, options, reference, whole};
+use crate::{Bench, layer, noise, impatient, options, reference, whole};
 use forge_image::{Descriptor, Digest, MediaType};
 use forge_registry::{ProxyOptions, RegistryError, RegistryOptions};
 use forge_session::Redacted;
@@ -43,23 +43,21 @@ async fn a71_oversized_tokens_and_errors_are_not_read() {
 // Seen to fail with no timeout in `Answer::chunk`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a79_silence_ends() {
-    let (registry, bench) = (TestRegistry::start(), Bench::new());
+    let (registry, bench) = (TestRegistry::start(), Bench::with(impatient(), TestSession::new()));
     let bytes = noise(100_000);
     registry.put_blob("a", bytes.clone());
     registry.script(Script::on("GET", "/blobs/").stall_after(10_000));
-    let began = Instant::now();
     let error = bench.fetch(&reference(&registry, "a"), &layer(&bytes)).await.unwrap_err();
     assert!(matches!(error, RegistryError::Stalled { .. }), "{error}");
     let mute = RawServer::start(|_, _| std::thread::sleep(Duration::from_secs(30)));
     let error = bench.client.resolve(&raw(&mute), &bench.session).await.unwrap_err();
     assert!(matches!(error, RegistryError::Stalled { .. }), "{error}");
-    assert!(began.elapsed() < Duration::from_secs(10));
 }
 
 // Seen to fail with progress counted from one byte on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a79_a_byte_now_and_then_is_no_progress() {
-    let (registry, bench) = (TestRegistry::start(), Bench::new());
+    let (registry, bench) = (TestRegistry::start(), Bench::with(impatient(), TestSession::new()));
     let bytes = noise(100_000);
     registry.put_blob("a", bytes.clone());
     let drop_by_drop = |_: &_, reply: &mut Reply| reply.trickle = Some((1, Duration::from_millis(50)));

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// A store of its own and a client with short patience.
+/// A store of its own and a client.
 struct Bench {
     client: Registry,
     session: TestSession,
@@ -27,18 +27,25 @@ struct Bench {
     _folder: TempDir,
 }
 
-/// Options with which failing tests end soon.
+/// Options with which failures are tried again soon. Nothing is too slow, however busy the machine.
 fn options() -> RegistryOptions {
     RegistryOptions {
         timeouts: Timeouts {
-            connect: Duration::from_secs(5),
-            stall: Duration::from_millis(600),
-            document: Duration::from_millis(1500),
-            commit: Duration::from_secs(5),
+            connect: Duration::from_secs(60),
+            stall: Duration::from_secs(60),
+            document: Duration::from_secs(60),
+            commit: Duration::from_secs(60),
         },
         retry: RetryPolicy { attempts: 3, base: Duration::from_millis(5), longest: Duration::from_millis(1200) },
         ..RegistryOptions::default()
     }
+}
+
+/// Options for servers that fall silent.
+fn impatient() -> RegistryOptions {
+    let timeouts =
+        Timeouts { stall: Duration::from_millis(600), document: Duration::from_millis(1500), ..options().timeouts };
+    RegistryOptions { timeouts, ..options() }
 }
 
 fn host_options(host: &str, options_of_host: HostOptions) -> RegistryOptions {
