@@ -1,8 +1,8 @@
 use crate::{CacheError, CacheKey};
 use forge_session::{SingleFlight, Turn};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, major, minor};
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -51,7 +51,8 @@ impl Flights {
     /// The process that runs the step of this key now, as far as can be told.
     pub fn owner(&self, key: &CacheKey) -> Option<u32> {
         let Some(folder) = &self.folder else { return Some(std::process::id()) };
-        std::fs::read_to_string(folder.join(key.to_string())).ok()?.trim().parse().ok()
+        let file = std::fs::symlink_metadata(folder.join(key.to_string())).ok()?;
+        holder(&std::fs::read_to_string("/proc/locks").ok()?, file.dev(), file.ino())
     }
 
     async fn take(&self, key: &CacheKey) -> Result<FlightGuard, CacheError> {
@@ -64,7 +65,18 @@ impl Flights {
     }
 }
 
-/// A locked file that holds the number of its process; dropping it removes the file and then lets the lock go.
+/// The process that has a file locked, as `/proc/locks` tells it (proc_locks(5)). One of a PID namespace that is out of
+/// sight has no number.
+fn holder(locks: &str, device: u64, inode: u64) -> Option<u32> {
+    let file = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
+    let mut lines = locks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // `1: FLOCK  ADVISORY  WRITE 812 fd:01:131073 0 EOF`; who waits for a lock has an arrow before the kind.
+    let line = lines.find(|fields| fields.get(1) == Some(&"FLOCK") && fields.get(5) == Some(&file.as_str()))?;
+    line.get(4)?.parse().ok().filter(|number| *number != 0)
+}
+
+/// A locked file. It stays empty, so that making and removing it never reaches the disk. Dropping it removes the file and
+/// then lets the lock go.
 struct LockFile {
     path: PathBuf,
     _file: File,
@@ -88,12 +100,7 @@ impl LockFile {
     fn try_take(folder: &Path, path: &Path) -> io::Result<Option<File>> {
         let file = open(folder, path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) if is_at(&file, path)? => {
-                // For people who wait; whoever died may have left a longer number.
-                file.set_len(0)?;
-                (&file).write_all(std::process::id().to_string().as_bytes())?;
-                Ok(Some(file))
-            }
+            Ok(()) if is_at(&file, path)? => Ok(Some(file)),
             Ok(()) => Ok(None),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(errno) => Err(errno.into()),
@@ -126,5 +133,31 @@ impl Drop for LockFile {
     fn drop(&mut self) {
         // A file that stays behind does no harm but for its name: the lock goes with the descriptor.
         _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_of_a_lock_is_told_from_who_waits_and_from_others() {
+        let locks = "1: POSIX  ADVISORY  WRITE 7 fd:01:131073 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 9 fd:01:131073 0 EOF\n\
+                     3: FLOCK  ADVISORY  WRITE 812 fd:01:131073 0 EOF\n\
+                     4: FLOCK  ADVISORY  WRITE 0 fd:01:131074 0 EOF\n";
+        let device = rustix::fs::makedev(0xfd, 1);
+        assert_eq!(holder(locks, device, 131_073), Some(812));
+        assert_eq!(holder(locks, device, 131_074), None, "a process out of sight");
+        assert_eq!(holder(locks, device, 13), None);
+    }
+
+    #[tokio::test]
+    async fn an_owner_is_found_by_its_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let flights = Flights::new(folder.path());
+        let key = CacheKey::from_bytes([7; 32]);
+        let _guard = flights.acquire(&key, &CancellationToken::new()).await.unwrap();
+        assert_eq!(flights.owner(&key), Some(std::process::id()));
     }
 }

@@ -98,7 +98,7 @@ impl StepWork {
 
     /// Looks for the results under a key, here and then elsewhere; a record whose results are gone is none.
     pub async fn find(&self, key: CacheKey) -> Result<Option<Vec<ResultRef>>, WorkerError> {
-        if let Some(record) = self.on_index(move |index| index.query(&key)).await?
+        if let Some(record) = self.shared.look_up(|index| index.query(&key)).await?
             && record.outputs.len() >= self.planned().vertex.op.outputs()
             && self.acquire(&record.outputs).await?
         {
@@ -417,6 +417,16 @@ impl Kept {
 }
 
 impl Shared {
+    /// Looks something up in the index: that takes less than the way to another thread and back.
+    pub async fn look_up<T>(
+        &self,
+        work: impl FnOnce(&dyn CacheIndex) -> Result<T, CacheError>,
+    ) -> Result<T, WorkerError> {
+        // Whoever changes the index has a turn, so that nobody here waits for another process's change.
+        let _turn = self.index_turn.lock().await;
+        Ok(work(self.solver.index.as_ref())?)
+    }
+
     /// Uses the index on a thread that may block.
     pub async fn on_index<T: Send + 'static>(
         &self,

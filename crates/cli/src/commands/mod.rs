@@ -108,9 +108,13 @@ pub fn run(cli: Cli, standing: &Standing) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// Waits for short work; this thread is all it needs.
+/// Waits for short work, or for what others do; this thread is all it needs.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(work);
+    // What still blocks (a read of standard input) must not hold up the end.
+    runtime.shutdown_background();
+    result
 }
 
 /// Waits for work that does many things at once.
@@ -118,8 +122,7 @@ fn block_on_many<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T,
     let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     let result = runtime.block_on(work);
-    // What still blocks (a read of standard input) must not hold up the end.
-    runtime.shutdown_background();
+    runtime.shutdown_background(); // as above
     result
 }
 

@@ -1,4 +1,4 @@
-use super::{Start, block_on_many};
+use super::{Start, block_on, block_on_many};
 use crate::args::RunArgs;
 use crate::failure::{BEFORE_START, Failure};
 use crate::output;
@@ -55,7 +55,10 @@ fn run_inner(start: &Start, args: &RunArgs) -> Result<u8, Failure> {
     let stop = StopPolicy::read(args)?;
     let id_file = args.cidfile.as_deref().map(IdFile::reserve).transpose()?;
     let mode = if args.quiet { Mode::None } else { Mode::read(None, std::io::stderr().is_terminal())? };
-    block_on_many(attached(start, (request, expected), mode, stop, id_file))
+    let busy = !request.ports.is_empty() || request.publish_all;
+    let attached = attached(start, (request, expected), mode, stop, id_file);
+    // One that waits for a container needs no threads of its own, and starts sooner without.
+    if busy { block_on_many(attached) } else { block_on(attached) }
 }
 
 /// How SIGTERM ends a container where `--stop-signal` or `--stop-timeout` is given: as `docker stop`.

@@ -4,9 +4,9 @@ use super::{Mode, json};
 use forge_session::{Event, EventSink};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -18,10 +18,7 @@ const MOST_WAITING: usize = 64 << 20;
 /// The thread that writes progress to standard error.
 ///
 /// A build never waits for it: events go through an unbounded queue, whose log bytes are capped.
-pub struct Display {
-    events: Arc<dyn EventSink>,
-    writer: Option<(Sender<Message>, JoinHandle<()>)>,
-}
+pub struct Display(Option<Arc<Queue>>);
 
 enum Message {
     Event(Event),
@@ -31,6 +28,31 @@ enum Message {
 struct Queue {
     sender: Sender<Message>,
     waiting: Arc<AtomicUsize>,
+    writer: Mutex<Writer>,
+}
+
+/// The thread is started by the first event: a command that has nothing to show does not pay for it.
+enum Writer {
+    Idle(Inbox, Mode, Style),
+    Running(JoinHandle<()>),
+    Gone,
+}
+
+impl Writer {
+    fn start(&mut self) {
+        *self = match std::mem::replace(self, Self::Gone) {
+            Self::Idle(inbox, mode, style) => Self::Running(std::thread::spawn(move || show(&inbox, mode, style))),
+            other => other,
+        };
+    }
+}
+
+fn show(inbox: &Inbox, mode: Mode, style: Style) {
+    match mode {
+        Mode::Tty => draw(inbox, style),
+        Mode::RawJson => write_each(inbox, |event, _| json::line(event), |_| String::new(), String::new),
+        _ => write_plain(inbox),
+    }
 }
 
 struct Nowhere;
@@ -51,10 +73,16 @@ impl EventSink for Queue {
         };
         // The receiver is gone only after the display was told to end; nobody wants the event then.
         let _ = self.sender.send(Message::Event(event));
+        self.writer().start();
     }
 }
 
 impl Queue {
+    /// The writer is whole at every moment.
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn cut(&self, data: Vec<u8>) -> Vec<u8> {
         const NOTE: &[u8] = b"[output clipped: the terminal does not keep up]\n";
         self.waiting.fetch_sub(data.len(), Ordering::Relaxed);
@@ -67,30 +95,31 @@ impl Display {
     /// Starts to show events.
     pub fn start(mode: Mode, style: Style) -> Self {
         if matches!(mode, Mode::Quiet | Mode::None) {
-            return Self { events: Arc::new(Nowhere), writer: None };
+            return Self(None);
         }
         let (sender, receiver) = mpsc::channel();
         let waiting = Arc::new(AtomicUsize::new(0));
         let inbox = Inbox { receiver, waiting: Arc::clone(&waiting) };
-        let thread = std::thread::spawn(move || match mode {
-            Mode::Tty => draw(&inbox, style),
-            Mode::RawJson => write_each(&inbox, |event, _| json::line(event), |_| String::new(), String::new),
-            _ => write_plain(&inbox),
-        });
-        Self { events: Arc::new(Queue { sender: sender.clone(), waiting }), writer: Some((sender, thread)) }
+        Self(Some(Arc::new(Queue { sender, waiting, writer: Mutex::new(Writer::Idle(inbox, mode, style)) })))
     }
 
     /// Where events go.
     pub fn events(&self) -> Arc<dyn EventSink> {
-        Arc::clone(&self.events)
+        match &self.0 {
+            Some(queue) => queue.clone(),
+            None => Arc::new(Nowhere),
+        }
     }
 
     /// Writes what was emitted until now, and ends.
     pub fn finish(self) {
-        let Some((sender, thread)) = self.writer else { return };
-        // Neither fails unless the thread panicked, which has been reported by its own message.
-        let _ = sender.send(Message::End);
-        let _ = thread.join();
+        let Some(queue) = self.0 else { return };
+        let writer = std::mem::replace(&mut *queue.writer(), Writer::Gone);
+        if let Writer::Running(thread) = writer {
+            // Neither fails unless the thread panicked, which has been reported by its own message.
+            let _ = queue.sender.send(Message::End);
+            let _ = thread.join();
+        }
     }
 }
 
