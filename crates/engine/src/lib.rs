@@ -74,8 +74,8 @@ pub use imagetools::{ComposeOutcome, ComposeRequest, ComposeSource, RemoteImage}
 
 pub use devices::Device;
 pub use error::{EngineError, SourcePlace};
-pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason};
 pub use expected::ExpectedContainer;
+pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason};
 pub use forge_executor::{CpuQuota, Footing, NamespaceIds, Resources, SwapLimit};
 pub use forge_exporter::{Annotation, AnnotationScope, FolderMode, PlatformFolders};
 pub use forge_frontend::TriggerRight;

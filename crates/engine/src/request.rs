@@ -1,5 +1,6 @@
 use crate::{
-    AgentSource, Allowed, ContextModes, Device, GcOptions, Limits, Output, Port, RemoteContext, SecretSource, SharedCaches,
+    AgentSource, Allowed, ContextModes, Device, GcOptions, Limits, Output, Port, RemoteContext, SecretSource,
+    SharedCaches,
 };
 use forge_executor::Resources;
 use forge_image::{Platform, Reference};

@@ -1,4 +1,4 @@
-use crate::{Bench, layer, noise, impatient, options, reference, whole};
+use crate::{Bench, impatient, layer, noise, options, reference, whole};
 use forge_image::{Descriptor, Digest, MediaType};
 use forge_registry::{ProxyOptions, RegistryError, RegistryOptions};
 use forge_session::Redacted;
