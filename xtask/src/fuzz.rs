@@ -10,11 +10,17 @@ struct Target {
     test: &'static str,
 }
 
-const TARGETS: [Target; 4] = [
+const TARGETS: [Target; 10] = [
     Target { name: "p01", package: "forge-frontend", test: "fuzz_p01_" },
     Target { name: "p02", package: "forge-frontend", test: "fuzz_p02_" },
     Target { name: "p03", package: "forge-session", test: "fuzz_p03_" },
     Target { name: "p03", package: "forge-worker", test: "fuzz_p03_" },
+    Target { name: "p04", package: "forge-store", test: "fuzz_p04_" },
+    Target { name: "p05", package: "forge-store", test: "fuzz_p05_" },
+    Target { name: "p06", package: "forge-store", test: "fuzz_p06_" },
+    Target { name: "p08", package: "forge-store", test: "fuzz_p08_" },
+    Target { name: "p09", package: "forge-image", test: "fuzz_p09_" },
+    Target { name: "p10", package: "forge-image", test: "fuzz_p10_" },
 ];
 
 /// A smoke run gives each target a minute.

@@ -142,8 +142,10 @@ impl Build {
     async fn write_image(&self, output: &ImageOutput, results: &[PlatformResult]) -> Result<Written, EngineError> {
         let settings = self.settings(output, results);
         let shown = ShownStep::start(self.session.events(), "exporting to image");
-        let images = shown.end(self.assemble(&settings, results).await)?;
         let finality = Finality::of(output);
+        let leaves = output.push.is_wanted() || finality != Finality::Layers;
+        let settings = if leaves { leaving(settings) } else { settings };
+        let images = shown.end(self.assemble(&settings, results).await)?;
         let pushed = match output.push.transport() {
             Some(transport) => Some(self.push_image(&images, &settings, transport, finality).await?),
             None => None,
@@ -213,7 +215,7 @@ impl Build {
         destination: &Destination,
         results: &[PlatformResult],
     ) -> Result<Exported, EngineError> {
-        let settings = self.settings(output, results);
+        let settings = leaving(self.settings(output, results));
         let images = self.assemble(&settings, results).await?;
         if let Destination::Directory(folder) = destination {
             let destination = LayoutDestination::Folder(folder.clone());
@@ -231,7 +233,7 @@ impl Build {
         destination: &Destination,
         results: &[PlatformResult],
     ) -> Result<Exported, EngineError> {
-        let settings = self.settings(output, results);
+        let settings = leaving(self.settings(output, results));
         let images = self.assemble(&settings, results).await?;
         let OpenedDestination { stream, end } = self.open_destination(destination).await?;
         let exported = to_docker(&self.transfer, &images, &settings, stream).await?;
@@ -318,10 +320,17 @@ fn reads_layers(output: &Output) -> bool {
     }
 }
 
+/// For an image that goes somewhere: its layers are hashed and compressed in one pass.
+fn leaving(settings: ExportSettings) -> ExportSettings {
+    let leaving = settings.compression.unwrap_or(Compression::Gzip { level: None });
+    ExportSettings { leaving: Some(leaving), ..settings }
+}
+
 pub(crate) fn compression(layer: LayerCompression) -> Compression {
     match layer {
         LayerCompression::Uncompressed => Compression::None,
         LayerCompression::Gzip(level) => Compression::Gzip { level },
+        LayerCompression::Estargz(level) => Compression::Estargz { level },
         LayerCompression::Zstd(level) => Compression::Zstd { level },
     }
 }

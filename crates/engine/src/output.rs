@@ -141,6 +141,8 @@ pub enum LayerCompression {
     Uncompressed,
     /// gzip with a level from 0 to 9.
     Gzip(Option<u32>),
+    /// gzip with a table of contents for lazy pullers.
+    Estargz(Option<u32>),
     /// zstd with a level from 0 to 22.
     Zstd(Option<i32>),
 }

@@ -5,9 +5,13 @@ use crate::work::blocking;
 use crate::{AssembledImage, AssembledLayer, BuiltImage, ExportError, ExportSettings};
 use forge_image::{DiffId, HistoryEntry, ImageConfig, ImageId};
 use forge_registry::TransferContext;
-use forge_store::{LayerId, LayerRecord, Layers, TarOptions};
+use forge_store::{Compression, LayerId, LayerRecord, Layers, TarOptions};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use rayon::prelude::*;
 use std::time::SystemTime;
+
+/// How many layers are hashed or compressed at once; one alone already uses all cores for compression.
+const CONCURRENT_LAYERS: usize = 4;
 
 /// What BuildKit writes beside history entries that it had to invent.
 const INVENTED: &str = "buildkit.exporter.image.v0";
@@ -24,17 +28,22 @@ pub async fn assemble(
     built: &BuiltImage,
     settings: &ExportSettings,
 ) -> Result<AssembledImage, ExportError> {
+    let (tar, leaving) = (settings.tar_options(), settings.leaving);
+    let one = |id: LayerId| {
+        let context = context.clone();
+        blocking(move || layer(&context, &id, tar, leaving))
+    };
+    let layers = stream::iter(built.layers.clone()).map(one).buffered(CONCURRENT_LAYERS).try_collect().await?;
     let (context, built, settings) = (context.clone(), built.clone(), settings.clone());
-    blocking(move || assemble_now(&context, built, &settings)).await
+    blocking(move || with_layers(&context, built, layers, &settings)).await
 }
 
-fn assemble_now(
+fn with_layers(
     context: &TransferContext,
     built: BuiltImage,
+    layers: Vec<AssembledLayer>,
     settings: &ExportSettings,
 ) -> Result<AssembledImage, ExportError> {
-    let tar = settings.tar_options();
-    let layers = built.layers.par_iter().map(|id| layer(context, id, tar)).collect::<Result<Vec<_>, _>>()?;
     let diff_ids: Vec<&DiffId> = layers.iter().map(|layer| &layer.diff_id).collect();
     let made = |id| context.store.layers().stored(id).map_err(ExportError::store("read a layer's record"));
     let times = built.layers.iter().map(made).collect::<Result<Vec<_>, _>>()?;
@@ -50,15 +59,38 @@ fn assemble_now(
     })
 }
 
-/// A layer as it stands in the image.
-fn layer(context: &TransferContext, id: &LayerId, tar: TarOptions) -> Result<AssembledLayer, ExportError> {
+/// A layer as it stands in the image. One of ours that leaves is compressed now: its digest comes of the same pass, and
+/// with a table of contents it is another one.
+fn layer(
+    context: &TransferContext,
+    id: &LayerId,
+    tar: TarOptions,
+    leaving: Option<Compression>,
+) -> Result<AssembledLayer, ExportError> {
     let record = held_record(context, id)?;
     let tar = if record.foreign { TarOptions::default() } else { tar };
-    let diff_id = match (&record.diff_id, tar.clamp_mtime) {
-        (Some(known), None) => known.clone(),
+    let own = leaving.filter(|_| !record.foreign);
+    let diff_id = match (&record.diff_id, own) {
+        (_, Some(compression @ Compression::Estargz { .. })) => made_diff_id(context, id, tar, compression)?,
+        (Some(known), _) if tar.clamp_mtime.is_none() => known.clone(),
+        (_, Some(compression)) => made_diff_id(context, id, tar, compression)?,
         _ => context.store.layers().diff_id(id, &tar).map_err(ExportError::store("compute a layer's digest"))?,
     };
     Ok(AssembledLayer { id: id.clone(), diff_id, tar, foreign: record.foreign })
+}
+
+fn made_diff_id(
+    context: &TransferContext,
+    id: &LayerId,
+    tar: TarOptions,
+    compression: Compression,
+) -> Result<DiffId, ExportError> {
+    let progress = context.begin(id.to_string(), "exporting layer", 0);
+    let layers = context.store.layers();
+    let blob = layers.blob(id, &compression, &tar, &context.lease, &mut |done| progress.set(done));
+    let blob = blob.map_err(ExportError::store("compress a layer"))?;
+    progress.complete();
+    Ok(blob.diff_id)
 }
 
 /// Reads a layer's record and holds the layer.

@@ -228,10 +228,12 @@ async fn package(
 }
 
 fn check_settings(settings: &ExportSettings) -> Result<(), ExportError> {
-    if matches!(settings.compression, Some(Compression::Zstd { .. })) && !settings.oci_mediatypes {
-        return Err(ExportError::Conflict { first: "zstd compression", second: "docker media types" });
+    let second = "docker media types";
+    match settings.compression.filter(|_| !settings.oci_mediatypes) {
+        Some(Compression::Zstd { .. }) => Err(ExportError::Conflict { first: "zstd compression", second }),
+        Some(Compression::Estargz { .. }) => Err(ExportError::Conflict { first: "estargz compression", second }),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The image with the manifest that it came with, byte by byte, if all that the manifest names is still there.
@@ -345,7 +347,11 @@ fn layer_blob(
     if !here && !is_elsewhere(context, &layer.id, digest)? {
         return Err(ExportError::BlobGone { digest: digest.clone() });
     }
-    Ok(plain(&blob.descriptor))
+    Ok(match blob.compression {
+        // Without its annotations nobody would find the table of contents.
+        Compression::Estargz { .. } => blob.descriptor,
+        _ => plain(&blob.descriptor),
+    })
 }
 
 /// Whether a registry is known to have the blob of a layer.

@@ -19,6 +19,9 @@ pub struct ExportSettings {
     pub rewrite_timestamp: bool,
     /// Whether [`push`](crate::push) pushes by digest only and moves no tag.
     pub push_by_digest: bool,
+    /// The compression in which layers leave at once, if the image does: their digests are then computed while they are
+    /// compressed, in one pass.
+    pub leaving: Option<Compression>,
     /// Names without a tag under which the store pins the result's digest.
     pub digest_names: Vec<Reference>,
     /// Annotations to be written.
@@ -64,6 +67,7 @@ impl ExportSettings {
             source_date_epoch: None,
             rewrite_timestamp: false,
             push_by_digest: false,
+            leaving: None,
             digest_names: Vec::new(),
             annotations: Vec::new(),
             now,

@@ -28,7 +28,21 @@ fn attack(fixture: &Fixture, parents: &[LayerId], tar: &[u8]) -> Result<LayerRec
         })
         .collect();
     assert!(texts.iter().all(|text| *text == texts[0]), "{texts:#?}");
+    if parents.is_empty() {
+        attack_extraction(fixture, tar, &texts[0], results[0].is_ok());
+    }
     results.into_iter().next().unwrap()
+}
+
+/// The same at the door of `ADD`: an archive is refused for the same reason, or taken, and nothing outside changes either
+/// way.
+fn attack_extraction(fixture: &Fixture, tar: &[u8], text: &str, accepted: bool) {
+    let extracted = fixture.layers().extract(&mut &tar[..]);
+    fixture.check_canary();
+    match extracted {
+        Ok(_) => assert!(accepted, "a layer is refused, an archive is not: {text}"),
+        Err(error) => assert!(!accepted && chain(&error) == text, "{} instead of {text}", chain(&error)),
+    }
 }
 
 fn refused(fixture: &Fixture, parents: &[LayerId], tar: &[u8]) -> String {

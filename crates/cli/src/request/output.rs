@@ -116,6 +116,9 @@ impl Fields {
             (Some(LayerCompression::Zstd(_)), MediaTypes::Docker) => {
                 bail!("--output: compression=zstd cannot be combined with oci-mediatypes=false")
             }
+            (Some(LayerCompression::Estargz(_)), MediaTypes::Docker) => {
+                bail!("--output: compression=estargz cannot be combined with oci-mediatypes=false")
+            }
             _ => Ok(image),
         }
     }
@@ -214,15 +217,8 @@ impl Fields {
             .transpose()?;
         match (self.take("compression").as_deref(), level) {
             (None, None) => Ok(None),
-            (None | Some("gzip"), level) => {
-                let level = level.map(|level| {
-                    u32::try_from(level)
-                        .ok()
-                        .filter(|level| *level <= 9)
-                        .context("--output compression-level: gzip has 0 to 9")
-                });
-                Ok(Some(LayerCompression::Gzip(level.transpose()?)))
-            }
+            (None | Some("gzip"), level) => Ok(Some(LayerCompression::Gzip(gzip_level(level)?))),
+            (Some("estargz"), level) => Ok(Some(LayerCompression::Estargz(gzip_level(level)?))),
             (Some("zstd"), level) if level.is_none_or(|level| (0..=22).contains(&level)) => {
                 Ok(Some(LayerCompression::Zstd(level)))
             }
@@ -254,6 +250,11 @@ impl Fields {
             None => Ok(()),
         }
     }
+}
+
+fn gzip_level(level: Option<i32>) -> anyhow::Result<Option<u32>> {
+    let valid = |level| u32::try_from(level).ok().filter(|level| *level <= 9);
+    level.map(|level| valid(level).context("--output compression-level: gzip has 0 to 9")).transpose()
 }
 
 /// Splits a line of CSV: commas separate, double quotes around a field protect them and are doubled inside.
@@ -362,6 +363,12 @@ mod tests {
             error("type=image,push-by-digest=true"),
             "--output: push-by-digest and registry.insecure are for push=true"
         );
+        assert!(
+            error("type=oci,dest=x,compression=estargz,oci-mediatypes=false").contains("estargz cannot be combined")
+        );
+        assert!(error("type=image,compression=estargz,compression-level=10").contains("gzip has 0 to 9"));
+        let estargz = stored("type=image,compression=estargz,compression-level=9").compression;
+        assert_eq!(estargz, Some(LayerCompression::Estargz(Some(9))));
         assert!(error("type=image,source-date-epoch=x").contains("expected seconds since 1970"));
         assert!(error("type=local,dest=x,mode=move").contains("expected copy or delete"));
     }
@@ -406,8 +413,8 @@ mod tests {
         }
         assert_eq!(error("type=moby"), "--output type=moby is not supported by this version of forge");
         assert_eq!(
-            error("type=image,compression=estargz"),
-            "--output compression=estargz is not supported by this version of forge"
+            error("type=image,compression=zstd:chunked"),
+            "--output compression=zstd:chunked is not supported by this version of forge"
         );
         assert_eq!(error("dest=x"), "--output: type is missing");
         assert_eq!(error("type=local"), "--output type=local: dest is missing");

@@ -151,3 +151,26 @@ fn privileged_a_folder_is_mirrored() {
     let refused = forge.fails(1, &["build", "-o", "type=local,dest=/,mode=delete", &context]);
     assert!(refused.stderr.contains("the root of the file system is not emptied"), "{}", refused.stderr);
 }
+
+/// docker's limit is 127 layers; forge's is what the kernel mounts.
+#[test]
+fn privileged_images_of_127_and_500_layers_and_no_more() {
+    let Some(forge) = Forge::privileged("images_of_127_and_500_layers_and_no_more") else { return };
+    let dockerfile = |layers: usize| {
+        let copies: String = (1..layers).map(|number| format!("COPY file /f{number}\n")).collect();
+        format!("FROM busybox\n{copies}")
+    };
+    let context = forge.context("context", &[("Dockerfile", &dockerfile(127)), ("file", "x")]);
+    forge.build(&["-t", "many", "-o", "type=oci,dest=many,tar=false", &context]);
+    let entry = json(&forge, "many/index.json")["manifests"][0].clone();
+    assert_eq!(blob(&forge, "many", &entry["digest"])["layers"].as_array().unwrap().len(), 127);
+    fs::write(forge.path("context/Dockerfile"), dockerfile(500)).unwrap();
+    forge.build(&["-t", "most", &context]);
+    assert_eq!(forge.shell("most", "ls / | grep -c ^f").trim(), "499");
+    fs::write(forge.path("context/Dockerfile"), dockerfile(501)).unwrap();
+    let built = forge.forge(&["build", "-t", "toomany", &context]);
+    let ran = forge.forge(&["run", "--rm", "toomany", "true"]);
+    assert!(built.code != 0 || ran.code != 0, "nothing mounts 501 layers");
+    let told = format!("{}{}", built.stderr, ran.stderr);
+    assert!(told.contains("500 layers"), "{told}");
+}

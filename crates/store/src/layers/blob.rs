@@ -6,6 +6,8 @@ use super::compress::{self, Chunks, Codec, ParallelCompressor};
 use super::decompress::Tar;
 use super::emit::{self, Files, TarSink, Vigilance};
 use super::error::LayerError;
+use super::estargz;
+use super::index::LayerIndex;
 use super::pack::Pack;
 use super::{LayerIndex, Layers};
 use crate::layer_rows;
@@ -61,7 +63,12 @@ impl Layers {
                 return Ok(blob.clone());
             }
         }
-        let (blob, _) = self.make_blob(&record, compression, codec, tar, lease, progress)?;
+        let blob = match (compression, codec) {
+            (Compression::Estargz { .. }, Some(codec)) => {
+                self.make_estargz(&record, compression, codec, tar, lease, progress)?
+            }
+            _ => self.make_blob(&record, compression, codec, tar, lease, progress)?.0,
+        };
         layer_rows::add_blob(&self.opened, id, &blob, lease)?;
         Ok(blob)
     }
@@ -97,6 +104,32 @@ impl Layers {
         Ok((blob, chunks))
     }
 
+    /// The same with a table of contents. What others made has its own tar, whose entries are not taken apart.
+    fn make_estargz(
+        &self,
+        record: &LayerRecord,
+        compression: &Compression,
+        codec: Codec,
+        tar: &TarOptions,
+        lease: &Lease,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<LayerBlob, StoreError> {
+        if record.foreign {
+            return Err(LayerError::ForeignContents.into());
+        }
+        let mut writer = self.blobs.writer(None)?;
+        let index = Arc::new(ChunkIndex::new(self.opened.clone()));
+        let entries = self.index(&record.id)?;
+        let mut files = self.files(&record.id, &entries)?;
+        let mut write = |bytes: &[u8]| write_all(&mut writer, bytes);
+        let made = estargz::write(&entries, &mut files, tar, codec, index, progress, &mut write)?;
+        let (digest, size) = BlobWriter::finish(writer, lease)?;
+        let annotations = made.annotations();
+        let descriptor = Descriptor { annotations, ..Descriptor::new(compress::media_type(compression), digest, size) };
+        let (diff_id, clamp) = (made.diff_id, tar.clamp_mtime);
+        Ok(LayerBlob { descriptor, diff_id, compression: *compression, clamp, foreign: false })
+    }
+
     /// The tar's digest comes of the same pass. Where it is known already, the files are compared with the index
     /// instead, which is faster than hashing the tar again.
     fn tar_into(
@@ -130,7 +163,7 @@ impl Layers {
         }
     }
 
-    /// Writes the tar of forge's own dialect, from the pack where there is one: it is read faster than a tree.
+    /// Writes the tar of forge's own dialect.
     fn emit_own(
         &self,
         id: &LayerId,
@@ -139,11 +172,15 @@ impl Layers {
         sink: &mut dyn TarSink,
     ) -> Result<(), StoreError> {
         let index = self.index(id)?;
-        let mut files = match Pack::open(&self.path(id), &index)? {
-            Some(pack) => Files::of_pack(pack),
-            None => Files::of_tree(self.tree_path(id)?)?,
-        };
-        emit::emit(&index, &mut files, tar, vigilance, sink)
+        emit::emit(&index, &mut self.files(id, &index)?, tar, vigilance, sink)
+    }
+
+    /// The bytes of a layer's files, in its pack where there is one: it is read faster than a tree.
+    fn files(&self, id: &LayerId, index: &LayerIndex) -> Result<Files, StoreError> {
+        match Pack::open(&self.path(id), index)? {
+            Some(pack) => Ok(Files::of_pack(pack)),
+            None => Files::of_tree(self.tree_path(id)?),
+        }
     }
 
     /// The foreign tar as it is. For the cuts between chunks it is one long file: its entries are not looked at.

@@ -34,7 +34,7 @@ impl Codec {
     pub(super) fn of(compression: &Compression) -> Result<Option<Self>, LayerError> {
         match *compression {
             Compression::None => Ok(None),
-            Compression::Gzip { level } => match level.unwrap_or(GZIP_LEVEL) {
+            Compression::Gzip { level } | Compression::Estargz { level } => match level.unwrap_or(GZIP_LEVEL) {
                 level @ 0..=9 => Ok(Some(Self::Gzip(level))),
                 level => Err(LayerError::CompressionLevel { format: "gzip", level: level.into() }),
             },
@@ -46,7 +46,7 @@ impl Codec {
     }
 
     /// Makes one gzip member or one zstd frame. Its bytes depend on the input alone: no time, no name.
-    fn compress(self, bytes: &[u8]) -> io::Result<Vec<u8>> {
+    pub(super) fn compress(self, bytes: &[u8]) -> io::Result<Vec<u8>> {
         match self {
             Self::Gzip(level) if level > 1 && is_incompressible(bytes) => gzip(0, bytes),
             Self::Gzip(level) => gzip(level, bytes),
@@ -111,7 +111,7 @@ fn is_incompressible(bytes: &[u8]) -> bool {
 pub(super) fn media_type(compression: &Compression) -> MediaType {
     match compression {
         Compression::None => MediaType::OciLayer,
-        Compression::Gzip { .. } => MediaType::OciLayerGzip,
+        Compression::Gzip { .. } | Compression::Estargz { .. } => MediaType::OciLayerGzip,
         Compression::Zstd { .. } => MediaType::OciLayerZstd,
     }
 }
@@ -170,6 +170,8 @@ pub(super) struct Chunks {
     pub(super) compressed: usize,
     /// How many the store had.
     pub(super) reused: usize,
+    /// The compressed length of each, in order.
+    pub(super) lengths: Vec<u64>,
 }
 
 /// Compresses chunks on the threads of rayon's pool and writes the results in order.
@@ -216,6 +218,7 @@ impl<'a> ParallelCompressor<'a> {
         (self.write)(&compressed)?;
         let length = compressed.len() as u64;
         self.chunks.places.extend(known.map(|(key, check)| ChunkPlace { key, position: self.position, length, check }));
+        self.chunks.lengths.push(length);
         self.position += length;
         match reused {
             true => self.chunks.reused += 1,

@@ -36,7 +36,7 @@ impl Tar {
         let source = BufReader::with_capacity(BUFFER, source);
         let reader: Box<dyn Read + Send> = match compression {
             Compression::None => Box::new(source),
-            Compression::Gzip { .. } => Box::new(MultiGzDecoder::new(source)),
+            Compression::Gzip { .. } | Compression::Estargz { .. } => Box::new(MultiGzDecoder::new(source)),
             Compression::Zstd { .. } => {
                 let mut decoder = zstd::Decoder::with_buffer(source).map_err(decompress_error)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(decompress_error)?;

@@ -77,13 +77,13 @@ fn mark_of(entry: &LayerEntry) -> u64 {
 }
 
 /// A file whose bytes are to be handed on.
-struct Wanted<'a> {
+pub(super) struct Wanted<'a> {
     /// Where it stands in the index.
-    position: usize,
-    path: &'a [u8],
-    size: u64,
+    pub(super) position: usize,
+    pub(super) path: &'a [u8],
+    pub(super) size: u64,
     /// What the bytes must hash to, if that is to be looked at.
-    hash: Option<&'a [u8; 32]>,
+    pub(super) hash: Option<&'a [u8; 32]>,
 }
 
 impl Wanted<'_> {
@@ -116,7 +116,7 @@ impl Files {
         Self::Pack(PackFiles { pack, window: Vec::new(), begin: None })
     }
 
-    fn copy(&mut self, wanted: &Wanted<'_>, sink: &mut dyn TarSink) -> Result<(), StoreError> {
+    pub(super) fn copy(&mut self, wanted: &Wanted<'_>, sink: &mut dyn TarSink) -> Result<(), StoreError> {
         match self {
             Self::Tree(files) => files.copy(wanted, sink),
             Self::Pack(files) => files.copy(wanted, sink),

@@ -59,6 +59,9 @@ pub enum LayerError {
         /// The file.
         path: String,
     },
+    /// A table of contents was asked for of a layer that others made.
+    #[error("a layer that was made elsewhere cannot be given a table of contents")]
+    ForeignContents,
     /// The stream that an archive comes from failed, or its compression is damaged.
     #[error("cannot read the archive")]
     Unreadable {
@@ -181,7 +184,7 @@ impl LayerError {
             Compress { .. } => ErrorKind::Internal,
             Decompress { .. } | DiffIdMismatch { .. } => ErrorKind::Remote,
             Unreadable { .. } => ErrorKind::UserInput,
-            UnsupportedEntry { .. } | UnsupportedCompression { .. } | UnsupportedDigest { .. } => {
+            ForeignContents | UnsupportedEntry { .. } | UnsupportedCompression { .. } | UnsupportedDigest { .. } => {
                 ErrorKind::Unsupported
             }
         }

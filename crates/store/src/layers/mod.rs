@@ -20,6 +20,7 @@ mod emit;
 mod entry;
 mod entry_name;
 mod error;
+mod estargz;
 mod expand;
 mod extract;
 mod fold;
