@@ -442,7 +442,7 @@ impl Build {
         platform: &Platform,
     ) -> Result<Solved, EngineError> {
         let remembered = self.remembered(dockerfile, platform);
-        let error = match solver.solve_again(&image.graph, self.session.clone(), remembered).await {
+        let error = match self.solve_and_send(solver, image, Some(remembered)).await {
             Ok(solved) => return Ok(solved),
             Err(error) => error,
         };

@@ -95,7 +95,7 @@ impl Build {
         let lowered = self.image_of(graph, &platform, self.request.no_cache)?;
         let nowhere = DockerfileText { name: String::new(), text: Vec::new() };
         entitlements::check(&lowered, &self.request, &nowhere)?;
-        let solved = self.solver().await?.solve(&lowered.graph, self.session.clone()).await;
+        let solved = self.solve_and_send(self.solver().await?, &lowered, None).await;
         let solved = solved.map_err(|error| {
             let text = text_of(&error, &sources);
             step_failed(error, &text)

@@ -12,10 +12,13 @@ use forge_exporter::{
     AssembledImage, BuiltTree, ExportSettings, Exported, FolderMode, ImageSet, LayoutDestination, PlatformFolders,
     assemble, package, to_docker, to_local, to_oci, to_store, to_store_packaged, to_tar,
 };
+use forge_frontend::LoweredImage;
 use forge_image::{Digest, Reference};
+use forge_registry::Registry;
 use forge_session::{Event, WarningNotice};
 use forge_store::Compression;
 use std::path::Path;
+use std::sync::Arc;
 
 /// An output whose bytes are where they belong.
 enum Written {
@@ -164,12 +167,7 @@ impl Build {
     ) -> Result<Exported, EngineError> {
         let shown = ShownStep::start(self.session.events(), "pushing image");
         let pushed = async {
-            let names = settings.names.clone();
-            let registry = self.engine.blocking(move |engine| match transport {
-                Transport::Configured => engine.registry(),
-                Transport::Plain => engine.plain_registry(&names),
-            });
-            let registry = registry.await?;
+            let registry = self.registry_for(transport, &settings.names).await?;
             if finality != Finality::Forgotten {
                 let nameless = ExportSettings { names: Vec::new(), ..settings.clone() };
                 to_store(&self.transfer, images, &nameless).await?;
@@ -178,6 +176,19 @@ impl Build {
             Ok::<_, EngineError>(pushed.exported)
         };
         shown.end(pushed.await)
+    }
+
+    pub(crate) async fn registry_for(
+        &self,
+        transport: Transport,
+        names: &[Reference],
+    ) -> Result<Arc<Registry>, EngineError> {
+        let names = names.to_vec();
+        let registry = self.engine.blocking(move |engine| match transport {
+            Transport::Configured => engine.registry(),
+            Transport::Plain => engine.plain_registry(&names),
+        });
+        registry.await
     }
 
     /// Records an image in the store and gives it its names.
@@ -274,9 +285,18 @@ impl Build {
     }
 
     fn settings(&self, output: &ImageOutput, results: &[PlatformResult]) -> ExportSettings {
+        self.settings_of(output, self.epoch(results))
+    }
+
+    /// What an image leaves with, before there is one.
+    pub(crate) fn leaving_settings(&self, output: &ImageOutput, image: &LoweredImage) -> ExportSettings {
+        leaving(self.settings_of(output, image.source_date_epoch.or(self.request.source_date_epoch)))
+    }
+
+    fn settings_of(&self, output: &ImageOutput, epoch: Option<i64>) -> ExportSettings {
         let mut names = self.request.tags.clone();
         names.extend(output.names.iter().filter(|name| !self.request.tags.contains(name)).cloned());
-        let epoch = output.times.epoch.or(self.epoch(results));
+        let epoch = output.times.epoch.or(epoch);
         ExportSettings {
             digest_names: digest_names(&output.digest_names, &names),
             names,

@@ -20,6 +20,7 @@ mod definition;
 mod destination;
 mod devices;
 mod dockerfile;
+mod early_push;
 mod emulation;
 mod engine;
 mod entitlements;

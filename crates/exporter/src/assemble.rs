@@ -61,7 +61,7 @@ fn with_layers(
 
 /// A layer as it stands in the image. One of ours that leaves is compressed now: its digest comes of the same pass, and
 /// with a table of contents it is another one.
-fn layer(
+pub(crate) fn layer(
     context: &TransferContext,
     id: &LayerId,
     tar: TarOptions,

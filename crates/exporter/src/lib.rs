@@ -7,7 +7,7 @@
 //! no clock, no order of directory entries, no number of cores.
 //!
 //! Reading order: [`BuiltImage`], [`ExportSettings`]; [`assemble`] makes an [`AssembledImage`] of them, one or several
-//! are an [`ImageSet`]; the writers [`to_store`], [`to_oci`], [`to_docker`], [`push`], and for a [`BuiltTree`]
+//! are an [`ImageSet`]; the writers [`to_store`], [`to_oci`], [`to_docker`], [`push`] (and [`push_layer`] ahead of it), and for a [`BuiltTree`]
 //! [`to_local`] and [`to_tar`], answer with [`Exported`]; [`save`] writes images of the store with the same code,
 //! [`load`] reads them back.
 #![forbid(unsafe_code)]
@@ -26,6 +26,7 @@ mod local;
 mod origins;
 mod package;
 mod push;
+mod push_layer;
 mod rootfs_tar;
 mod save;
 mod settings;
@@ -48,6 +49,7 @@ pub use load::{ExistingNames, LoadInput, Loaded, load};
 pub use local::{FolderMode, to_local};
 pub use package::ImageSet;
 pub use push::{Pushed, push};
+pub use push_layer::push_layer;
 pub use rootfs_tar::to_tar;
 pub use save::{ArchiveFormat, SavedImage, save};
 pub use settings::{Annotation, AnnotationScope, ExportSettings};

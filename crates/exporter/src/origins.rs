@@ -30,6 +30,15 @@ impl Origins {
             .flat_map(|(image, package)| image.layers.iter().zip(&package.layers))
             .map(|(layer, blob)| (layer.id.clone(), blob.digest.clone()))
             .collect();
+        Self::of_layers(context, place, blobs).await
+    }
+
+    /// The same for single layers.
+    pub(crate) async fn of_layers(
+        context: &TransferContext,
+        place: &Reference,
+        blobs: Vec<(LayerId, Digest)>,
+    ) -> Result<Self, ExportError> {
         let (context, place) = (context.clone(), place.clone());
         blocking(move || Self::find_now(&context, &place, &blobs)).await
     }

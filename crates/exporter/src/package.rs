@@ -289,13 +289,21 @@ async fn layer_blobs(
     settings: &ExportSettings,
     default: Compression,
 ) -> Result<Vec<Descriptor>, ExportError> {
+    let one = |layer: AssembledLayer| leaving_blob(context, layer, settings, default);
+    stream::iter(image.layers.clone()).map(one).buffered(CONCURRENT_LAYERS).try_collect().await
+}
+
+/// The blob that a layer leaves as; the lease holds it if it is here.
+pub(crate) async fn leaving_blob(
+    context: &TransferContext,
+    layer: AssembledLayer,
+    settings: &ExportSettings,
+    default: Compression,
+) -> Result<Descriptor, ExportError> {
     let kept = Kept::of(settings, default);
     let wanted = settings.compression.unwrap_or(default);
-    let one = |layer: AssembledLayer| {
-        let context = context.clone();
-        blocking(move || layer_blob(&context, &layer, wanted, kept))
-    };
-    stream::iter(image.layers.clone()).map(one).buffered(CONCURRENT_LAYERS).try_collect().await
+    let context = context.clone();
+    blocking(move || layer_blob(&context, &layer, wanted, kept)).await
 }
 
 /// Which foreign blobs leave as they came.

@@ -206,7 +206,7 @@ fn unique_blobs(bundle: &Bundle) -> Vec<Descriptor> {
 }
 
 /// Brings a blob to a registry. One that is not here is fetched only if the registry cannot have it from itself.
-async fn push_blob(
+pub(crate) async fn push_blob(
     context: &TransferContext,
     registry: &Arc<Registry>,
     place: &Reference,
@@ -248,7 +248,7 @@ async fn fetch(
 }
 
 /// `None` where the store does not have it.
-async fn open(context: &TransferContext, blob: &Descriptor) -> Result<Option<File>, ExportError> {
+pub(crate) async fn open(context: &TransferContext, blob: &Descriptor) -> Result<Option<File>, ExportError> {
     let (context, digest) = (context.clone(), blob.digest.clone());
     blocking(move || match context.store.blobs().open(&digest) {
         Ok(file) => Ok(Some(file)),

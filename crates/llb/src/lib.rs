@@ -12,6 +12,7 @@
 #![warn(missing_docs)]
 
 mod canonical;
+mod contributing;
 mod diff;
 mod dump;
 mod exec;

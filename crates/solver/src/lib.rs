@@ -30,6 +30,7 @@ use forge_cache::{CacheIndex, Flights, ResultRef, ResultStore};
 use forge_llb::{Graph, VertexDigest};
 use forge_session::Session;
 use std::sync::Arc;
+use tokio::sync::mpsc::UnboundedSender;
 
 /// Solves graphs. Cheap to clone and to keep; every [`Solver::solve`] is a build of its own.
 #[derive(Clone)]
@@ -91,6 +92,15 @@ pub struct StepOutcome {
     pub miss: Option<MissCause>,
 }
 
+/// A step whose results are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Completed {
+    /// The vertex.
+    pub digest: VertexDigest,
+    /// Its results.
+    pub results: Vec<ResultRef>,
+}
+
 impl Solver {
     /// Evaluates what the goal of a graph needs, and nothing else.
     ///
@@ -116,6 +126,22 @@ impl Solver {
         remembered: Remembered,
     ) -> Result<Solved, SolveError> {
         run::Run::new(self, plan::Plan::new(graph), session, Some(remembered), Mode::Build).run().await
+    }
+
+    /// The same, and `completed` is told of each step whose results are there while others still run. Its other end sees the
+    /// channel closed when the build is over.
+    ///
+    /// # Errors
+    /// As with [`Solver::solve`].
+    pub async fn solve_telling(
+        &self,
+        graph: &Graph,
+        session: Arc<dyn Session>,
+        remembered: Option<Remembered>,
+        completed: UnboundedSender<Completed>,
+    ) -> Result<Solved, SolveError> {
+        let run = run::Run::new(self, plan::Plan::new(graph), session, remembered, Mode::Build);
+        run.telling(completed).run().await
     }
 
     /// Says what [`Solver::solve_again`] would do, in the graph's order. Contexts are read and images resolved, but no

@@ -5,7 +5,8 @@ use crate::session::BuildSession;
 use crate::step::{Known, State};
 use crate::work::{Outcome, PendingKeys, PendingPart, Shared, Started, StepWork};
 use crate::{
-    CacheMap, Forecast, InputKey, Mode, OnFailure, SolveError, Solved, Solver, StepForecast, StepOutcome, WorkerError,
+    CacheMap, Completed, Forecast, InputKey, Mode, OnFailure, SolveError, Solved, Solver, StepForecast, StepOutcome,
+    WorkerError,
 };
 use forge_cache::{CacheIndex, CacheKey, InputPart, ResultRef, Selector};
 use forge_llb::Op;
@@ -15,6 +16,7 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::SystemTime;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::DropGuard;
@@ -58,6 +60,8 @@ pub(crate) struct Run {
     tasks: JoinSet<Message>,
     /// Why the build ends early, once it does. Then nothing new begins.
     failure: Option<SolveError>,
+    /// Who is told of results as they come.
+    completed: Option<UnboundedSender<Completed>>,
     /// Tells running work when the build's future is dropped.
     _cancel_on_drop: DropGuard,
 }
@@ -92,7 +96,13 @@ impl Run {
             last: OnceCell::new(),
         });
         let (todo, over, tasks) = (Vec::new(), Vec::new(), JoinSet::new());
-        Self { shared, steps, todo, over, tasks, failure: None, _cancel_on_drop: cancellation.drop_guard() }
+        let (failure, completed) = (None, None);
+        Self { shared, steps, todo, over, tasks, failure, completed, _cancel_on_drop: cancellation.drop_guard() }
+    }
+
+    /// Has somebody told of results as they come.
+    pub fn telling(self, completed: UnboundedSender<Completed>) -> Self {
+        Self { completed: Some(completed), ..self }
     }
 
     /// The loop.
@@ -315,6 +325,10 @@ impl Run {
     fn complete(&mut self, step: usize, outputs: Vec<ResultRef>, miss: Option<MissCause>, ending: Ending) {
         let Some(known) = self.steps[step].state.known().cloned() else { return };
         let (cached, has_key) = (matches!(ending, Ending::Cached), known.keys.is_some());
+        if let Some(completed) = &self.completed {
+            // Whoever does not listen any more does not need it.
+            _ = completed.send(Completed { digest: self.planned(step).digest.clone(), results: outputs.clone() });
+        }
         self.steps[step].state = State::Complete { known, outputs, cached, miss };
         self.over.push((step, ending));
         self.todo.push(Todo::Release(step));

@@ -33,6 +33,7 @@ mod load;
 mod mounts;
 mod outputs;
 mod platforms;
+mod pushes;
 mod registry;
 mod remote;
 mod remote_layers;
