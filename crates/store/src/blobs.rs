@@ -127,6 +127,11 @@ impl BlobWriter {
         Ok(BlobFollower::new(file, self.arriving.clone()))
     }
 
+    /// Opens what was written so far, to be read at any place.
+    pub(crate) fn reader(&self) -> Result<File, StoreError> {
+        File::open(&self.path).map_err(StoreError::io("open", &self.path))
+    }
+
     /// Whether what was written is what was announced, as [`BlobWriter::finish`] will find. The writer can begin anew
     /// where it is not.
     ///

@@ -365,7 +365,7 @@ fn privileged_files_are_found_by_the_table_of_contents() {
     let rows = rows["entries"].as_array().unwrap();
     let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
     let expect =
-        [".no.prefetch.landmark", "./", "big", "big", "big", "d/", "d/file", "empty", "hard", "null", "piece", "soft"];
+        [".no.prefetch.landmark", "big", "big", "big", "d/", "d/file", "empty", "hard", "null", "piece", "soft"];
     assert_eq!(names, expect);
 
     let mut files = std::collections::BTreeMap::<&str, Vec<u8>>::new();

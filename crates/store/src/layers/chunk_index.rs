@@ -27,7 +27,7 @@ CREATE INDEX IF NOT EXISTS chunks_by_blob ON chunks (blob);
 ";
 
 /// What a compressed chunk is found by: a hash of codec, level and input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ChunkKey(pub(super) [u8; 32]);
 
 /// What the table says of a chunk.

@@ -3,10 +3,13 @@
 use super::emit::TarSink;
 use crate::StoreError;
 
-/// No chunk but the last is smaller: each costs a header and a fresh dictionary.
+/// No chunk of small files is cut earlier by chance: each costs a header and a fresh dictionary.
 pub(super) const MIN: u64 = 256 << 10;
 /// About the mean size, and the distance of the cuts inside a big file.
 pub(super) const MEAN: u64 = 1 << 20;
+/// From here on the bytes of a file are chunks of their own: the same file at another place is then the same chunks, and what
+/// a fresh dictionary costs is little beside them.
+pub(super) const BIG: u64 = 64 << 10;
 /// No chunk is larger.
 pub(super) const MAX: u64 = 4 << 20;
 
@@ -18,10 +21,11 @@ pub(super) trait ChunkSink {
 
 /// Cuts by content, so that a change in one place moves only the cuts nearby:
 ///
-/// - A file of [`MEAN`] bytes or more is cut every [`MEAN`] bytes of its own data, whatever comes before it.
+/// - The data of a file of [`BIG`] bytes or more begins a chunk and ends one, and is cut every [`MEAN`] bytes of its own; the
+///   last piece is at least as long, if there are several. Its headers stay with what comes before.
 /// - Before any other entry there is a cut with a probability in proportion to its length, decided by a hash of the
-///   entry alone; before a big file there always is.
-/// - Never below [`MIN`], and always before a chunk would exceed [`MAX`].
+///   entry alone, but never below [`MIN`].
+/// - Always before a chunk would exceed [`MAX`].
 ///
 /// The cuts are part of a blob's digest: changing these rules changes every compressed layer that forge writes.
 pub(super) struct Chunker<'a> {
@@ -29,8 +33,13 @@ pub(super) struct Chunker<'a> {
     chunk: Vec<u8>,
     /// How far the next cut inside the current entry is.
     until_cut: Option<u64>,
-    /// What the current entry still has to write.
+    /// What the current entry has behind that cut.
     left: u64,
+}
+
+/// The length of the next piece of a big file.
+fn piece(left: u64) -> u64 {
+    if left >= 2 * MEAN { MEAN } else { left }
 }
 
 impl<'a> Chunker<'a> {
@@ -58,31 +67,31 @@ impl<'a> Chunker<'a> {
 
 impl TarSink for Chunker<'_> {
     fn begin_entry(&mut self, mark: u64, headers: u64, data: u64) -> Result<(), StoreError> {
-        let length = headers.saturating_add(data);
-        let big = data >= MEAN;
+        let big = data >= BIG;
+        // Data of its own chunks does not count here.
+        let length = if big { headers } else { headers + data };
         // A cut before one in (MEAN - MIN) / length entries: after MIN bytes that is MEAN - MIN more on the average.
-        let chosen = big || mark < (u64::MAX / (MEAN - MIN)).saturating_mul(length);
-        let first_piece = if big { headers + MEAN } else { length };
-        if (chosen && self.filled() >= MIN) || self.filled() + first_piece > MAX {
+        let chosen = !big && mark < (u64::MAX / (MEAN - MIN)).saturating_mul(length);
+        if (chosen && self.filled() >= MIN) || self.filled() + length > MAX {
             self.cut()?;
         }
-        self.left = length;
-        self.until_cut = big.then_some(headers + MEAN);
+        if big {
+            (self.until_cut, self.left) = (Some(headers), data);
+        }
         Ok(())
     }
 
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
         while let Some(distance) = self.until_cut.filter(|distance| *distance <= bytes.len() as u64) {
-            let (piece, rest) = bytes.split_at(distance as usize);
-            self.chunk.extend_from_slice(piece);
-            self.left -= piece.len() as u64;
+            let (before, rest) = bytes.split_at(distance as usize);
+            self.chunk.extend_from_slice(before);
             self.cut()?;
-            // A short rest is left to what follows the file.
-            self.until_cut = (self.left >= MEAN).then_some(MEAN);
+            let next = piece(self.left);
+            self.left -= next;
+            self.until_cut = (next > 0).then_some(next);
             bytes = rest;
         }
         self.until_cut = self.until_cut.map(|distance| distance - bytes.len() as u64);
-        self.left = self.left.saturating_sub(bytes.len() as u64);
         self.chunk.extend_from_slice(bytes);
         Ok(())
     }
@@ -128,11 +137,31 @@ mod tests {
     #[test]
     fn chunks_keep_to_their_sizes() {
         let chunks = cut(&many(), 100_000);
-        let (last, rest) = chunks.split_last().unwrap();
-        assert!(rest.iter().all(|chunk| (MIN..=MAX).contains(&(chunk.len() as u64))));
-        assert!(last.len() as u64 <= MAX);
-        let mean = rest.iter().map(Vec::len).sum::<usize>() / rest.len();
+        assert!(chunks.iter().all(|chunk| chunk.len() as u64 <= MAX));
+        let small = chunks.iter().filter(|chunk| (chunk.len() as u64) < MIN).count();
+        assert!(small <= 3, "only before big files and at the end: {small}");
+        let mean = chunks.iter().map(Vec::len).sum::<usize>() / chunks.len();
         assert!((600_000..1_500_000).contains(&mean), "{mean}");
+    }
+
+    #[test]
+    fn a_big_file_is_the_same_chunks_wherever_it_stands() {
+        let file = (9003, (3 << 20) + 512 * 77);
+        let (first, second) = (cut(&[(1, 512), file, (2, 1024)], 1000), cut(&[(3, 5120), (4, 512), file], 70_000));
+        assert_eq!(first[1..4], second[1..4]);
+        let lengths: Vec<usize> = first.iter().map(Vec::len).collect();
+        assert_eq!(lengths, [1024 + 512, 1 << 20, 1 << 20, (1 << 20) + 512 * 77, 1536]);
+    }
+
+    #[test]
+    fn a_tar_that_is_not_taken_apart_is_cut_evenly() {
+        let mut collected = Collected::default();
+        let mut chunker = Chunker::new(&mut collected);
+        chunker.begin_entry(0, 0, u64::MAX).unwrap();
+        chunker.write(&vec![1; (MEAN * 5 / 2) as usize]).unwrap();
+        chunker.finish().unwrap();
+        let lengths: Vec<u64> = collected.0.iter().map(|chunk| chunk.len() as u64).collect();
+        assert_eq!(lengths, [MEAN, MEAN, MEAN / 2]);
     }
 
     #[test]
@@ -154,12 +183,12 @@ mod tests {
     fn a_run_of_unlucky_entries_stays_below_the_maximum() {
         let mut collected = Collected::default();
         let mut chunker = Chunker::new(&mut collected);
-        for _ in 0..20 {
-            chunker.begin_entry(u64::MAX, 512, MEAN - 512).unwrap();
-            chunker.write(&vec![7; MEAN as usize]).unwrap();
+        for _ in 0..200 {
+            chunker.begin_entry(u64::MAX, 512, BIG - 512).unwrap();
+            chunker.write(&vec![7; BIG as usize]).unwrap();
         }
         chunker.finish().unwrap();
         assert!(collected.0.iter().all(|chunk| chunk.len() as u64 <= MAX));
-        assert_eq!(collected.0.iter().map(Vec::len).sum::<usize>() as u64, 20 * MEAN);
+        assert_eq!(collected.0.iter().map(Vec::len).sum::<usize>() as u64, 200 * BIG);
     }
 }

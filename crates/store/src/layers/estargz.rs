@@ -13,7 +13,7 @@
 use super::chunk_index::ChunkIndex;
 use super::chunks::ChunkSink;
 use super::commit::WHITEOUT_PREFIX;
-use super::compress::{Codec, ParallelCompressor};
+use super::compress::{ChunkOut, Codec, ParallelCompressor};
 use super::emit::{Files, TarSink, Wanted};
 use super::entry::{EntryKind, LayerEntry, Metadata, join_path, split_path};
 use super::error::{LayerError, shown};
@@ -104,7 +104,7 @@ fn is_zero(number: &u64) -> bool {
 /// Writes a layer.
 ///
 /// # Errors
-/// Those of [`emit`](super::emit::emit); a name that is not UTF-8, which the table cannot hold; `write` failed.
+/// Those of [`emit`](super::emit::emit); a name that is not UTF-8, which the table cannot hold; `out` failed.
 pub(super) fn write(
     index: &LayerIndex,
     files: &mut Files,
@@ -112,9 +112,9 @@ pub(super) fn write(
     codec: Codec,
     chunks: Arc<ChunkIndex>,
     progress: &mut dyn FnMut(u64),
-    write: &mut dyn FnMut(&[u8]) -> Result<(), StoreError>,
+    out: &mut dyn ChunkOut,
 ) -> Result<Estargz, StoreError> {
-    let compressor = ParallelCompressor::new(codec, chunks, &mut *write);
+    let compressor = ParallelCompressor::new(codec, chunks, &mut *out);
     let mut layer = Writer::new(compressor, options);
     layer.landmark()?;
     for (position, entry) in index.entries().iter().enumerate().filter(|(_, entry)| entry.is_change()) {
@@ -126,7 +126,7 @@ pub(super) fn write(
         }
     }
     let (rows, hasher, uncompressed, lengths) = layer.finish()?;
-    Ending { codec, hasher, uncompressed, at: lengths.iter().sum() }.write(with_offsets(rows, &lengths), write)
+    Ending { codec, hasher, uncompressed, at: lengths.iter().sum() }.write(with_offsets(rows, &lengths), out)
 }
 
 fn with_offsets(mut rows: Vec<Row>, lengths: &[u64]) -> Vec<Row> {
@@ -373,11 +373,7 @@ struct Ending {
 }
 
 impl Ending {
-    fn write(
-        mut self,
-        entries: Vec<Row>,
-        write: &mut dyn FnMut(&[u8]) -> Result<(), StoreError>,
-    ) -> Result<Estargz, StoreError> {
+    fn write(mut self, entries: Vec<Row>, out: &mut dyn ChunkOut) -> Result<Estargz, StoreError> {
         let table = serde_json::to_vec(&Table { version: 1, entries }).expect("rows hold only text and numbers");
         let kind = EntryKind::File { size: table.len() as u64, blake3: [0; 32] };
         let entry = LayerEntry { path: TABLE.into(), kind, metadata: Metadata::default(), link: None };
@@ -388,8 +384,8 @@ impl Ending {
         self.hasher.update(&member);
         self.uncompressed += member.len() as u64;
         let compressed = self.codec.compress(&member).map_err(|source| LayerError::Compress { source })?;
-        write(&compressed)?;
-        write(&footer(self.at))?;
+        out.write(&compressed)?;
+        out.write(&footer(self.at))?;
         let diff_id = DiffId::new(self.hasher.finish());
         Ok(Estargz { diff_id, table: Digest::sha256(&table), uncompressed: self.uncompressed })
     }
