@@ -3,8 +3,9 @@
 use crate::args::{DaemonArgs, GlobalArgs};
 use crate::environment::Environment;
 use crate::gc_config::{GcKeys, WorkerKeys};
+use crate::request::set_limit;
 use anyhow::{Context, anyhow};
-use forge_engine::{EngineOptions, Proxy, RegistryHost};
+use forge_engine::{EngineOptions, IntakeLimits, Proxy, RegistryHost};
 use forge_session::Redacted;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -22,6 +23,9 @@ use std::path::{Path, PathBuf};
 /// [registry."mirror.example:5000"]
 /// http = true
 /// ca = ["/etc/ssl/mirror.pem"]
+/// [unpack]
+/// bytes = "64g"
+/// entries = 500000
 /// ```
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -29,6 +33,8 @@ struct ConfigFile {
     root: Option<PathBuf>,
     registry: BTreeMap<String, RegistryHost>,
     worker: Workers,
+    /// Keys and values of `--unpack-limit`.
+    unpack: BTreeMap<String, toml::Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -47,12 +53,14 @@ const DEVICE_FOLDERS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 pub fn engine_options(global: &GlobalArgs, environment: &Environment, is_root: bool) -> anyhow::Result<EngineOptions> {
     let file = read_file(global, environment, is_root)?;
     let named_root = global.root.clone().or_else(|| environment.filled("FORGE_ROOT").map(PathBuf::from)).or(file.root);
+    let intake = intake(&file.unpack, &global.unpack_limits)?;
     let root = named_root.unwrap_or_else(|| default_root(environment, is_root));
     Ok(EngineOptions {
         root: std::path::absolute(root).context("the store's folder has no usable name")?,
         registries: file.registry,
         docker_config: docker_config(environment),
         offline: global.offline,
+        intake,
         proxy: Proxy {
             http: environment.either_case("HTTP_PROXY").map(Redacted::new),
             https: environment.either_case("HTTPS_PROXY").map(Redacted::new),
@@ -63,6 +71,21 @@ pub fn engine_options(global: &GlobalArgs, environment: &Environment, is_root: b
         oci_runtime: None,
         gc: file.worker.oci.gc().options().context("the configuration's [worker.oci]")?,
     })
+}
+
+/// The file's limits, then the flags'.
+fn intake(file: &BTreeMap<String, toml::Value>, flags: &[String]) -> anyhow::Result<IntakeLimits> {
+    let mut limits = IntakeLimits::default();
+    for (key, value) in file {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        set_limit(&mut limits, key, &text).with_context(|| format!("the configuration's unpack.{key}"))?;
+    }
+    for flag in flags {
+        let (key, value) =
+            flag.split_once('=').with_context(|| format!("--unpack-limit {flag:?}: expected KEY=VALUE"))?;
+        set_limit(&mut limits, key, value).with_context(|| format!("--unpack-limit {flag}"))?;
+    }
+    Ok(limits)
 }
 
 /// The runtime that a flag or the environment names: a path, or a name along the `PATH`.
@@ -337,6 +360,30 @@ mod tests {
         let text = "[worker.oci]\nmaxUsedSpace = 5\n[[worker.oci.gcpolicy]]\nall = true\n";
         let gc = parse(text, Path::new("f.toml")).unwrap().worker.oci.gc().options().unwrap();
         assert_eq!((gc.bounds.max_used_space, gc.policies.len()), (Some(forge_engine::DiskSpace::Bytes(5)), 1));
+    }
+
+    #[test]
+    fn limits_of_what_is_unpacked_come_from_the_flags_then_the_file() {
+        let file: ConfigFile = toml::from_str("[unpack]\nbytes = \"64m\"\nentries = 10\n").unwrap();
+        let flags = ["entries=20".to_owned(), "depth=5".to_owned(), "load-bytes=1g".to_owned()];
+        let limits = intake(&file.unpack, &flags).unwrap();
+        assert_eq!((limits.unpacked.bytes, limits.unpacked.entries, limits.unpacked.depth), (64 << 20, 20, 5));
+        assert_eq!(limits.loaded.bytes, 1 << 30);
+        for (flag, expect) in [
+            ("bytes", "--unpack-limit \"bytes\": expected KEY=VALUE"),
+            (
+                "inodes=1",
+                "--unpack-limit inodes=1: expected bytes, ratio, ratio-floor, entries, depth, header, load-bytes or load-entries",
+            ),
+            ("entries=many", "--unpack-limit entries=many: expected a number of at least 1"),
+            ("depth=0", "--unpack-limit depth=0: expected a number of at least 1"),
+        ] {
+            let error = intake(&BTreeMap::new(), &[flag.to_owned()]).unwrap_err();
+            assert_eq!(format!("{error:#}"), expect);
+        }
+        let file: ConfigFile = toml::from_str("[unpack]\ninodes = 1\n").unwrap();
+        let error = format!("{:#}", intake(&file.unpack, &[]).unwrap_err());
+        assert!(error.starts_with("the configuration's unpack.inodes: expected bytes"), "{error}");
     }
 
     #[test]

@@ -75,11 +75,12 @@ impl fmt::Display for Aspect {
 }
 
 impl Engine {
-    /// What each layer of an image does, lowest first.
+    /// What each layer of an image does, lowest first. Layers that lie in a registry only are fetched.
     ///
     /// # Errors
-    /// No such image, or an index cannot be read.
+    /// No such image, a layer cannot be fetched, or an index cannot be read.
     pub async fn layers(&self, image: &str) -> Result<Vec<LayerRow>, EngineError> {
+        self.bring_to_read(&[image]).await?;
         let (engine, text) = (self.clone(), image.to_owned());
         blocking(move || {
             let (_, image) = engine.one_image(&text)?;
@@ -96,11 +97,12 @@ impl Engine {
         .await
     }
 
-    /// The paths in which two images differ, in order.
+    /// The paths in which two images differ, in order. Layers that lie in a registry only are fetched.
     ///
     /// # Errors
-    /// No such image, or an index cannot be read.
+    /// No such image, a layer cannot be fetched, or an index cannot be read.
     pub async fn diff(&self, first: &str, second: &str) -> Result<Vec<FileChange>, EngineError> {
+        self.bring_to_read(&[first, second]).await?;
         let (engine, first, second) = (self.clone(), first.to_owned(), second.to_owned());
         blocking(move || {
             let tree = |text: &str| {

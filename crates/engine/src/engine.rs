@@ -75,7 +75,7 @@ impl Engine {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_expecting(options: EngineOptions, expected: Option<ExpectedContainer>) -> Result<Self, EngineError> {
-        let store = Store::open(&options.root)?;
+        let store = Store::open(&options.root)?.with_unpack_limits(options.intake.unpacked);
         let parts = Parts {
             options,
             store,

@@ -6,7 +6,7 @@ use crate::handed::Handed;
 use crate::{
     ArchiveFormat, ArchiveReader, Destination, EngineError, HistoryRow, ImageDetails, ImageSummary, Loaded, Removal,
 };
-use forge_exporter::{ExistingNames, LoadInput, LoadLimits, SavedImage};
+use forge_exporter::{ExistingNames, LoadInput, SavedImage};
 use forge_image::{ErrorKind, ImageConfig, ImageId, Platform, Reference};
 use forge_registry::TransferContext;
 use forge_session::{Event, EventSink};
@@ -290,13 +290,30 @@ impl Engine {
     ) -> Result<Vec<Loaded>, EngineError> {
         let existing = if replace { ExistingNames::Replace } else { ExistingNames::Refuse };
         let context = self.quiet_transfer("load", cancel.clone()).await?;
-        let loading = forge_exporter::load(&context, LoadInput::Stream(input), LoadLimits::default(), existing);
+        let loading = forge_exporter::load(&context, LoadInput::Stream(input), self.options().intake.loaded, existing);
         let loaded = until_cancelled(&cancel, loading).await.map_err(|error| self.explain_full_disk(error))?;
         let each = |loaded: forge_exporter::Loaded| match loaded.names.is_empty() {
             true => loaded.target.images.into_iter().map(Loaded::Unnamed).collect::<Vec<_>>(),
             false => loaded.names.into_iter().map(Loaded::Named).collect(),
         };
         Ok(loaded.into_iter().flat_map(each).collect())
+    }
+
+    /// Fetches what is not here of images that are about to be looked into.
+    pub(crate) async fn bring_to_read(&self, texts: &[&str]) -> Result<(), EngineError> {
+        let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+        let found = self.blocking(move |engine| {
+            let images = texts.iter().map(|text| engine.one_image(text).map(|(_, image)| image));
+            let images = images.collect::<Result<Vec<_>, _>>()?;
+            let layers: Vec<LayerId> = images.iter().flat_map(|image| image.layers.clone()).collect();
+            Ok((engine.store().layers().absent(&layers)?, layers))
+        });
+        let (absent, layers) = found.await?;
+        if absent.is_empty() {
+            return Ok(());
+        }
+        let context = self.quiet_transfer("look into images", CancellationToken::new()).await?;
+        self.bring(&context, layers).await
     }
 
     /// What moves images with nobody watching.

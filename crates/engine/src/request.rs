@@ -3,10 +3,12 @@ use crate::{
     SharedCaches,
 };
 use forge_executor::Resources;
+use forge_exporter::LoadLimits;
 use forge_image::{Platform, Reference};
 use forge_llb::ExtraHost;
 use forge_session::Redacted;
 use forge_solver::{Explain, OnFailure};
+use forge_store::UnpackLimits;
 use forge_worker::Resolver;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,6 +29,8 @@ pub struct EngineOptions {
     pub docker_config: PathBuf,
     /// Never open a connection.
     pub offline: bool,
+    /// What strangers' layers and archives may ask of this machine.
+    pub intake: IntakeLimits,
     /// Proxies for connections to registries.
     pub proxy: Proxy,
     /// How many steps run at the same time; `None` for as many as there are.
@@ -37,6 +41,15 @@ pub struct EngineOptions {
     pub oci_runtime: Option<PathBuf>,
     /// How the build cache is kept small.
     pub gc: GcOptions,
+}
+
+/// How much strangers' layers and archives may ask of this machine (A58 to A60).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IntakeLimits {
+    /// Of each layer that is pulled or loaded, and of each archive that ADD unpacks.
+    pub unpacked: UnpackLimits,
+    /// Of the archive that images are loaded from.
+    pub loaded: LoadLimits,
 }
 
 /// How a registry host is reached (`[registry."host"]` of buildkitd.toml).

@@ -4,7 +4,7 @@ use crate::usage::{self, Usage};
 use crate::verify;
 use crate::{
     Blobs, CacheMounts, Finding, Images, LayerId, Layers, Lease, LockGuard, Rebuilt, Repair, ScratchDir, StoreError,
-    Verification, VerifyDepth, layer_rows,
+    UnpackLimits, Verification, VerifyDepth, layer_rows,
 };
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -34,6 +34,12 @@ impl Store {
         let layers = Layers::new(opened.clone(), blobs.clone());
         let images = Images::new(opened.clone(), blobs.clone());
         Ok(Self { opened, blobs, layers, images })
+    }
+
+    /// The same store, with other limits for layers and archives that are unpacked.
+    #[must_use]
+    pub fn with_unpack_limits(self, limits: UnpackLimits) -> Self {
+        Self { layers: self.layers.with_limits(limits), ..self }
     }
 
     /// The store's folder, links resolved.

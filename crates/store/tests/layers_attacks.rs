@@ -2,6 +2,7 @@
 //!
 //! Each was seen to fail once, on the change that its comment names.
 
+mod door_of_load;
 mod layer_store;
 mod raw_tar;
 
@@ -28,6 +29,9 @@ fn attack(fixture: &Fixture, parents: &[LayerId], tar: &[u8]) -> Result<LayerRec
         })
         .collect();
     assert!(texts.iter().all(|text| *text == texts[0]), "{texts:#?}");
+    let tars = [&fixture.bases.lock().unwrap()[..parents.len()], &[tar.to_vec()]].concat();
+    let expected = results[0].as_ref().map(|record| record.content).map_err(|error| chain(error));
+    door_of_load::attack(&tars, expected.as_ref().map_err(String::as_str));
     if parents.is_empty() {
         attack_extraction(fixture, tar, &texts[0], results[0].is_ok());
     }
@@ -549,6 +553,16 @@ fn privileged_a60_entries_and_depth_are_bounded() {
     let layers = fixture.layers().with_limits(UnpackLimits { entries: 1000, ..UnpackLimits::default() });
     let result = layers.unpack(&[], &descriptor, &DiffId::new(Digest::sha256(&tar)), &fixture.lease, &mut |_| {});
     assert!(matches!(result, Err(StoreError::Layer(LayerError::LimitExceeded { what: "entries", limit: 1000 }))));
+    let narrow = fixture.layers().with_limits(UnpackLimits { depth: 3, ..UnpackLimits::default() });
+    for (name, fits) in [("a/b/c", true), ("a/b/c/d", false), ("l/d", false)] {
+        let tar = RawTar::new().dir("a/b/c").symlink("l", "a/b/c").file(name, b"").end();
+        let descriptor = fixture.descriptor(&pack(&tar, Packed::Gzip));
+        let diff_id = DiffId::new(Digest::sha256(&tar));
+        let result = narrow.unpack(&[], &descriptor, &diff_id, &fixture.lease, &mut |_| {});
+        assert_eq!(result.is_ok(), fits, "{name}");
+        let text = result.err().map(|error| chain(&error)).unwrap_or_default();
+        assert!(fits || text.contains("limit of 3 folders above one another"), "{text}");
+    }
     let deep = RawTar::new().pax(&[("path", &b"d/".repeat(1900))]).header(RawHeader::new("d", b'5')).end();
     let record = attack(&fixture, &[], &deep).unwrap();
     assert_eq!(fixture.layers().index(&record.id).unwrap().entries().len(), 1901);

@@ -64,6 +64,10 @@ pub struct GlobalArgs {
     /// Never open a connection
     #[arg(long, global = true, help_heading = "Global options")]
     pub offline: bool,
+    /// Limit of what layers and archives of strangers may ask for: bytes, ratio, ratio-floor, entries, depth, header,
+    /// load-bytes or load-entries; see docs/limits.md (repeatable)
+    #[arg(long = "unpack-limit", global = true, value_name = "KEY=VALUE", help_heading = "Global options")]
+    pub unpack_limits: Vec<String>,
 }
 
 /// What is to be done.

@@ -48,6 +48,7 @@ impl TestDaemon {
             registries: BTreeMap::new(),
             docker_config: folder.path().join("config.json"),
             offline: true,
+            intake: forge_engine::IntakeLimits::default(),
             proxy: Proxy::default(),
             max_parallelism: None,
             device_folders: Vec::new(),

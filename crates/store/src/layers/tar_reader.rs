@@ -116,6 +116,11 @@ impl<R: Read> TarReader<R> {
         Ok(self.offset)
     }
 
+    /// What the archive may ask for.
+    pub(super) fn limits(&self) -> &UnpackLimits {
+        &self.limits
+    }
+
     /// What the archive is read from.
     pub(super) fn source(&self) -> &R {
         &self.source

@@ -140,8 +140,11 @@ impl Unpacker<'_> {
         metadata: Metadata,
         reader: &mut TarReader<R>,
     ) -> Result<(), UnpackError> {
+        reader.limits().check_depth(parent.len() + 1)?;
         let parent = self.make_way(parent)?;
         let path = join_path(&parent, name);
+        // Links on the way may have led deeper.
+        reader.limits().check_depth(path.split(|byte| *byte == b'/').count())?;
         if path.len() > super::entry::MAX_PATH {
             return Err(LayerError::PathTooLong { path: shown(&path), limit: super::entry::MAX_PATH }.into());
         }
