@@ -10,7 +10,7 @@ use crate::{
 };
 use forge_exporter::{
     AssembledImage, BuiltTree, ExportSettings, Exported, FolderMode, ImageSet, LayoutDestination, PlatformFolders,
-    assemble, package, to_docker, to_local, to_oci, to_store, to_store_packaged, to_tar,
+    Recipient, assemble, hand_over, package, to_docker, to_local, to_oci, to_store, to_store_packaged, to_tar,
 };
 use forge_frontend::LoweredImage;
 use forge_image::{Digest, Reference};
@@ -129,6 +129,10 @@ impl Build {
             Output::Docker(image, destination) => {
                 let shown = ShownStep::start(events, "exporting to docker image format");
                 shown.end(self.to_docker_archive(image, destination, results).await)
+            }
+            Output::Handed(image, recipient) => {
+                let shown = ShownStep::start(events, &format!("sending image to {}", recipient.name()));
+                shown.end(self.hand_over(image, recipient, results).await)
             }
             Output::Local(files, mode, folder) => {
                 let shown = ShownStep::start(events, "exporting to client directory");
@@ -250,6 +254,18 @@ impl Build {
         let exported = to_docker(&self.transfer, &images, &settings, stream).await?;
         blocking(move || end.complete()).await?;
         Ok(exported)
+    }
+
+    async fn hand_over(
+        &self,
+        output: &ImageOutput,
+        recipient: &Recipient,
+        results: &[PlatformResult],
+    ) -> Result<Exported, EngineError> {
+        let settings = self.settings(output, results);
+        let settings = ExportSettings { leaving: settings.compression.or(Some(Compression::None)), ..settings };
+        let images = self.assemble(&settings, results).await?;
+        Ok(hand_over(&self.transfer, &images, &settings, recipient).await?)
     }
 
     async fn to_folder(

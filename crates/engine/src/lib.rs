@@ -78,11 +78,13 @@ pub use error::{EngineError, SourcePlace};
 pub use expected::ExpectedContainer;
 pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason};
 pub use forge_executor::{CpuQuota, Footing, NamespaceIds, Resources, SwapLimit};
-pub use forge_exporter::{Annotation, AnnotationScope, FolderMode, PlatformFolders};
+pub use forge_exporter::{Annotation, AnnotationScope, FolderMode, LoadLimits, PlatformFolders, Recipient};
 pub use forge_frontend::TriggerRight;
 pub use forge_llb::{ExtraHost, Ulimit};
 pub use forge_solver::{Explain, OnFailure};
-pub use forge_store::{BlobFault, Finding as StoreFinding, LayerFault, Repair, TreeFault, Verification, VerifyDepth};
+pub use forge_store::{
+    BlobFault, Finding as StoreFinding, LayerFault, Repair, TreeFault, UnpackLimits, Verification, VerifyDepth,
+};
 pub use forge_worker::Resolver;
 pub use job::{Job, JobDockerfile, JobImage, JobResult, JobSource, MergedTree, SessionDockerfile, TreeEntry, TreeKind};
 pub use leaks::leaks;
@@ -101,7 +103,8 @@ pub use remote::RemoteContext;
 pub use request::SyscallFilter;
 pub use request::{
     ArchiveFormat, ArchiveReader, Bind, BuildContext, BuildRequest, ContextStream, DockerfileSource, EngineOptions,
-    KeyPair, NamedContext, Network, Proxy, PullPolicy, RegistryHost, Rights, RunRequest, RunStreams, TmpfsMount,
+    IntakeLimits, KeyPair, NamedContext, Network, Proxy, PullPolicy, RegistryHost, Rights, RunRequest, RunStreams,
+    TmpfsMount,
 };
 pub use shared_cache::{CacheExport, CacheImport, CacheMode, CachePlace, SharedCaches};
 pub use verify::VerifyReport;

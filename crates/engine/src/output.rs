@@ -1,6 +1,6 @@
 //! Where a build's result goes, and in which form.
 
-use forge_exporter::{Annotation, FolderMode, PlatformFolders};
+use forge_exporter::{Annotation, FolderMode, PlatformFolders, Recipient};
 use forge_image::Reference;
 use std::fmt;
 use std::io::Write;
@@ -20,6 +20,8 @@ pub enum Output {
     Local(FilesOutput, FolderMode, PathBuf),
     /// The files of the result as a tar stream.
     Tar(FilesOutput, Destination),
+    /// An image for another container engine of this machine.
+    Handed(ImageOutput, Recipient),
     /// Nothing: the result stays in the cache.
     CacheOnly,
 }

@@ -21,7 +21,10 @@ fn check_name(name: &Reference) -> Result<(), EngineError> {
 }
 
 fn check_output(request: &BuildRequest, output: &Output) -> Result<(), EngineError> {
-    let (Output::Image(image) | Output::Oci(image, _) | Output::Docker(image, _)) = output else { return Ok(()) };
+    let (Output::Image(image) | Output::Oci(image, _) | Output::Docker(image, _) | Output::Handed(image, _)) = output
+    else {
+        return Ok(());
+    };
     image.names.iter().try_for_each(check_name)?;
     check_annotations(request, image)?;
     match output {
@@ -29,6 +32,10 @@ fn check_output(request: &BuildRequest, output: &Output) -> Result<(), EngineErr
         Output::Docker(_, Destination::Directory(_)) => {
             Err(refused("docker's archive format is one stream: tar=false is not possible".to_owned())
                 .with_hint("use type=oci for a folder"))
+        }
+        Output::Handed(_, recipient) if request.platforms.len() > 1 && recipient.name() != "containerd" => {
+            Err(refused(format!("{} takes images of one platform only", recipient.name()))
+                .with_hint("name one with --platform"))
         }
         Output::Docker(..) if request.platforms.len() > 1 => {
             Err(refused("docker's archive format holds images of one platform only".to_owned())

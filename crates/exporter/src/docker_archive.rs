@@ -46,7 +46,7 @@ pub(crate) fn add_docker_files(layout: &mut Layout, images: &[NamedBundle]) -> R
     Ok(())
 }
 
-fn only_package(bundle: &Bundle) -> Result<&Package, ExportError> {
+pub(crate) fn only_package(bundle: &Bundle) -> Result<&Package, ExportError> {
     match bundle.packages.as_slice() {
         [only] => Ok(only),
         several => Err(several_platforms(several.iter().map(|package| package.platform.clone()).collect())),

@@ -195,6 +195,22 @@ pub enum ExportError {
         /// The annotation's key.
         key: String,
     },
+    /// Another container engine of this machine cannot be reached.
+    #[error("cannot reach {engine}")]
+    EngineAbsent {
+        /// Its name.
+        engine: &'static str,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Another container engine of this machine does not take an image.
+    #[error("{engine} refused the image: {message}")]
+    RefusedByEngine {
+        /// Its name.
+        engine: &'static str,
+        /// What it said.
+        message: String,
+    },
     /// The build was cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -241,6 +257,7 @@ impl ExportError {
             Self::PushedDigest { .. } => ErrorKind::Remote,
             Self::Load { source, .. } => source.kind(),
             Self::Write { .. } | Self::WriteStream(_) | Self::ReadStream(_) => ErrorKind::Environment,
+            Self::EngineAbsent { .. } | Self::RefusedByEngine { .. } => ErrorKind::Environment,
             Self::LayerGone { .. } | Self::BlobGone { .. } | Self::ImageGone { .. } => ErrorKind::Environment,
             Self::Archive { .. } | Self::Document { .. } | Self::TooLarge { .. } | Self::NameTaken { .. } => {
                 ErrorKind::UserInput
@@ -267,6 +284,13 @@ impl ExportError {
             Self::SeveralPlatforms { .. } => Some("use the OCI format, which holds an index".to_owned()),
             Self::SamePath { .. } => Some("leave platform-split on, which gives each platform a folder".to_owned()),
             Self::WouldEmptyRoot => Some("write with mode=copy, or name another folder".to_owned()),
+            Self::EngineAbsent { engine, .. } => Some(match *engine {
+                "docker" => "start docker, or name its socket: DOCKER_HOST=unix://PATH".to_owned(),
+                "podman" => {
+                    "install podman, start podman.socket, or name its socket: CONTAINER_HOST=unix://PATH".to_owned()
+                }
+                _ => "install ctr, which comes with containerd".to_owned(),
+            }),
             Self::Store { source, .. } => source.hint().map(str::to_owned),
             Self::Registry { source, .. } => source.hint(),
             Self::Fetch { source, .. } | Self::FetchLayers { source } => source.hint(),

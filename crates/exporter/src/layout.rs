@@ -5,7 +5,7 @@ use crate::tar_stream::TarStream;
 use crate::{ExportError, ExportSettings};
 use forge_image::{Descriptor, Digest, Index, MediaType, Reference};
 use forge_registry::{IMAGE_NAME, REF_NAME, TransferContext};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -71,6 +71,13 @@ impl Layout {
         }
     }
 
+    /// Leaves blobs out that the reader has.
+    pub(crate) fn leave_out(&mut self, blobs: &BTreeSet<Digest>) {
+        for blob in blobs {
+            self.files.remove(&blob_path(blob));
+        }
+    }
+
     pub(crate) fn write(
         mut self,
         context: &TransferContext,
@@ -87,7 +94,7 @@ impl Layout {
         let index = index_json(std::mem::take(&mut self.index));
         self.add_bytes("index.json", index);
         let mut tar = TarStream::new(std::io::BufWriter::with_capacity(1 << 20, stream));
-        let mut folders = std::collections::BTreeSet::new();
+        let mut folders = BTreeSet::new();
         for (path, content) in &self.files {
             for folder in parents(path) {
                 if folders.insert(folder.to_owned()) {

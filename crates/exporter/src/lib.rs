@@ -7,7 +7,7 @@
 //! no clock, no order of directory entries, no number of cores.
 //!
 //! Reading order: [`BuiltImage`], [`ExportSettings`]; [`assemble`] makes an [`AssembledImage`] of them, one or several
-//! are an [`ImageSet`]; the writers [`to_store`], [`to_oci`], [`to_docker`], [`push`] (and [`push_layer`] ahead of it), and for a [`BuiltTree`]
+//! are an [`ImageSet`]; the writers [`to_store`], [`to_oci`], [`to_docker`], [`push`] (and [`push_layer`] ahead of it), [`hand_over`], and for a [`BuiltTree`]
 //! [`to_local`] and [`to_tar`], answer with [`Exported`]; [`save`] writes images of the store with the same code,
 //! [`load`] reads them back.
 #![forbid(unsafe_code)]
@@ -17,8 +17,10 @@ mod archive;
 mod assemble;
 mod compose;
 mod docker_archive;
+mod engine_api;
 mod error;
 mod exported;
+mod hand_over;
 mod image;
 mod layout;
 mod load;
@@ -43,6 +45,7 @@ pub use compose::{Composed, Part, Single, compose};
 pub use docker_archive::to_docker;
 pub use error::ExportError;
 pub use exported::{Exported, ExportedImage};
+pub use hand_over::{Recipient, hand_over};
 pub use image::{AssembledImage, AssembledLayer, BuiltImage};
 pub use layout::{LayoutDestination, to_oci};
 pub use load::{ExistingNames, LoadInput, Loaded, load};

@@ -57,9 +57,10 @@ pub struct BuildArgs {
     /// Send the image to its registry
     #[arg(long)]
     pub push: bool,
-    /// Keep the image in the local store (the default)
-    #[arg(long)]
-    pub load: bool,
+    /// Keep the image in the local store (the default), or hand it to docker, podman or containerd
+    #[arg(long, value_name = "ENGINE", num_args = 0..=1, require_equals = true, default_missing_value = "forge",
+          value_parser = ["forge", "docker", "podman", "containerd", "true", "false"])]
+    pub load: Option<String>,
     /// Write the image ID to a file
     #[arg(long, value_name = "FILE")]
     pub iidfile: Option<PathBuf>,

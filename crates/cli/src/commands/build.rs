@@ -132,7 +132,7 @@ fn refuse_binary_on_terminal(request: &BuildRequest) -> anyhow::Result<()> {
     use forge_engine::{Destination, Output};
     let to_stdout = request.outputs.iter().any(|output| match output {
         Output::Tar(_, to) | Output::Oci(_, to) | Output::Docker(_, to) => *to == Destination::Stdout,
-        Output::Image(_) | Output::Local(..) | Output::CacheOnly => false,
+        Output::Image(_) | Output::Handed(..) | Output::Local(..) | Output::CacheOnly => false,
     });
     match to_stdout && std::io::stdout().is_terminal() {
         true => anyhow::bail!("--output: refusing to write an archive to a terminal: name a file with dest="),

@@ -4,6 +4,7 @@ use super::handed;
 use super::limits::{limits, resource_pairs};
 use super::output::csv;
 use super::output::{goes_to_stdout, output};
+use super::recipient::recipient;
 use super::shared_cache::caches;
 use super::{network, platform, reference, unsupported};
 use crate::args::BuildArgs;
@@ -91,7 +92,7 @@ pub fn build_request(
         pull: args.pull,
         platforms: platforms(&args.platforms, environment)?,
         named_contexts: args.build_contexts.iter().map(|text| named_context(text)).collect::<anyhow::Result<_>>()?,
-        outputs: outputs(args)?,
+        outputs: outputs(args, environment)?,
         caches: shared_caches(args, environment)?,
         labels: args.labels.iter().map(|label| key_value(label)).collect(),
         network: build_network(args)?,
@@ -208,20 +209,25 @@ fn platforms(flags: &[String], environment: &Environment) -> anyhow::Result<Vec<
     Ok(platforms)
 }
 
-/// `--push` and `--load` join an image output that is there, or add one, as buildx does.
-fn outputs(args: &BuildArgs) -> anyhow::Result<Vec<Output>> {
+/// `--push` and `--load` join an image output that is there, or add one, as buildx does. `--load` with another engine's name is
+/// an output of its own.
+fn outputs(args: &BuildArgs, environment: &Environment) -> anyhow::Result<Vec<Output>> {
     let mut outputs = args.outputs.iter().map(|text| output(text)).collect::<anyhow::Result<Vec<_>>>()?;
     let image = outputs.iter_mut().find_map(|output| match output {
         Output::Image(image) => Some(image),
         _ => None,
     });
-    match (image, args.push, args.load) {
+    let load = matches!(args.load.as_deref(), Some("forge" | "true"));
+    match (image, args.push, load) {
         (Some(image), true, _) if !image.push.is_wanted() => image.push = Push::Names(Transport::Configured),
         (None, push, load) if push || load => {
             let push = if push { Push::Names(Transport::Configured) } else { Push::No };
             outputs.push(Output::Image(ImageOutput { push, ..ImageOutput::default() }));
         }
         _ => {}
+    }
+    if let Some(recipient) = recipient(args.load.as_deref().unwrap_or_default(), environment)? {
+        outputs.push(Output::Handed(ImageOutput::default(), recipient));
     }
     annotate(&mut outputs, &args.annotations)?;
     if outputs.iter().filter(|output| goes_to_stdout(output)).count() > 1 {
@@ -250,7 +256,9 @@ fn annotate(outputs: &mut Vec<Output>, texts: &[String]) -> anyhow::Result<()> {
 
 fn image_of(output: &mut Output) -> Option<&mut ImageOutput> {
     match output {
-        Output::Image(image) | Output::Oci(image, _) | Output::Docker(image, _) => Some(image),
+        Output::Image(image) | Output::Oci(image, _) | Output::Docker(image, _) | Output::Handed(image, _) => {
+            Some(image)
+        }
         Output::Local(..) | Output::Tar(..) | Output::CacheOnly => None,
     }
 }

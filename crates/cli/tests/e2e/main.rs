@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a skipped test says so")]
 
+mod archives;
 mod arguments;
 mod build;
 #[path = "../../../../xtask/src/busybox.rs"]
@@ -10,6 +11,7 @@ mod cache;
 mod cache_mounts;
 mod cache_services;
 mod call;
+mod certificates;
 mod cleanliness;
 mod compare;
 mod contained;
@@ -24,6 +26,7 @@ mod faults;
 mod fixture;
 mod foreign;
 mod garbage;
+mod hand_over;
 mod hostile;
 mod interoperation;
 mod interrupt;
