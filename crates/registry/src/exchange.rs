@@ -58,7 +58,7 @@ impl Exchange<'_> {
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let mut tries = Tries::new(self.transport.options().retry);
+        let mut tries = Tries::new(self.transport.options().retry).telling(self.session);
         loop {
             match attempt().await {
                 Ok(value) => return Ok(value),

@@ -108,7 +108,7 @@ impl Download<'_> {
     }
 
     async fn ask_in_order(&mut self, exchange: &Exchange<'_>, url: &Url) -> Result<(), RegistryError> {
-        let mut tries = Tries::new(exchange.transport.options().retry);
+        let mut tries = Tries::new(exchange.transport.options().retry).telling(exchange.session);
         loop {
             let before = self.done;
             let Err(failure) = self.attempt(exchange, url).await else { return Ok(()) };

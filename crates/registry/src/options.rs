@@ -88,7 +88,7 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
-            connect: Duration::from_secs(30),
+            connect: Duration::from_secs(10),
             stall: Duration::from_secs(60),
             document: Duration::from_secs(120),
             commit: Duration::from_secs(600),

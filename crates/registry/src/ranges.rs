@@ -45,7 +45,7 @@ impl<'a> Ranges<'a> {
     }
 
     async fn piece(self, range: Range<u64>) -> Result<Fetched, RegistryError> {
-        let mut tries = Tries::new(self.exchange.transport.options().retry);
+        let mut tries = Tries::new(self.exchange.transport.options().retry).telling(self.exchange.session);
         let (mut chunks, mut at) = (Vec::new(), range.start);
         loop {
             let before = at;

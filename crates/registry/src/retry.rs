@@ -1,4 +1,6 @@
 use crate::{RegistryError, RetryPolicy};
+use forge_image::Digest;
+use forge_session::{Event, Session, VertexUpdate};
 use std::error::Error;
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::io;
@@ -57,15 +59,25 @@ fn is_tls(error: &(dyn Error + 'static)) -> bool {
     here || held.is_some_and(|held| is_tls(held)) || error.source().is_some_and(is_tls)
 }
 
+/// A shorter wait is over before anybody asks what is going on.
+const WORTH_TELLING: Duration = Duration::from_secs(2);
+
 /// Counts the tries of one operation.
-pub(crate) struct Tries {
+pub(crate) struct Tries<'a> {
     policy: RetryPolicy,
     made: u32,
+    /// Who is told of long waits (F32).
+    session: Option<&'a dyn Session>,
 }
 
-impl Tries {
+impl<'a> Tries<'a> {
     pub(crate) fn new(policy: RetryPolicy) -> Self {
-        Self { policy, made: 0 }
+        Self { policy, made: 0, session: None }
+    }
+
+    /// Has the user told of long waits.
+    pub(crate) fn telling(self, session: &'a dyn Session) -> Self {
+        Self { session: Some(session), ..self }
     }
 
     /// Progress was made: the count begins anew, so that a long download over a bad line ends.
@@ -82,7 +94,11 @@ impl Tries {
         if failure.again == Again::Never || self.made >= self.policy.attempts {
             return Err(failure.error);
         }
-        tokio::time::sleep(self.pause(failure.again)).await;
+        let pause = self.pause(failure.again);
+        match self.session.filter(|_| pause >= WORTH_TELLING) {
+            Some(session) => tell_while(session, &failure.error, pause).await,
+            None => tokio::time::sleep(pause).await,
+        }
         Ok(())
     }
 
@@ -97,6 +113,25 @@ impl Tries {
             }
         }
     }
+}
+
+/// Waits, and shows the wait as a step with its reason.
+async fn tell_while(session: &dyn Session, error: &RegistryError, pause: Duration) {
+    let name = format!("waiting {} s before the next try: {error}", pause.as_secs());
+    let mut update = VertexUpdate {
+        digest: Digest::sha256(name.as_bytes()),
+        inputs: Vec::new(),
+        name,
+        started: Some(SystemTime::now()),
+        completed: None,
+        cached: false,
+        error: None,
+        progress_group: None,
+    };
+    session.events().emit(Event::Vertex(update.clone()));
+    tokio::time::sleep(pause).await;
+    update.completed = Some(SystemTime::now());
+    session.events().emit(Event::Vertex(update));
 }
 
 /// Whether a status says "not now" rather than "no".

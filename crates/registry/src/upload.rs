@@ -67,7 +67,7 @@ impl Begun {
 impl Upload<'_> {
     /// Sends the blob; into an upload that was begun already, if there is one.
     pub(crate) async fn run(&self, begun: Option<Url>) -> Result<(), RegistryError> {
-        let mut tries = Tries::new(self.exchange.transport.options().retry);
+        let mut tries = Tries::new(self.exchange.transport.options().retry).telling(self.exchange.session);
         let mut manner = if self.descriptor.size <= SMALL { Manner::Whole } else { Manner::Rest };
         let mut begun = begun.map(|location| Begun::new(location, 0));
         loop {

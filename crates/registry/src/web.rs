@@ -118,7 +118,7 @@ impl Registry {
     /// The server cannot be reached or refuses; the session is cancelled.
     pub async fn file(&self, request: &WebRequest, session: &dyn Session) -> Result<WebAnswer, WebError> {
         let work = async {
-            let mut tries = Tries::new(self.transport.options().retry);
+            let mut tries = Tries::new(self.transport.options().retry).telling(session);
             loop {
                 match self.file_once(request).await {
                     Ok(answer) => return Ok(answer),

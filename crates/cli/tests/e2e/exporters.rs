@@ -152,10 +152,10 @@ fn privileged_a_folder_is_mirrored() {
     assert!(refused.stderr.contains("the root of the file system is not emptied"), "{}", refused.stderr);
 }
 
-/// docker's limit is 127 layers; forge's is what the kernel mounts.
+/// docker's limit is 127 layers, the kernel's 500 in one mount: higher stacks are mounted as fewer trees.
 #[test]
-fn privileged_images_of_127_and_500_layers_and_no_more() {
-    let Some(forge) = Forge::privileged("images_of_127_and_500_layers_and_no_more") else { return };
+fn privileged_images_of_127_500_and_501_layers() {
+    let Some(forge) = Forge::privileged("images_of_127_500_and_501_layers") else { return };
     let dockerfile = |layers: usize| {
         let copies: String = (1..layers).map(|number| format!("COPY file /f{number}\n")).collect();
         format!("FROM busybox\n{copies}")
@@ -168,9 +168,6 @@ fn privileged_images_of_127_and_500_layers_and_no_more() {
     forge.build(&["-t", "most", &context]);
     assert_eq!(forge.shell("most", "ls / | grep -c ^f").trim(), "499");
     fs::write(forge.path("context/Dockerfile"), dockerfile(501)).unwrap();
-    let built = forge.forge(&["build", "-t", "toomany", &context]);
-    let ran = forge.forge(&["run", "--rm", "toomany", "true"]);
-    assert!(built.code != 0 || ran.code != 0, "nothing mounts 501 layers");
-    let told = format!("{}{}", built.stderr, ran.stderr);
-    assert!(told.contains("500 layers"), "{told}");
+    forge.build(&["-t", "more", &context]);
+    assert_eq!(forge.shell("more", "ls / | grep -c ^f").trim(), "500");
 }

@@ -184,6 +184,47 @@ fn rootless_images_are_roots_to_the_byte() {
     assert!(fs::read(user.path("home/image.tar")).unwrap() == fs::read(&archive).unwrap(), "the images differ");
 }
 
+/// Several chunks for each compression, so that their order could be another one.
+#[test]
+fn rootless_the_bytes_are_roots_at_any_number_of_cores() {
+    let test = "rootless_the_bytes_are_roots_at_any_number_of_cores";
+    let Some(user) = User::new(test) else { return };
+    let Some(root) = Forge::privileged(test) else { return };
+    let Some(single) = Forge::privileged(test) else { return };
+    if !fixture::have(test, &["taskset"]) {
+        return;
+    }
+    user.load();
+    let text = (0..900_000).map(|number| format!("{number:x}\n")).collect::<String>();
+    let dockerfile =
+        "FROM busybox\nCOPY . /data\nRUN for n in 1 2 3; do cat /data/big /data/small > /big$n; done; rm /bin/vi\n";
+    user.context(&[("Dockerfile", dockerfile), ("big", &text), ("small", "small\n")]);
+    let context = user.path("context").to_str().unwrap().to_owned();
+    for compression in ["gzip", "zstd", "estargz", "uncompressed"] {
+        let words = |dest: &str| {
+            let output = format!("type=oci,dest={dest},compression={compression}");
+            ["build", "-q", "-t", "t", "-o"].map(str::to_owned).into_iter().chain([output]).collect::<Vec<_>>()
+        };
+        let archive = format!("{compression}.tar");
+        let own = words(&format!("/mnt/home/{archive}"));
+        user.ok(&own.iter().map(String::as_str).chain(["/mnt/context"]).collect::<Vec<_>>());
+        let expect = fs::read(user.path("home").join(&archive)).unwrap();
+        let words = words(&archive);
+        let words: Vec<&str> = words.iter().map(String::as_str).chain([context.as_str()]).collect();
+        let built = root.with_env(&words, "SOURCE_DATE_EPOCH", "1700000000");
+        assert_eq!(built.code, 0, "{}", built.stderr);
+        assert!(fs::read(root.path(&archive)).unwrap() == expect, "{compression}: root and rootless differ");
+        let plain = single.command(&words);
+        let mut command = Command::new("taskset");
+        command.args(["-c", "0"]).arg(plain.get_program()).args(plain.get_args()).env_clear();
+        command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.current_dir(plain.get_current_dir().unwrap()).env("SOURCE_DATE_EPOCH", "1700000000");
+        let built = fixture::run(command.stdin(Stdio::null()), b"");
+        assert_eq!(built.code, 0, "{}", built.stderr);
+        assert!(fs::read(single.path(&archive)).unwrap() == expect, "{compression}: one core and several differ");
+    }
+}
+
 #[test]
 fn rootless_containers_run_and_leave_files_of_own_ids_only() {
     let Some(user) = User::new("rootless_containers_run") else { return };

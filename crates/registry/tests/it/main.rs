@@ -1,6 +1,7 @@
 //! The client against registries that behave, and against such that do not. One binary, to link once.
 
 mod auth;
+mod blackhole;
 mod config_file;
 mod docker_registry;
 mod limits;
