@@ -25,6 +25,7 @@ fn options(root: &Path) -> EngineOptions {
         registries: BTreeMap::new(),
         docker_config: root.join("config.json"),
         offline: true,
+        intake: forge_engine::IntakeLimits::default(),
         proxy: Proxy::default(),
         max_parallelism: None,
         device_folders: Vec::new(),
