@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`TestRegistry`], [`Script`], [`Received`]; [`RawServer`]; [`GitServer`]; [`TestCa`]; [`DockerRegistry`];
 //! [`TarBuilder`], [`ImageBuilder`], [`TestImage`]; [`validate_layout`]; [`TestSession`]; [`privileged`];
-//! [`fuzz`].
+//! [`run_again_as_user`]; [`fuzz`].
 //!
 //! Everything in here panics when something does not work: that is a failed test.
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ pub mod fuzz;
 mod gate;
 mod git_server;
 mod image;
+mod ordinary_user;
 mod raw_server;
 mod registry;
 mod session;
@@ -29,6 +30,7 @@ pub use docker_registry::DockerRegistry;
 pub use gate::{installed, privileged};
 pub use git_server::{GitRepository, GitServer};
 pub use image::{ImageBuilder, LayerCompression, TestBlob, TestImage, write_layout};
+pub use ordinary_user::run_again_as_user;
 pub use raw_server::RawServer;
 pub use registry::{Received, Reply, Script, TestRegistry, TestRegistryBuilder};
 pub use session::TestSession;

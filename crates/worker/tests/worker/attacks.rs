@@ -77,6 +77,9 @@ fn a14_passwd_that_is_no_file() {
         "-> passwd".to_owned(),
         "char 1:5".to_owned(),
     ] {
+        if passwd.starts_with("char") && crate::rootless::is_asked_for() {
+            continue; // nobody but root of the machine can make one
+        }
         refuses_users(&new().base(&format!("etc/passwd {passwd}")));
     }
     refuses_users(&new().base("etc/passwd/ \n etc/"));
@@ -112,7 +115,8 @@ fn a15_passwd_bombs() {
     });
     let failed = soon(|| site.run(with_user("app")));
     assert!(failed.is_err());
-    soon(|| site.check("COPY --chown=app:g299999 f /x", "x =F 5:299999"));
+    let copied = soon(|| site.does("COPY --chown=app:g299999 f /x"));
+    assert!(copied == "x =F 5:299999\n" || is_beyond(&copied), "{copied}");
 }
 
 /// Seen to fail before ids of the image's files were looked at: `-1` leaves an owner as it is, and that is root.
@@ -128,7 +132,13 @@ fn a16_ids_of_nobody() {
     }
     site.check("COPY --chown=1000 f /x", "x =F 1000:1000");
     site.check("COPY --chown=00 f /x", "x =F");
-    site.check("COPY --chown=2147483647:2147483647 f /x", "x =F 2147483647:2147483647");
+    let copied = site.does("COPY --chown=2147483647:2147483647 f /x");
+    assert!(copied == "x =F 2147483647:2147483647\n" || is_beyond(&copied), "{copied}");
+}
+
+/// Whether an owner was refused that an ordinary user has not among their ids.
+fn is_beyond(shown: &str) -> bool {
+    crate::rootless::is_asked_for() && shown.contains("without root, owners are those of the subordinate ids")
 }
 
 /// Seen to fail with the image's `/bin/gzip` started before an archive is unpacked.
@@ -379,6 +389,9 @@ fn a38_archives_onto_links() {
 /// Seen to fail with special files of contexts taken for files.
 fn a39_special_files_never_block() {
     let tree = "d/pipe fifo\n d/sock socket\n d/zero char 1:5\n d/f =F\n d/l -> /dev/zero\n d/lp -> pipe\n d/\n lz -> /dev/zero\n lp -> d/pipe";
+    // Only root of the machine can make a device.
+    let other = tree.replace("d/zero char 1:5", "d/zero fifo");
+    let tree = if crate::rootless::is_asked_for() { &other } else { tree };
     let site = Site::new().context(tree);
     soon(|| site.check("COPY d /t", "t/\n t/f =F\n t/l -> /dev/zero\n t/lp -> pipe"));
     soon(|| site.keys("COPY d /t").unwrap());

@@ -15,6 +15,7 @@ mod parents;
 mod properties;
 #[path = "../../../store/tests/raw_tar/mod.rs"]
 mod raw_tar;
+mod rootless;
 mod scale;
 mod site;
 mod sources;
@@ -29,6 +30,9 @@ type Test = (&'static str, fn());
 
 fn main() {
     forge_executor::init_if_requested();
+    if rootless::is_asked_for() {
+        rootless::run();
+    }
     let arguments = Arguments::from_args();
     let files = [copy::TESTS, parents::TESTS, add::TESTS, made::TESTS, stacks::TESTS].concat();
     let groups = [
@@ -42,15 +46,17 @@ fn main() {
         packs::TESTS,
         exec::TESTS,
         mounts::TESTS,
+        rootless::TESTS,
         &sources::tests(),
     ];
-    let trial = |(name, test): Test| {
-        Trial::test(name, move || {
-            if forge_testkit::privileged(name) {
-                test();
-            }
-            Ok(())
-        })
-    };
     libtest_mimic::run(&arguments, groups.concat().into_iter().map(trial).collect()).exit();
+}
+
+fn trial((name, test): Test) -> Trial {
+    Trial::test(name, move || {
+        if forge_testkit::privileged(name) {
+            test();
+        }
+        Ok(())
+    })
 }

@@ -24,6 +24,7 @@ pub const TESTS: &[Test] = &[
     ("privileged_keys_are_what_mounts_show", keys_are_what_mounts_show),
     ("privileged_caches_stay", caches_stay),
     ("privileged_caches_begin_with_something", caches_begin_with_something),
+    ("privileged_a24_ids_of_caches_are_no_paths", a24_ids_are_no_paths),
     ("privileged_locked_caches_wait", locked_caches_wait),
     ("privileged_private_caches_are_apart", private_caches_are_apart),
     ("privileged_waiting_for_a_cache_can_be_cancelled", waiting_can_be_cancelled),
@@ -230,6 +231,35 @@ fn caches_begin_with_something() {
     assert_eq!(output(&site, with([seeded(CONTEXT, "c")], "cat /c/g")), "G");
     let lines = told(&site);
     assert!(lines[0].ends_with("began as /d of an image or stage"), "{lines:?}");
+}
+
+/// Ids are names and never paths, and what a cache begins with is looked up inside of its stage.
+///
+/// Meant to fail (the canary got a file) with folders called as the id.
+fn a24_ids_are_no_paths() {
+    let site = with_busybox().stage("d/f =F\n d/ \n f =top\n");
+    let canary = site.path("canary").display().to_string();
+    let long = "x".repeat(5000);
+    let ids =
+        ["../../../canary", "../../canary", "../canary", "/etc", "..", ".", "a\0b", "a\nb", "․․/․․", &long, &canary];
+    for (number, id) in ids.iter().enumerate() {
+        let op = with([shared("/c", id)], &format!("ls -A /c; echo {number} >/c/f"));
+        assert_eq!(output(&site, op), "", "{id:?}");
+    }
+    for (number, id) in ids.iter().enumerate() {
+        assert_eq!(output(&site, with([shared("/c", id)], "cat /c/f")), format!("{number}\n"), "{id:?}");
+    }
+    site.check_canary();
+    let names = std::fs::read_dir(site.path("store/cache-mounts")).unwrap().flatten().map(|entry| entry.file_name());
+    let names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+    assert!(names.len() >= ids.len(), "{names:?}");
+    let plain = |name: &String| name.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'.') && name.len() < 80;
+    assert!(names.iter().all(plain), "{names:?}");
+    // `..` of the root is the root.
+    for selector in ["../../../../", "/..", "d/../../.."] {
+        let from = ExecMount { input: Some(STAGE), selector: selector.to_owned(), ..shared("/c", selector) };
+        assert_eq!(output(&site, with([from], "cat /c/f")), "top", "{selector}");
+    }
 }
 
 /// Runs steps of one site at the same time.
