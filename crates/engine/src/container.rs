@@ -86,10 +86,10 @@ impl Engine {
             Ok(RunningContainer { container, cancel, id, notices, ports: Vec::new(), files })
         })
         .await?;
-        match running.container.address() {
-            Some(address) => {
+        match ports::way_to(&running.container) {
+            Some(way) => {
                 running.notices.extend_from_slice(published.notices());
-                running.ports = published.lead_to(address);
+                running.ports = published.lead_to(&way);
             }
             None if !wanted.is_empty() => {
                 running

@@ -19,6 +19,32 @@ pub struct Device {
     pub write: bool,
 }
 
+/// Devices that may be opened by a node of the container's own (`--device-cgroup-rule`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceRule {
+    /// Whether block devices are meant.
+    pub block: bool,
+    /// Whether character devices are meant.
+    pub character: bool,
+    /// The driver; every one where `None`.
+    pub major: Option<u32>,
+    /// Which of its devices; every one where `None`.
+    pub minor: Option<u32>,
+    /// Whether they may be read.
+    pub read: bool,
+    /// Whether they may be written.
+    pub write: bool,
+}
+
+impl DeviceRule {
+    fn nodes(&self) -> impl Iterator<Item = DeviceNode> {
+        let Self { major, minor, read, write, .. } = *self;
+        let kinds = [(self.block, DeviceKind::Block), (self.character, DeviceKind::Character)];
+        let kinds = kinds.into_iter().filter_map(|(meant, kind)| meant.then_some(kind));
+        kinds.map(move |kind| DeviceNode { kind, major, minor, read, write })
+    }
+}
+
 /// Every container has its own of these.
 const OWN: [&str; 16] = [
     "console", "core", "fd", "full", "initctl", "log", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr",
@@ -30,8 +56,8 @@ const MORE_OWN: [&str; 2] = ["tty", "zero"];
 ///
 /// # Errors
 /// What is no device is named, and so are more of them than a container can have.
-pub(crate) fn grant(devices: &[Device], spec: &mut SandboxSpec) -> Result<(), EngineError> {
-    let mut nodes = Vec::new();
+pub(crate) fn grant(devices: &[Device], rules: &[DeviceRule], spec: &mut SandboxSpec) -> Result<(), EngineError> {
+    let mut nodes: Vec<_> = rules.iter().flat_map(DeviceRule::nodes).collect();
     for device in devices {
         for (source, target, node) in found(device)? {
             nodes.push(node);
@@ -122,7 +148,8 @@ fn node(path: &Path, read: bool, write: bool, follow: bool) -> Result<DeviceNode
         FileType::CharacterDevice => DeviceKind::Character,
         _ => return Err(not_a_device(path, "not a device node")),
     };
-    Ok(DeviceNode { kind, major: major(stat.st_rdev), minor: minor(stat.st_rdev), read, write })
+    let (major, minor) = (Some(major(stat.st_rdev)), Some(minor(stat.st_rdev)));
+    Ok(DeviceNode { kind, major, minor, read, write })
 }
 
 #[cfg(test)]
@@ -141,12 +168,23 @@ mod tests {
     #[test]
     fn a_device_is_shown_and_may_be_opened() {
         let mut spec = spec();
-        grant(&[device("/dev/zero")], &mut spec).unwrap();
+        grant(&[device("/dev/zero")], &[], &mut spec).unwrap();
         let DevicePolicy::StandardAnd(granted) = spec.devices else { panic!("{:?}", spec.devices) };
         let node = granted[0].unwrap();
-        assert_eq!((node.major, node.minor, node.read, node.write), (1, 5, true, false));
+        assert_eq!((node.major, node.minor, node.read, node.write), (Some(1), Some(5), true, false));
         assert_eq!((spec.mounts[0].target.as_path(), spec.mounts[0].flags.nodev), (Path::new("/dev/x"), false));
         assert!(granted[1].is_none());
+    }
+
+    #[test]
+    fn a_rule_opens_without_showing() {
+        let mut spec = spec();
+        let rule = DeviceRule { block: true, character: true, major: Some(42), minor: None, read: true, write: true };
+        grant(&[], &[rule], &mut spec).unwrap();
+        let DevicePolicy::StandardAnd(granted) = spec.devices else { panic!("{:?}", spec.devices) };
+        let kinds: Vec<_> = granted.iter().flatten().map(|node| (node.kind, node.major, node.minor)).collect();
+        assert_eq!(kinds, [(DeviceKind::Block, Some(42), None), (DeviceKind::Character, Some(42), None)]);
+        assert!(spec.mounts.is_empty());
     }
 
     #[test]
@@ -154,10 +192,10 @@ mod tests {
         for (source, reason) in
             [("/etc/passwd", "not a device node"), ("/nosuch", "no such file"), ("/etc", "no devices")]
         {
-            let error = grant(&[device(source)], &mut spec()).unwrap_err().to_string();
+            let error = grant(&[device(source)], &[], &mut spec()).unwrap_err().to_string();
             assert!(error.contains(reason) && error.contains(source), "{error}");
         }
         let many = vec![device("/dev/null"); 17];
-        assert!(grant(&many, &mut spec()).unwrap_err().to_string().contains("more than 16 devices"));
+        assert!(grant(&many, &[], &mut spec()).unwrap_err().to_string().contains("more than 16 devices"));
     }
 }

@@ -73,7 +73,7 @@ pub use garbage::{DiskSpace, GcBounds, GcOptions, GcPolicy};
 pub use handed::{AgentSource, SecretSource};
 pub use imagetools::{ComposeOutcome, ComposeRequest, ComposeSource, RemoteImage};
 
-pub use devices::Device;
+pub use devices::{Device, DeviceRule};
 pub use error::{EngineError, SourcePlace};
 pub use expected::ExpectedContainer;
 pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason};
@@ -103,7 +103,7 @@ pub use remote::RemoteContext;
 pub use request::SyscallFilter;
 pub use request::{
     ArchiveFormat, ArchiveReader, Bind, BuildContext, BuildRequest, ContextStream, DockerfileSource, EngineOptions,
-    IntakeLimits, KeyPair, NamedContext, Network, Proxy, PullPolicy, RegistryHost, Rights, RunRequest, RunStreams,
+    IntakeLimits, Isolation, KeyPair, NamedContext, Network, Proxy, PullPolicy, RegistryHost, Rights, RunRequest, RunStreams,
     TmpfsMount,
 };
 pub use shared_cache::{CacheExport, CacheImport, CacheMode, CachePlace, SharedCaches};

@@ -1,14 +1,18 @@
 //! Published ports: connections to the host, and packets, are handed on to a container.
 
 mod datagrams;
+mod way;
 
 use crate::EngineError;
 use forge_image::{ErrorKind, ImageConfig};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinHandle;
+
+pub(crate) use way::{Way, to as way_to};
 
 /// A port of the host that leads to one of the container (`-p`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,10 +97,13 @@ impl Published {
     }
 
     /// Hands on what comes until the tasks are aborted.
-    pub(crate) fn lead_to(self, container: Ipv4Addr) -> Vec<JoinHandle<()>> {
-        let serve = |(socket, port)| match socket {
-            Socket::Stream(listener) => tokio::spawn(serve(listener, (container, port).into())),
-            Socket::Datagram(outside) => tokio::spawn(datagrams::serve(outside, (container, port).into())),
+    pub(crate) fn lead_to(self, way: &Arc<dyn Way>) -> Vec<JoinHandle<()>> {
+        let serve = |(socket, port)| {
+            let way = Arc::clone(way);
+            match socket {
+                Socket::Stream(listener) => tokio::spawn(serve(listener, way, port)),
+                Socket::Datagram(outside) => tokio::spawn(datagrams::serve(outside, way, port)),
+            }
         };
         self.sockets.into_iter().map(serve).collect()
     }
@@ -137,12 +144,12 @@ async fn bind_to(protocol: Protocol, address: SocketAddr) -> io::Result<(Socket,
     }
 }
 
-async fn serve(listener: TcpListener, container: SocketAddr) {
+async fn serve(listener: TcpListener, way: Arc<dyn Way>, port: u16) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
         // What fails is one connection, or what passes, as too many open files.
         match listener.accept().await {
-            Ok((stream, _)) => _ = connections.spawn(hand_on(stream, container)),
+            Ok((stream, _)) => _ = connections.spawn(hand_on(stream, Arc::clone(&way), port)),
             Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
         }
         while connections.try_join_next().is_some() {}
@@ -150,8 +157,8 @@ async fn serve(listener: TcpListener, container: SocketAddr) {
 }
 
 /// A container that refuses ends the connection, as one whose port is closed.
-async fn hand_on(mut outside: TcpStream, container: SocketAddr) {
-    if let Ok(mut inside) = TcpStream::connect(container).await {
+async fn hand_on(mut outside: TcpStream, way: Arc<dyn Way>, port: u16) {
+    if let Ok(mut inside) = way.connect(port).await {
         // Either side may break off.
         let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
     }
@@ -164,6 +171,10 @@ mod tests {
 
     fn port(protocol: Protocol, host: RangeInclusive<u16>, container: u16) -> Port {
         Port { protocol, address: Some(Ipv4Addr::LOCALHOST.into()), host, container }
+    }
+
+    fn loopback() -> Arc<dyn Way> {
+        Arc::new(Ipv4Addr::LOCALHOST)
     }
 
     fn address(published: &Published) -> SocketAddr {
@@ -184,7 +195,7 @@ mod tests {
         assert!(Published::take(&[port(Protocol::Tcp, taken..=taken, container)]).await.is_err());
         let next = taken..=taken.saturating_add(20);
         assert_ne!(address(&Published::take(&[port(Protocol::Tcp, next, container)]).await.unwrap()), outside);
-        let tasks = published.lead_to(Ipv4Addr::LOCALHOST);
+        let tasks = published.lead_to(&loopback());
         tokio::spawn(async move {
             let (mut stream, _) = inside.accept().await.unwrap();
             let mut text = String::new();
@@ -206,7 +217,7 @@ mod tests {
         let container = inside.local_addr().unwrap().port();
         let published = Published::take(&[port(Protocol::Udp, 0..=0, container)]).await.unwrap();
         let outside = address(&published);
-        let tasks = published.lead_to(Ipv4Addr::LOCALHOST);
+        let tasks = published.lead_to(&loopback());
         tokio::spawn(async move {
             let mut packet = [0; 64];
             loop {

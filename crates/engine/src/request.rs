@@ -1,5 +1,5 @@
 use crate::{
-    AgentSource, Allowed, ContextModes, Device, GcOptions, Limits, Output, Port, RemoteContext, SecretSource,
+    AgentSource, Allowed, ContextModes, Device, DeviceRule, GcOptions, Limits, Output, Port, RemoteContext, SecretSource,
     SharedCaches,
 };
 use forge_executor::Resources;
@@ -300,6 +300,27 @@ pub struct RunRequest {
     pub exposed: Vec<String>,
     /// `--device`.
     pub devices: Vec<Device>,
+    /// `--device-cgroup-rule`.
+    pub device_rules: Vec<DeviceRule>,
+    /// What is the host's in it, and how the kernel treats it.
+    pub isolation: Isolation,
+}
+
+/// Which of the host's namespaces a container is in, and settings of those of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Isolation {
+    /// `--ipc host`.
+    pub host_ipc: bool,
+    /// `--uts host`.
+    pub host_uts: bool,
+    /// `--cgroupns host`.
+    pub host_cgroup: bool,
+    /// `--sysctl`, names and values.
+    pub sysctls: Vec<(String, String)>,
+    /// `--domainname`.
+    pub domain: Option<String>,
+    /// `--oom-score-adj`.
+    pub oom_score: Option<i16>,
 }
 
 /// What a container may do beyond or short of docker's default.

@@ -1,10 +1,10 @@
 //! What a container may see and do, from the user's wishes and the image's.
 
 use crate::limits::bound;
-use crate::{EngineError, Limits, Network, Rights, RunRequest, SyscallFilter, TmpfsMount, devices};
+use crate::{EngineError, Isolation, Limits, Network, Rights, RunRequest, SyscallFilter, TmpfsMount, devices};
 use forge_executor::{
     Capabilities, MountFlags, MountSource, MountSpec, ProcessSpec, ProcessUser, RootFs, SandboxSpec, Seccomp,
-    SeccompProfile,
+    SeccompProfile, SharedNamespaces, Sysctl,
 };
 use forge_image::{ErrorKind, ImageConfig};
 use forge_store::ActiveLayer;
@@ -31,7 +31,10 @@ pub(crate) fn sandbox(
     })?;
     let added = add_groups(&mut identity, files.lower(), &request.rights.groups);
     added.map_err(|error| EngineError::caused(ErrorKind::UserInput, error))?;
-    let hostname = request.hostname.clone().unwrap_or_else(|| forge_store::LayerId::random().as_str()[..12].to_owned());
+    let hostname = request.hostname.clone().unwrap_or_else(|| match request.isolation.host_uts {
+        true => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        false => forge_store::LayerId::random().as_str()[..12].to_owned(),
+    });
     let mut process = ProcessSpec::new(arguments(request, config)?);
     let mut env = merged_env(&config.config.env, &request.env);
     if request.terminal && !env.iter().any(|pair| pair.starts_with("TERM=")) {
@@ -47,6 +50,7 @@ pub(crate) fn sandbox(
     process.user = ProcessUser { uid: identity.uid, gid: identity.gid, additional_gids: identity.groups };
     process.terminal = request.terminal;
     process.reaper = request.init;
+    process.oom_score = request.isolation.oom_score;
     let root = RootFs::Overlay {
         lower: files.lower_dirs().to_vec(),
         upper: files.upper().to_owned(),
@@ -61,12 +65,21 @@ pub(crate) fn sandbox(
     spec.mounts.extend(binds(request));
     spec.mounts.extend(request.tmpfs.iter().map(tmpfs));
     spec.hostname = hostname;
+    isolate(&mut spec, &request.isolation)?;
     let mut spec = grant(spec, &request.rights)?;
     if request.rights.privileged {
         devices::show_all(&mut spec);
     }
-    devices::grant(&request.devices, &mut spec)?;
+    devices::grant(&request.devices, &request.device_rules, &mut spec)?;
     Ok(spec)
+}
+
+fn isolate(spec: &mut SandboxSpec, isolation: &Isolation) -> Result<(), EngineError> {
+    let Isolation { host_ipc, host_uts, host_cgroup, sysctls, domain, .. } = isolation;
+    spec.shared = SharedNamespaces { ipc: *host_ipc, uts: *host_uts, cgroup: *host_cgroup };
+    spec.domain = domain.clone().unwrap_or_default();
+    spec.sysctls = sysctls.iter().map(|(name, value)| Sysctl::new(name, value)).collect::<Result<_, _>>()?;
+    Ok(())
 }
 
 fn limit(spec: &mut SandboxSpec, limits: &Limits) -> Result<(), EngineError> {

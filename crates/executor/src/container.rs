@@ -1,4 +1,5 @@
 use crate::{ContainerId, ExecutorError, SandboxSpec, Usage};
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
@@ -45,6 +46,10 @@ pub trait Container: Send + Sync {
     /// Its address in a private network.
     fn address(&self) -> Option<Ipv4Addr>;
 
+    /// A non-blocking socket of the container's private network, by which whoever hands connections on reaches its
+    /// address; `None` where a socket of the host's does.
+    fn inner_socket(&self, kind: InnerSocket) -> Option<io::Result<OwnedFd>>;
+
     /// Sends a signal to the first process. It is no error when that has already ended.
     ///
     /// The process is the init of a PID namespace: signals without a handler are ignored, but SIGKILL and SIGSTOP.
@@ -68,6 +73,15 @@ pub trait Container: Send + Sync {
 
     /// Kills what still runs and removes what the container left on the machine. Idempotent.
     fn delete(&self) -> Result<(), ExecutorError>;
+}
+
+/// What a socket of [`Container::inner_socket`] speaks, in version 4 of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InnerSocket {
+    /// TCP.
+    Stream,
+    /// UDP.
+    Datagram,
 }
 
 /// How a process ended.

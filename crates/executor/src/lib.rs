@@ -21,6 +21,7 @@ mod hidden;
 mod init;
 mod left_over;
 mod message;
+mod namespace_container;
 mod namespaces;
 mod profile;
 mod resources;
@@ -28,11 +29,12 @@ mod runtime;
 mod seccomp;
 mod set_up_process;
 mod spec;
+mod sysctl;
 mod user_namespace;
 mod wire;
 
 pub use capabilities::Capabilities;
-pub use container::{Container, Executor, ExitStatus, Stdio, StdioTarget};
+pub use container::{Container, Executor, ExitStatus, InnerSocket, Stdio, StdioTarget};
 pub use error::{ErrorKind, ExecutorError};
 pub use hidden::Hidden;
 pub use init::init_if_requested;
@@ -45,6 +47,7 @@ pub use set_up_process::SetUpProcess;
 pub use spec::{
     ContainerId, DeviceKind, DeviceNode, DevicePolicy, GrantedNodes, IdMap, IdMappings, MountFlags, MountSource,
     MountSpec, NetworkMode, OverlayChanges, ProcessSpec, ProcessUser, Rlimit, RlimitResource, RootFs, SandboxSpec,
-    Seccomp, StubRemoval,
+    Seccomp, SharedNamespaces, StubRemoval,
 };
+pub use sysctl::Sysctl;
 pub use user_namespace::{Footing, NamespaceIds, enter_user_namespace, find_footing};

@@ -6,7 +6,7 @@
 //!
 //! Both sides are the same binary, so the format may change at will.
 
-use crate::{DevicePolicy, ExecutorError, GroupPlacement, NetworkMode, Resources, SandboxSpec, wire};
+use crate::{DevicePolicy, ExecutorError, GroupPlacement, NetworkMode, Resources, SandboxSpec, SharedNamespaces, wire};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -39,7 +39,8 @@ pub(crate) enum Message {
     Finish,
     /// Server to caller: the host's address in them, or why there are none.
     Network(Result<Ipv4Addr, String>),
-    /// Server to caller, on the container's channel. Descriptor: pidfd of the init.
+    /// Server to caller, on the container's channel. Descriptors: pidfd of the init, and its private network where the host has
+    /// no way there.
     Spawned {
         /// Its address in a private network.
         address: Option<Ipv4Addr>,
@@ -84,8 +85,10 @@ pub(crate) struct Order {
     pub(crate) maker: Maker,
     /// The network to see.
     pub(crate) network: NetworkMode,
-    /// Whether it may change its network, which nobody else can use then.
+    /// Whether its network may be changed, which nobody else can use then.
     pub(crate) owns_network: bool,
+    /// The namespaces that are not made.
+    pub(crate) shared: SharedNamespaces,
     /// The devices to reach.
     pub(crate) devices: DevicePolicy,
     /// A cgroup that no other container is in, since this one could freeze or kill it.

@@ -45,6 +45,9 @@ fn check(spec: &SandboxSpec) -> Result<(), ExecutorError> {
     if spec.process.reaper {
         return unsupported("an init of forge's (--init)");
     }
+    if !spec.domain.is_empty() {
+        return unsupported("a domain name (--domainname)");
+    }
     if spec.group.shared.is_some() {
         return unsupported("a limit of several containers together (--total-resource)");
     }

@@ -1,5 +1,5 @@
 use crate::hidden::{self, Hidden};
-use crate::{Capabilities, ExecutorError, GroupPlacement, Resources, SeccompProfile, profile, wire};
+use crate::{Capabilities, ExecutorError, GroupPlacement, Resources, SeccompProfile, Sysctl, profile, wire};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fmt;
@@ -190,6 +190,17 @@ pub enum NetworkMode {
     Private,
 }
 
+/// The namespaces of the caller's that the process is in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedNamespaces {
+    /// System V's and POSIX's means of communication, with `/dev/shm` and `/dev/mqueue`.
+    pub ipc: bool,
+    /// Host and domain name.
+    pub uts: bool,
+    /// What is shown of control groups.
+    pub cgroup: bool,
+}
+
 /// Numeric identity of the process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessUser {
@@ -230,6 +241,8 @@ pub struct ProcessSpec {
     pub umask: u32,
     /// Limits to set; the others are inherited. What exceeds the caller's own hard limit is clamped to it.
     pub rlimits: Vec<Rlimit>,
+    /// How readily the kernel kills it for want of memory, -1000 to 1000; inherited where `None`.
+    pub oom_score: Option<i16>,
 }
 
 impl ProcessSpec {
@@ -247,6 +260,7 @@ impl ProcessSpec {
             no_new_privileges: false,
             umask: 0o022,
             rlimits: profile::rlimits(),
+            oom_score: None,
         }
     }
 }
@@ -319,15 +333,15 @@ impl DevicePolicy {
 /// As many device nodes as a container may be granted one by one.
 pub type GrantedNodes = [Option<DeviceNode>; 16];
 
-/// A device node that may be opened.
+/// Device nodes that may be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceNode {
     /// Block or character device.
     pub kind: DeviceKind,
-    /// The driver.
-    pub major: u32,
-    /// Which of its devices.
-    pub minor: u32,
+    /// The driver; every one where `None`.
+    pub major: Option<u32>,
+    /// Which of its devices; every one where `None`.
+    pub minor: Option<u32>,
     /// Whether it may be read.
     pub read: bool,
     /// Whether it may be written.
@@ -377,8 +391,14 @@ pub struct SandboxSpec {
     pub stubs: StubRemoval,
     /// Host name inside; empty keeps the host's.
     pub hostname: String,
+    /// NIS domain name inside; empty keeps the kernel's.
+    pub domain: String,
     /// The network.
     pub network: NetworkMode,
+    /// What is the caller's inside too.
+    pub shared: SharedNamespaces,
+    /// Settings of the kernel in the container's own namespaces.
+    pub sysctls: Vec<Sysctl>,
     /// The process.
     pub process: ProcessSpec,
     /// System call filter.
@@ -412,7 +432,10 @@ impl SandboxSpec {
             mounts: Vec::new(),
             stubs: StubRemoval::WithParents,
             hostname: String::new(),
+            domain: String::new(),
             network: NetworkMode::Host,
+            shared: SharedNamespaces::default(),
+            sysctls: Vec::new(),
             process,
             seccomp: Seccomp::Default,
             masked_paths: profile::masked_paths(),

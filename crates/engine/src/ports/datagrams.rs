@@ -1,7 +1,8 @@
 //! Packets have no connections: who sent one is remembered for a while, so that the answer finds its way back.
 
+use super::Way;
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UdpSocket;
@@ -14,41 +15,35 @@ const SENDERS: usize = 4096;
 /// More than any packet holds.
 const PACKET: usize = 65536;
 
-/// The way to the container for one sender.
-struct Way {
+/// What one sender has.
+struct Sender {
     inside: Arc<UdpSocket>,
     answers: AbortHandle,
 }
 
 /// Hands packets on until it is aborted.
-pub(super) async fn serve(outside: UdpSocket, container: SocketAddr) {
+pub(super) async fn serve(outside: UdpSocket, way: Arc<dyn Way>, port: u16) {
     let outside = Arc::new(outside);
-    let (mut ways, mut tasks) = (HashMap::<SocketAddr, Way>::new(), JoinSet::new());
+    let (mut senders, mut tasks) = (HashMap::<SocketAddr, Sender>::new(), JoinSet::new());
     let mut packet = vec![0; PACKET];
     loop {
         // An error is an earlier packet's, which nobody waits for.
         let Ok((length, sender)) = outside.recv_from(&mut packet).await else { continue };
         while tasks.try_join_next().is_some() {}
-        ways.retain(|_, way| !way.answers.is_finished());
-        if !ways.contains_key(&sender) {
-            let Ok(inside) = connect(container).await else { continue };
-            if ways.len() >= SENDERS {
+        senders.retain(|_, known| !known.answers.is_finished());
+        if !senders.contains_key(&sender) {
+            if senders.len() >= SENDERS {
                 continue;
             }
+            let Ok(inside) = way.packets(port).await.map(Arc::new) else { continue };
             let answers = tasks.spawn(answer(inside.clone(), outside.clone(), sender));
-            ways.insert(sender, Way { inside, answers });
+            senders.insert(sender, Sender { inside, answers });
         }
-        if let Some(way) = ways.get(&sender) {
+        if let Some(known) = senders.get(&sender) {
             // A packet may be lost.
-            let _ = way.inside.send(&packet[..length]).await;
+            let _ = known.inside.send(&packet[..length]).await;
         }
     }
-}
-
-async fn connect(container: SocketAddr) -> std::io::Result<Arc<UdpSocket>> {
-    let inside = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
-    inside.connect(container).await?;
-    Ok(Arc::new(inside))
 }
 
 /// Ends when the container has been silent for a while.

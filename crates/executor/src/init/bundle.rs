@@ -5,7 +5,7 @@ use super::rights::Rights;
 use crate::message::Failure;
 use crate::{
     Capabilities, CpuQuota, DeviceKind, DevicePolicy, Hidden, NetworkMode, ProcessSpec, Resources, Rlimit, SandboxSpec,
-    Seccomp, SeccompAction, SeccompComparison, SeccompProfile, SeccompRule, SwapLimit, seccomp,
+    Seccomp, SeccompAction, SeccompComparison, SeccompProfile, SeccompRule, SharedNamespaces, SwapLimit, seccomp,
 };
 use serde_json::{Value, json};
 use std::path::Path;
@@ -19,8 +19,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) root: &'a Path,
     /// What lies below `/dev`, where the runtime mounts a file system of its own: source and target.
     pub(super) devices: &'a [(String, String)],
-    /// The group for the container.
-    pub(super) group: String,
+    /// The group for the container; without one there are no limits.
+    pub(super) group: Option<String>,
     /// What the shim itself may do.
     pub(super) held: Capabilities,
     pub(super) rights: &'a Rights,
@@ -36,15 +36,24 @@ pub(super) fn config(spec: &SandboxSpec, around: &Surroundings<'_>) -> Result<Va
         "mounts": mounts(spec, around),
         "process": process(&spec.process, around)?,
         "linux": {
-            "namespaces": namespaces(spec.network),
-            "cgroupsPath": around.group,
-            "resources": resources(spec),
+            "namespaces": namespaces(spec),
+            "resources": resources(spec, around.group.is_some()),
             "maskedPaths": paths(&spec.masked_paths)?,
             "readonlyPaths": paths(&spec.readonly_paths)?,
         },
     });
-    if !spec.hostname.is_empty() {
+    if let Some(group) = &around.group {
+        config["linux"]["cgroupsPath"] = json!(group);
+    }
+    if !spec.hostname.is_empty() && !spec.shared.uts {
         config["hostname"] = json!(spec.hostname);
+    }
+    if !spec.sysctls.is_empty() {
+        let pairs = spec.sysctls.iter().map(|one| (one.name(), json!(one.value())));
+        config["linux"]["sysctl"] = Value::Object(pairs.collect());
+    }
+    if let Some(score) = spec.process.oom_score {
+        config["process"]["oomScoreAdj"] = json!(score);
     }
     let granted = spec.process.capabilities.intersection(around.held);
     match &spec.seccomp {
@@ -65,9 +74,11 @@ fn paths(paths: &[std::path::PathBuf]) -> Result<Vec<String>, Failure> {
 }
 
 /// The shim is in a network that was made ready, and is the first process of what the runtime sees.
-fn namespaces(network: NetworkMode) -> Value {
-    let mut all: Vec<_> = ["mount", "pid", "ipc", "uts", "cgroup"].iter().map(|kind| json!({ "type": kind })).collect();
-    match network {
+fn namespaces(spec: &SandboxSpec) -> Value {
+    let SharedNamespaces { ipc, uts, cgroup } = spec.shared;
+    let kinds = [("mount", false), ("pid", false), ("ipc", ipc), ("uts", uts), ("cgroup", cgroup)];
+    let mut all: Vec<_> = kinds.iter().filter(|(_, shared)| !shared).map(|(kind, _)| json!({ "type": kind })).collect();
+    match spec.network {
         NetworkMode::Host => {}
         NetworkMode::None => all.push(json!({ "type": "network" })),
         NetworkMode::Private => all.push(json!({ "type": "network", "path": "/proc/1/ns/net" })),
@@ -88,12 +99,17 @@ fn mounts(spec: &SandboxSpec, around: &Surroundings<'_>) -> Value {
     if around.rights.has_group(TERMINAL_GROUP) {
         terminals.push(&group);
     }
-    let shared = [with(&["mode=1777"]), vec![format!("size={}", spec.shm_size)]].concat();
+    let memory = match spec.shared.ipc {
+        true => {
+            json!({ "destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": with(&["rbind"]) })
+        }
+        false => mount("tmpfs", "/dev/shm", [with(&["mode=1777"]), vec![format!("size={}", spec.shm_size)]].concat()),
+    };
     let mut all = vec![
         mount("proc", "/proc", with(&[])),
         mount("tmpfs", "/dev", ["nosuid", "strictatime", "mode=755", "size=65536k"].map(String::from).to_vec()),
         mount("devpts", "/dev/pts", terminals.into_iter().map(String::from).collect()),
-        mount("tmpfs", "/dev/shm", shared),
+        memory,
         mount("mqueue", "/dev/mqueue", with(&[])),
     ];
     // As for containers of our own: whoever shares a network without being its root gets the host's.
@@ -144,9 +160,17 @@ fn rlimit(limit: &Rlimit, around: &Surroundings<'_>) -> Value {
     json!({ "type": kind, "soft": limit.soft.min(most), "hard": limit.hard.min(most) })
 }
 
-fn resources(spec: &SandboxSpec) -> Value {
-    let Resources { memory, memory_swap, pids, cpu_quota, cpu_shares, cpuset_cpus, cpuset_mems } = &spec.resources;
+fn resources(spec: &SandboxSpec, limited: bool) -> Value {
     let mut all = json!({ "devices": devices(spec.devices) });
+    if let (true, Value::Object(bounds)) = (limited, bounds(&spec.resources)) {
+        bounds.into_iter().for_each(|(name, bound)| all[name] = bound);
+    }
+    all
+}
+
+fn bounds(resources: &Resources) -> Value {
+    let Resources { memory, memory_swap, pids, cpu_quota, cpu_shares, cpuset_cpus, cpuset_mems } = resources;
+    let mut all = json!({});
     if let Some(bytes) = memory {
         // -1 stands for no limit.
         let swap = match memory_swap {
@@ -195,7 +219,13 @@ fn devices(policy: DevicePolicy) -> Value {
     rules.extend(policy.granted().iter().flatten().map(|node| {
         let kind = if node.kind == DeviceKind::Block { "b" } else { "c" };
         let access = [(node.read, "r"), (node.write, "w"), (true, "m")].map(|(has, one)| if has { one } else { "" });
-        json!({ "allow": true, "type": kind, "major": node.major, "minor": node.minor, "access": access.concat() })
+        let mut rule = json!({ "allow": true, "type": kind, "access": access.concat() });
+        for (name, number) in [("major", node.major), ("minor", node.minor)] {
+            if let Some(number) = number {
+                rule[name] = json!(number);
+            }
+        }
+        rule
     }));
     rules.into()
 }

@@ -7,29 +7,30 @@
 //!   <server>-<n>/   one container that could do harm to the group it is in
 //! forge-devices/    the same for containers that may open every device, or some beside the usual ones: the program of
 //!                   those is on their own group; version 1 has `forge-RULES` for each set of nodes that was granted
-//! forge-limits/     version 2, containers with limits; forge-ID-N in each hierarchy of version 1
+//! forge-limits/     version 2, containers with limits, here or where else `unified` finds a place; forge-ID-N in each
+//!                   hierarchy of version 1
 //! ```
 //! `forge` and `common` stay: they hold nothing but the program, and making them again would cost more than a step.
 //! Moving a process between cgroups waits for an RCU grace period, 5 to 7 ms after a pause; cloning into one does not.
 
 use super::device_program;
 use super::limits::{self, CONTROLLERS, Interface, Level, settings};
-use super::mounts::new_filesystem;
 use super::rights::Rights;
+use super::unified::{Unified, own_path, unified_hierarchy};
 use crate::message::{Failure, GroupPaths};
 use crate::{DeviceKind, DeviceNode, DevicePolicy, GroupPlacement, Resources};
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
 use rustix::io::{Errno, Result};
 use rustix::mount::MountAttrFlags;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 const LIMITED_DEVICES: &str = "forge";
 const ALL_DEVICES: &str = "forge-devices";
 const COMMON: &str = "common";
 /// Where groups with limits are: processes and controllers for children exclude each other, so not in the others.
-const LIMITS: &str = "forge-limits";
+pub(super) const LIMITS: &str = "forge-limits";
 /// With what the names of groups with limits begin.
 pub(crate) const GROUP_PREFIX: &str = "forge-c-";
 
@@ -38,15 +39,6 @@ pub(super) struct Cgroups {
     policy: Policy,
     /// `None` where version 2 has nothing to limit with.
     unified: Option<Unified>,
-}
-
-/// The hierarchy of version 2, where it has controllers.
-struct Unified {
-    /// Its root.
-    mount: OwnedFd,
-    /// The group of this process.
-    own: PathBuf,
-    controllers: Vec<&'static str>,
 }
 
 /// How devices are kept shut.
@@ -68,12 +60,12 @@ impl Cgroups {
             true => program_policy().or_else(|_| controller_policy()).unwrap_or(Policy::Nodev),
             false => Policy::Namespace,
         };
-        Self { policy, unified: Unified::find() }
+        Self { policy, unified: Unified::find(rights.trusted) }
     }
 
     /// Whether version 2 has this controller.
     fn is_unified(&self, controller: &str) -> bool {
-        self.unified.as_ref().is_some_and(|unified| unified.controllers.contains(&controller))
+        self.unified.as_ref().is_some_and(|unified| unified.has(controller))
     }
 
     /// The group with limits to clone a container into, where version 2 limits something.
@@ -84,12 +76,11 @@ impl Cgroups {
         notices: &mut Vec<String>,
     ) -> std::result::Result<Option<Group>, Failure> {
         let Some(unified) = &self.unified else { return Ok(None) };
-        let needed = |controller: &&&str| wish.needs(controller, Interface::Unified);
-        let needed: Vec<_> = unified.controllers.iter().filter(needed).copied().collect();
+        let needed = unified.needed_by(wish);
         if needed.is_empty() {
             return Ok(None);
         }
-        match unified.make(wish, &needed, notices) {
+        match unified.make(wish, &needed, notices).and_then(Group::of) {
             Ok(group) => {
                 let restricts = devices != DevicePolicy::All;
                 if restricts && matches!(self.policy, Policy::Program { .. }) {
@@ -189,6 +180,14 @@ enum Removal {
 }
 
 impl Group {
+    /// The innermost of groups that were made for limits.
+    fn of(paths: Vec<PathBuf>) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let innermost = paths.first().ok_or(io::ErrorKind::NotFound)?;
+        let directory = rustix::fs::open(innermost, flags, Mode::empty())?;
+        Ok(Self { directory, removal: Removal::Paths(paths) })
+    }
+
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
@@ -222,80 +221,6 @@ fn program_policy() -> Result<Policy> {
     Ok(Policy::Program { limited, all: open_or_make(&own, ALL_DEVICES)? })
 }
 
-impl Unified {
-    fn find() -> Option<Self> {
-        let mount = unified_hierarchy().ok()?;
-        let base = Self::path_of(&mount);
-        let listed = std::fs::read_to_string(base.join("cgroup.controllers")).ok()?;
-        let listed: Vec<_> = listed.split_whitespace().collect();
-        let controllers: Vec<_> = CONTROLLERS.into_iter().filter(|controller| listed.contains(controller)).collect();
-        let own = own_path("0::").ok()?;
-        let own = own.strip_prefix("/").unwrap_or(&own).to_owned();
-        (!controllers.is_empty()).then_some(Self { mount, own, controllers })
-    }
-
-    fn path_of(mount: &OwnedFd) -> PathBuf {
-        format!("/proc/self/fd/{}", mount.as_raw_fd()).into()
-    }
-
-    /// Makes the group below the first place whose controllers can be handed on: our own group, which can only while no
-    /// process is in it, or the root of what we see.
-    fn make(&self, wish: &Wish<'_>, needed: &[&'static str], notices: &mut Vec<String>) -> io::Result<Group> {
-        let root = Self::path_of(&self.mount);
-        let enable: String = needed.iter().map(|controller| format!("+{controller} ")).collect();
-        let prepare = |path: &Path| std::fs::write(path.join("cgroup.subtree_control"), enable.trim());
-        let mut levels = wish.levels(needed, Interface::Unified);
-        if wish.placement.parent.is_none() {
-            levels.insert(0, Level { name: LIMITS.into(), settings: Vec::new(), kept: true });
-        }
-        let bases = if wish.is_absolute() { vec![root] } else { vec![root.join(&self.own), root] };
-        let mut outcome = Err(io::ErrorKind::NotFound.into());
-        for base in bases {
-            remove_left_over(&base.join(LIMITS));
-            outcome = limits::descend(&base, &levels, &prepare, &|_| Ok(()), notices);
-            if outcome.as_ref().err().is_none_or(|error| !is_closed(error)) {
-                break;
-            }
-        }
-        let paths = outcome?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let innermost = paths.first().ok_or(io::ErrorKind::NotFound)?;
-        let directory = rustix::fs::open(innermost, flags, Mode::empty())?;
-        Ok(Group { directory, removal: Removal::Paths(paths) })
-    }
-}
-
-/// The root of the version 2 hierarchy, where the host has mounted it, or else in a mount of our own.
-///
-/// A mount of our own sets the hierarchy's options anew, for which the kernel waits for an RCU grace period or two: 8 to
-/// 18 ms after a pause.
-fn unified_hierarchy() -> Result<OwnedFd> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    match writable_unified(&mounts).find_map(open_unified) {
-        Some(mounted) => Ok(mounted),
-        None => new_filesystem("cgroup2", &[], MountAttrFlags::empty()).map_err(|_| Errno::NODEV),
-    }
-}
-
-/// Where `mountinfo` has the whole hierarchy with nothing but the group's permissions against writing.
-fn writable_unified(mounts: &str) -> impl Iterator<Item = &Path> {
-    mounts.lines().filter_map(|line| {
-        let (head, _) = line.split_once(" - cgroup2 ")?;
-        let fields: Vec<_> = head.split(' ').collect();
-        let (root, point, options) = (*fields.get(3)?, *fields.get(4)?, *fields.get(5)?);
-        (root == "/" && options.split(',').any(|option| option == "rw")).then_some(Path::new(point))
-    })
-}
-
-/// Opens it, unless something else is mounted over it.
-fn open_unified(point: &Path) -> Option<OwnedFd> {
-    const CGROUP2_SUPER_MAGIC: u32 = 0x6367_7270;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mounted = rustix::fs::open(point, flags, Mode::empty()).ok()?;
-    let kind = rustix::fs::fstatfs(&mounted).ok()?.f_type as u32;
-    (kind == CGROUP2_SUPER_MAGIC).then_some(mounted)
-}
-
 /// The version 2 cgroup of this process.
 fn own_unified_cgroup() -> Result<OwnedFd> {
     let mount = unified_hierarchy()?;
@@ -303,13 +228,6 @@ fn own_unified_cgroup() -> Result<OwnedFd> {
     let relative = path.strip_prefix("/").unwrap_or(&path);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(&mount, Path::new(".").join(relative), flags, Mode::empty())
-}
-
-/// The path after `prefix` in `/proc/self/cgroup`.
-fn own_path(prefix: &str) -> Result<PathBuf> {
-    let text = std::fs::read_to_string("/proc/self/cgroup").map_err(|_| Errno::NOENT)?;
-    let line = text.lines().find_map(|line| line.split_once(prefix));
-    line.map(|(_, path)| PathBuf::from(path)).ok_or(Errno::NOENT)
 }
 
 fn open_or_make(parent: &OwnedFd, name: &str) -> Result<OwnedFd> {
@@ -340,7 +258,8 @@ fn rules(granted: &[Option<DeviceNode>]) -> Vec<String> {
     let rule = |node: &DeviceNode| {
         let kind = if node.kind == DeviceKind::Block { 'b' } else { 'c' };
         let access = [(node.read, "r"), (node.write, "w")].map(|(has, letter)| if has { letter } else { "" });
-        format!("{kind} {}:{} {}m", node.major, node.minor, access.concat())
+        let number = |number: Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
+        format!("{kind} {}:{} {}m", number(node.major), number(node.minor), access.concat())
     };
     granted.iter().flatten().map(rule).collect()
 }
@@ -432,14 +351,14 @@ pub(super) struct Wish<'a> {
 
 impl Wish<'_> {
     /// Whether a controller has something to do.
-    fn needs(&self, controller: &str, interface: Interface) -> bool {
+    pub(super) fn needs(&self, controller: &str, interface: Interface) -> bool {
         let shared = self.placement.shared.as_ref().map(|shared| &shared.resources);
         let all = [Some(self.resources), shared].into_iter().flatten();
         self.placement.parent.is_some() || all.into_iter().any(|r| !settings(r, controller, interface).is_empty())
     }
 
     /// The limits that a controller would enforce.
-    fn limits(&self, controller: &str) -> Vec<&'static str> {
+    pub(super) fn limits(&self, controller: &str) -> Vec<&'static str> {
         let shared = self.placement.shared.as_ref().map(|shared| &shared.resources);
         let of = |resources| settings(resources, controller, Interface::Legacy);
         let all = [Some(self.resources), shared].into_iter().flatten().flat_map(of);
@@ -448,8 +367,13 @@ impl Wish<'_> {
         names
     }
 
+    /// All that is asked for, by the names that users give it.
+    pub(super) fn all_limits(&self) -> Vec<&'static str> {
+        CONTROLLERS.iter().flat_map(|controller| self.limits(controller)).collect()
+    }
+
     /// The groups from the base down to the container's own.
-    fn levels(&self, controllers: &[&str], interface: Interface) -> Vec<Level> {
+    pub(super) fn levels(&self, controllers: &[&str], interface: Interface) -> Vec<Level> {
         let of = |resources: &Resources| {
             controllers.iter().flat_map(|controller| settings(resources, controller, interface)).collect()
         };
@@ -467,7 +391,7 @@ impl Wish<'_> {
         parts.chain(shared).chain([own]).collect()
     }
 
-    fn is_absolute(&self) -> bool {
+    pub(super) fn is_absolute(&self) -> bool {
         self.placement.parent.as_ref().is_some_and(|path| path.has_root())
     }
 }
@@ -502,7 +426,7 @@ pub(super) fn limit(wish: &Wish<'_>, cgroups: &Cgroups) -> std::result::Result<L
 }
 
 /// Whether this machine does not let forge use a hierarchy, as opposed to a limit that makes no sense.
-fn is_closed(error: &io::Error) -> bool {
+pub(super) fn is_closed(error: &io::Error) -> bool {
     use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, ResourceBusy, Unsupported};
     matches!(error.kind(), NotFound | PermissionDenied | ReadOnlyFilesystem | ResourceBusy | Unsupported)
 }
@@ -512,7 +436,7 @@ fn failure(error: &io::Error) -> Failure {
 }
 
 /// Removes the groups of containers whose forge was killed. Those in use are busy.
-fn remove_left_over(base: &Path) {
+pub(super) fn remove_left_over(base: &Path) {
     let Ok(entries) = std::fs::read_dir(base) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
@@ -527,16 +451,6 @@ fn remove_left_over(base: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_unified_hierarchy_is_taken_where_it_is_whole_and_writable() {
-        let mounts = "28 21 0:25 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
-                      30 21 0:27 / /ro ro,relatime shared:9 - cgroup2 cgroup2 rw\n\
-                      31 21 0:27 /a/b /part rw,relatime - cgroup2 cgroup2 rw\n\
-                      32 21 0:27 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw,nsdelegate\n";
-        let found: Vec<_> = writable_unified(mounts).collect();
-        assert_eq!(found, [Path::new("/sys/fs/cgroup/unified")]);
-    }
 
     #[test]
     fn legacy_hierarchies_are_found_by_controller_not_by_name() {

@@ -1,6 +1,6 @@
 //! The device policy as an eBPF program on a cgroup, version 2's replacement of the `devices` controller.
 
-use super::sys;
+use super::bpf;
 use crate::{DeviceKind, DeviceNode};
 use rustix::io::Result;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -70,14 +70,14 @@ fn program(granted: &[Option<DeviceNode>]) -> Vec<EbpfInstruction> {
             DeviceKind::Character => TYPE_CHARACTER,
         };
         let refused = if node.read { 0 } else { ACCESS_READ } | if node.write { 0 } else { ACCESS_WRITE };
-        program.extend([
-            instruction(COPY, 6, 2, 0, 0),
-            instruction(AND, 6, 0, 0, refused),
-            instruction(UNLESS_EQUAL, 6, 0, 5, 0),
-            instruction(UNLESS_EQUAL, 3, 0, 4, kind),
-            instruction(UNLESS_EQUAL, 4, 0, 3, node.major.cast_signed()),
-            instruction(UNLESS_EQUAL, 5, 0, 2, node.minor.cast_signed()),
-        ]);
+        program.extend([instruction(COPY, 6, 2, 0, 0), instruction(AND, 6, 0, 0, refused)]);
+        // Register and wanted value. Each skips those that follow, and the two instructions of `allow`.
+        let number = |register, number: Option<u32>| number.map(|number| (register, number.cast_signed()));
+        let wanted = [Some((6, 0)), Some((3, kind)), number(4, node.major), number(5, node.minor)];
+        let wanted: Vec<_> = wanted.into_iter().flatten().collect();
+        for ((register, value), skipped) in wanted.iter().zip((2..2 + wanted.len() as i16).rev()) {
+            program.push(instruction(UNLESS_EQUAL, *register, 0, skipped, *value));
+        }
         program.extend(allow);
     }
     program.extend([instruction(0x15, 3, 0, 1, TYPE_CHARACTER), instruction(EXIT, 0, 0, 0, 0)]);
@@ -100,9 +100,9 @@ fn program(granted: &[Option<DeviceNode>]) -> Vec<EbpfInstruction> {
 /// The program stays as long as the cgroup exists, for whichever process uses it next. Two processes that attach it at
 /// once do no harm: both copies say the same.
 pub(super) fn attach(cgroup: BorrowedFd<'_>, granted: &[Option<DeviceNode>]) -> Result<()> {
-    if sys::device_programs(cgroup)? > 0 {
+    if bpf::device_programs(cgroup)? > 0 {
         return Ok(());
     }
-    let program: OwnedFd = sys::load_device_program(&program(granted))?;
-    sys::attach_device_program(cgroup, program.as_fd())
+    let program: OwnedFd = bpf::load_device_program(&program(granted))?;
+    bpf::attach_device_program(cgroup, program.as_fd())
 }

@@ -14,7 +14,7 @@ use rustix::io::Result as SysResult;
 use rustix::mount::MountAttrFlags;
 use rustix::process::ioctl_tiocsctty;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 pub(crate) const NODES: [(&str, u32, u32); 6] =
@@ -39,6 +39,10 @@ pub(super) struct SystemMounts {
     sys_attributes: MountAttrFlags,
     /// Bound from the host where nodes cannot be made, in the order of [`NODES`].
     nodes: Option<Vec<OwnedFd>>,
+    /// The tree of control groups, where it is the host's.
+    cgroups: Option<OwnedFd>,
+    /// `/dev/shm` and `/dev/mqueue`, where they are the host's.
+    communication: Option<[OwnedFd; 2]>,
     /// The group of terminals, where it exists.
     terminal_group: bool,
     /// What had to do in place of a file system of the container's own.
@@ -69,7 +73,29 @@ impl SystemMounts {
             other => other?,
         };
         let sys = sysfs(spec, rights, sys_attributes)?;
-        Ok(Self { proc, sys, sys_attributes, nodes, terminal_group: rights.has_group(TERMINAL_GROUP), notices })
+        let communication = match spec.shared.ipc {
+            true => Some([bind_host("/dev/shm", LOCKED)?, host_queues()?]),
+            false => None,
+        };
+        let cgroups = match spec.shared.cgroup {
+            true => Some(bind_host("/sys/fs/cgroup", sys_attributes)?),
+            false => None,
+        };
+        let terminal_group = rights.has_group(TERMINAL_GROUP);
+        let this = Self { proc, sys, sys_attributes, nodes, cgroups, communication, terminal_group, notices };
+        for sysctl in &spec.sysctls {
+            this.write(sysctl.path(), sysctl.value())?;
+        }
+        Ok(this)
+    }
+
+    /// Writes to a file of the container's `/proc`.
+    pub(super) fn write(&self, path: impl AsRef<Path>, text: &str) -> Result<(), Failure> {
+        let path = path.as_ref();
+        openat(&self.proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .and_then(|file| rustix::io::write(&file, text.as_bytes()))
+            .map(drop)
+            .doing(|| format!("write {text:?} to /proc/{}", path.display()))
     }
 
     /// Mounts the procfs of the container's own PID namespace.
@@ -84,10 +110,28 @@ impl SystemMounts {
         let Ok(point) = openat(&self.sys, "fs/cgroup", flags, Mode::empty()) else {
             return Ok(()); // a kernel without cgroups
         };
-        // Always version 2, whatever the host mounts: of version 1 there would be ten mounts, each showing the host's tree.
-        let cgroups = new_filesystem("cgroup2", &[], self.sys_attributes)?;
+        // Of its own always version 2, whatever the host mounts: of version 1 there would be ten mounts, each showing the host's tree.
+        let own;
+        let cgroups = match &self.cgroups {
+            Some(host) => host,
+            None => {
+                own = new_filesystem("cgroup2", &[], self.sys_attributes)?;
+                &own
+            }
+        };
         attach(cgroups.as_fd(), point.as_fd()).doing(|| "mount /sys/fs/cgroup".into())
     }
+}
+
+/// Those of this process's IPC namespace.
+fn queues() -> Result<OwnedFd, Failure> {
+    new_filesystem("mqueue", &[], LOCKED)
+}
+
+/// Those of the host's, which only root of the machine may mount; where the host shows none there is an empty folder.
+fn host_queues() -> Result<OwnedFd, Failure> {
+    let nothing = || tmpfs(Some("0"), 0o555, LOCKED | MountAttrFlags::MOUNT_ATTR_RDONLY);
+    queues().or_else(|_| bind_host("/dev/mqueue", LOCKED)).or_else(|_| nothing())
 }
 
 fn new_proc(tasks: Option<u32>) -> Result<OwnedFd, Failure> {
@@ -176,10 +220,15 @@ impl Devices {
         }
         let null = open_null(&directory)?;
         let terminals = new_terminals(system.terminal_group)?;
-        let size = spec.shm_size.to_string();
-        let shared_memory = tmpfs(Some(&size), 0o1777, LOCKED)?;
-        let queues = new_filesystem("mqueue", &[], LOCKED)?;
-        for (name, mount) in [("pts", &terminals), ("shm", &shared_memory), ("mqueue", &queues)] {
+        let own;
+        let [shared_memory, queues] = match &system.communication {
+            Some(host) => host,
+            None => {
+                own = [tmpfs(Some(&spec.shm_size.to_string()), 0o1777, LOCKED)?, queues()?];
+                &own
+            }
+        };
+        for (name, mount) in [("pts", &terminals), ("shm", shared_memory), ("mqueue", queues)] {
             let flags = OFlags::PATH | OFlags::CLOEXEC;
             openat(&directory, name, flags, Mode::empty())
                 .and_then(|point| attach(mount.as_fd(), point.as_fd()))
@@ -196,16 +245,27 @@ impl Devices {
     }
 
     fn allocate(&self) -> SysResult<(OwnedFd, OwnedFd)> {
-        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let controlling = openat(&self.terminals, "ptmx", flags, Mode::empty())?;
-        unlockpt(&controlling)?;
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let process = ioctl_tiocgptpeer(&controlling, flags)?;
+        let (controlling, process) = pair(self.terminals.as_fd(), "ptmx")?;
         let console = openat(&self.directory, "console", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let mount = clone_tree(process.as_fd(), false)?;
         attach(mount.as_fd(), console.as_fd())?;
         Ok((controlling, process))
     }
+}
+
+/// Both sides of a new terminal.
+fn pair(folder: BorrowedFd<'_>, name: &str) -> SysResult<(OwnedFd, OwnedFd)> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let controlling = openat(folder, name, flags, Mode::empty())?;
+    unlockpt(&controlling)?;
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let process = ioctl_tiocgptpeer(&controlling, flags)?;
+    Ok((controlling, process))
+}
+
+/// A terminal of those that forge itself sees: a process in a changed root has no name for it.
+pub(super) fn outer_terminal() -> Result<(OwnedFd, OwnedFd), Failure> {
+    pair(CWD, "/dev/ptmx").doing(|| "allocate a terminal".into())
 }
 
 fn new_terminals(with_group: bool) -> Result<OwnedFd, Failure> {

@@ -4,6 +4,7 @@
 //! with `mounts`, `root`, `devices`, `stubs`, `identity` and `launch` as its chapters; `shim` is that of a process which has an
 //! OCI runtime do most of it, by a `bundle`.
 
+mod bpf;
 mod bundle;
 mod cgroups;
 mod device_program;
@@ -22,6 +23,7 @@ mod server;
 mod setup;
 mod shim;
 pub(crate) mod sys;
+mod unified;
 
 pub(crate) use cgroups::GROUP_PREFIX;
 pub(crate) use devices::NODES;

@@ -3,7 +3,7 @@ use super::network::{Networks, PrivateNetwork};
 use super::rights::Rights;
 use super::{setup, shim, sys};
 use crate::message::{self, Channel, Doing, ExitReport, Failure, Maker, Message, Order};
-use crate::{DevicePolicy, NetworkMode};
+use crate::{DevicePolicy, NetworkMode, SharedNamespaces};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use rustix::process::{Signal, pidfd_send_signal};
@@ -189,7 +189,7 @@ fn spawn(order: &Order, machine: &mut Machine, channel: &OwnedFd, exit: OwnedFd)
     let means = setup::Means { cgroups: &machine.cgroups, rights: &machine.rights, number, server };
     let group = target(means.cgroups, order.devices, &wish, order.own_group.then_some(number), &mut notices)?;
     let namespaces = match order.maker {
-        Maker::Init => machine.namespaces | new_network,
+        Maker::Init => (machine.namespaces | new_network) & !kept(order.shared),
         Maker::Shim => machine.namespaces & !MADE_BY_RUNTIMES,
     };
     // SAFETY: this process never starts a thread.
@@ -202,14 +202,22 @@ fn spawn(order: &Order, machine: &mut Machine, channel: &OwnedFd, exit: OwnedFd)
             }
         }
         Ok(sys::Cloned::Parent { pid, pidfd }) => {
-            let address = private.as_ref().and_then(|network| network.address);
+            let address = private.as_ref().map(|network| network.address);
+            let apart = private.as_ref().filter(|network| !network.is_routed()).map(PrivateNetwork::namespace);
+            let descriptors: Vec<_> = std::iter::once(pidfd.as_fd()).chain(apart).collect();
             // A caller that has given this container up is no reason to end the others.
-            let _ = message::send(channel.as_fd(), &Message::Spawned { address, notices }, &[pidfd.as_fd()]);
+            let _ = message::send(channel.as_fd(), &Message::Spawned { address, notices }, &descriptors);
             let network = private.map(|network| (network, !order.owns_network));
             Ok(Child { pid, pidfd, maker: order.maker, exit, group, network })
         }
         Err(errno) => Err(errno).doing(|| "create namespaces".into()),
     }
+}
+
+/// The flags for namespaces that are the caller's.
+fn kept(shared: SharedNamespaces) -> u64 {
+    let flag = |shared: bool, flag: i32| if shared { flag as u64 } else { 0 };
+    flag(shared.ipc, libc::CLONE_NEWIPC) | flag(shared.uts, libc::CLONE_NEWUTS)
 }
 
 /// The flag for a new network namespace, or one that was made ready.

@@ -53,14 +53,15 @@ fn live(channel: &Channel, means: &Means<'_>, entered: rustix::io::Result<()>) -
     let Configuration { id, spec, streams, runtime_dir, .. } = *configuration;
     means.rights.require(&spec.process.user)?;
     confine(&id, &spec, means, channel)?;
-    let container = Container::build(&spec, &runtime_dir, means, channel)?;
-    let streams = Streams::arrange(&spec.process, &container, streams, descriptors, channel)?;
+    let mut container = Container::build(&spec, &runtime_dir, means, channel)?;
+    let streams = Streams::arrange(&spec.process, &mut container, streams, descriptors, channel)?;
     let program = Program::new(&spec.process)?;
     if channel.send(&Message::Ready, &[]).is_err() || !matches!(channel.receive(), Ok(Some((Message::Start, _)))) {
         return Ok(());
     }
     streams.install(spec.process.user.uid)?;
     enter_directory(&container.root, &spec.process)?;
+    container.set_score(&spec.process)?;
     identity::limit(&spec.process)?;
     identity::become_user(&spec, means.rights)?;
     sys::close_on_exec_from(3).doing(|| "mark descriptors".into())?;
@@ -100,7 +101,7 @@ fn confine(id: &str, spec: &SandboxSpec, means: &Means<'_>, channel: &Channel) -
         // A caller that has gone is noticed at the next message; the groups are then removed by the next container.
         let _ = channel.send(&Message::Confined { groups, notices }, &[]);
     }
-    match means.rights.mounts {
+    match means.rights.mounts && !spec.shared.cgroup {
         true => sys::new_cgroup_namespace().doing(|| "make a cgroup namespace".into()),
         false => Ok(()),
     }
@@ -124,15 +125,26 @@ fn namespace_bounds(count: u32) -> bool {
 /// The mounts of a container, once it has been entered.
 struct Container {
     root: Root,
-    /// `None` in a changed root, which has been furnished before.
-    devices: Option<Devices>,
+    furnishing: Furnishing,
+}
+
+/// What there is below `/dev` and `/proc`.
+enum Furnishing {
+    Own {
+        devices: Devices,
+        system: SystemMounts,
+    },
+    /// A changed root has been furnished before; a terminal is one of those outside of it.
+    Before {
+        terminal: Option<(OwnedFd, OwnedFd)>,
+    },
 }
 
 impl Container {
     fn build(spec: &SandboxSpec, runtime: &Path, means: &Means<'_>, channel: &Channel) -> Result<Self, Failure> {
         if !means.rights.mounts {
-            let root = root::change(spec)?;
-            return Ok(Self { root, devices: None });
+            let terminal = spec.process.terminal.then(devices::outer_terminal).transpose()?;
+            return Ok(Self { root: root::change(spec)?, furnishing: Furnishing::Before { terminal } });
         }
         root::make_private()?;
         // While the host's tree is still in sight.
@@ -162,7 +174,29 @@ impl Container {
                 sys::MountChange { set: u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()), ..Default::default() };
             sys::mount_setattr(root_mount.as_fd(), change).doing(|| "make the root read-only".into())?;
         }
-        Ok(Self { root, devices: Some(devices) })
+        Ok(Self { root, furnishing: Furnishing::Own { devices, system } })
+    }
+
+    /// The controlling and the process side of a terminal.
+    fn terminal(&mut self) -> Result<(OwnedFd, OwnedFd), Failure> {
+        match &mut self.furnishing {
+            Furnishing::Own { devices, .. } => devices.terminal(),
+            Furnishing::Before { terminal } => {
+                let none = || Failure::Unsupported { what: "a second terminal".into() };
+                terminal.take().ok_or_else(none)
+            }
+        }
+    }
+
+    /// Tells the kernel how readily it may kill the process for want of memory.
+    fn set_score(&self, process: &ProcessSpec) -> Result<(), Failure> {
+        let Some(score) = process.oom_score else { return Ok(()) };
+        match &self.furnishing {
+            Furnishing::Own { system, .. } => system.write("self/oom_score_adj", &score.to_string()),
+            Furnishing::Before { .. } => {
+                Err(Failure::Unsupported { what: "a score of processes (--oom-score-adj) in a changed root".into() })
+            }
+        }
     }
 
     fn furnish(
@@ -195,8 +229,11 @@ pub(super) fn announce(stubs: Vec<Stub>, removal: StubRemoval, channel: &Channel
 }
 
 fn name_host(spec: &SandboxSpec) -> Result<(), Failure> {
-    if !spec.hostname.is_empty() {
+    if !spec.hostname.is_empty() && !spec.shared.uts {
         rustix::system::sethostname(spec.hostname.as_bytes()).doing(|| "set the host name".into())?;
+    }
+    if !spec.domain.is_empty() && !spec.shared.uts {
+        rustix::system::setdomainname(spec.domain.as_bytes()).doing(|| "set the domain name".into())?;
     }
     match spec.network {
         // A private one was made ready before.
@@ -214,16 +251,13 @@ enum Streams {
 impl Streams {
     fn arrange(
         process: &ProcessSpec,
-        container: &Container,
+        container: &mut Container,
         given: [bool; 3],
         descriptors: Vec<OwnedFd>,
         channel: &Channel,
     ) -> Result<Self, Failure> {
         if process.terminal {
-            let Some(devices) = &container.devices else {
-                return Err(Failure::Unsupported { what: "a terminal where forge may mount nothing".into() });
-            };
-            let (controlling, side) = devices.terminal()?;
+            let (controlling, side) = container.terminal()?;
             // A caller that has gone is noticed at the next message.
             let _ = channel.send(&Message::Terminal, &[controlling.as_fd()]);
             return Ok(Self::Terminal(side));

@@ -5,8 +5,9 @@
 //! is, the kernel ends the container with it.
 
 use super::bundle::{self, Surroundings};
-use super::cgroups::GROUP_PREFIX;
+use super::cgroups::{GROUP_PREFIX, Wish};
 use super::launch;
+use super::limits::not_enforced;
 use super::memory_group::MemoryGroup;
 use super::mounts::{self, LOCKED, Prepared, attach, tmpfs};
 use super::paths::{PointKind, Root};
@@ -59,10 +60,6 @@ fn live(channel: &Channel, means: &Means<'_>, entered: rustix::io::Result<()>) -
     let Some(program) = oci_runtime else {
         return Err(Failure::InvalidSpec { reason: "no OCI runtime".into() });
     };
-    if !means.rights.trusted {
-        // Runtimes make groups where an ordinary user may not, and end when they cannot.
-        return Err(Failure::Unsupported { what: "an OCI runtime without root of the machine".into() });
-    }
     means.rights.require(&spec.process.user)?;
     means.cgroups.release_devices(DevicePolicy::All).doing(|| "leave the device cgroup".into())?;
     root::make_private()?;
@@ -87,7 +84,8 @@ fn live(channel: &Channel, means: &Means<'_>, entered: rustix::io::Result<()>) -
 }
 
 /// A procfs of the shim's PID namespace, by which the runtime knows itself and its children. Runtimes also join groups of
-/// version 2 beside those of version 1, or refuse a machine that has both: they get to see version 1 alone there.
+/// version 2 beside those of version 1, or refuse a machine that has both: they get to see version 1 alone there. Who cannot
+/// take the mount away, since it is the host's, covers it.
 fn show_own_processes() -> Result<(), Failure> {
     const TMPFS_MAGIC: u32 = 0x0102_1994;
     let proc = mounts::new_filesystem("proc", &[], LOCKED)?;
@@ -96,8 +94,14 @@ fn show_own_processes() -> Result<(), Failure> {
         .doing(|| "mount the shim's /proc".into())?;
     let legacy = open_folder(Path::new("/sys/fs/cgroup")).and_then(|top| fstatfs(&top));
     if legacy.is_ok_and(|top| top.f_type as u32 == TMPFS_MAGIC) {
+        let unified = Path::new("/sys/fs/cgroup/unified");
         // Where there is none there is nothing to hide.
-        let _ = unmount("/sys/fs/cgroup/unified", UnmountFlags::DETACH);
+        if unmount(unified, UnmountFlags::DETACH) == Err(Errno::INVAL)
+            && let Ok(point) = open_folder(unified)
+        {
+            let empty = tmpfs(Some("0"), 0o555, LOCKED | MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+            attach(empty.as_fd(), point.as_fd()).doing(|| "hide version 2 of the control groups".into())?;
+        }
     }
     Ok(())
 }
@@ -139,7 +143,7 @@ impl Assembly<'_> {
         let around = Surroundings {
             root: &runtime_dir.join(root::layout::ROOT),
             devices: &devices.collect::<Result<Vec<_>, _>>()?,
-            group: self.group()?,
+            group: self.group(channel)?,
             held: sys::permitted().doing(|| "read capabilities".into())?,
             rights: means.rights,
             hard_limit: &identity::hard_limit,
@@ -178,12 +182,22 @@ impl Assembly<'_> {
         mounts::attach_all(mounts, root, stubs)
     }
 
-    /// Below the shim's own group, or where the caller wants it.
-    fn group(&self) -> Result<String, Failure> {
+    /// Below the shim's own group, or where the caller wants it. Runtimes end when they may not make the group they are told,
+    /// and go without where they are told none: an ordinary user's are.
+    fn group(&self, channel: &Channel) -> Result<Option<String>, Failure> {
         let own = format!("{GROUP_PREFIX}{}-{}-{}", self.id, self.means.server, self.means.number);
-        let Some(parent) = &self.spec.group.parent else { return Ok(own) };
-        let path = parent.join(own).into_os_string();
-        path.into_string().map_err(|_| Failure::Unsupported { what: "a cgroup parent that is not UTF-8".into() })
+        if !self.means.rights.trusted {
+            let wish = Wish { name: own, resources: &self.spec.resources, placement: &self.spec.group };
+            for limit in wish.all_limits() {
+                let notice = not_enforced(limit, "an OCI runtime without root of the machine makes no control groups");
+                // A caller that has gone wants no notice.
+                let _ = channel.send(&Message::Notice(notice), &[]);
+            }
+            return Ok(None);
+        }
+        let Some(parent) = &self.spec.group.parent else { return Ok(Some(own)) };
+        let path = parent.join(own).into_os_string().into_string();
+        path.map(Some).map_err(|_| Failure::Unsupported { what: "a cgroup parent that is not UTF-8".into() })
     }
 }
 

@@ -55,7 +55,7 @@ fn spec(fixture: &Fixture) -> SandboxSpec {
         MountSpec::new("/tmp", memory(), false),
     ];
     let mut granted = [None; 16];
-    let zero = DeviceNode { kind: DeviceKind::Character, major: 1, minor: 5, read: true, write: true };
+    let zero = DeviceNode { kind: DeviceKind::Character, major: Some(1), minor: Some(5), read: true, write: true };
     granted[0] = Some(zero);
     spec.devices = DevicePolicy::StandardAnd(granted);
     let process = &mut spec.process;

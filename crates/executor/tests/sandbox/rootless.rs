@@ -1,13 +1,15 @@
 //! The same containers for an ordinary user. Root runs this program again as a user made for it, whom only a mount
 //! namespace of the test's own knows.
 
-use crate::fixture::{Fixture, executor, output, run as run_in_sandbox, run_on};
-use crate::{attacks, lifecycle, limits, network, probe, process, surface};
-use forge_executor::{Executor, NamespaceExecutor, NamespaceIds, NetworkMode, SandboxSpec};
+use crate::fixture::{Fixture, executor, id, output, run as run_in_sandbox, run_on, wait};
+use crate::{attacks, lifecycle, limits, network, oci, probe, process, surface};
+use forge_executor::{
+    Container, Executor, InnerSocket, NamespaceExecutor, NamespaceIds, NetworkMode, SandboxSpec, Stdio,
+};
 use libtest_mimic::{Arguments, Trial};
+use std::io::Read;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub const TESTS: &[(&str, fn())] = &[("rootless_everything_again_as_a_user", everything_again)];
@@ -15,7 +17,7 @@ pub const TESTS: &[(&str, fn())] = &[("rootless_everything_again_as_a_user", eve
 const ASKED: &str = "FORGE_TEST_ROOTLESS";
 
 /// What cannot be so for a user, with what stands for it below.
-const OTHERWISE: [&str; 12] = [
+const OTHERWISE: [&str; 15] = [
     "privileged_full_privileges",                             // opens a device that it makes
     "privileged_a81_socket_families",                         // rootless_a81
     "privileged_a87_devices",                                 // rootless_a87
@@ -28,6 +30,9 @@ const OTHERWISE: [&str; 12] = [
     "privileged_a93_containers",                              // they have no address for each other
     "privileged_private_networks_leave",                      // rootless_helpers_end
     "privileged_a_killed_set_up_process_leaves_no_interface", // the same
+    "privileged_oci_memory",                                  // rootless_oci_limits_are_named
+    "privileged_oci_leaves_nothing",                          // there are no groups to leave
+    "privileged_s5_table_beside_runc",                        // what the runtime alone does for root
 ];
 
 const INSIDE: &[(&str, fn())] = &[
@@ -38,6 +43,8 @@ const INSIDE: &[(&str, fn())] = &[
     ("rootless_a95_groups_and_owners", a95_groups),
     ("rootless_what_is_not_enforced_is_said", notices),
     ("rootless_a92_private_networks_by_a_helper", private_networks),
+    ("rootless_sockets_of_a_private_network", sockets),
+    ("rootless_oci_limits_are_named", oci_limits),
     ("rootless_helpers_end_with_the_set_up_process", helpers_end),
 ];
 
@@ -50,7 +57,8 @@ pub fn run() -> ! {
     assert!(!rustix::process::geteuid().is_root());
     let ids = forge_executor::enter_user_namespace().expect("a user namespace");
     assert_eq!(ids, NamespaceIds::Subordinate);
-    let groups = [process::TESTS, lifecycle::TESTS, limits::TESTS, network::TESTS, attacks::TESTS, surface::TESTS];
+    let groups =
+        [process::TESTS, lifecycle::TESTS, limits::TESTS, network::TESTS, oci::TESTS, attacks::TESTS, surface::TESTS];
     let here = |(name, _): &(&str, fn())| !OTHERWISE.iter().any(|other| name.starts_with(other));
     let tests = groups.concat().into_iter().filter(here).chain(INSIDE.iter().copied());
     let trials = tests.map(|(name, test)| {
@@ -62,35 +70,10 @@ pub fn run() -> ! {
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
 }
 
-/// The shell stays: with the last process of a mount namespace go the names of the files in it, as of this program.
-const ENTER: &str = "set -e; mount --bind \"$FOLDER\" /mnt; mount --bind \"$PROGRAM\" /mnt/program; \
-    for file in subuid subgid passwd; do mount --bind /mnt/$file /etc/$file; done; cd /mnt; \
-    [ ! -e /dev/net/tun ] || { mknod -m 666 tun c 10 200; mount --bind tun /dev/net/tun; }; \
-    setpriv --reuid=4242 --regid=4242 --groups=4343 env TMPDIR=/mnt/tmp FORGE_TEST_ROOTLESS=1 /mnt/program --test-threads 2";
-
 fn everything_again() {
-    if !std::path::Path::new("/usr/bin/newuidmap").exists() {
-        assert!(std::env::var_os("FORGE_REQUIRE_PRIVILEGED").is_none_or(|value| value != "1"), "needs uidmap");
-        println!("SKIPPED (needs uidmap): rootless_everything_again_as_a_user");
-        return;
-    }
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("folder");
-    let path = |name: &str| folder.path().join(name);
-    let write = |name: &str, text: &str| std::fs::write(path(name), text).expect("file");
-    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("mode");
-    std::fs::create_dir(path("tmp")).expect("folder");
-    std::os::unix::fs::chown(path("tmp"), Some(4242), Some(4242)).expect("owner");
-    let passwd = std::fs::read_to_string("/etc/passwd").expect("passwd");
-    write("passwd", &format!("{passwd}tester:x:4242:4242::/mnt:/bin/sh\n"));
-    write("program", "");
-    write("subuid", "tester:7000000:65536\n");
-    write("subgid", "tester:7000000:65536\n");
-    let mut command = Command::new("unshare");
-    command.args(["-m", "sh", "-c", ENTER]).env("FOLDER", folder.path());
-    let run = command.env("PROGRAM", std::env::current_exe().expect("own path")).output().expect("runs");
-    let text = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
-    assert!(run.status.success(), "{text}");
-    assert!(text.contains("test rootless_a95_groups_and_owners") && text.contains(" 0 failed"), "{text}");
+    let test = "rootless_everything_again_as_a_user";
+    let Some(text) = forge_testkit::run_again_as_user(test, ASKED, env!("CARGO_TARGET_TMPDIR")) else { return };
+    assert!(text.contains("test rootless_a95_groups_and_owners"), "{text}");
 }
 
 /// As for root but for the map, and for devices: a user's root cannot even make them, and has the host's bound.
@@ -162,6 +145,54 @@ fn private_networks() {
     assert!(lines[0] == "lo 127.0.0.1/8" && seen.contains("eth0 ") && lines.last() == Some(&"way"), "{seen}");
     listener.set_nonblocking(true).expect("mode");
     assert!(listener.accept().is_err(), "somebody came");
+}
+
+/// What published ports are made of: the host reaches the container by a socket of its network, and what listens on the
+/// container's own loopback alone is not reached.
+fn sockets() {
+    if !has_helper() {
+        return;
+    }
+    let fixture = Fixture::new();
+    let spec = private(fixture.shell("echo hidden | nc -l -s 127.0.0.1 -p 82 & echo inside | nc -l -p 81"));
+    let container: Arc<dyn Container> = executor().create(&id(), &spec, Stdio::default()).expect("creates").into();
+    container.start().expect("starts");
+    let address = container.address().expect("an address");
+    let connect = |port: u16| {
+        let socket = container.inner_socket(InnerSocket::Stream).expect("no route").expect("a socket");
+        let to = std::net::SocketAddr::from((address, port));
+        rustix::io::ioctl_fionbio(&socket, false).expect("mode");
+        rustix::net::connect(&socket, &to).map(|()| std::net::TcpStream::from(socket))
+    };
+    let begin = Instant::now();
+    let mut stream = loop {
+        match connect(81) {
+            Ok(stream) => break stream,
+            Err(error) => assert!(begin.elapsed() < Duration::from_secs(5), "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let mut text = String::new();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
+    let _ = stream.read_to_string(&mut text);
+    assert_eq!(text, "inside\n");
+    assert!(connect(82).is_err(), "the container's loopback was reached");
+    container.kill_all().expect("kills");
+    wait(&container).expect("ends");
+}
+
+fn oci_limits() {
+    for (name, runtime) in oci::runtimes() {
+        let mut spec = Fixture::new().shell("echo ran");
+        let fixture = Fixture::new();
+        spec.root = fixture.root();
+        spec.resources.memory = Some(16 << 20);
+        assert_eq!(run_on(runtime, &spec).expect(name).success(), "ran\n", "{name}");
+        let told = runtime.notices();
+        let line =
+            "the memory limit is not enforced: an OCI runtime without root of the machine makes no control groups";
+        assert!(told.iter().any(|notice| notice == line), "{name}: {told:?}");
+    }
 }
 
 /// Programs of the user that carry packets.

@@ -113,7 +113,7 @@ fn a87_granted() {
     let fixture = Fixture::new();
     let mut spec = fixture.shell(script);
     let mut granted = [None; 16];
-    let fuse = DeviceNode { kind: DeviceKind::Character, major: 10, minor: 229, read: true, write: false };
+    let fuse = DeviceNode { kind: DeviceKind::Character, major: Some(10), minor: Some(229), read: true, write: false };
     granted[0] = Some(fuse);
     spec.devices = DevicePolicy::StandardAnd(granted);
     let expected = if fs::exists("/dev/fuse").unwrap_or(false) { "OPENED c 10 229\n" } else { "" };

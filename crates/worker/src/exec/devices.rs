@@ -211,8 +211,8 @@ fn numbers(path: &Path, permissions: &str) -> Result<DeviceNode, ExecError> {
     };
     Ok(DeviceNode {
         kind,
-        major: major(found.st_rdev),
-        minor: minor(found.st_rdev),
+        major: Some(major(found.st_rdev)),
+        minor: Some(minor(found.st_rdev)),
         read: permissions.contains('r'),
         write: permissions.contains('w'),
     })
@@ -262,7 +262,7 @@ mod tests {
 
     fn nodes(spec: &SandboxSpec) -> Vec<(u32, u32, bool)> {
         let DevicePolicy::StandardAnd(nodes) = spec.devices else { return Vec::new() };
-        nodes.iter().flatten().map(|node| (node.major, node.minor, node.write)).collect()
+        nodes.iter().flatten().map(|node| (node.major.unwrap(), node.minor.unwrap(), node.write)).collect()
     }
 
     #[test]

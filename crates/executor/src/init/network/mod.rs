@@ -59,14 +59,19 @@ enum Carrier {
 /// A network namespace with a way out.
 pub(super) struct PrivateNetwork {
     namespace: OwnedFd,
-    /// Of the container, where the host reaches it.
-    pub(super) address: Option<Ipv4Addr>,
-    _helper: Option<Helper>,
+    /// Of the container.
+    pub(super) address: Ipv4Addr,
+    helper: Option<Helper>,
 }
 
 impl PrivateNetwork {
     pub(super) fn namespace(&self) -> BorrowedFd<'_> {
         self.namespace.as_fd()
+    }
+
+    /// Whether the host has a way to its address.
+    pub(super) fn is_routed(&self) -> bool {
+        self.helper.is_none()
     }
 }
 
@@ -105,7 +110,7 @@ impl Networks {
                 *begun += 1;
                 let point = self.runtime.join(format!("network-{}-{begun}", std::process::id()));
                 let (namespace, helper) = userspace::connect(*network, &point)?;
-                Ok(PrivateNetwork { namespace, address: None, _helper: Some(helper) })
+                Ok(PrivateNetwork { namespace, address: userspace::address(*network), helper: Some(helper) })
             }
         }
     }
@@ -209,7 +214,7 @@ impl Router {
             .and_then(|index| inner.configure(index, Some((address, 16)), &[Route::Default(gateway)]));
         sys::enter_network(self.own_namespace.as_fd())?;
         configured?;
-        Ok(PrivateNetwork { namespace, address: Some(address), _helper: None })
+        Ok(PrivateNetwork { namespace, address, helper: None })
     }
 
     /// Leaves this process in the new namespace.

@@ -11,6 +11,7 @@ use rustix::io::{Errno, Result, retry_on_intr};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
 use std::io::Read;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, Command, Stdio};
@@ -33,7 +34,7 @@ const PROGRAMS: [Program; 2] =
     [Program { name: "pasta", arguments: of_pasta }, Program { name: "slirp4netns", arguments: of_slirp4netns }];
 
 fn of_pasta([a, b]: [u8; 2], namespace: &str) -> Vec<String> {
-    let address = format!("{a}.{b}.0.100");
+    let address = address([a, b]).to_string();
     let gateway = format!("{a}.{b}.0.2");
     let fixed = "--foreground --quiet --ipv4-only --config-net --no-map-gw --no-dhcp --no-netns-quit \
                  --tcp-ports none --udp-ports none --tcp-ns none --udp-ns none --netns-only";
@@ -41,6 +42,11 @@ fn of_pasta([a, b]: [u8; 2], namespace: &str) -> Vec<String> {
     let more = ["--address", &address, "--netmask", "255.255.255.0", "--gateway", &gateway, "--ns-ifname", "eth0"];
     all.extend(more.iter().chain(&["--netns", namespace]).map(|word| (*word).to_owned()));
     all
+}
+
+/// What every namespace is told to be; slirp4netns takes no other one.
+pub(super) fn address([a, b]: [u8; 2]) -> Ipv4Addr {
+    Ipv4Addr::new(a, b, 0, 100)
 }
 
 fn of_slirp4netns([a, b]: [u8; 2], namespace: &str) -> Vec<String> {
