@@ -9,8 +9,10 @@
 mod args;
 mod commands;
 mod config;
+mod detach_keys;
 mod environment;
 mod failure;
+mod front;
 mod gc_config;
 mod interrupt;
 mod output;
@@ -37,6 +39,9 @@ fn main() -> ExitCode {
         Err(error) => return ExitCode::from(usage(&error)),
     };
     let prefix = commands::error_prefix(&cli.command);
+    if let Some(code) = front::stand(&cli.command) {
+        return ExitCode::from(code);
+    }
     // While there is one thread: a process with several cannot enter a user namespace.
     let standing = match standing::Standing::establish(&cli.command) {
         Ok(standing) => standing,

@@ -33,6 +33,9 @@ pub struct RunArgs {
     /// Give the command a terminal
     #[arg(short = 't', long)]
     pub tty: bool,
+    /// Keys that leave the container to itself, which goes on in the background [default: ctrl-p,ctrl-q]
+    #[arg(long, value_name = "KEY,...")]
+    pub detach_keys: Option<String>,
     /// Network of the container: default, none or host
     #[arg(long, alias = "net", value_name = "MODE", default_value = "default")]
     pub network: String,
@@ -81,6 +84,9 @@ pub struct RunArgs {
     /// Device of the host, or folder of devices, that the container may use; rights of r, w and m (repeatable)
     #[arg(long = "device", value_name = "HOST[:CONTAINER][:rwm]")]
     pub devices: Vec<String>,
+    /// Devices that may be opened by nodes made in the container; a is both kinds, * every number (repeatable)
+    #[arg(long = "device-cgroup-rule", value_name = "a|b|c MAJOR:MINOR rwm")]
+    pub device_rules: Vec<String>,
     /// Capability to give, or ALL (repeatable)
     #[arg(long = "cap-add", value_name = "NAME", value_delimiter = ',')]
     pub cap_add: Vec<String>,
@@ -90,6 +96,30 @@ pub struct RunArgs {
     /// Give all capabilities and devices, filter and mask nothing
     #[arg(long)]
     pub privileged: bool,
+    /// System V and POSIX communication, and /dev/shm: private, shareable (which nobody can share yet) or host
+    #[arg(long, value_name = "MODE", default_value = "private")]
+    pub ipc: String,
+    /// Host and domain name: empty for the container's own, or host
+    #[arg(long, value_name = "MODE", default_value = "")]
+    pub uts: String,
+    /// Processes: empty or private for the container's own
+    #[arg(long, value_name = "MODE", default_value = "")]
+    pub pid: String,
+    /// Control groups that the container sees: private or host
+    #[arg(long, value_name = "MODE", default_value = "private")]
+    pub cgroupns: String,
+    /// User ids: host, which are those that forge has
+    #[arg(long, value_name = "MODE", default_value = "host")]
+    pub userns: String,
+    /// Setting of the container's network or communication, as net.ipv4.ip_forward=1 (repeatable)
+    #[arg(long = "sysctl", value_name = "NAME=VALUE")]
+    pub sysctls: Vec<String>,
+    /// NIS domain name of the container
+    #[arg(long, value_name = "NAME")]
+    pub domainname: Option<String>,
+    /// How readily the kernel kills the container for want of memory, -1000 to 1000
+    #[arg(long, value_name = "SCORE", allow_hyphen_values = true)]
+    pub oom_score_adj: Option<i32>,
     /// no-new-privileges, seccomp=FILE (docker's format), seccomp=unconfined, seccomp=builtin, systempaths=unconfined, apparmor=unconfined or label=disable (repeatable)
     #[arg(long = "security-opt", value_name = "OPTION")]
     pub security: Vec<String>,
@@ -105,6 +135,12 @@ pub struct RunArgs {
     /// Label of the container (repeatable)
     #[arg(short = 'l', long = "label", value_name = "NAME[=VALUE]")]
     pub labels: Vec<String>,
+    /// File with labels, one a line (repeatable)
+    #[arg(long = "label-file", value_name = "FILE")]
+    pub label_files: Vec<PathBuf>,
+    /// Run no health check of the image's; forge runs none
+    #[arg(long, hide = true)]
+    pub no_healthcheck: bool,
     /// Write the container's id to a file, which must not be there
     #[arg(long, value_name = "FILE")]
     pub cidfile: Option<PathBuf>,
@@ -142,20 +178,16 @@ impl FlagTable for Refused {
         flag("attach", Some('a'), Shape::Value),
         flag("blkio-weight", None, Shape::Value),
         flag("blkio-weight-device", None, Shape::Value),
-        flag("cgroupns", None, Shape::Value),
         flag("cpu-count", None, Shape::Value),
         flag("cpu-percent", None, Shape::Value),
         flag("cpu-rt-period", None, Shape::Value),
         flag("cpu-rt-runtime", None, Shape::Value),
         flag("detach", Some('d'), Shape::Switch),
-        flag("detach-keys", None, Shape::Value),
-        flag("device-cgroup-rule", None, Shape::Value),
         flag("device-read-bps", None, Shape::Value),
         flag("device-read-iops", None, Shape::Value),
         flag("device-write-bps", None, Shape::Value),
         flag("device-write-iops", None, Shape::Value),
         flag("disable-content-trust", None, Shape::Switch),
-        flag("domainname", None, Shape::Value),
         flag("gpus", None, Shape::Value),
         flag("health-cmd", None, Shape::Value),
         flag("health-interval", None, Shape::Value),
@@ -167,10 +199,8 @@ impl FlagTable for Refused {
         flag("io-maxiops", None, Shape::Value),
         flag("ip", None, Shape::Value),
         flag("ip6", None, Shape::Value),
-        flag("ipc", None, Shape::Value),
         flag("isolation", None, Shape::Value),
         flag("kernel-memory", None, Shape::Value),
-        flag("label-file", None, Shape::Value),
         flag("link", None, Shape::Value),
         flag("link-local-ip", None, Shape::Value),
         flag("log-driver", None, Shape::Value),
@@ -180,16 +210,10 @@ impl FlagTable for Refused {
         flag("memory-swappiness", None, Shape::Value),
         flag("net-alias", None, Shape::Value),
         flag("network-alias", None, Shape::Value),
-        flag("no-healthcheck", None, Shape::Switch),
         flag("oom-kill-disable", None, Shape::Switch),
-        flag("oom-score-adj", None, Shape::Value),
-        flag("pid", None, Shape::Value),
         flag("restart", None, Shape::Value),
         flag("storage-opt", None, Shape::Value),
-        flag("sysctl", None, Shape::Value),
         flag("use-api-socket", None, Shape::Switch),
-        flag("userns", None, Shape::Value),
-        flag("uts", None, Shape::Value),
         flag("volume-driver", None, Shape::Value),
         flag("volumes-from", None, Shape::Value),
     ];

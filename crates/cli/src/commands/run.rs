@@ -1,6 +1,8 @@
 use super::{Start, block_on, block_on_many};
 use crate::args::RunArgs;
+use crate::detach_keys::DetachKeys;
 use crate::failure::{BEFORE_START, Failure};
+use crate::front::Back;
 use crate::output;
 use crate::progress::{Display, Mode};
 use crate::request::{check_terminal, run_request};
@@ -16,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Signals that go to the container's process instead of ending forge.
@@ -53,12 +55,26 @@ fn run_inner(start: &Start, args: &RunArgs) -> Result<u8, Failure> {
     }
     make_bind_sources(&request)?;
     let stop = StopPolicy::read(args)?;
+    let keys = DetachKeys::parse(args.detach_keys.as_deref().unwrap_or_default())?;
+    let back = Back::of(&start.environment);
+    if let Some(back) = back {
+        back.end_with_front();
+    }
+    let detach = back.map(|back| (keys, back));
     let id_file = args.cidfile.as_deref().map(IdFile::reserve).transpose()?;
     let mode = if args.quiet { Mode::None } else { Mode::read(None, std::io::stderr().is_terminal())? };
     let busy = !request.ports.is_empty() || request.publish_all;
-    let attached = attached(start, (request, expected), mode, stop, id_file);
+    let attached = attached(start, (request, expected), mode, Manner { stop, id_file, detach });
     // One that waits for a container needs no threads of its own, and starts sooner without.
     if busy { block_on_many(attached) } else { block_on(attached) }
+}
+
+/// How a container is started and left.
+struct Manner {
+    stop: Option<StopPolicy>,
+    id_file: Option<IdFile>,
+    /// What is typed to leave it, where it can be.
+    detach: Option<(DetachKeys, Back)>,
 }
 
 /// How SIGTERM ends a container where `--stop-signal` or `--stop-timeout` is given: as `docker stop`.
@@ -142,9 +158,9 @@ async fn attached(
     start: &Start,
     (request, expected): (RunRequest, Option<ExpectedContainer>),
     mode: Mode,
-    stop: Option<StopPolicy>,
-    id_file: Option<IdFile>,
+    manner: Manner,
 ) -> Result<u8, Failure> {
+    let Manner { stop, id_file, detach } = manner;
     let (terminal, interactive) = (request.terminal, request.interactive);
     let signals = Signals::watch(stop)?;
     let quiet = matches!(mode, Mode::None);
@@ -158,7 +174,7 @@ async fn attached(
         file.fill(container.id())?;
     }
     let outcome = match container.pty() {
-        Some(pty) if terminal => with_terminal(&container, pty, interactive).await?,
+        Some(pty) if terminal => with_terminal(&container, pty, interactive, detach).await?,
         _ => container.wait().await?,
     };
     if let Some(limit) = outcome.memory_limit {
@@ -201,23 +217,64 @@ async fn with_terminal(
     container: &Arc<RunningContainer>,
     pty: OwnedFd,
     interactive: bool,
+    detach: Option<(DetachKeys, Back)>,
 ) -> Result<RunOutcome, Failure> {
     let stdin = std::io::stdin();
     let raw = (interactive && stdin.is_terminal()).then(|| Changed::raw(&stdin)).transpose()?;
     resize(container);
     let resizing = tokio::spawn(follow_size(Arc::clone(container)));
+    let (left, leaving) = oneshot::channel();
+    let (keys, back) = detach.unzip();
     if interactive {
         let to = File::from(pty.try_clone().context("cannot copy the terminal's descriptor")?);
         // Ends with the process: a read of standard input cannot be called off.
-        std::thread::spawn(move || copy(std::io::stdin(), to));
+        std::thread::spawn(move || match keys {
+            Some(keys) => type_until(keys, std::io::stdin(), to).then(|| left.send(())),
+            None => {
+                copy(std::io::stdin(), to);
+                None
+            }
+        });
     }
     let output = tokio::task::spawn_blocking(move || copy(File::from(pty), std::io::stdout()));
-    let outcome = container.wait().await?;
+    let ended = container.wait();
+    tokio::pin!(ended);
+    let outcome = tokio::select! {
+        outcome = &mut ended => outcome?,
+        Ok(()) = leaving => {
+            drop(raw);
+            resizing.abort();
+            let own = std::process::id();
+            output::note(&format!("forge: the container goes on without this terminal; process {own} hands signals on to it"));
+            if let Some(back) = back {
+                back.leave().context("cannot leave the terminal")?;
+            }
+            return Ok(ended.await?);
+        }
+    };
     // What the container wrote last is still in the terminal's buffer.
     let _ = tokio::time::timeout(Duration::from_secs(1), output).await;
     resizing.abort();
     drop(raw);
     Ok(outcome)
+}
+
+/// As `copy`, until keys are typed that leave the container; whether they were.
+fn type_until(mut keys: DetachKeys, mut from: impl Read, mut to: impl Write) -> bool {
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return false,
+            Ok(length) => {
+                let Some(passed) = keys.pass(&buffer[..length]) else { return true };
+                if to.write_all(&passed).is_err() {
+                    return false;
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return false,
+        }
+    }
 }
 
 /// Copies until either side ends. A terminal whose other side is closed answers with an error (EIO).

@@ -7,6 +7,7 @@ mod context;
 mod handed;
 pub mod imagetools;
 mod intake;
+mod isolation;
 mod limits;
 mod llb;
 mod mounts;

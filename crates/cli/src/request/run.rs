@@ -1,3 +1,4 @@
+use super::isolation::{check_network, device_rule, isolation};
 use super::limits::limits;
 use super::mounts::mounts;
 use super::rights::rights;
@@ -19,6 +20,8 @@ pub fn run_request(args: &RunArgs, environment: &Environment, folder: &Path) -> 
     }
     let (image, command) = args.words.split_first().context("the image is missing")?;
     let (binds, tmpfs) = mounts(args, folder)?;
+    let (isolation, network) = (isolation(args)?, network(&args.network)?);
+    check_network(&isolation, network)?;
     let default_platform = environment.filled("DOCKER_DEFAULT_PLATFORM");
     Ok(RunRequest {
         image: image.clone(),
@@ -32,12 +35,14 @@ pub fn run_request(args: &RunArgs, environment: &Environment, folder: &Path) -> 
         rights: rights(args, folder)?,
         init: args.init,
         name: args.name.as_deref().map(container_name).transpose()?,
-        labels: args.labels.iter().map(|label| super::build::key_value(label)).collect(),
+        labels: labels(args)?,
         ports: args.ports.iter().map(|text| reached::ports(text)).collect::<anyhow::Result<Vec<_>>>()?.concat(),
         publish_all: args.publish_all,
         exposed: args.expose.iter().map(|text| reached::exposed(text)).collect::<anyhow::Result<Vec<_>>>()?.concat(),
         devices: args.devices.iter().map(|text| reached::device(text)).collect::<anyhow::Result<_>>()?,
-        network: network(&args.network)?,
+        device_rules: args.device_rules.iter().map(|text| device_rule(text)).collect::<anyhow::Result<_>>()?,
+        isolation,
+        network,
         extra_hosts: args.add_hosts.iter().map(|text| extra_host(text)).collect::<anyhow::Result<_>>()?,
         resolver: Resolver {
             servers: args.dns.clone(),
@@ -73,6 +78,18 @@ fn container_name(text: &str) -> anyhow::Result<String> {
         true => Ok(text.to_owned()),
         false => bail!("Invalid container name ({text}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"),
     }
+}
+
+/// Those of the files, then those of the flags.
+fn labels(args: &RunArgs) -> anyhow::Result<Vec<(String, String)>> {
+    let mut labels = Vec::new();
+    for path in &args.label_files {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let lines = text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        labels.extend(lines.map(super::build::key_value));
+    }
+    labels.extend(args.labels.iter().map(|label| super::build::key_value(label)));
+    Ok(labels)
 }
 
 fn extra_host(text: &str) -> anyhow::Result<ExtraHost> {
@@ -180,7 +197,7 @@ mod tests {
             "-p 53:53/sctp",
             "--volumes-from x",
             "--security-opt writable-cgroups=true",
-            "--detach-keys x",
+            "--gpus all",
         ] {
             assert!(error(&format!("{flag} busybox")).contains("not supported by this version of forge"), "{flag}");
         }
