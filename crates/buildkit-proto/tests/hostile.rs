@@ -84,6 +84,70 @@ fn p16_broken_ops_are_refused_without_harm() {
     assert!(accepted > 50 && refused > 500, "{accepted} {refused}");
 }
 
+/// A26: a mode of security that nobody knows is no step without confinement, and neither is one that is said twice. The last one
+/// counts there, as protobuf has it. Meant to fail with unknown modes read as `Insecure`.
+#[test]
+fn a26_modes_of_security() {
+    use forge_buildkit_proto::pb;
+    use forge_image::Digest;
+    use forge_llb::{Op, SecurityMode};
+    use prost::Message as _;
+    let modes = |graph: &forge_llb::Graph| -> Vec<SecurityMode> {
+        let mode = |op: &Op| if let Op::Exec(exec) = op { Some(exec.security) } else { None };
+        graph.needed().iter().filter_map(|(_, vertex)| mode(&vertex.op)).collect()
+    };
+    let graph = (0..500).map(support::graph).find(|graph| modes(graph).len() == 1).unwrap();
+    let definition = encode(&graph, &[]).unwrap();
+    let mut seen = Vec::new();
+    for given in [&[0][..], &[1], &[], &[2], &[255], &[-1], &[i32::MIN], &[1, 0], &[0, 1], &[1, 2]] {
+        let (mut definition, mut renamed, mut found) = (definition.clone(), Vec::<(String, String)>::new(), false);
+        definition.metadata.clear();
+        for bytes in &mut definition.def {
+            let old = Digest::sha256(bytes).to_string();
+            let mut op = pb::Op::decode(bytes.as_slice()).unwrap();
+            for input in &mut op.inputs {
+                if let Some((_, new)) = renamed.iter().find(|(old, _)| *old == input.digest) {
+                    input.digest.clone_from(new);
+                }
+            }
+            let exec = matches!(op.op, Some(pb::op::Op::Exec(_))) && !found;
+            if let (true, Some(pb::op::Op::Exec(exec))) = (exec, &mut op.op) {
+                exec.security = 0;
+                found = true;
+            }
+            *bytes = op.encode_to_vec();
+            if exec {
+                // Fields of one number are merged: an op with nothing but a mode changes the mode.
+                for mode in given {
+                    let more = pb::Op {
+                        op: Some(pb::op::Op::Exec(pb::ExecOp { security: *mode, ..Default::default() })),
+                        ..Default::default()
+                    };
+                    bytes.extend(match mode {
+                        0 => field(2, &[4 << 3, 0]),
+                        _ => more.encode_to_vec(),
+                    });
+                }
+            }
+            renamed.push((old, Digest::sha256(bytes).to_string()));
+        }
+        assert!(found, "the graph has a process");
+        seen.push(match decode(&definition_bytes(&definition)) {
+            Ok(decoded) if modes(&decoded.graph) == [SecurityMode::Insecure] => "insecure".to_owned(),
+            Ok(_) => "sandbox".to_owned(),
+            Err(error) => error.to_string().rsplit("security mode").next().unwrap().trim().to_owned(),
+        });
+    }
+    assert_eq!(seen.len(), 10);
+    for (index, start) in
+        ["sandbox", "insecure", "sandbox", "2", "255", "-1", "-2147483648", "sandbox", "insecure", "2"]
+            .iter()
+            .enumerate()
+    {
+        assert!(seen[index].starts_with(start), "{index}: {seen:?}");
+    }
+}
+
 #[test]
 fn p16_noise_is_refused_without_harm() {
     for seed in 0..6_000 {

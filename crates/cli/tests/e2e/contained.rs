@@ -128,6 +128,17 @@ fn configuration(work: &Work, script: &str, capabilities: &[&str]) -> Value {
 
 /// Runs a script by runc in a root that is an overlay, as docker's are; the mounts go with the namespace.
 fn in_runc(work: &Work, script: &str, capabilities: &[&str], filter: Option<Value>) -> fixture::Outcome {
+    in_runc_with(work, script, capabilities, filter, |_| {})
+}
+
+/// The same with another configuration.
+fn in_runc_with(
+    work: &Work,
+    script: &str,
+    capabilities: &[&str],
+    filter: Option<Value>,
+    change: impl FnOnce(&mut Value),
+) -> fixture::Outcome {
     let path = |name: &str| work.forge.path(name);
     for name in ["lower/bin", "lower/etc", "lower/tmp", "upper", "overlay", "root"] {
         fs::create_dir_all(path(name)).unwrap();
@@ -141,6 +152,7 @@ fn in_runc(work: &Work, script: &str, capabilities: &[&str], filter: Option<Valu
     if let Some(filter) = filter {
         configuration["linux"]["seccomp"] = filter;
     }
+    change(&mut configuration);
     fs::write(path("config.json"), configuration.to_string()).unwrap();
     let id = path("x").parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
     let start = "mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=overlay root && exec runc --root runc run \"$1\"";
@@ -231,9 +243,12 @@ fn privileged_contained_in_docker_s_default_a_changed_root_does() {
     if !fixture::have(test, &["runc", "unshare"]) {
         return;
     }
-    let script = without_secrets(&work) + STRAYS;
+    // The terminal is one of the container's, whose name is not seen.
+    let terminal = " && forge run --rm -t x sh -c 'test -t 0 && test -t 1 && stty size >/dev/null && echo a terminal'";
+    let script = without_secrets(&work) + STRAYS + terminal;
     let outcome = in_runc(&work, &script, &CAPABILITIES, Some(filter()));
     work.check(&outcome);
+    assert!(outcome.stdout.contains("a terminal\r\n"), "{}", outcome.stdout);
     for line in ["steps run in a changed root", "forge may mount nothing", "the host's network is used"] {
         assert!(outcome.stderr.contains(line), "{}", outcome.stderr);
     }
@@ -271,4 +286,61 @@ fn privileged_contained_in_forge_itself() {
         "cd /work && forge load -qi busybox.tar && forge build --secret id=s,src=secret context",
     ]);
     assert!(refused.code != 0 && refused.stderr.contains("a secret as a file"), "{}", refused.stderr);
+}
+
+/// A pod whose user is not root, as `runAsUser` has it: no capability, no subordinate ids, no name. Where there are namespaces that is
+/// one id; where there are none there is nothing that could be done.
+#[test]
+fn privileged_contained_for_another_user_than_root() {
+    let test = "contained_for_another_user";
+    let Some(work) = Work::new(test) else { return };
+    if !fixture::have(test, &["runc", "unshare"]) {
+        return;
+    }
+    let dockerfile =
+        "FROM busybox\nRUN echo a >/a && rm /bin/vi && mkdir /d && touch /d/f\nCOPY file /file\nRUN cat /file >/copy\n";
+    work.forge.context("work/context", &[("Dockerfile", dockerfile), ("file", "data\n")]);
+    for folder in ["work", "work/out"] {
+        std::os::unix::fs::chown(work.forge.path(folder), Some(1000), Some(1000)).unwrap();
+    }
+    let as_user = |configuration: &mut Value| {
+        configuration["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        configuration["process"]["env"] = json!(["PATH=/bin", "HOME=/work/home", "SOURCE_DATE_EPOCH=1700000000"]);
+    };
+    let script = "cd /work && forge load -q -i busybox.tar && forge build -q -t x -o type=oci,dest=/work/out/image.tar context && \
+                  forge build -q -t x context && forge run --rm x sh -c 'id -u; cat /copy'";
+    let outcome = in_runc_with(&work, script, &[], None, as_user);
+    assert_eq!(outcome.code, 0, "{}{}", outcome.stdout, outcome.stderr);
+    assert!(outcome.stdout.ends_with("0\ndata\n"), "{}", outcome.stdout);
+    assert!(outcome.stderr.contains("only your own user id is mapped"), "{}", outcome.stderr);
+    assert!(fs::read(work.forge.path("work/out/image.tar")).unwrap() == work.image_of_root(), "the images differ");
+    let Some(work) = Work::new(test) else { return };
+    let refused = in_runc_with(&work, "cd /work && forge images", &[], Some(filter()), as_user);
+    assert_eq!(refused.code, 125, "{}{}", refused.stdout, refused.stderr);
+    let reason = "a system call filter, a security module or a changed root forbids it";
+    assert!(refused.stderr.contains(reason), "{}", refused.stderr);
+}
+
+/// Git would see all of forge's own container, keys and store included, so it is not run; a context that somebody else has fetched is
+/// as good.
+#[test]
+fn privileged_contained_git_sources_in_a_changed_root_are_refused() {
+    let test = "contained_git_sources";
+    let Some(work) = Work::new(test) else { return };
+    if !fixture::have(test, &["runc", "unshare", "git"]) {
+        return;
+    }
+    let server = forge_testkit::GitServer::start();
+    let repository = server.repository("app.git");
+    repository.write("Dockerfile", "FROM scratch\nCOPY f /f\n").write("f", "from git\n");
+    repository.commit();
+    let script = format!("cd /work && forge build -q {}", server.url("app.git"));
+    let refused = in_runc_with(&work, &script, &CAPABILITIES, Some(filter()), |configuration| {
+        // The server is on the machine's loopback.
+        let own = json!([{ "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" }]);
+        configuration["linux"]["namespaces"] = own;
+    });
+    assert_ne!(refused.code, 0, "{}", refused.stdout);
+    let reason = "a sandbox of the machine's own programs, where forge may mount nothing,";
+    assert!(refused.stderr.contains(reason), "{}", refused.stderr);
 }

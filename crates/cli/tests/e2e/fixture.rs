@@ -186,6 +186,11 @@ pub fn state(steps: &[(String, Step)], part: &str) -> Step {
     found.unwrap_or_else(|| panic!("no step {part:?} in {steps:#?}")).1
 }
 
+/// How often something random is tried: as often as `FORGE_TEST_ROUNDS` says, for a night's run.
+pub fn rounds(usually: usize) -> usize {
+    std::env::var("FORGE_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usually)
+}
+
 /// Whether a test that needs root can run; says so where it cannot, and fails where it must.
 pub fn may_run(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();

@@ -4,6 +4,7 @@
 
 mod archives;
 mod arguments;
+mod attacks;
 mod build;
 #[path = "../../../../xtask/src/busybox.rs"]
 mod busybox;
@@ -30,6 +31,7 @@ mod hand_over;
 mod hostile;
 mod interoperation;
 mod interrupt;
+mod isolation;
 mod language;
 mod llb;
 mod load;

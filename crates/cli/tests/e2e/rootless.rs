@@ -4,9 +4,12 @@
 use crate::fixture::{self, Forge, Outcome, base_image, state};
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpStream, UdpSocket};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use tempfile::TempDir;
 
 const UID: u32 = 4242;
@@ -16,16 +19,17 @@ const SUBORDINATE: (u32, u32) = (7_000_000, 65_536);
 /// The folder is `/mnt` for the user, since the target folder may be in somebody's closed home.
 const ENTER: &str = "set -e; mount --bind \"$FOLDER\" /mnt; mount --bind \"$BINARY\" /mnt/forge; \
     for file in subuid subgid passwd; do mount --bind /mnt/$file /etc/$file; done; cd /mnt; \
+    [ ! -e /dev/net/tun ] || { [ -e tun ] || mknod -m 666 tun c 10 200; mount --bind tun /dev/net/tun; }; \
     setpriv --reuid=4242 --regid=4242 --clear-groups env -i PATH=\"$HELPERS\" HOME=/mnt/home $EXTRA \"$@\"";
 
 /// An ordinary user with an empty home.
-struct User {
+pub struct User {
     folder: TempDir,
 }
 
 impl User {
     /// A user with subordinate ids, or nothing after saying that the test is skipped.
-    fn new(test: &str) -> Option<Self> {
+    pub fn new(test: &str) -> Option<Self> {
         if !fixture::may_run(test) || !fixture::have(test, &["newuidmap", "newgidmap", "setpriv", "unshare"]) {
             return None;
         }
@@ -43,11 +47,11 @@ impl User {
         Some(user)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub fn write(&self, name: &str, text: &str) {
         fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
         fs::write(self.path(name), text).unwrap();
     }
@@ -58,37 +62,42 @@ impl User {
         self.write("subgid", lines);
     }
 
-    fn run_with(&self, words: &[&str], helpers: &str, extra: &str) -> Outcome {
+    /// forge as this user, who sees the folder as `/mnt`.
+    pub fn command(&self, words: &[&str], helpers: &str, extra: &str) -> Command {
         let mut command = Command::new("unshare");
         command.args(["-m", "sh", "-c", ENTER, "sh", "/mnt/forge"]).args(words).stdin(Stdio::null());
         command.env("FOLDER", self.folder.path()).env("BINARY", fixture::binary());
         command.env("HELPERS", helpers).env("EXTRA", extra);
-        fixture::run(&mut command, b"")
+        command
     }
 
-    fn forge(&self, words: &[&str]) -> Outcome {
+    fn run_with(&self, words: &[&str], helpers: &str, extra: &str) -> Outcome {
+        fixture::run(&mut self.command(words, helpers, extra), b"")
+    }
+
+    pub fn forge(&self, words: &[&str]) -> Outcome {
         self.run_with(words, "/usr/bin:/bin", "SOURCE_DATE_EPOCH=1700000000")
     }
 
     #[track_caller]
-    fn ok(&self, words: &[&str]) -> Outcome {
+    pub fn ok(&self, words: &[&str]) -> Outcome {
         let outcome = self.forge(words);
         assert_eq!(outcome.code, 0, "forge {}\n{}{}", words.join(" "), outcome.stdout, outcome.stderr);
         outcome
     }
 
     #[track_caller]
-    fn fails(&self, code: i32, words: &[&str]) -> String {
+    pub fn fails(&self, code: i32, words: &[&str]) -> String {
         let outcome = self.forge(words);
         assert_eq!(outcome.code, code, "forge {}\n{}{}", words.join(" "), outcome.stdout, outcome.stderr);
         outcome.stderr
     }
 
-    fn load(&self) {
+    pub fn load(&self) {
         self.ok(&["load", "-q", "-i", "/mnt/busybox.tar"]);
     }
 
-    fn context(&self, files: &[(&str, &str)]) {
+    pub fn context(&self, files: &[(&str, &str)]) {
         files.iter().for_each(|(name, text)| self.write(&format!("context/{name}"), text));
     }
 }
@@ -329,4 +338,110 @@ fn rootless_the_setting_that_forbids_namespaces_is_named() {
     assert!(outcome.stderr.contains(reason), "{}", outcome.stderr);
     command.args(["--help"]);
     assert_eq!(fixture::run(&mut command, b"").code, 0, "what needs no namespace works");
+}
+
+/// What a container listens on is reached at the host's ports, connections as packets.
+///
+/// Meant to fail (nobody answered) with the address of the container instead of a socket of its network.
+#[test]
+fn rootless_ports_are_published() {
+    let test = "rootless_ports_are_published";
+    let Some(user) = User::new(test) else { return };
+    if !fixture::have(test, &["perl"]) || !Path::new("/dev/net/tun").exists() {
+        return;
+    }
+    if ["pasta", "slirp4netns"].iter().all(|program| fixture::find(program).is_none()) {
+        return println!("SKIPPED (needs pasta or slirp4netns): {test}");
+    }
+    user.load();
+    // No program of busybox's answers packets; perl is on every Debian.
+    let script = "socket(U, PF_INET, SOCK_DGRAM, 0); bind(U, sockaddr_in(7, INADDR_ANY)); \
+                  socket(T, PF_INET, SOCK_STREAM, 0); bind(T, sockaddr_in(8, INADDR_ANY)); listen(T, 5); \
+                  unless (fork) { while (accept(C, T)) { my $line = <C>; syswrite(C, uc $line); close C } } \
+                  while (1) { my $from = recv(U, my $text, 99, 0); send(U, uc $text, 0, $from) }";
+    let mut words =
+        vec!["run", "--rm", "-p", "127.0.0.1::7/udp", "-p", "127.0.0.1::8", "-v", "/usr:/usr:ro", "-v", "/lib:/lib:ro"];
+    if Path::new("/lib64").exists() {
+        words.extend(["-v", "/lib64:/lib64:ro"]);
+    }
+    words.extend(["busybox", "/usr/bin/perl", "-MSocket", "-e", script]);
+    let mut child = user.command(&words, "/usr/bin:/bin", "").stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let told: Vec<String> = lines.take(2).collect();
+    let port = |kind: &str| -> u16 {
+        let line = told.iter().find(|line| line.contains(&format!("port {kind} is published on 127.0.0.1:")));
+        line.and_then(|line| line.rsplit(':').next()?.parse().ok()).unwrap_or_else(|| panic!("{told:?}"))
+    };
+    let ended = std::panic::catch_unwind(|| {
+        assert_eq!(answer_to_packet(port("7/udp")).as_deref(), Some(&b"PACKET"[..]));
+        assert_eq!(answer_to_line(port("8/tcp")), "LINE\n");
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    ended.unwrap();
+}
+
+fn answer_to_packet(port: u16) -> Option<Vec<u8>> {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    (0..20).find_map(|_| {
+        socket.send_to(b"packet", ("127.0.0.1", port)).unwrap();
+        let mut answer = [0; 16];
+        socket.recv(&mut answer).ok().map(|length| answer[..length].to_vec())
+    })
+}
+
+fn answer_to_line(port: u16) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(b"line\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn rootless_oci_runtimes_build_and_run() {
+    let test = "rootless_oci_runtimes_build_and_run";
+    let Some(user) = User::new(test) else { return };
+    user.load();
+    user.context(&[(
+        "Dockerfile",
+        "FROM busybox\nRUN --network=none id -u >/id && chown 5:6 /id\nUSER 7\nRUN id -u >/tmp/id\n",
+    )]);
+    for name in ["runc", "crun"].into_iter().filter(|name| fixture::find(name).is_some()) {
+        user.ok(&["build", "-q", "--no-cache", "--oci-runtime", name, "-t", "t", "/mnt/context"]);
+        let run = |words: &[&str]| user.forge(&[&["run", "--rm", "--oci-runtime", name, "t"], words].concat());
+        let seen = run(&["sh", "-c", "cat /id /tmp/id; stat -c %u:%g /id; exit 42"]);
+        assert_eq!((seen.stdout.as_str(), seen.code), ("0\n7\n5:6\n", 42), "{name} {}", seen.stderr);
+        assert_eq!((run(&["nosuch"]).code, run(&["/etc/passwd"]).code), (127, 126), "{name}");
+    }
+}
+
+/// Nodes of the host are bound, so that the host's permissions decide. What a user cannot make is said and not faked.
+#[test]
+fn rootless_devices_are_the_host_s() {
+    let Some(user) = User::new("rootless_devices") else { return };
+    let Some(root) = Forge::privileged("rootless_devices") else { return };
+    user.load();
+    load_nodes(&user, &root);
+    let with = |flags: &[&str], script: &str| {
+        user.forge(&[&["run", "--rm", "-q", "--network", "none"], flags, &["busybox", "sh", "-c", script]].concat())
+    };
+    let read =
+        with(&["--device", "/dev/zero:/dev/given"], "head -c 2 /dev/given | wc -c; echo x >/dev/given && echo written");
+    assert_eq!(read.stdout, "2\nwritten\n", "{}", read.stderr);
+    // Only root of the machine may open it.
+    let closed = with(&["--device", "/dev/kmsg:/dev/given"], "ls /dev/given; head -c 1 /dev/given");
+    assert!(closed.stdout == "/dev/given\n" && closed.stderr.contains("ermi"), "{}", closed.stderr);
+    let wrong = with(&["--device", "/etc/passwd"], "true");
+    assert!(wrong.code == 125 && wrong.stderr.contains("not a device node"), "{}", wrong.stderr);
+    assert_eq!(with(&["--device-cgroup-rule", "c 1:11 rwm"], "mknod /tmp/k c 1 11 || echo none").stdout, "none\n");
+    // What is copied from an image with nodes has none, and that is said.
+    user.context(&[(
+        "Dockerfile",
+        "FROM busybox\nCOPY --from=nodes /nodes /copied\nRUN ls -A /copied | wc -l >/count\n",
+    )]);
+    user.ok(&["build", "-q", "-t", "t", "/mnt/context"]);
+    assert_eq!(user.ok(&["run", "--rm", "t", "cat", "/count"]).stdout, "0\n");
 }

@@ -1,7 +1,11 @@
 //! Foreground containers.
 
-use crate::fixture::{Forge, find, have, run};
-use std::process::Command;
+use crate::fixture::{Forge, find, have, run, wait};
+use crate::interrupt::eventually;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 #[test]
 fn privileged_exit_codes_are_dockers() {
@@ -127,4 +131,58 @@ fn privileged_a_terminal_is_one() {
     for part in ["/dev/pts/0", "31 97", "<typed>"] {
         assert!(ran.stdout.contains(part), "{part} is missing in {:?}", ran.stdout);
     }
+}
+
+/// The container goes on when its keys are typed, and ends in order. What else is typed reaches it.
+///
+/// Meant to fail (the exit code was the container's, much later) with keys that are handed on.
+#[test]
+fn privileged_a_terminal_can_be_left() {
+    let Some(forge) = Forge::privileged("a_terminal_can_be_left") else { return };
+    if !have("a_terminal_can_be_left", &["script"]) {
+        return;
+    }
+    for (flags, typed) in [("", &b"x\x10y\n\x10\x11"[..]), ("--detach-keys a,ctrl-b", &b"x\x10y\nqa\x02"[..])] {
+        let shared = forge.context("shared", &[]);
+        let line = format!(
+            "{} run --rm -it -q --network none {flags} -v {shared}:/shared busybox sh -c 'stty -echo; echo ready; read x; echo \"$x\" >/shared/read; sleep 2; echo end; touch /shared/done; sleep 1'",
+            crate::fixture::binary()
+        );
+        let mut script = Command::new(find("script").unwrap());
+        script
+            .args(["-qec", &line, "/dev/null"])
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("SHELL", "/bin/sh");
+        script
+            .env("HOME", forge.path(""))
+            .env("FORGE_ROOT", forge.store())
+            .env("FORGE_CONFIG", forge.path("forge.toml"));
+        let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (mut keys, mut screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut shown = Vec::new();
+        while !shown.ends_with(b"ready\r\n") {
+            let mut byte = [0];
+            assert_eq!(screen.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&shown));
+            shown.push(byte[0]);
+        }
+        let line = typed.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        keys.write_all(&typed[..line]).unwrap();
+        eventually("the line was read", || Path::new(&shared).join("read").exists());
+        keys.write_all(&typed[line..]).unwrap();
+        let begin = Instant::now();
+        let mut rest = String::new();
+        screen.read_to_string(&mut rest).unwrap();
+        assert_eq!(wait(&mut child), 0, "{rest}");
+        assert!(begin.elapsed() < Duration::from_millis(1500), "{:?}", begin.elapsed());
+        assert!(rest.contains("the container goes on without this terminal") && !rest.contains("end\r"), "{rest:?}");
+        assert!(!Path::new(&shared).join("done").exists());
+        eventually("it goes on", || Path::new(&shared).join("done").exists());
+        assert_eq!(std::fs::read(Path::new(&shared).join("read")).unwrap(), b"x\x10y\n");
+        let scratch = forge.store().join("scratch");
+        eventually("nothing is left", || std::fs::read_dir(&scratch).unwrap().next().is_none());
+        std::fs::remove_dir_all(&shared).unwrap();
+    }
+    let refused = forge.fails(125, &["run", "--rm", "--detach-keys", "none", "busybox", "true"]);
+    assert!(refused.stderr.contains("invalid detach keys (none) provided"), "{}", refused.stderr);
 }

@@ -60,7 +60,7 @@ async fn a_failure_names_the_step_and_the_place() {
 
 // Seen to fail when a build that nobody waits for goes on: the second one never gets its name.
 #[tokio::test(flavor = "multi_thread")]
-async fn a26_a_client_that_vanishes_leaves_nothing_running() {
+async fn f26_a_client_that_vanishes_leaves_nothing_running() {
     let daemon = TestDaemon::start().await;
     let client = daemon.client().await;
     // Nobody steers it: it waits for its result for ever.
