@@ -33,12 +33,12 @@ async fn l02_two_hundred_builds_leave_nothing_open() {
 }
 
 /// F26: as killed clients leave it: the connection is closed wherever the build is, and nobody says so. `FORGE_TEST_ROUNDS` says how
-/// many.
+/// many, 30 if nothing does.
 ///
 /// Meant to fail (the last name was never free) when a build that nobody waits for goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn f26_clients_that_vanish_leave_nothing_open() {
-    let rounds = std::env::var("FORGE_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(100);
+    let rounds = std::env::var("FORGE_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(30);
     let daemon = TestDaemon::start().await;
     let files: Vec<(String, String)> = (0..50).map(|number| (format!("f{number}"), "x".repeat(10_000))).collect();
     let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (&name[..], &text[..])).collect();

@@ -49,7 +49,8 @@ fn soon<T>(work: impl FnOnce() -> T) -> T {
     let done = work();
     drop(ended);
     watchdog.join().unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(5), "took {:?}", begin.elapsed());
+    // Far longer than any of it takes on a machine with nothing else to do.
+    assert!(begin.elapsed() < Duration::from_secs(15), "took {:?}", begin.elapsed());
     done
 }
 
