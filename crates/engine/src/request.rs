@@ -1,6 +1,6 @@
 use crate::{
-    AgentSource, Allowed, ContextModes, Device, DeviceRule, GcOptions, Limits, Output, Port, RemoteContext, SecretSource,
-    SharedCaches,
+    AgentSource, Allowed, ContextModes, Device, DeviceRule, GcOptions, Limits, Output, Port, RemoteContext,
+    SecretSource, SharedCaches,
 };
 use forge_executor::Resources;
 use forge_exporter::LoadLimits;
