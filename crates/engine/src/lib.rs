@@ -103,8 +103,8 @@ pub use remote::RemoteContext;
 pub use request::SyscallFilter;
 pub use request::{
     ArchiveFormat, ArchiveReader, Bind, BuildContext, BuildRequest, ContextStream, DockerfileSource, EngineOptions,
-    IntakeLimits, Isolation, KeyPair, NamedContext, Network, Proxy, PullPolicy, RegistryHost, Rights, RunRequest, RunStreams,
-    TmpfsMount,
+    IntakeLimits, Isolation, KeyPair, NamedContext, Network, Proxy, PullPolicy, RegistryHost, Rights, RunRequest,
+    RunStreams, TmpfsMount,
 };
 pub use shared_cache::{CacheExport, CacheImport, CacheMode, CachePlace, SharedCaches};
 pub use verify::VerifyReport;
