@@ -56,6 +56,7 @@ fn with_layers(
         config_bytes,
         layers,
         manifest: None,
+        attestations: Vec::new(),
     })
 }
 
@@ -182,7 +183,7 @@ impl AssembledImage {
         let layers = pairs.into_par_iter().map(|(layer, diff_id)| stored_layer(context, layer, diff_id, created));
         let layers = layers.collect::<Result<Vec<_>, _>>()?;
         let (id, platform, manifest) = (image.id, image.platform, image.manifest);
-        Ok(Self { id, platform, config, config_bytes, layers, manifest })
+        Ok(Self { id, platform, config, config_bytes, layers, manifest, attestations: Vec::new() })
     }
 }
 

@@ -211,6 +211,18 @@ pub enum ExportError {
         /// What it said.
         message: String,
     },
+    /// What is said of an image is no JSON.
+    #[error("cannot read a predicate: it is no JSON")]
+    Predicate {
+        /// Where the parser stopped.
+        source: serde_json::Error,
+    },
+    /// Two statements would be the same file.
+    #[error("duplicate attestation path name {name}")]
+    StatementName {
+        /// The file.
+        name: String,
+    },
     /// The build was cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -267,6 +279,7 @@ impl ExportError {
                 ErrorKind::UserInput
             }
             Self::FileName { .. } | Self::Nothing { .. } => ErrorKind::UserInput,
+            Self::Predicate { .. } | Self::StatementName { .. } => ErrorKind::UserInput,
             Self::SamePath { .. } | Self::WouldEmptyRoot => ErrorKind::UserInput,
             Self::AnnotationPlace { .. } | Self::NoPlatform { .. } => ErrorKind::UserInput,
             Self::SeveralPlatforms { .. } => ErrorKind::Unsupported,

@@ -1,3 +1,4 @@
+use crate::Attestation;
 use forge_image::{Descriptor, DiffId, ImageConfig, ImageId, Platform};
 use forge_store::{LayerId, TarOptions};
 
@@ -29,6 +30,8 @@ pub struct AssembledImage {
     pub layers: Vec<AssembledLayer>,
     /// The manifest that the image came with, whose bytes are in the store; only for images of the store.
     pub manifest: Option<Descriptor>,
+    /// What is said of it where it leaves; the store keeps none of it.
+    pub attestations: Vec<Attestation>,
 }
 
 /// One layer of an assembled image.

@@ -54,9 +54,10 @@ impl Layout {
 
     /// Adds the blobs and documents of images, and one entry of `index.json` for each of their names.
     pub(crate) fn add_bundle(&mut self, bundle: &Bundle, names: &[Reference]) {
+        for document in bundle.documents() {
+            self.add_document(document);
+        }
         for package in &bundle.packages {
-            self.add_document(&package.manifest);
-            self.add_document(&package.config);
             for layer in &package.layers {
                 let content = Content::Blob { digest: layer.digest.clone(), size: layer.size };
                 self.files.insert(blob_path(&layer.digest), content);

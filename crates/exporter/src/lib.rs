@@ -9,12 +9,13 @@
 //! Reading order: [`BuiltImage`], [`ExportSettings`]; [`assemble`] makes an [`AssembledImage`] of them, one or several
 //! are an [`ImageSet`]; the writers [`to_store`], [`to_oci`], [`to_docker`], [`push`] (and [`push_layer`] ahead of it), [`hand_over`], and for a [`BuiltTree`]
 //! [`to_local`] and [`to_tar`], answer with [`Exported`]; [`save`] writes images of the store with the same code,
-//! [`load`] reads them back.
+//! [`load`] reads them back. [`Attestation`]s are what is said of an image beside it.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 mod archive;
 mod assemble;
+mod attestation;
 mod compose;
 mod docker_archive;
 mod engine_api;
@@ -32,7 +33,9 @@ mod push_layer;
 mod rootfs_tar;
 mod save;
 mod settings;
+mod statement_files;
 mod stored;
+mod supplement;
 mod surplus;
 mod tar_stream;
 mod timestamp;
@@ -41,6 +44,7 @@ mod work;
 
 pub use archive::LoadLimits;
 pub use assemble::assemble;
+pub use attestation::{Attestation, AttestationForm, MakePredicate, Placement, Predicate, SPDX, Subject, package_url};
 pub use compose::{Composed, Part, Single, compose};
 pub use docker_archive::to_docker;
 pub use error::ExportError;
@@ -56,5 +60,6 @@ pub use push_layer::push_layer;
 pub use rootfs_tar::to_tar;
 pub use save::{ArchiveFormat, SavedImage, save};
 pub use settings::{Annotation, AnnotationScope, ExportSettings};
+pub use statement_files::{StatementFile, statement_files};
 pub use stored::{package, to_store, to_store_packaged};
 pub use tree::{BuiltTree, PlatformFolders};

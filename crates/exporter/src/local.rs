@@ -3,7 +3,7 @@
 use crate::surplus;
 use crate::tree::{self, BuiltTree, PlatformFolders, TreeVisitor, walk};
 use crate::work::blocking;
-use crate::{ExportError, Exported};
+use crate::{ExportError, Exported, StatementFile};
 use forge_registry::TransferContext;
 use forge_store::{MergedTree, TreeEntry, TreeKind};
 use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -50,14 +51,16 @@ pub async fn to_local(
         let mut remarks = Vec::new();
         let merged = tree::open_all(&context, &trees, folders)?;
         let names = tree::folders(&trees, folders)?;
-        for (tree, name) in merged.iter().zip(&names) {
+        let said = tree::statements(&trees, &merged, folders)?;
+        for ((tree, name), said) in merged.iter().zip(&names).zip(&said) {
             let path = name.as_ref().map_or_else(|| folder.clone(), |name| folder.join(name));
             let mut writer = FolderWriter::open(&path, source_date_epoch)?;
             walk(tree, &mut writer)?;
+            said.iter().try_for_each(|file| writer.statement(file))?;
             remarks.append(&mut writer.remarks);
         }
         if mode == FolderMode::Delete {
-            surplus::remove(&folder, &merged, &names)?;
+            surplus::remove(&folder, &merged, &names, &said)?;
         }
         Ok(Exported { descriptor: None, images: Vec::new(), names: Vec::new(), remarks })
     })
@@ -165,6 +168,23 @@ impl FolderWriter {
             }
             made => made,
         }
+    }
+
+    fn statement(&mut self, statement: &StatementFile) -> Result<(), ExportError> {
+        let (relative, partial) = (Path::new(&statement.name), self.partial_name());
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let failed = self.failed(relative);
+        let parent = self.parent_of(relative);
+        let created = parent.and_then(|parent| fs::openat(parent, &partial, flags, Mode::RUSR | Mode::WUSR));
+        let mut file: File = created.map_err(failed)?.into();
+        let written = file.write_all(&statement.bytes);
+        written.map_err(|source| ExportError::Write { path: self.path.join(relative), source })?;
+        if let Some(seconds) = self.epoch {
+            let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
+            let times = Timestamps { last_access: time, last_modification: time };
+            fs::futimens(&file, &times).map_err(self.failed(relative))?;
+        }
+        self.place(&partial, relative).map_err(self.failed(relative))
     }
 
     fn make_file(

@@ -1,7 +1,10 @@
 //! Makes an assembled image ready to leave: blobs in the store, a manifest, for several images an index.
 
+use crate::attestation::{self, AttestationManifest};
 use crate::work::blocking;
-use crate::{AnnotationScope, AssembledImage, AssembledLayer, ExportError, ExportSettings, ExportedImage};
+use crate::{
+    AnnotationScope, AssembledImage, AssembledLayer, Attestation, ExportError, ExportSettings, ExportedImage, Placement,
+};
 use forge_image::{Annotations, Descriptor, Digest, ImageId, Index, Manifest, MediaType, Platform};
 use forge_registry::{MAX_MANIFEST, TransferContext};
 use forge_store::{Compression, LayerBlob, LayerId, LayerRecord, TarOptions, Target};
@@ -58,6 +61,12 @@ impl ImageSet {
         Ok(Self { index, ..Self::new(images)? })
     }
 
+    /// Whether an index stands for it, however many images it has.
+    fn is_indexed(&self) -> bool {
+        let is_wanted = |said: &Attestation| said.placement == Placement::Everywhere;
+        self.alone == Alone::Index || self.images.iter().flat_map(|image| &image.attestations).any(is_wanted)
+    }
+
     /// The images.
     pub fn images(&self) -> &[AssembledImage] {
         &self.images
@@ -72,7 +81,7 @@ pub(crate) struct Document {
 }
 
 impl Document {
-    fn new(media_type: MediaType, bytes: Vec<u8>) -> Self {
+    pub(crate) fn new(media_type: MediaType, bytes: Vec<u8>) -> Self {
         Self { descriptor: Descriptor::of(media_type, &bytes), bytes }
     }
 }
@@ -98,6 +107,8 @@ impl Package {
 #[derive(Clone, Debug)]
 pub(crate) struct Bundle {
     pub(crate) packages: Vec<Package>,
+    /// What is said of the packages; only beside an index.
+    pub(crate) attestations: Vec<AttestationManifest>,
     pub(crate) index: Option<Document>,
     /// Stands for the whole; with the annotations that an OCI layout's `index.json` gives it.
     pub(crate) root: Descriptor,
@@ -118,14 +129,43 @@ impl Bundle {
         for image in &set.images {
             packages.push(package(context, image, settings, default).await?);
         }
-        let index = match original_index(context, set, &packages, settings).await? {
-            Some(original) => Some(original),
-            None if packages.len() > 1 || set.alone == Alone::Index => Some(new_index(&packages, settings)),
-            None => None,
-        };
+        let (mut attestations, mut index) = (Vec::new(), original_index(context, set, &packages, settings).await?);
+        if index.is_none() && (packages.len() > 1 || set.is_indexed()) {
+            attestations = statements(context, set, &packages, settings).await?;
+            index = Some(new_index(&packages, &attestations, settings));
+        }
         let root = root(&packages, index.as_ref(), settings)?;
-        Ok(Self { packages, index, root })
+        Ok(Self { packages, attestations, index, root })
     }
+
+    /// All documents that the index names, with what these name besides layers.
+    pub(crate) fn documents(&self) -> impl Iterator<Item = &Document> {
+        let images = self.packages.iter().flat_map(|package| [&package.config, &package.manifest]);
+        let said = self.attestations.iter();
+        images.chain(said.flat_map(|said| said.statements.iter().chain([&said.config, &said.manifest])))
+    }
+}
+
+/// What is said of the images, in their order.
+async fn statements(
+    context: &TransferContext,
+    set: &ImageSet,
+    packages: &[Package],
+    settings: &ExportSettings,
+) -> Result<Vec<AttestationManifest>, ExportError> {
+    let said = set.images.iter().zip(packages).filter(|(image, _)| !image.attestations.is_empty());
+    let said: Vec<(AssembledImage, Package)> = said.map(|(image, package)| (image.clone(), package.clone())).collect();
+    if !said.is_empty() && !settings.oci_mediatypes {
+        return Err(ExportError::Conflict { first: "an attestation", second: "docker media types" });
+    }
+    let (context, names, form) = (context.clone(), settings.names.clone(), settings.attestation_form);
+    blocking(move || {
+        let one = |(image, package): &(AssembledImage, Package)| {
+            attestation::manifest(&context, package, &image.layer_ids(), &image.attestations, &names, form)
+        };
+        said.iter().map(one).collect()
+    })
+    .await
 }
 
 fn root(packages: &[Package], index: Option<&Document>, settings: &ExportSettings) -> Result<Descriptor, ExportError> {
@@ -152,7 +192,7 @@ fn annotations(settings: &ExportSettings, scope: AnnotationScope, platform: Opti
     matching.map(|entry| (entry.key.clone(), entry.value.clone().into())).collect()
 }
 
-fn new_index(packages: &[Package], settings: &ExportSettings) -> Document {
+fn new_index(packages: &[Package], said: &[AttestationManifest], settings: &ExportSettings) -> Document {
     let media_type = match settings.oci_mediatypes {
         true => MediaType::OciIndex,
         false => MediaType::DockerManifestList,
@@ -165,7 +205,7 @@ fn new_index(packages: &[Package], settings: &ExportSettings) -> Document {
     let index = Index {
         schema_version: 2,
         media_type: Some(media_type.clone()),
-        manifests: packages.iter().map(entry).collect(),
+        manifests: packages.iter().map(entry).chain(said.iter().map(|said| said.manifest.descriptor.clone())).collect(),
         annotations: annotations(settings, AnnotationScope::Index, None),
         unknown: Default::default(),
     };
@@ -355,12 +395,20 @@ fn layer_blob(
     if !here && !is_elsewhere(context, &layer.id, digest)? {
         return Err(ExportError::BlobGone { digest: digest.clone() });
     }
-    Ok(match blob.compression {
+    let mut descriptor = match blob.compression {
         // Without its annotations nobody would find the table of contents.
         Compression::Estargz { .. } => blob.descriptor,
         _ => plain(&blob.descriptor),
-    })
+    };
+    if let Some(epoch) = layer.tar.clamp_mtime.filter(|_| !blob.foreign) {
+        // As BuildKit notes it, so that nobody rewrites the layer once more.
+        descriptor.annotations.insert(REWRITTEN.to_owned(), epoch.to_string().into());
+    }
+    Ok(descriptor)
 }
+
+/// Says of a layer which time its files were brought to.
+const REWRITTEN: &str = "buildkit/rewritten-timestamp";
 
 /// Whether a registry is known to have the blob of a layer.
 fn is_elsewhere(context: &TransferContext, layer: &LayerId, blob: &Digest) -> Result<bool, ExportError> {

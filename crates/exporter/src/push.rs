@@ -129,6 +129,9 @@ impl<'a> Push<'a> {
             for package in &self.bundle.packages {
                 self.manifest(place, &package.manifest).await?;
             }
+            for said in &self.bundle.attestations {
+                self.manifest(place, &said.manifest).await?;
+            }
             return self.tags(names, index).await;
         }
         let only = self.bundle.packages.first().expect("an image set is not empty");
@@ -202,6 +205,8 @@ fn names_missing_blobs(error: &ExportError) -> bool {
 fn unique_blobs(bundle: &Bundle) -> Vec<Descriptor> {
     let mut seen = BTreeSet::new();
     let all = bundle.packages.iter().flat_map(|it| it.layers.iter().chain([&it.config.descriptor]));
+    let said = bundle.attestations.iter().flat_map(|said| said.statements.iter().chain([&said.config]));
+    let all = all.chain(said.map(|document| &document.descriptor));
     all.filter(|blob| seen.insert(blob.digest.clone())).cloned().collect()
 }
 
@@ -262,8 +267,7 @@ pub(crate) async fn open(context: &TransferContext, blob: &Descriptor) -> Result
 pub(crate) async fn keep_documents(context: &TransferContext, bundle: &Bundle) -> Result<(), ExportError> {
     let (context, bundle) = (context.clone(), bundle.clone());
     blocking(move || {
-        let documents = bundle.packages.iter().flat_map(|it| [&it.config, &it.manifest]);
-        for document in documents.chain(&bundle.index) {
+        for document in bundle.documents().chain(&bundle.index) {
             let written = context.store.blobs().write(&document.bytes, &context.lease);
             written.map_err(ExportError::store("keep a document"))?;
         }

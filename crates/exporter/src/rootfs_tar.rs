@@ -3,7 +3,7 @@
 use crate::tar_stream::{TarEntry, TarStream};
 use crate::tree::{self, BuiltTree, PlatformFolders, TreeVisitor, walk};
 use crate::work::blocking;
-use crate::{ExportError, Exported};
+use crate::{ExportError, Exported, StatementFile};
 use forge_registry::TransferContext;
 use forge_store::{MergedTree, StoreError, TreeEntry, TreeKind};
 use std::collections::HashMap;
@@ -29,7 +29,8 @@ pub async fn to_tar(
         let merged = tree::open_all(&context, &trees, folders)?;
         let mut tar = TarStream::new(BufWriter::with_capacity(1 << 20, stream));
         let mut remarks = Vec::new();
-        for (tree, folder) in merged.iter().zip(tree::folders(&trees, folders)?) {
+        let said = tree::statements(&trees, &merged, folders)?;
+        for ((tree, folder), said) in merged.iter().zip(tree::folders(&trees, folders)?).zip(said) {
             if let Some(folder) = &folder {
                 tar.plain_folder(folder).map_err(ExportError::WriteStream)?;
             }
@@ -37,6 +38,7 @@ pub async fn to_tar(
             let links = HashMap::new();
             let mut writer = TreeTar { tar: &mut tar, prefix, epoch: source_date_epoch, links, remarks: &mut remarks };
             walk(tree, &mut writer)?;
+            said.iter().try_for_each(|file| writer.statement(file))?;
         }
         tar.finish().map_err(ExportError::WriteStream)?;
         Ok(Exported { descriptor: None, images: Vec::new(), names: Vec::new(), remarks })
@@ -95,6 +97,15 @@ impl<W: Write> TreeTar<'_, W> {
         let path = in_archive(path, EntryType::Regular);
         let header = TarEntry { size, ..self.header(&path, b"", entry) };
         self.tar.append(EntryType::Regular, &header, Some(&mut file)).map_err(ExportError::WriteStream)
+    }
+
+    fn statement(&mut self, file: &StatementFile) -> Result<(), ExportError> {
+        let path = self.prefix.join(&file.name);
+        let (path, size) = (path.as_os_str().as_bytes(), file.bytes.len() as u64);
+        let mtime = (self.epoch.unwrap_or_default(), 0);
+        let header = TarEntry { path, mode: 0o600, size, mtime, ..TarEntry::default() };
+        let mut bytes = file.bytes.as_slice();
+        self.tar.append(EntryType::Regular, &header, Some(&mut bytes)).map_err(ExportError::WriteStream)
     }
 
     fn header<'e>(&self, path: &'e [u8], link: &'e [u8], entry: &'e TreeEntry) -> TarEntry<'e> {

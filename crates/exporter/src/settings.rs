@@ -1,3 +1,4 @@
+use crate::AttestationForm;
 use forge_image::{Platform, Reference};
 use forge_store::{Compression, TarOptions};
 use std::time::SystemTime;
@@ -26,6 +27,8 @@ pub struct ExportSettings {
     pub digest_names: Vec<Reference>,
     /// Annotations to be written.
     pub annotations: Vec<Annotation>,
+    /// The form of manifests with statements.
+    pub attestation_form: AttestationForm,
     /// What time it is: the caller's clock, so that results do not depend on ours.
     pub now: SystemTime,
 }
@@ -70,6 +73,7 @@ impl ExportSettings {
             leaving: None,
             digest_names: Vec::new(),
             annotations: Vec::new(),
+            attestation_form: AttestationForm::default(),
             now,
         }
     }

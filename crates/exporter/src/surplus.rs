@@ -1,7 +1,7 @@
 //! Takes out of a folder what an image does not have (`mode=delete`).
 
-use crate::ExportError;
 use crate::local::{FOLDER, is_folder, open_beneath, remove_tree};
+use crate::{ExportError, StatementFile};
 use forge_store::MergedTree;
 use rustix::fs::{self, AtFlags, Dir, Mode};
 use rustix::io::Errno;
@@ -13,7 +13,12 @@ use std::path::{Path, PathBuf};
 
 /// Removes what none of the trees has, each below its folder. Done after everything was written: a failed export takes
 /// nothing away. By descriptors, and without following a link.
-pub(crate) fn remove(folder: &Path, trees: &[MergedTree], names: &[Option<String>]) -> Result<(), ExportError> {
+pub(crate) fn remove(
+    folder: &Path,
+    trees: &[MergedTree],
+    names: &[Option<String>],
+    said: &[Vec<StatementFile>],
+) -> Result<(), ExportError> {
     let failed = |path: &Path| {
         let path = folder.join(path);
         move |errno: Errno| ExportError::Write { path, source: errno.into() }
@@ -21,7 +26,8 @@ pub(crate) fn remove(folder: &Path, trees: &[MergedTree], names: &[Option<String
     let root = fs::open(folder, FOLDER, Mode::empty()).map_err(failed(Path::new("")))?;
     let mut todo = vec![PathBuf::new()];
     while let Some(path) = todo.pop() {
-        let wanted = wanted(&path, trees, names)?;
+        let mut wanted = wanted(&path, trees, names)?;
+        wanted.extend(statements(&path, names, said));
         let at = open(&root, &path).map_err(failed(&path))?;
         for name in children(&at).map_err(failed(&path))? {
             let child = path.join(&name);
@@ -55,6 +61,12 @@ fn wanted(path: &Path, trees: &[MergedTree], names: &[Option<String>]) -> Result
         }
     }
     Ok(wanted)
+}
+
+/// The names of statements in a folder: they lie at the top of what they are about.
+fn statements(path: &Path, names: &[Option<String>], said: &[Vec<StatementFile>]) -> Vec<OsString> {
+    let here = names.iter().zip(said).filter(|(name, _)| path == Path::new(name.as_deref().unwrap_or_default()));
+    here.flat_map(|(_, files)| files.iter().map(|file| OsString::from(&file.name))).collect()
 }
 
 fn open(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {

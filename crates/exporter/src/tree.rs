@@ -1,6 +1,6 @@
 //! Walks the merged tree of a stack of layers, for the exporters that write plain files.
 
-use crate::ExportError;
+use crate::{Attestation, ExportError, StatementFile, statement_files};
 use forge_image::Platform;
 use forge_registry::TransferContext;
 use forge_store::{LayerId, MergedTree, TreeEntry, TreeKind};
@@ -15,6 +15,8 @@ pub struct BuiltTree {
     pub platform: Platform,
     /// Its layers, lowest first.
     pub layers: Vec<LayerId>,
+    /// What is said of it.
+    pub attestations: Vec<Attestation>,
 }
 
 /// Takes a tree, entry by entry. A folder is entered before and left after what is in it.
@@ -126,6 +128,19 @@ pub(crate) fn folders(trees: &[BuiltTree], folders: PlatformFolders) -> Result<V
     trees.iter().map(unique).collect()
 }
 
+/// The files of what is said of each tree.
+pub(crate) fn statements(
+    trees: &[BuiltTree],
+    merged: &[MergedTree],
+    folders: PlatformFolders,
+) -> Result<Vec<Vec<StatementFile>>, ExportError> {
+    let share = trees.len() > 1 && folders == PlatformFolders::Never;
+    let of = |(tree, merged): (&BuiltTree, &MergedTree)| {
+        statement_files(merged, &tree.attestations, share.then_some(&tree.platform))
+    };
+    trees.iter().zip(merged).map(of).collect()
+}
+
 /// Refuses trees that are written into one another and have a file of the same path.
 fn check_apart(trees: &[MergedTree]) -> Result<(), ExportError> {
     if let [_] = trees {
@@ -154,7 +169,7 @@ impl TreeVisitor for Apart<'_> {
 
 /// A platform's words come from foreign documents: only letters, digits and `_ - .` get into a file name, and never
 /// a leading dot (A30).
-fn platform_folder(platform: &Platform) -> String {
+pub(crate) fn platform_folder(platform: &Platform) -> String {
     let safe = |char: char| if char.is_ascii_alphanumeric() || matches!(char, '-' | '.') { char } else { '_' };
     let name: String = platform.to_string().chars().map(safe).collect();
     match name.starts_with('.') {
@@ -190,7 +205,7 @@ mod tests {
 
     #[test]
     fn a30_platforms_do_not_share_a_folder() {
-        let tree = |platform| BuiltTree { platform, layers: Vec::new() };
+        let tree = |platform| BuiltTree { platform, layers: Vec::new(), attestations: Vec::new() };
         let trees = [tree(platform("a", "b", None)), tree(platform("a", "b/", None)), tree(platform("a", "b_", None))];
         let always = PlatformFolders::Always;
         assert!(matches!(folders(&trees, always), Err(ExportError::PlatformFolder { .. })));

@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 fn tree(layers: &[LayerId]) -> BuiltTree {
-    BuiltTree { platform: Platform::new("linux", "amd64", None), layers: layers.to_vec() }
+    BuiltTree { platform: Platform::new("linux", "amd64", None), layers: layers.to_vec(), attestations: Vec::new() }
 }
 
 /// As it is written where nobody says how.
