@@ -26,6 +26,7 @@ pub const GIT_SKIP_SUBMODULES: &str = "git.skipsubmodules";
 pub const GIT_MTIME: &str = "git.mtime";
 pub const GIT_FETCH_BY_COMMIT: &str = "git.fetchbycommit";
 
+pub const HTTP_HEADER: &str = "http.header.";
 pub const HTTP_CHECKSUM: &str = "http.checksum";
 pub const HTTP_FILENAME: &str = "http.filename";
 pub const HTTP_PERM: &str = "http.perm";

@@ -42,6 +42,7 @@ capabilities! {
     SOURCE_HTTP = "source.http";
     SOURCE_HTTP_AUTH = "source.http.auth";
     SOURCE_HTTP_CHECKSUM = "source.http.checksum";
+    SOURCE_HTTP_HEADER = "source.http.header";
     SOURCE_HTTP_PERM = "source.http.perm";
     // BuildKit's own spelling.
     SOURCE_HTTP_OWNER = "soruce.http.uidgid";

@@ -26,6 +26,57 @@ pub fn json_lines(definition: &pb::Definition) -> Result<String, DecodeError> {
     Ok(text)
 }
 
+/// The ops of a definition as provenance lists them: numbered, each behind its inputs.
+#[derive(Clone, Debug, Default)]
+pub struct StepList {
+    /// `{"id": "step0", "op": …, "inputs": ["step1:0"]}`.
+    pub steps: Vec<Value>,
+    /// The digest of each.
+    pub digests: Vec<Digest>,
+}
+
+/// Numbers the ops that the last one needs, itself included. What belongs to the session of one build is left out.
+///
+/// # Errors
+/// An entry is not an op, or names an input that is not there.
+pub fn step_list(definition: &pb::Definition) -> Result<StepList, DecodeError> {
+    let ops = ops(definition)?;
+    let Some((_, last)) = ops.last() else { return Ok(StepList::default()) };
+    let by_digest: BTreeMap<&str, &pb::Op> = ops.iter().map(|(op, digest)| (digest.as_str(), op)).collect();
+    let (mut numbers, mut order) = (BTreeMap::new(), Vec::new());
+    // Not recursive: a chain of ops may be longer than a stack is deep.
+    let mut todo = vec![(last.as_str(), false)];
+    while let Some((digest, is_done)) = todo.pop() {
+        if numbers.contains_key(digest) {
+            continue;
+        }
+        let Some(op) = by_digest.get(digest) else {
+            return Err(DecodeError::NotProtobuf { what: format!("the input {digest}"), source: None });
+        };
+        if is_done {
+            numbers.insert(digest, order.len());
+            order.push((digest, *op));
+        } else {
+            todo.push((digest, true));
+            todo.extend(op.inputs.iter().rev().map(|input| (input.digest.as_str(), false)));
+        }
+    }
+    let step = |(number, (_, op)): (usize, &(&str, &pb::Op))| {
+        let inputs: Vec<String> =
+            op.inputs.iter().map(|input| format!("step{}:{}", numbers[input.digest.as_str()], input.index)).collect();
+        let mut alone = pb::Op { inputs: Vec::new(), ..(*op).clone() };
+        if let Some(Op::Source(source)) = &mut alone.op {
+            source.attrs.retain(|name, _| !matches!(name.as_str(), "local.session" | "local.unique"));
+        }
+        let step = Fields::default().always("id", format!("step{number}")).always("op", op_fields(&alone));
+        step.texts("inputs", &inputs).value()
+    };
+    let steps = order.iter().enumerate().map(step).collect();
+    let digests = ops.iter().map(|(_, digest)| (digest.as_str(), digest)).collect::<BTreeMap<_, _>>();
+    let digests = order.iter().map(|(digest, _)| digests[digest].clone()).collect();
+    Ok(StepList { steps, digests })
+}
+
 /// The definition in Graphviz's language.
 ///
 /// # Errors

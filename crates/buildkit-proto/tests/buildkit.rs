@@ -185,17 +185,25 @@ fn a_context_narrowed_to_paths_is_read_there_alone() {
 }
 
 #[test]
+fn headers_of_downloads_are_taken() {
+    let decoded = decode(&bytes("http-header")).unwrap();
+    let headers = decoded.graph.vertices().iter().find_map(|vertex| match &vertex.op {
+        forge_llb::Op::Source(forge_llb::SourceOp::Http(http)) => Some(http.headers.clone()),
+        _ => None,
+    });
+    assert!(headers.is_some_and(|headers| headers.contains_key("accept")));
+}
+
+#[test]
 fn what_forge_does_not_do_is_refused_by_name() {
     let said = |name| refused(name).to_string();
     assert!(said("refused-blob").contains("\"source.imageblob\""), "{}", said("refused-blob"));
     assert!(said("refused-passthrough").contains("a passthrough operation is not supported"));
     assert!(said("refused-layer-limit").contains("\"source.image.layerlimit\""));
-    assert!(said("refused-header").contains("\"source.http.header\""));
     // The same without the client's list of what is needed.
     for (name, what) in [
         ("refused-blob", "a source of the kind docker-image+blob://"),
         ("refused-layer-limit", "the source attribute image.layerlimit"),
-        ("refused-header", "the source attribute http.header.accept"),
     ] {
         let mut definition = pb::Definition::decode(bytes(name).as_slice()).unwrap();
         definition.metadata.clear();

@@ -45,8 +45,8 @@ pub use lower::{check, lower, outline};
 pub use outline::{CheckResults, Checked, Outline, OutlineArg, OutlineCache, OutlineRequirement, Outlined};
 pub use parse::parse;
 pub use request::{
-    Entitlement, EntitlementUse, ImageKey, ImageKeySource, ImageRequest, LowerOptions, Lowered, LoweredImage,
-    NamedContext, ResolvedImage, ResolvedImages, SourceTime, TimeRequest, TriggerRight,
+    Entitlement, EntitlementUse, GraphInput, ImageKey, ImageKeySource, ImageRequest, LowerOptions, Lowered,
+    LoweredImage, NamedContext, ResolvedImage, ResolvedImages, SourceTime, TimeRequest, TriggerRight,
 };
 pub use span::{Span, Token};
 pub use suggest::{nearest, suggest_image};

@@ -2,6 +2,7 @@ use crate::{Span, Warning};
 use forge_image::{Digest, ImageConfig, Platform, Reference};
 use forge_llb::{CdiDevice, ExtraHost, GitSource, Graph, HttpSource, NetworkMode, SourceOp, Ulimit};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Everything besides the Dockerfile that decides what is built.
 #[derive(Clone, Debug)]
@@ -206,7 +207,38 @@ pub enum NamedContext {
     Stage(String),
     /// No files at all (`docker-image://scratch`).
     Scratch,
+    /// What another graph makes.
+    Graph(GraphInput),
 }
+
+/// A graph that stands for a context. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct GraphInput(Arc<(Graph, Option<ImageConfig>)>);
+
+impl GraphInput {
+    /// What the goal of a graph makes, and the config of the image that it is, where it is one.
+    pub fn new(graph: Graph, config: Option<ImageConfig>) -> Self {
+        Self(Arc::new((graph, config)))
+    }
+
+    /// The graph.
+    pub fn graph(&self) -> &Graph {
+        &self.0.0
+    }
+
+    /// The config.
+    pub fn config(&self) -> Option<&ImageConfig> {
+        self.0.1.as_ref()
+    }
+}
+
+impl PartialEq for GraphInput {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for GraphInput {}
 
 /// An image whose digest and config decide how the Dockerfile is lowered.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -146,6 +146,11 @@ fn encode_http(encoder: &mut Encoder, http: &HttpSource) {
         encoder.number(gid.into());
     });
     encoder.option(http.auth_header_secret.as_deref(), Encoder::text);
+    // Written only where there are some, so that the others keep their digests.
+    for (name, value) in &http.headers {
+        encoder.text(name);
+        encoder.text(value);
+    }
 }
 
 fn encode_exec(encoder: &mut Encoder, exec: &ExecOp) {

@@ -101,6 +101,9 @@ fn dump_http(http: &HttpSource) -> String {
     for (name, value) in named.into_iter().filter_map(|(name, value)| Some((name, value?))) {
         _ = write!(text, " {name} {value}");
     }
+    for (name, value) in &http.headers {
+        _ = write!(text, " {name} {value:?}");
+    }
     text
 }
 

@@ -1,5 +1,6 @@
 use crate::UrlCredentials;
 use forge_image::{Digest, Reference};
+use std::collections::BTreeMap;
 
 /// A vertex without inputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,12 +140,15 @@ pub struct HttpSource {
     pub owner: Option<(u32, u32)>,
     /// The secret with an `Authorization` header.
     pub auth_header_secret: Option<String>,
+    /// What is sent for `Accept` and `User-Agent`, by these names in small letters.
+    pub headers: BTreeMap<String, String>,
 }
 
 impl HttpSource {
     /// A plain download. User information in the address goes into `credentials`.
     pub fn new(url: impl AsRef<str>) -> Self {
         let (url, credentials) = UrlCredentials::split(url.as_ref());
-        Self { url, credentials, checksum: None, filename: None, mode: None, owner: None, auth_header_secret: None }
+        let (checksum, filename, mode, owner, auth_header_secret) = Default::default();
+        Self { url, credentials, checksum, filename, mode, owner, auth_header_secret, headers: BTreeMap::new() }
     }
 }

@@ -10,9 +10,11 @@ use bytes::Bytes;
 use forge_image::ErrorKind;
 use forge_session::{Redacted, Session};
 use reqwest::header::{
-    CONTENT_DISPOSITION, ETAG, HeaderName, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LOCATION,
+    ACCEPT, CONTENT_DISPOSITION, ETAG, HeaderName, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LOCATION,
+    USER_AGENT,
 };
 use reqwest::{Method, StatusCode, Url};
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 const MOST_REDIRECTS: usize = 10;
@@ -28,6 +30,8 @@ pub struct WebRequest {
     pub etag: Option<String>,
     /// The `Last-Modified` of what is there already.
     pub last_modified: Option<String>,
+    /// `Accept` and `User-Agent`.
+    pub headers: BTreeMap<String, String>,
 }
 
 /// What a web server says about a file.
@@ -260,7 +264,10 @@ impl WebFile {
 
     /// The `ETag`, where it is one that says that the bytes are the same: a weak one does not.
     pub fn etag(&self) -> Option<&str> {
-        self.answer.header(ETAG).filter(|etag| etag.starts_with('"') && etag.len() <= 1024)
+        let tag = self.answer.header(ETAG)?;
+        // Some servers leave out the quotes.
+        let is_plain = !tag.is_empty() && tag.bytes().all(|byte| byte.is_ascii_graphic());
+        Some(tag).filter(|tag| is_plain && !tag.starts_with("W/") && tag.len() <= 1024)
     }
 
     /// The `Last-Modified` as it was sent.
@@ -307,6 +314,11 @@ fn first_request(request: &WebRequest) -> Result<Request, WebError> {
         [(IF_NONE_MATCH, &request.etag), (IF_MODIFIED_SINCE, &request.last_modified)];
     for (name, value) in conditions {
         if let Some(value) = value {
+            first = first.header(name, value);
+        }
+    }
+    for (name, value) in [(ACCEPT, "accept"), (USER_AGENT, "user-agent")] {
+        if let Some(value) = request.headers.get(value) {
             first = first.header(name, value);
         }
     }

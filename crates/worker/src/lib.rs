@@ -37,4 +37,5 @@ pub use local::LocalWorker;
 pub use missing::MissingFile;
 pub use network::{ProcessNetwork, Resolver, network_files};
 pub use results::LocalResults;
+pub use sources::{ReadObjects, SourceFacts, SourceState};
 pub use users::{Identity, UserError, add_groups, identity};

@@ -8,12 +8,13 @@ use crate::images::ImageResolver;
 use crate::keys;
 use crate::results::source_tree;
 use crate::source_tree::Stop;
-use crate::sources::{Asked, Sources};
+use crate::sources::{Asked, ReadObjects, SourceFacts, SourceState, Sources};
 use crate::stack::Place;
 use async_trait::async_trait;
 use forge_cache::remote::RemoteMounts;
 use forge_cache::{MadeLayer, ResultRef, SqliteIndex};
 use forge_executor::Executor;
+use forge_image::Platform;
 use forge_llb::{ExecOp, FileOp, Op, SourceOp, Vertex};
 use forge_session::Session;
 use forge_solver::{CacheMap, ExecuteRequest, Execution, Worker, WorkerError};
@@ -78,6 +79,48 @@ impl LocalWorker {
     ) -> Result<Option<SystemTime>, WorkError> {
         let asked = Asked { vertex: self.sources.images.context().vertex.clone(), session };
         self.sources.get(source, None).time(&asked).await
+    }
+
+    /// What a source stands for. It is what the build's steps see of it.
+    ///
+    /// # Errors
+    /// It cannot be found out.
+    pub async fn source_state(
+        &self,
+        source: &SourceOp,
+        platform: Option<&Platform>,
+        session: &Arc<dyn Session>,
+    ) -> Result<SourceState, WorkError> {
+        let asked = Asked { vertex: self.sources.images.context().vertex.clone(), session };
+        self.sources.get(source, platform).state(&asked).await
+    }
+
+    /// What can be told of a source, which is then what the build's steps see of it.
+    ///
+    /// # Errors
+    /// It cannot be found out.
+    pub async fn source_facts(
+        &self,
+        source: &SourceOp,
+        objects: ReadObjects,
+        session: &Arc<dyn Session>,
+    ) -> Result<SourceFacts, WorkError> {
+        let asked = Asked { vertex: self.sources.images.context().vertex.clone(), session };
+        self.sources.get(source, None).facts(objects, &asked).await
+    }
+
+    /// Brings in what a source stands for.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub async fn source_result(
+        &self,
+        source: &SourceOp,
+        platform: Option<&Platform>,
+        session: &Arc<dyn Session>,
+    ) -> Result<ResultRef, WorkError> {
+        let asked = Asked { vertex: self.sources.images.context().vertex.clone(), session };
+        self.sources.get(source, platform).snapshot(&asked).await
     }
 
     async fn file(

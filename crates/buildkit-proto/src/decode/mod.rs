@@ -13,7 +13,7 @@ use crate::error::Refusal;
 use crate::{DecodeError, SourceFile, capabilities, pb};
 use follow::Narrowed;
 use forge_image::{Digest, Platform};
-use forge_llb::{DiffOp, Edge, Graph, Metadata, Op, Vertex, VertexDigest};
+use forge_llb::{DiffOp, Edge, Graph, Metadata, Op, SourceOp, Vertex, VertexDigest};
 use prost::Message;
 use spans::Spans;
 use std::collections::HashMap;
@@ -48,6 +48,14 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded, DecodeError> {
 
 fn message<T: Message + Default>(bytes: &[u8], what: &str) -> Result<T, DecodeError> {
     T::decode(bytes).map_err(|source| DecodeError::NotProtobuf { what: what.to_owned(), source: Some(source) })
+}
+
+/// Reads one source by itself.
+///
+/// # Errors
+/// It cannot be read, or is of a kind that forge does not know.
+pub fn decode_source(source: &pb::SourceOp) -> Result<SourceOp, DecodeError> {
+    source::decode(source).map_err(|refusal| refusal.of(&source.identifier))
 }
 
 /// The result that the last entry names.

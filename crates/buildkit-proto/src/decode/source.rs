@@ -161,13 +161,24 @@ fn http(url: &str, attributes: &Attributes) -> Result<HttpSource, Refusal> {
             attr::HTTP_UID => uid = Some(number(name, value)?),
             attr::HTTP_GID => gid = Some(number(name, value)?),
             attr::HTTP_AUTH_HEADER => http.auth_header_secret = Some(value.clone()),
-            _ => return unknown(name),
+            _ => match name.strip_prefix(attr::HTTP_HEADER) {
+                Some(header @ ("accept" | "user-agent")) if is_header_value(value) => {
+                    http.headers.insert(header.to_owned(), value.clone());
+                }
+                Some(_) => return Refusal::malformed(format!("{name}: only accept and user-agent can be set")),
+                None => return unknown(name),
+            },
         }
     }
     if uid.is_some() || gid.is_some() {
         http.owner = Some((uid.unwrap_or(0), gid.unwrap_or(0)));
     }
     Ok(http)
+}
+
+/// Whether a text can stand in a header: no line may end within it.
+fn is_header_value(value: &str) -> bool {
+    value.bytes().all(|byte| matches!(byte, b' ' | b'\t' | 0x21..=0x7e))
 }
 
 /// A number as Go's `strconv.ParseInt` reads it with base 0.

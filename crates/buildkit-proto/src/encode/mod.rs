@@ -42,13 +42,31 @@ struct Encoded {
 /// # Errors
 /// A value does not fit into the wire format.
 pub fn encode(graph: &Graph, sources: &[SourceFile]) -> Result<pb::Definition, EncodeError> {
+    encode_named(graph, sources).map(|encoded| encoded.definition)
+}
+
+/// A graph as a definition, and what its vertices are called there.
+#[derive(Clone, Debug, Default)]
+pub struct EncodedGraph {
+    /// The definition.
+    pub definition: pb::Definition,
+    /// The digest of the op of each vertex; the last one where a vertex is a chain of ops.
+    pub digests: HashMap<VertexDigest, Digest>,
+}
+
+/// As [`encode`], with what each vertex is called.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_named(graph: &Graph, sources: &[SourceFile]) -> Result<EncodedGraph, EncodeError> {
     let mut writer = Writer { sources: SourceWriter::new(sources), ..Writer::default() };
-    let Some(goal) = graph.goal() else { return Ok(pb::Definition::default()) };
+    let Some(goal) = graph.goal() else { return Ok(EncodedGraph::default()) };
     for (digest, vertex) in graph.needed() {
         writer.vertex(digest, vertex)?;
     }
     let goal = writer.input(goal);
-    Ok(writer.finish(goal))
+    let digests = std::mem::take(&mut writer.digests);
+    Ok(EncodedGraph { definition: writer.finish(goal), digests })
 }
 
 #[derive(Default)]

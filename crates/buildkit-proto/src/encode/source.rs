@@ -165,5 +165,8 @@ fn encode_http(http: &HttpSource) -> Encoded {
     if let Some(secret) = &http.auth_header_secret {
         source.need(cap::SOURCE_HTTP_AUTH, attr::HTTP_AUTH_HEADER, secret);
     }
+    for (name, value) in &http.headers {
+        source.need(cap::SOURCE_HTTP_HEADER, &format!("{}{name}", attr::HTTP_HEADER), value);
+    }
     source.encoded()
 }

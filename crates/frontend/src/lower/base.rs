@@ -4,7 +4,7 @@ use super::epoch::named_download;
 use super::plan::Base;
 use super::{Lowering, Progress};
 use crate::lint::Lint;
-use crate::{FrontendError, ImageKey, ImageKeySource, ResolvedImage, Rule, Span};
+use crate::{FrontendError, GraphInput, ImageKey, ImageKeySource, Problem, ResolvedImage, Rule, Span};
 use forge_image::{ImageConfig, Platform};
 use forge_llb::{
     CopyAction, Edge, FileAction, FileInput, FileKind, FileOp, ImageSource, LocalSource, Metadata, OciLayoutSource, Op,
@@ -27,6 +27,7 @@ impl Lowering<'_> {
                 };
                 self.local_edge(session, exclude, title, span).map(Some)
             }
+            Base::Input(input) => self.input_edge(input),
             Base::Remote { source, context } => self.remote_edge(source, context, span).map(Some),
             Base::Image { key, .. } => {
                 let image = self.image(key);
@@ -91,6 +92,15 @@ impl Lowering<'_> {
         let action = FileAction { base: FileInput::Scratch, kind: FileKind::Copy(copy) };
         let metadata = Metadata { name, ignore_cache: false, span: Some(self.span(span)) };
         self.add(Op::File(FileOp { actions: vec![action] }), vec![file], None, metadata)
+    }
+
+    /// Takes in the steps of another graph.
+    fn input_edge(&mut self, input: &GraphInput) -> Result<Option<Edge>, FrontendError> {
+        for (digest, vertex) in input.graph().named() {
+            let added = self.graph.add_as(digest.clone(), vertex.clone());
+            added.map_err(|error| Problem::value(format!("an input of the build is refused: {error}")))?;
+        }
+        Ok(input.graph().goal().cloned())
     }
 
     fn local_edge(

@@ -279,7 +279,7 @@ impl Lowering<'_> {
     /// Notes what must be there before a base can be used, and asks for images that are not known.
     fn need(&mut self, base: &Base, span: Span, needs: &mut Needs) {
         match base {
-            Base::Scratch | Base::Local { .. } | Base::Remote { .. } => {}
+            Base::Scratch | Base::Local { .. } | Base::Remote { .. } | Base::Input(_) => {}
             Base::Stage(stage) => match self.done[*stage] {
                 Progress::Open => needs.stages.push(*stage),
                 Progress::Blocked => needs.blocked = true,
@@ -306,6 +306,10 @@ impl Lowering<'_> {
             },
             Base::Image { key, .. } => match self.images.get(key) {
                 Some(image) => plan::read_triggers(&image.config.config.on_build, span, Origin::ImageTrigger),
+                None => Ok(Vec::new()),
+            },
+            Base::Input(input) => match input.config() {
+                Some(config) => plan::read_triggers(&config.config.on_build, span, Origin::StageTrigger),
                 None => Ok(Vec::new()),
             },
             _ => Ok(Vec::new()),

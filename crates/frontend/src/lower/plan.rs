@@ -10,7 +10,7 @@ use crate::mount::MountFlag;
 use crate::program::Program;
 use crate::span::At;
 use crate::suggest::nearest;
-use crate::{FrontendError, ImageKey, ImageKeySource, LowerOptions, NamedContext, Problem, Span, Token};
+use crate::{FrontendError, GraphInput, ImageKey, ImageKeySource, LowerOptions, NamedContext, Problem, Span, Token};
 use forge_image::{Platform, Reference};
 use forge_llb::SourceOp;
 use std::collections::{BTreeSet, HashMap};
@@ -43,6 +43,8 @@ pub(super) enum Base {
         /// The name that the Dockerfile uses; empty for the main context.
         context: String,
     },
+    /// What another graph makes.
+    Input(GraphInput),
     /// Files from elsewhere.
     Remote {
         /// A repository or a file of a web server.
@@ -375,6 +377,7 @@ fn files(named: &NamedContext, context: &str, written: &str, platform: &Platform
     let context = context.to_owned();
     let (source, written) = match named.clone() {
         NamedContext::Scratch | NamedContext::Stage(_) => return Base::Scratch,
+        NamedContext::Graph(input) => return Base::Input(input),
         NamedContext::Local { name, exclude } => return Base::Local { name, exclude, context },
         NamedContext::Git(git) => return Base::Remote { source: Box::new(SourceOp::Git(git)), context },
         NamedContext::Http(http) => return Base::Remote { source: Box::new(SourceOp::Http(http)), context },

@@ -62,6 +62,14 @@ impl<'l, 'a> StageBuilder<'l, 'a> {
                 let empty = StageState::empty(platform, &mut self.lowering.history);
                 StageState { edge, ..empty }
             }
+            Base::Input(input) => {
+                let edge = self.lowering.base_edge(base, span, "")?;
+                let history = &mut self.lowering.history;
+                match input.config() {
+                    Some(config) => StageState::from_image(config.clone(), edge, platform, history),
+                    None => StageState { edge, ..StageState::empty(platform, history) },
+                }
+            }
             Base::Image { key, written, context } => {
                 let name = match context {
                     Some(context) => format!("[context {context}] "),

@@ -1,7 +1,7 @@
 //! Files of web servers, each as the only entry of a tree.
 
 use super::error::RemoteError;
-use super::{Asked, Source, Sources, auth, file_name, remote_key, time};
+use super::{Asked, ReadObjects, Source, SourceFacts, SourceState, Sources, auth, file_name, remote_key, time};
 use crate::error::WorkError;
 use async_trait::async_trait;
 use forge_cache::{Download, DownloadKey, ResultRef};
@@ -70,6 +70,13 @@ impl Source for Http<'_> {
         Ok(remote_key(&key, [("http", shown), ("digest", digest.to_string()), ("name", name)]))
     }
 
+    async fn state(&self, asked: &Asked<'_>) -> Result<SourceState, WorkError> {
+        Ok(SourceState::File(match &self.op.checksum {
+            Some(checksum) => checksum.clone(),
+            None => self.pin(asked).await?.what.digest.clone(),
+        }))
+    }
+
     async fn snapshot(&self, asked: &Asked<'_>) -> Result<ResultRef, WorkError> {
         let found = self.with_body(asked).await?;
         let body = found.body.lock().expect("no holder panics").take();
@@ -82,6 +89,11 @@ impl Source for Http<'_> {
                 self.commit(&found.what, body.expect("it was fetched just now")).await
             }
         }
+    }
+
+    async fn facts(&self, _objects: ReadObjects, asked: &Asked<'_>) -> Result<SourceFacts, WorkError> {
+        let what = self.pin(asked).await?.what.clone();
+        Ok(SourceFacts::File { digest: what.digest, name: what.filename, modified: what.mtime })
     }
 
     /// What the server says, else the newest file of the archive that it is.
@@ -187,7 +199,8 @@ impl Http<'_> {
     }
 
     fn request(&self, authorization: Option<Redacted>) -> WebRequest {
-        WebRequest { url: self.op.url.clone(), authorization, ..WebRequest::default() }
+        let (url, headers) = (self.op.url.clone(), self.op.headers.clone());
+        WebRequest { url, authorization, headers, ..WebRequest::default() }
     }
 
     /// Takes the bytes to the disk.
@@ -272,6 +285,11 @@ impl Http<'_> {
         let filename = self.op.filename.as_deref().unwrap_or_default();
         let owner = format!("{:?} {:o}", self.op.owner, self.mode());
         let digest = digest.map(Digest::as_str).unwrap_or_default();
+        let headers: String = self.op.headers.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
+        if !headers.is_empty() {
+            let parts = [&self.op.url, authorization, filename, &owner, digest, &headers];
+            return DownloadKey::new(&parts.map(str::as_bytes));
+        }
         let parts = [&self.op.url, authorization, filename, &owner, digest];
         DownloadKey::new(&parts.map(str::as_bytes))
     }

@@ -1,6 +1,6 @@
 //! File systems of images, from registries and from layouts.
 
-use super::{Asked, Source, Sources};
+use super::{Asked, Source, SourceState, Sources};
 use crate::error::WorkError;
 use crate::keys;
 use async_trait::async_trait;
@@ -38,6 +38,10 @@ impl Source for Image<'_> {
         Ok(keys::of_image(&manifest, self.platform, &self.op.reference.to_string()))
     }
 
+    async fn state(&self, _asked: &Asked<'_>) -> Result<SourceState, WorkError> {
+        Ok(SourceState::Image(self.sources.images.pin(self.op, &effective(self.platform)).await?))
+    }
+
     async fn snapshot(&self, asked: &Asked<'_>) -> Result<ResultRef, WorkError> {
         let manifest = self.sources.images.pin(self.op, &effective(self.platform)).await?;
         self.sources.known(&manifest, asked).await
@@ -49,6 +53,10 @@ impl Source for Layout<'_> {
     async fn cache_map(&self, _asked: &Asked<'_>) -> Result<CacheMap, WorkError> {
         let manifest = self.sources.images.pin_layout(self.op, &effective(self.platform)).await?;
         Ok(keys::of_image(&manifest, self.platform, &self.op.name))
+    }
+
+    async fn state(&self, _asked: &Asked<'_>) -> Result<SourceState, WorkError> {
+        Ok(SourceState::Image(self.sources.images.pin_layout(self.op, &effective(self.platform)).await?))
     }
 
     async fn snapshot(&self, asked: &Asked<'_>) -> Result<ResultRef, WorkError> {

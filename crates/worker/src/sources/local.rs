@@ -1,6 +1,6 @@
 //! Files that the session hands over: read where they lie; the session brings in those that lie elsewhere.
 
-use super::{Asked, Source};
+use super::{Asked, Source, SourceState};
 use crate::error::WorkError;
 use crate::keys;
 use async_trait::async_trait;
@@ -17,6 +17,10 @@ pub(super) struct Local<'a> {
 impl Source for Local<'_> {
     async fn cache_map(&self, _asked: &Asked<'_>) -> Result<CacheMap, WorkError> {
         Ok(keys::of_context(&self.op.name))
+    }
+
+    async fn state(&self, _asked: &Asked<'_>) -> Result<SourceState, WorkError> {
+        Ok(SourceState::Context)
     }
 
     async fn snapshot(&self, asked: &Asked<'_>) -> Result<ResultRef, WorkError> {

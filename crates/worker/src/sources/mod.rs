@@ -25,6 +25,55 @@ use forge_store::{Lease, Store};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+/// What a source stands for now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceState {
+    /// Files of whoever asked for the build: nobody else can tell what they were.
+    Context,
+    /// The manifest of an image.
+    Image(Digest),
+    /// The digest of a file.
+    File(Digest),
+    /// A commit.
+    Commit(String),
+}
+
+/// What can be told of a source without its files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceFacts {
+    /// A file of a web server.
+    File {
+        /// Its digest.
+        digest: Digest,
+        /// Its name.
+        name: String,
+        /// When it was changed.
+        modified: Option<SystemTime>,
+    },
+    /// A revision of a repository.
+    Revision {
+        /// What the reference leads to: a commit, or an annotated tag.
+        object: String,
+        /// The commit, where that is a tag.
+        commit: Option<String>,
+        /// The full name of the reference.
+        name: String,
+        /// The bytes of the commit and of the tag, where they are wanted.
+        objects: Option<(Vec<u8>, Option<Vec<u8>>)>,
+    },
+    /// Nothing.
+    Nothing,
+}
+
+/// Whether the objects of a revision are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadObjects {
+    /// They are.
+    Yes,
+    /// They are not: no more than names is asked for.
+    No,
+}
+
 /// Who asks a source, and for which vertex: progress is reported under it.
 pub(crate) struct Asked<'a> {
     pub vertex: Digest,
@@ -37,8 +86,16 @@ pub(crate) trait Source: Send + Sync {
     /// Finds out what it is now, and says what that is worth as a key.
     async fn cache_map(&self, asked: &Asked<'_>) -> Result<CacheMap, WorkError>;
 
+    /// What it stands for, found out once in a build.
+    async fn state(&self, asked: &Asked<'_>) -> Result<SourceState, WorkError>;
+
     /// Brings in what [`Source::cache_map`] found.
     async fn snapshot(&self, asked: &Asked<'_>) -> Result<ResultRef, WorkError>;
+
+    /// What can be told of it.
+    async fn facts(&self, _objects: ReadObjects, _asked: &Asked<'_>) -> Result<SourceFacts, WorkError> {
+        Ok(SourceFacts::Nothing)
+    }
 
     /// When its files were made, where it says so (`SOURCE_DATE_EPOCH=context`).
     async fn time(&self, _asked: &Asked<'_>) -> Result<Option<SystemTime>, WorkError> {

@@ -13,7 +13,7 @@ mod submodules;
 mod tree;
 
 use super::error::RemoteError;
-use super::{Asked, Source, Sources, remote_key};
+use super::{Asked, ReadObjects, Source, SourceFacts, SourceState, Sources, remote_key};
 use crate::error::WorkError;
 use access::{Access, Whose};
 use async_trait::async_trait;
@@ -63,10 +63,39 @@ impl Source for Git<'_> {
         Ok(remote_key(&key, [("git", remote.to_string()), ("commit", pinned.commit.clone()), ("subdir", subdir)]))
     }
 
+    async fn state(&self, asked: &Asked<'_>) -> Result<SourceState, WorkError> {
+        let remote = self.remote()?;
+        Ok(SourceState::Commit(self.pin(&remote, asked).await?.commit.clone()))
+    }
+
     async fn snapshot(&self, asked: &Asked<'_>) -> Result<ResultRef, WorkError> {
         let remote = self.remote()?;
         let pinned = self.pin(&remote, asked).await?;
         checkout::snapshot(self, &remote, &pinned, asked).await
+    }
+
+    async fn facts(&self, objects: ReadObjects, asked: &Asked<'_>) -> Result<SourceFacts, WorkError> {
+        let remote = self.remote()?;
+        let pinned = self.pin(&remote, asked).await?;
+        let name = match &pinned.name {
+            Some(name) => name.clone(),
+            None => self.branch(&remote, &pinned.commit, asked).await?.unwrap_or_default(),
+        };
+        let read = match objects {
+            ReadObjects::No => None,
+            ReadObjects::Yes => {
+                let access = Access::new(self.sources, self.op, &remote, Whose::Named, asked).await?;
+                let repository = Repository::open(self.sources, access, &pinned.commit, asked).await?;
+                repository.fetch(&pinned, asked).await?;
+                let tag = match &pinned.tag {
+                    Some(tag) => Some(repository.object("tag", tag, asked).await?),
+                    None => None,
+                };
+                Some((repository.object("commit", &pinned.commit, asked).await?, tag))
+            }
+        };
+        let commit = pinned.tag.is_some().then(|| pinned.commit.clone());
+        Ok(SourceFacts::Revision { object: pinned.object().to_owned(), commit, name, objects: read })
     }
 
     async fn time(&self, asked: &Asked<'_>) -> Result<Option<SystemTime>, WorkError> {
@@ -114,6 +143,18 @@ impl Git<'_> {
         }
     }
 
+    /// The branch that the default reference stands for: one that leads to the same commit.
+    async fn branch(&self, remote: &GitRemote, commit: &str, asked: &Asked<'_>) -> Result<Option<String>, WorkError> {
+        if self.op.reference.as_deref().is_some_and(|reference| !reference.is_empty()) {
+            return Ok(None);
+        }
+        let access = Access::new(self.sources, self.op, remote, Whose::Named, asked).await?;
+        let run =
+            Run::new("list the branches of", ["ls-remote", "--symref", "--", access.address(), "HEAD", "refs/heads/*"]);
+        let listed = access.program(Network::Reached)?.run(run, asked).await?;
+        Ok(branch_of(&String::from_utf8_lossy(&listed), commit))
+    }
+
     /// Asks the server for a reference, once in a build, so that all who ask see the same commit (A111).
     async fn ask(&self, remote: &GitRemote, wanted: Option<&str>, asked: &Asked<'_>) -> Result<Arc<Pinned>, WorkError> {
         let wanted = wanted.unwrap_or("HEAD");
@@ -142,6 +183,16 @@ impl Pinned {
     fn object(&self) -> &str {
         self.tag.as_deref().unwrap_or(&self.commit)
     }
+}
+
+/// The branch that `git ls-remote --symref` says is the default one, else the first one that leads to a commit.
+fn branch_of(listed: &str, commit: &str) -> Option<String> {
+    let default = listed.lines().find_map(|line| line.strip_prefix("ref: ")?.split_once('\t'));
+    if let Some((name, "HEAD")) = default {
+        return Some(name.to_owned());
+    }
+    let mut lines = listed.lines().filter_map(|line| line.split_once('\t'));
+    lines.find(|(id, name)| *id == commit && name.starts_with("refs/heads/")).map(|(_, name)| name.to_owned())
 }
 
 /// Takes a reference out of what `git ls-remote` printed. A full name is taken as it is, else a branch comes before a tag
@@ -187,6 +238,14 @@ mod tests {
         check(&[(A, "refs/pull/1/head")], "pull/1/head", Some((A, None, Some("refs/pull/1/head"))));
         check(&[(A, "refs/heads/a/x"), (A, "refs/heads/x2")], "x", None);
         check(&[(A, "refs/heads/refs/heads/x")], "refs/heads/x", None);
+    }
+
+    #[test]
+    fn the_default_branch_has_a_name() {
+        let listed = format!("ref: refs/heads/main\tHEAD\n{A}\tHEAD\n{A}\trefs/heads/a\n");
+        assert_eq!(branch_of(&listed, A).as_deref(), Some("refs/heads/main"));
+        assert_eq!(branch_of(&format!("{A}\tHEAD\n{A}\trefs/heads/a\n"), A).as_deref(), Some("refs/heads/a"));
+        assert_eq!(branch_of(&format!("{B}\trefs/heads/a\n"), A), None);
     }
 
     // Seen to fail without `is_whole_commit` in `choose`.

@@ -136,6 +136,12 @@ impl<'a> Repository<'a> {
         committed(&printed).ok_or_else(bad)
     }
 
+    /// The bytes of an object.
+    pub(super) async fn object(&self, kind: &str, id: &str, asked: &Asked<'_>) -> Result<Vec<u8>, RemoteError> {
+        let run = Run::new("read", ["cat-file", kind, id]);
+        self.local()?.run(self.shown(run), asked).await
+    }
+
     /// The entries of a commit's tree, all of which may be checked out (A110).
     pub(super) async fn entries(&self, commit: &str, asked: &Asked<'_>) -> Result<Vec<TreeLine>, RemoteError> {
         let run = Run::new("list the files of", ["ls-tree", "-r", "-t", "-z", "--full-tree", commit]);
