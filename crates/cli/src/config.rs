@@ -121,6 +121,8 @@ pub struct DaemonConfig {
     pub entitlements: Vec<String>,
     /// `[worker.oci.labels]`.
     pub labels: BTreeMap<String, String>,
+    /// What the files of `provenanceEnvDir` say of this machine.
+    pub provenance: serde_json::Map<String, serde_json::Value>,
     /// What the file says that forge does not heed, one line each.
     pub remarks: Vec<String>,
 }
@@ -136,6 +138,8 @@ struct DaemonFile {
     cdi: Cdi,
     #[serde(rename = "insecure-entitlements")]
     entitlements: Vec<String>,
+    #[serde(rename = "provenanceEnvDir")]
+    provenance_folder: Option<PathBuf>,
     debug: bool,
     #[serde(flatten)]
     others: BTreeMap<String, toml::Value>,
@@ -231,6 +235,7 @@ pub fn daemon_options(
         (false, None) => options.device_folders,
     };
     let config = DaemonConfig {
+        provenance: provenance(file.provenance_folder.as_deref())?,
         addresses: file.grpc.address,
         debug_address: file.grpc.debug_address,
         gid: file.grpc.gid,
@@ -244,6 +249,26 @@ pub fn daemon_options(
 /// The words that Go's flags take for no.
 fn is_false(word: &str) -> bool {
     matches!(word, "false" | "FALSE" | "False" | "f" | "F" | "0")
+}
+
+/// What JSON files of a folder say of this machine, in the order of their names; the usual folder need not be there.
+fn provenance(folder: Option<&Path>) -> anyhow::Result<serde_json::Map<String, serde_json::Value>> {
+    let (folder, is_named) = (folder.unwrap_or(Path::new("/etc/buildkit/provenance.d")), folder.is_some());
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !is_named => return Ok(serde_json::Map::new()),
+        entries => entries.with_context(|| format!("cannot read {}", folder.display()))?,
+    };
+    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    files.sort();
+    let mut all = serde_json::Map::new();
+    for path in files {
+        let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let values: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(&text).with_context(|| format!("cannot read {}", path.display()))?;
+        all.extend(values);
+    }
+    Ok(all)
 }
 
 /// A folder that holds other things, sockets for example, has the store in a folder of its own.

@@ -1,8 +1,10 @@
 //! A build that its client steers: it solves, looks at results, and says at last what the result is.
 
+use crate::attestations;
+use crate::progress::time;
 use crate::reply;
 use crate::session::send::stat_of;
-use crate::solution::{self, Results, Solution};
+use crate::solution::{self, Found, Results, Solution};
 use crate::solve::{FrontendRequest, JobContext};
 use forge_buildkit_proto::fsutil::types::Stat;
 use forge_buildkit_proto::google::rpc;
@@ -11,11 +13,12 @@ use forge_buildkit_proto::moby::buildkit::v1::apicaps::ApiCap;
 use forge_buildkit_proto::moby::buildkit::v1::frontend::{
     self as wire, EvaluateResponse, InputsResponse, PongResponse, ReadDirRequest, ReadDirResponse, ReadFileRequest,
     ReadFileResponse, Ref, RefMap, RefMapDeprecated, ResolveImageConfigRequest, ResolveImageConfigResponse,
-    ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse, ReturnRequest, SolveRequest,
-    SolveResponse, StatFileRequest, StatFileResponse, WarnRequest, result,
+    ResolveSourceGitResponse, ResolveSourceHttpResponse, ResolveSourceImageResponse, ResolveSourceMetaRequest,
+    ResolveSourceMetaResponse, ReturnRequest, SolveRequest, SolveResponse, StatFileRequest, StatFileResponse,
+    WarnRequest, result,
 };
 use forge_buildkit_proto::pb;
-use forge_engine::{Job, JobResult, MergedTree, TreeEntry, TreeKind};
+use forge_engine::{Invocation, Job, JobResult, MergedTree, ReadObjects, SourceFacts, TreeEntry, TreeKind};
 use forge_image::Reference;
 use forge_llb::ResolveMode;
 use forge_session::{ContextPath, PatternMatcher};
@@ -24,7 +27,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tonic::{Code, Status};
 
@@ -59,15 +62,17 @@ const FRONTEND_CAPABILITIES: [&str; 20] = [
 pub(crate) struct Bridge {
     context: JobContext,
     inputs: HashMap<String, pb::Definition>,
-    results: Mutex<HashMap<String, JobResult>>,
+    /// What the client itself asked for.
+    root: Arc<Invocation>,
+    results: Mutex<HashMap<String, Found>>,
     next: AtomicU64,
     returned: watch::Sender<Option<Result<Solution, Status>>>,
 }
 
 impl Bridge {
-    pub(crate) fn new(context: JobContext, inputs: HashMap<String, pb::Definition>) -> Self {
+    pub(crate) fn new(context: JobContext, inputs: HashMap<String, pb::Definition>, root: Arc<Invocation>) -> Self {
         let (results, next) = (Mutex::default(), AtomicU64::new(1));
-        Self { context, inputs, results, next, returned: watch::Sender::new(None) }
+        Self { context, inputs, root, results, next, returned: watch::Sender::new(None) }
     }
 
     /// What the client says the result is, once it does.
@@ -87,12 +92,12 @@ impl Bridge {
         &self.context.job
     }
 
-    fn results(&self) -> MutexGuard<'_, HashMap<String, JobResult>> {
+    fn results(&self) -> MutexGuard<'_, HashMap<String, Found>> {
         self.results.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives a result a name that no other build has.
-    fn name(&self, result: JobResult) -> String {
+    fn name(&self, result: Found) -> String {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let id = format!("{}-{number}", self.context.build.reference);
         self.results().insert(id.clone(), result);
@@ -100,7 +105,7 @@ impl Bridge {
     }
 
     /// A result by its name; no name is the empty file system.
-    fn find(&self, id: &str) -> Result<Option<JobResult>, Status> {
+    fn find(&self, id: &str) -> Result<Option<Found>, Status> {
         if id.is_empty() {
             return Ok(None);
         }
@@ -109,8 +114,8 @@ impl Bridge {
     }
 
     async fn tree(&self, id: &str) -> Result<MergedTree, Status> {
-        let result = self.find(id)?.ok_or_else(|| Status::unknown(format!("empty ref: {id}")))?;
-        self.job().tree(&result).await.map_err(|error| reply::status(&error))
+        let found = self.find(id)?.ok_or_else(|| Status::unknown(format!("empty ref: {id}")))?;
+        self.job().tree(&found.result).await.map_err(|error| reply::status(&error))
     }
 
     pub(crate) fn ping(&self) -> PongResponse {
@@ -128,6 +133,7 @@ impl Bridge {
             options: request.frontend_opt,
             definition: request.definition,
             inputs: request.frontend_inputs,
+            root: Some(self.root.clone()),
         };
         let solution = self.context.frontend(asked).await?;
         if request.evaluate {
@@ -139,7 +145,15 @@ impl Bridge {
         let mut named = Vec::new();
         for image in &solution.images {
             let (id, def) = match &image.result {
-                Some(result) => (self.name(result.clone()), definition(result)),
+                Some(result) => {
+                    let definition = definition(result);
+                    if let (Some(definition), Some(invocation)) = (&definition, &image.invocation) {
+                        let build = &self.context.build.reference;
+                        self.context.shared.origins.note(build, definition, invocation.origin());
+                    }
+                    let found = Found { result: result.clone(), invocation: image.invocation.clone() };
+                    (self.name(found), definition)
+                }
                 None => (String::new(), None),
             };
             named.push((solution::platform_key(&image.platform), Ref { id, def }));
@@ -182,8 +196,8 @@ impl Bridge {
     }
 
     pub(crate) async fn evaluate(&self, id: &str) -> Result<EvaluateResponse, Status> {
-        if let Some(result) = self.find(id)? {
-            self.job().evaluate(&result).await.map_err(|error| reply::status(&error))?;
+        if let Some(found) = self.find(id)? {
+            self.job().evaluate(&found.result).await.map_err(|error| reply::status(&error))?;
         }
         Ok(EvaluateResponse {})
     }
@@ -220,7 +234,7 @@ impl Bridge {
             let found = refs.into_iter().map(|(key, id)| Ok((key, self.find(&id)?)));
             Ok(Results::ByKey(found.collect::<Result<BTreeMap<_, _>, Status>>()?))
         };
-        let results = match result.result {
+        let results = match result.result.clone() {
             None => Results::One(None),
             Some(result::Result::RefDeprecated(id)) => Results::One(self.find(&id)?),
             Some(result::Result::Ref(named)) => Results::One(self.find(&named.id)?),
@@ -229,7 +243,18 @@ impl Bridge {
                 by_key(map.refs.into_iter().map(|(key, named)| (key, named.id)).collect())?
             }
         };
-        Solution::of_metadata(results, result.metadata)
+        let mut solution = Solution::of_metadata(results, result.metadata)?;
+        for (key, said) in &result.attestations {
+            let of = |attestation: &wire::Attestation| {
+                let found = match &attestation.r#ref {
+                    Some(named) => self.find(&named.id)?,
+                    None => None,
+                };
+                attestations::given(attestation, found.map(|found| found.result))
+            };
+            solution.give(key, said.attestation.iter().map(of).collect::<Result<_, _>>()?)?;
+        }
+        Ok(solution)
     }
 
     pub(crate) async fn resolve_image_config(
@@ -246,10 +271,9 @@ impl Bridge {
         &self,
         request: ResolveSourceMetaRequest,
     ) -> Result<ResolveSourceMetaResponse, Status> {
-        let source = request.source.ok_or_else(|| Status::invalid_argument("source is required"))?;
+        let source = request.source.clone().ok_or_else(|| Status::invalid_argument("source is required"))?;
         let Some(name) = source.identifier.strip_prefix("docker-image://") else {
-            // Nothing is known of it before it is fetched.
-            return Ok(ResolveSourceMetaResponse { source: Some(source), ..ResolveSourceMetaResponse::default() });
+            return self.source_facts(source, &request).await;
         };
         let found = self.image(name, request.platform.as_ref(), &request.resolve_mode, &request.log_name);
         let (digest, config) = found.await?;
@@ -260,6 +284,44 @@ impl Bridge {
         let image = ResolveSourceImageResponse { digest, config, attestation_chain: None };
         let (source, image) = (Some(source), Some(image));
         Ok(ResolveSourceMetaResponse { source, image, ..ResolveSourceMetaResponse::default() })
+    }
+
+    /// What is known of a source that is no image.
+    async fn source_facts(
+        &self,
+        source: pb::SourceOp,
+        request: &ResolveSourceMetaRequest,
+    ) -> Result<ResolveSourceMetaResponse, Status> {
+        let step = match request.log_name.as_str() {
+            "" => format!("resolve {}", source.identifier),
+            name => name.to_owned(),
+        };
+        let is_wanted = request.git.is_some_and(|git| git.return_object);
+        let objects = if is_wanted { ReadObjects::Yes } else { ReadObjects::No };
+        let facts = self.job().source_facts(&source, objects, &step).await.map_err(|error| reply::status(&error))?;
+        let mut response = ResolveSourceMetaResponse { source: Some(source), ..ResolveSourceMetaResponse::default() };
+        match facts {
+            SourceFacts::Nothing => {}
+            SourceFacts::File { digest, name, modified } => {
+                response.http = Some(ResolveSourceHttpResponse {
+                    checksum: digest.to_string(),
+                    filename: name,
+                    last_modified: modified.map(time),
+                    checksum_response: None,
+                });
+            }
+            SourceFacts::Revision { object, commit, name, objects } => {
+                let (commit_object, tag_object) = objects.unwrap_or_default();
+                response.git = Some(ResolveSourceGitResponse {
+                    checksum: object,
+                    r#ref: name,
+                    commit_checksum: commit.unwrap_or_default(),
+                    commit_object,
+                    tag_object: tag_object.unwrap_or_default(),
+                });
+            }
+        }
+        Ok(response)
     }
 
     async fn image(

@@ -2,7 +2,11 @@
 
 use crate::bridge::Bridge;
 use crate::progress::Progress;
-use forge_buildkit_proto::moby::buildkit::v1::{BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord};
+use bytes::Bytes;
+use forge_buildkit_proto::moby::buildkit::v1::{
+    BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildResultInfo, Descriptor,
+};
+use forge_image::Digest;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +17,10 @@ use tonic::Status;
 
 /// How long a call waits for a build that it names.
 const WAIT: Duration = Duration::from_secs(3);
+
+/// What is kept of statements is their predicate alone, as with BuildKit.
+const STATEMENT: &str = "application/vnd.in-toto+json";
+const PROVENANCE: &str = "https://slsa.dev/provenance/v1";
 
 /// How many builds that ended are remembered; BuildKit's own number.
 const REMEMBERED: usize = 50;
@@ -27,6 +35,8 @@ pub(crate) struct Build {
     /// What a client that steers the build itself talks to, while it runs.
     bridge: Mutex<Option<Arc<Bridge>>>,
     record: Mutex<BuildHistoryRecord>,
+    /// What can be read of it, by digest.
+    contents: Mutex<BTreeMap<String, Bytes>>,
     number: u64,
 }
 
@@ -51,6 +61,28 @@ impl Build {
     /// Lets the client steer the build; `None` when that is over.
     pub(crate) fn set_bridge(&self, bridge: Option<Arc<Bridge>>) {
         *self.bridge.lock().unwrap_or_else(PoisonError::into_inner) = bridge;
+    }
+
+    fn contents(&self) -> MutexGuard<'_, BTreeMap<String, Bytes>> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps something for whoever looks at the build later.
+    fn keep(&self, media_type: &str, bytes: Vec<u8>) -> Descriptor {
+        let (digest, size) = (Digest::sha256(&bytes).to_string(), i64::try_from(bytes.len()).unwrap_or(i64::MAX));
+        self.contents().insert(digest.clone(), bytes.into());
+        Descriptor { media_type: media_type.to_owned(), digest, size, ..Descriptor::default() }
+    }
+
+    /// Keeps how its results were made.
+    pub(crate) fn keep_provenance(&self, predicates: Vec<Vec<u8>>) {
+        let mut attestations = Vec::new();
+        for predicate in predicates {
+            let mut descriptor = self.keep(STATEMENT, predicate);
+            descriptor.annotations.insert("in-toto.io/predicate-type".to_owned(), PROVENANCE.to_owned());
+            attestations.push(descriptor);
+        }
+        self.locked().result = Some(BuildResultInfo { attestations, ..BuildResultInfo::default() });
     }
 
     fn locked(&self) -> MutexGuard<'_, BuildHistoryRecord> {
@@ -103,6 +135,7 @@ impl Builds {
             cancel: self.stop.child_token(),
             bridge: Mutex::default(),
             record: Mutex::new(record),
+            contents: Mutex::default(),
             number: self.next.fetch_add(1, Ordering::Relaxed),
         });
         builds.insert(reference, build.clone());
@@ -185,6 +218,20 @@ impl Builds {
         change(&mut build.locked());
         self.tell(build.event());
         Ok(())
+    }
+
+    /// Something that a build kept.
+    pub(crate) fn content(&self, digest: &str) -> Option<Bytes> {
+        self.builds().values().find_map(|build| build.contents().get(digest).cloned())
+    }
+
+    /// All that builds kept.
+    pub(crate) fn contents(&self) -> BTreeMap<String, Bytes> {
+        let mut contents = BTreeMap::new();
+        for build in self.builds().values() {
+            contents.extend(build.contents().clone());
+        }
+        contents
     }
 
     /// Whether anything runs.

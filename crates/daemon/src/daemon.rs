@@ -2,7 +2,9 @@ use crate::builds::Builds;
 use crate::content::ContentService;
 use crate::control::ControlService;
 use crate::gateway_service::GatewayService;
+use crate::info_service::WithInfo;
 use crate::listen::Listener;
+use crate::origins::Origins;
 use crate::session::{MOST_MESSAGE, SessionFiles, Sessions};
 use crate::{DaemonError, DaemonOptions, debug, worker_record};
 use forge_buildkit_proto::health::health_server::{Health, HealthServer};
@@ -46,6 +48,7 @@ pub(crate) struct Shared {
     pub sessions: Arc<Sessions>,
     pub files: Arc<SessionFiles>,
     pub builds: Arc<Builds>,
+    pub origins: Origins,
 }
 
 impl Daemon {
@@ -70,6 +73,7 @@ impl Daemon {
             sessions: Arc::new(Sessions::new()),
             files: Arc::new(SessionFiles::new(root)),
             builds: Arc::new(Builds::new(stop.clone())),
+            origins: Origins::default(),
         });
         Ok(Self { shared, listeners, debug, stop })
     }
@@ -107,9 +111,12 @@ fn router(shared: &Arc<Shared>) -> Router {
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(4 * WINDOW)
         .add_service(HealthServer::new(Healthy))
-        .add_service(ContentService)
+        .add_service(ContentService::new(shared.builds.clone()))
         .add_service(gateway.max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(MOST_MESSAGE))
-        .add_service(control.max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(MOST_MESSAGE))
+        .add_service(WithInfo {
+            inner: control.max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(MOST_MESSAGE),
+            version: worker_record::full_version(&shared.options),
+        })
 }
 
 /// Whoever can ask is answered: what cannot be served ends the process.

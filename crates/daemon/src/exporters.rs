@@ -8,8 +8,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use forge_buildkit_proto::moby::buildkit::v1::Exporter;
 use forge_engine::{
-    Annotation, AnnotationScope, BuildOutcome, BuildRequest, Destination, DigestNames, FilesOutput, ImageOutput, Job,
-    Keep, LayerCompression, MediaTypes, Output, OutputStream, PlatformFolders, Push, Times, Transport,
+    Annotation, AnnotationScope, AttestationForm, BuildOutcome, BuildRequest, Destination, DigestNames, FilesOutput,
+    ImageOutput, Job, Keep, LayerCompression, MediaTypes, Output, OutputStream, PlatformFolders, Push, Times,
+    Transport,
 };
 use forge_image::Reference;
 use std::collections::HashMap;
@@ -71,7 +72,8 @@ fn files(attributes: &HashMap<String, String>) -> Result<FilesOutput, Status> {
         true => PlatformFolders::Always,
         false => PlatformFolders::Never,
     });
-    Ok(FilesOutput { epoch: epoch(attributes)?, folders })
+    let attestation_prefix = attributes.get("attestation-prefix").cloned().unwrap_or_default();
+    Ok(FilesOutput { epoch: epoch(attributes)?, folders, attestation_prefix })
 }
 
 fn epoch(attributes: &HashMap<String, String>) -> Result<Option<i64>, Status> {
@@ -112,6 +114,10 @@ fn image(attributes: &HashMap<String, String>) -> Result<ImageOutput, Status> {
         annotations: annotations(attributes)?,
         // Over this interface the times of files are changed only when that is asked for.
         times: Times { epoch: epoch(attributes)?, rewrite: Some(is("rewrite-timestamp")?) },
+        attestation_form: match switch(attributes, "oci-artifact")? {
+            Some(false) => AttestationForm::Image,
+            _ => AttestationForm::Artifact,
+        },
     };
     Ok(output)
 }
@@ -198,7 +204,7 @@ pub(crate) async fn export(
         }
         Plan::Tar(files) => {
             let folders = files.folders.or(solution.is_map.then_some(PlatformFolders::Always));
-            let files = FilesOutput { folders, ..*files };
+            let files = FilesOutput { folders, ..files.clone() };
             let output = |destination| Output::Tar(files, destination);
             to_stream(job, base, client()?, number, output, solution).await
         }
@@ -283,7 +289,10 @@ async fn to_folder(
         let Some(result) = &image.result else { continue };
         let tree = job.tree(result).await.map_err(|error| reply::status(&error))?;
         let folder = split.then(|| platform_key(&image.platform).replace('/', "_"));
-        trees.push(SentTree { folder, tree });
+        let platform = (solution.is_map && !split).then(|| image.platform.clone());
+        let statements = job.statement_files(image, tree.clone(), &files.attestation_prefix, platform).await;
+        let statements = statements.map_err(|error| reply::status(&error))?;
+        trees.push(SentTree { folder, tree, statements });
     }
     // Lists are in the order of names.
     trees.sort_by(|a: &SentTree, b| a.folder.cmp(&b.folder));

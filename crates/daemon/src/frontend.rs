@@ -1,11 +1,13 @@
 //! What clients ask of a front end, as a request to the engine.
 
 use crate::reply;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use forge_engine::{
-    Allowed, BuildContext, BuildRequest, ContextModes, DockerfileSource, Explain, Limits, NamedContext, Network,
-    OnFailure, RemoteContext, Resources, SessionDockerfile,
+    Allowed, Attest, BuildContext, BuildRequest, ContextModes, DockerfileSource, Explain, Limits, NamedContext,
+    Network, OnFailure, RemoteContext, Resources, SessionDockerfile,
 };
-use forge_image::{Platform, Reference};
+use forge_image::{ImageConfig, Platform, Reference};
 use std::collections::{BTreeMap, HashMap};
 use std::time::SystemTime;
 use tonic::Status;
@@ -28,6 +30,7 @@ pub(crate) fn empty_request(allowed: Allowed) -> BuildRequest {
         named_contexts: BTreeMap::new(),
         outputs: Vec::new(),
         caches: Default::default(),
+        attest: Attest::default(),
         labels: Vec::new(),
         network: Network::Default,
         allowed,
@@ -201,10 +204,24 @@ fn contexts(options: &HashMap<String, String>) -> Result<BTreeMap<String, NamedC
     let named: BTreeMap<String, String> = prefixed(options, "context:");
     let mut contexts = BTreeMap::new();
     for (name, value) in named {
-        let context = context(&value)?;
+        let context = match value.strip_prefix("input:") {
+            Some(input) => NamedContext::Input { name: input.to_owned(), config: input_config(options, &name)? },
+            None => context(&value)?,
+        };
         contexts.insert(name, context);
     }
     Ok(contexts)
+}
+
+/// The config of the image that an input is: JSON whose values are base64.
+fn input_config(options: &HashMap<String, String>, context: &str) -> Result<Option<Box<ImageConfig>>, Status> {
+    let Some(text) = options.get(&format!("input-metadata:{context}")) else { return Ok(None) };
+    let refused = |error: String| invalid(format!("failed to parse input-metadata:{context}: {error}"));
+    let values: HashMap<String, String> = serde_json::from_str(text).map_err(|error| refused(error.to_string()))?;
+    let Some(config) = values.get("containerimage.config") else { return Ok(None) };
+    let bytes = STANDARD.decode(config).map_err(|error| refused(error.to_string()))?;
+    let config = ImageConfig::from_json(&bytes).map_err(|error| refused(error.to_string()))?;
+    Ok(Some(Box::new(config)))
 }
 
 fn context(value: &str) -> Result<NamedContext, Status> {
@@ -225,9 +242,6 @@ fn context(value: &str) -> Result<NamedContext, Status> {
             .ok_or_else(|| invalid(format!("oci-layout reference {layout:?} must have a digest")))?;
         let digest = digest.parse().map_err(|error| invalid(format!("invalid digest in {value}: {error}")))?;
         return Ok(NamedContext::OciLayout { path: name.into(), tag: None, digest: Some(digest) });
-    }
-    if value.starts_with("input:") {
-        return Ok(NamedContext::Directory(value.into()));
     }
     if let Some(stage) = value.strip_prefix("target:") {
         return Ok(NamedContext::Stage(stage.to_owned()));

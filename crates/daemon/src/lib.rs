@@ -10,6 +10,7 @@
 #![warn(missing_docs)]
 
 mod address;
+mod attestations;
 mod bridge;
 mod builds;
 mod caches;
@@ -22,8 +23,10 @@ mod exporters;
 mod filter;
 mod frontend;
 mod gateway_service;
+mod info_service;
 mod listen;
 mod options;
+mod origins;
 mod progress;
 mod reply;
 mod session;

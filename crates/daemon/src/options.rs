@@ -16,6 +16,8 @@ pub struct DaemonOptions {
     pub entitlements: Vec<String>,
     /// Whether TCP addresses are served to everybody who can reach them.
     pub unprotected_tcp: bool,
+    /// Further things that provenance says of this machine.
+    pub provenance: serde_json::Map<String, serde_json::Value>,
     /// The version that clients are told.
     pub version: String,
     /// The name of this machine.

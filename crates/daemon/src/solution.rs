@@ -2,11 +2,12 @@
 
 use crate::reply;
 use forge_buildkit_proto::pb;
-use forge_engine::{Job, JobImage};
+use forge_engine::{GivenAttestation, Invocation, Job, JobImage, JobResult};
 use forge_image::{ImageConfig, Platform};
 use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use tonic::Status;
 
 /// The results for all platforms, and what is said of them.
@@ -47,13 +48,27 @@ impl Solution {
         Self { images, is_map, metadata }
     }
 
+    /// Adds statements that a client made, by the keys of the results that they are about.
+    pub(crate) fn give(&mut self, key: &str, given: Vec<GivenAttestation>) -> Result<(), Status> {
+        let found = self.images.iter_mut().find(|image| platform_key(&image.platform) == key);
+        let image = found.ok_or_else(|| Status::unknown(format!("no result for the attestations of {key}")))?;
+        image.given.extend(given);
+        Ok(())
+    }
+
     /// What a client says a result is.
     pub(crate) fn of_metadata(results: Results, metadata: HashMap<String, Vec<u8>>) -> Result<Self, Status> {
         let platforms = platforms(&metadata)?;
-        let image = |key: Option<&str>, platform: Platform, result| {
+        let image = |key: Option<&str>, platform: Platform, result: Option<Found>| {
             let name = key.map_or_else(|| CONFIG.to_owned(), |key| format!("{CONFIG}/{key}"));
-            let (config, source_date_epoch) = (config(&metadata, &name, &platform)?, None);
-            Ok::<_, Status>(JobImage { platform, result, config, source_date_epoch })
+            let config = config(&metadata, &name, &platform)?;
+            let (result, invocation) = match result {
+                Some(Found { result, invocation }) => (Some(result), invocation),
+                None => (None, None),
+            };
+            let mut image = JobImage::new(platform, result, config);
+            image.invocation = invocation;
+            Ok::<_, Status>(image)
         };
         let (images, is_map) = match results {
             Results::One(result) => {
@@ -83,8 +98,22 @@ impl Solution {
 
 /// What a client names as the result; `None` is the empty file system.
 pub(crate) enum Results {
-    One(Option<forge_engine::JobResult>),
-    ByKey(BTreeMap<String, Option<forge_engine::JobResult>>),
+    One(Option<Found>),
+    ByKey(BTreeMap<String, Option<Found>>),
+}
+
+/// A result, and what was asked of the front end that it comes from.
+#[derive(Clone)]
+pub(crate) struct Found {
+    pub result: JobResult,
+    pub invocation: Option<Arc<Invocation>>,
+}
+
+impl Found {
+    /// A result that nobody was asked for.
+    pub(crate) fn new(result: JobResult) -> Self {
+        Self { result, invocation: None }
+    }
 }
 
 /// What results are known by: `os[(version)]/architecture[/variant]`.

@@ -1,5 +1,6 @@
 //! A build, from the request to its results.
 
+use crate::attestations;
 use crate::bridge::Bridge;
 use crate::builds::Build;
 use crate::daemon::Shared;
@@ -8,12 +9,12 @@ use crate::frontend::{self, empty_request};
 use crate::progress::time;
 use crate::reply;
 use crate::session::{ClientSession, RemoteSession, upload};
-use crate::solution::{Results, Solution};
+use crate::solution::{Found, Results, Solution};
 use crate::unbuilt;
 use forge_buildkit_proto::google::rpc;
 use forge_buildkit_proto::moby::buildkit::v1::{BuildHistoryRecord, Exporter, SolveRequest, SolveResponse};
 use forge_buildkit_proto::pb;
-use forge_engine::{Allowed, BuildContext, BuildRequest, ContextStream, Job};
+use forge_engine::{Allowed, Attest, BuildContext, BuildRequest, ContextStream, Invocation, Job};
 use forge_session::{Event, EventSink, Session, WarningNotice};
 use prost::Message;
 use std::collections::HashMap;
@@ -27,6 +28,8 @@ pub(crate) struct FrontendRequest {
     pub options: HashMap<String, String>,
     pub definition: Option<pb::Definition>,
     pub inputs: HashMap<String, pb::Definition>,
+    /// What the client asked for that steers the build, where it was not this.
+    pub root: Option<Arc<Invocation>>,
 }
 
 /// Runs a build. It goes on to its end by itself; whoever stops waiting for it cancels it.
@@ -44,6 +47,7 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
     }
     unbuilt::refuse(&request)?;
     let plans = request.exporters.iter().map(exporters::plan).collect::<Result<Vec<_>, _>>()?;
+    let attest = attestations::wanted(&request.frontend_attrs, &shared.options.provenance)?;
     let allowed = allowed(&request.entitlements, &shared.options.entitlements)?;
     let record = BuildHistoryRecord {
         r#ref: request.r#ref.clone(),
@@ -58,7 +62,8 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
     // Whoever waits may go away; the build then ends in its own time, and is noted.
     let _cancel = build.cancel.clone().drop_guard();
     let running = tokio::spawn(async move {
-        let (result, notice) = shared.engine.collecting(run(&shared, &build, request, &plans, allowed)).await;
+        let (result, notice) = shared.engine.collecting(run(&shared, &build, request, &plans, (allowed, attest))).await;
+        shared.origins.forget(&build.reference);
         if let Some(short) = notice {
             let (detail, url, span, excerpt) = (Vec::new(), None, None, None);
             let notice = WarningNotice { vertex: None, level: 1, short, detail, url, span, excerpt };
@@ -87,7 +92,7 @@ async fn run(
     build: &Arc<Build>,
     request: SolveRequest,
     plans: &[Plan],
-    allowed: Allowed,
+    (allowed, attest): (Allowed, Attest),
 ) -> Result<SolveResponse, Status> {
     let client = match request.session.as_str() {
         "" => None,
@@ -99,10 +104,11 @@ async fn run(
     let session: Arc<dyn Session> = Arc::new(session);
     let job = shared.engine.job(base.clone(), session).await.map_err(|error| reply::status(&error))?;
     let context = JobContext { shared: shared.clone(), build: build.clone(), job, base, client };
+    let root = Arc::new(context.invocation(&request.frontend, &request.frontend_attrs, &request.frontend_inputs));
     let is_bridged = request.frontend.is_empty() && request.definition.is_none();
-    let solution = match is_bridged {
+    let mut solution = match is_bridged {
         true => {
-            let bridge = Arc::new(Bridge::new(context.clone(), request.frontend_inputs));
+            let bridge = Arc::new(Bridge::new(context.clone(), request.frontend_inputs, root));
             build.set_bridge(Some(bridge.clone()));
             shared.builds.announce();
             bridge.wait().await?
@@ -113,11 +119,14 @@ async fn run(
                 options: request.frontend_attrs,
                 definition: request.definition,
                 inputs: request.frontend_inputs,
+                root: None,
             };
             context.frontend(asked).await?
         }
     };
     solution.evaluate(&context.job).await?;
+    context.job.attest(&attest, &mut solution.images).await.map_err(|error| reply::status(&error))?;
+    build.keep_provenance(context.provenance(&solution).await);
     let mut response = HashMap::new();
     for (number, plan) in plans.iter().enumerate() {
         let base = context.base.clone();
@@ -144,13 +153,58 @@ pub(crate) struct JobContext {
 }
 
 impl JobContext {
+    /// What a front end is asked, as provenance tells it. Forge's own front end is that under every name.
+    fn invocation(
+        &self,
+        frontend: &str,
+        options: &HashMap<String, String>,
+        inputs: &HashMap<String, pb::Definition>,
+    ) -> Invocation {
+        let is_own = frontend == "gateway.v0" && options.get("source").is_some_and(|source| is_dockerfile(source));
+        let told = options.iter().filter(|(name, _)| !is_own || !matches!(name.as_str(), "source" | "cmdline"));
+        let inputs = inputs.iter();
+        Invocation {
+            frontend: if is_own { "dockerfile.v0".to_owned() } else { frontend.to_owned() },
+            options: told.map(|(name, value)| (name.clone(), value.clone())).collect(),
+            inputs: inputs.filter_map(|(name, input)| Some((name.clone(), self.shared.origins.find(input)?))).collect(),
+            root: None,
+        }
+    }
+
+    /// How each result was made, for whoever looks at the build later.
+    async fn provenance(&self, solution: &Solution) -> Vec<Vec<u8>> {
+        let mut told = Vec::new();
+        for image in &solution.images {
+            // The build itself has succeeded; what cannot be told of it is not told.
+            told.extend(self.job.provenance(&self.shared.options.provenance, image).await.ok().flatten());
+        }
+        told
+    }
+
     /// Asks a front end; nothing runs yet.
     pub(crate) async fn frontend(&self, request: FrontendRequest) -> Result<Solution, Status> {
+        let asked = self.invocation(&request.frontend, &request.options, &request.inputs);
+        let root = request.root.as_ref();
+        let invocation = match (request.frontend.as_str(), root) {
+            ("", Some(root)) => root.clone(),
+            (_, root) => {
+                let origin = root.filter(|root| root.says_anything()).map(|root| Box::new(root.origin()));
+                Arc::new(Invocation { root: origin, ..asked })
+            }
+        };
+        let mut solution = self.answer(request).await?;
+        for image in &mut solution.images {
+            image.invocation = Some(invocation.clone());
+        }
+        Ok(solution)
+    }
+
+    async fn answer(&self, request: FrontendRequest) -> Result<Solution, Status> {
         match request.frontend.as_str() {
             "" => {
                 let bytes = request.definition.unwrap_or_default().encode_to_vec();
                 let result = self.job.definition(bytes, false).await.map_err(|error| reply::status(&error))?;
-                Solution::of_metadata(Results::One(result), HashMap::new())
+                Solution::of_metadata(Results::One(result.map(Found::new)), HashMap::new())
             }
             "dockerfile.v0" => self.dockerfile(&request).await,
             "gateway.v0" => match request.options.get("source").map(String::as_str) {

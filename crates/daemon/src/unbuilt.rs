@@ -18,14 +18,6 @@ pub(crate) fn refuse(request: &SolveRequest) -> Result<(), Status> {
         return refused("a session exporter");
     }
     caches::read(request)?;
-    for (name, value) in &request.frontend_attrs {
-        let Some(kind) = name.strip_prefix("attest:") else { continue };
-        let says = |wanted: &str| value.split(',').any(|part| part.trim() == wanted);
-        // What is only wanted where the exporter keeps it within the image is left out where it does not.
-        if !says("disabled=true") && !says("inline-only=true") {
-            return refused(&format!("attestation {kind}"));
-        }
-    }
     Ok(())
 }
 
@@ -33,22 +25,10 @@ pub(crate) fn refuse(request: &SolveRequest) -> Result<(), Status> {
 mod tests {
     use super::*;
 
-    fn attest(value: &str) -> SolveRequest {
-        let attrs = [("attest:provenance".to_owned(), value.to_owned())];
-        SolveRequest { frontend_attrs: attrs.into(), ..SolveRequest::default() }
-    }
-
     #[test]
     fn what_is_not_done_is_refused_by_name() {
         let refused = |request: &SolveRequest| refuse(request).unwrap_err().message().to_owned();
-        assert_eq!(refused(&attest("mode=max")), "attestation provenance is not supported");
         let policy = SolveRequest { source_policy_session: "x".to_owned(), ..SolveRequest::default() };
         assert_eq!(refused(&policy), "a source policy is not supported");
-    }
-
-    #[test]
-    fn what_may_be_left_out_is_told() {
-        refuse(&attest("mode=min,inline-only=true")).unwrap();
-        refuse(&attest("disabled=true")).unwrap();
     }
 }

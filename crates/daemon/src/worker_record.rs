@@ -1,8 +1,10 @@
 //! What clients are told of the one worker that there is.
 
+use crate::info_service::Version;
 use crate::{DaemonError, DaemonOptions};
 use forge_buildkit_proto::encode_platform;
 use forge_buildkit_proto::moby::buildkit::v1::types::{BuildkitVersion, WorkerRecord};
+use forge_engine::DOCKERFILE_VERSION;
 use forge_image::{Digest, Platform};
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -45,6 +47,12 @@ pub(crate) fn version(options: &DaemonOptions) -> BuildkitVersion {
         version: options.version.clone(),
         revision: format!("forge-{}", env!("CARGO_PKG_VERSION")),
     }
+}
+
+/// The version with that of the Dockerfile language.
+pub(crate) fn full_version(options: &DaemonOptions) -> Version {
+    let BuildkitVersion { package, version, revision } = version(options);
+    Version { package, version, revision, dockerfile: DOCKERFILE_VERSION.to_owned() }
 }
 
 /// The same for as long as the root is: 25 letters and digits, as BuildKit's ids are.

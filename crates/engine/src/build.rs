@@ -8,6 +8,7 @@ use crate::entitlements;
 use crate::error::work_hint;
 use crate::excerpt::{SourceLines, excerpt};
 use crate::handed::Handed;
+use crate::job::DOCKERFILE_CONTEXT;
 use crate::limits::BoundedExecutor;
 use crate::missing;
 use crate::plausible;
@@ -19,7 +20,7 @@ use crate::{
 };
 use forge_cache::BuildId;
 use forge_cache::remote::{RemoteCache, RemoteMounts, SharedCache};
-use forge_exporter::BuiltImage;
+use forge_exporter::{Attestation, BuiltImage};
 use forge_frontend::{
     Arguments, Dockerfile, FrontendError, ImageKeySource, ImageRequest, Instruction, LowerOptions, Lowered,
     LoweredImage, Problem, ResolvedImage, ResolvedImages, SourceTime, TimeRequest, Warning,
@@ -32,7 +33,7 @@ use forge_solver::{OnFailure, Remembered, SolveError, Solved, Solver, WorkerErro
 use forge_worker::{ImageResolver, LocalResults, LocalWorker, WorkError};
 use futures_util::future::{join_all, try_join_all};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
@@ -83,6 +84,8 @@ pub(crate) struct Build {
     worker: Arc<OnceLock<Arc<LocalWorker>>>,
     /// Made with the solver too; `None` where the build shares none.
     shared_cache: Arc<OnceLock<Option<Arc<SharedCache>>>>,
+    /// The contexts that were read beside the graph.
+    locals: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// What was built for one platform.
@@ -90,6 +93,8 @@ pub(crate) struct PlatformResult {
     pub lowered: LoweredImage,
     pub solved: Solved,
     pub platform: Platform,
+    /// What is said of it.
+    pub said: Vec<Attestation>,
 }
 
 impl Build {
@@ -138,6 +143,7 @@ impl Build {
                 NamedContext::Remote(remote) => remote.lowered(GitDefaults::default()),
                 NamedContext::Stage(stage) => forge_frontend::NamedContext::Stage(stage.clone()),
                 NamedContext::Scratch => forge_frontend::NamedContext::Scratch,
+                NamedContext::Input { name, .. } => return Err(no_input(name)),
             };
             named.insert(name.clone(), lowered);
         }
@@ -169,6 +175,7 @@ impl Build {
             solver: Arc::default(),
             worker: Arc::default(),
             shared_cache: Arc::default(),
+            locals: Arc::default(),
         })
     }
 
@@ -186,6 +193,7 @@ impl Build {
             solver: self.solver.clone(),
             worker: self.worker.clone(),
             shared_cache: self.shared_cache.clone(),
+            locals: Arc::default(),
         }
     }
 
@@ -210,6 +218,7 @@ impl Build {
         let text = self.load_dockerfile().await?;
         let dockerfile = forge_frontend::parse(&text.name, &text.text).map_err(|error| refused(&error, &text))?;
         let ignore = self.load_ignore_patterns().await?;
+        self.note_own_files();
         let platforms = self.platforms();
         let lowered = platforms.iter().map(|platform| self.lower(&dockerfile, &text, &ignore, platform));
         let lowered = try_join_all(lowered).await?;
@@ -223,8 +232,40 @@ impl Build {
             OnFailure::FinishOthers => join_all(solved).await.into_iter().collect::<Result<_, _>>()?,
         };
         let parts = platforms.into_iter().zip(lowered).zip(solved);
-        let results = parts.map(|((platform, lowered), solved)| PlatformResult { lowered, solved, platform }).collect();
+        let results = parts.map(|((platform, lowered), solved)| {
+            let said = Vec::new();
+            PlatformResult { lowered, solved, platform, said }
+        });
+        let results = self.attested(results.collect(), &text).await?;
         self.export(results, warnings).await
+    }
+
+    /// Notes the contexts that the Dockerfile and the ignore file are from, where these are the user's own files.
+    fn note_own_files(&self) {
+        let is_own = matches!(self.request.context, BuildContext::Directory(_) | BuildContext::Stream(_));
+        let has_own_dockerfile = match self.request.dockerfile {
+            DockerfileSource::File(_) | DockerfileSource::Inline(_) => true,
+            DockerfileSource::Default | DockerfileSource::InContext(_) => is_own,
+            DockerfileSource::Remote(_) => false,
+        };
+        let noted = [(MAIN_CONTEXT, is_own), (DOCKERFILE_CONTEXT, has_own_dockerfile)];
+        noted.iter().filter(|(_, is_read)| *is_read).for_each(|(name, _)| self.note_local(name));
+    }
+
+    /// Notes that a context was read.
+    pub(crate) fn note_local(&self, name: &str) {
+        self.locals.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+    }
+
+    /// The contexts that were read beside the graph.
+    pub(crate) fn locals_read(&self) -> BTreeSet<String> {
+        self.locals.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The worker that the solver works with.
+    pub(crate) async fn local_worker(&self) -> Result<&Arc<LocalWorker>, EngineError> {
+        self.solver().await?;
+        Ok(self.worker.get().expect("it was made with the solver"))
     }
 
     /// The platforms that are built for.
@@ -290,8 +331,7 @@ impl Build {
 
     /// Finds out when the source was made that `SOURCE_DATE_EPOCH` names.
     async fn source_time(&self, request: &TimeRequest) -> Result<SourceTime, EngineError> {
-        self.solver().await?;
-        let worker = self.worker.get().expect("it was made with the solver");
+        let worker = self.local_worker().await?;
         let shown = ShownStep::start(self.session.events(), &request.step);
         let time = worker.source_time(&request.source, &self.session).await.map_err(|error| {
             let hint = work_hint(&error);
@@ -517,6 +557,11 @@ fn arguments(dockerfile: &Dockerfile) -> BTreeSet<String> {
         _ => Vec::new(),
     };
     dockerfile.instructions().iter().filter(is_arg).flat_map(names).collect()
+}
+
+/// A result that nobody handed in.
+pub(crate) fn no_input(name: &str) -> EngineError {
+    EngineError::new(ErrorKind::UserInput, format!("invalid input {name} for build context: there is none"))
 }
 
 pub(crate) fn ignore_patterns(text: &[u8]) -> Result<Vec<String>, EngineError> {

@@ -33,7 +33,7 @@ pub enum DefinitionFormat {
 const LOAD_DEFINITION: &str = "[internal] load build definition";
 
 /// The path that processes of images without a config look programs up in, as BuildKit sets it.
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 impl Engine {
     /// Lowers a Dockerfile for one platform and shows what a build would solve. Base images are resolved as for a
@@ -100,7 +100,10 @@ impl Build {
             let text = text_of(&error, &sources);
             step_failed(error, &text)
         })?;
-        self.export(vec![PlatformResult { lowered, solved, platform }], Vec::new()).await
+        let said = Vec::new();
+        let text = nowhere;
+        let results = self.attested(vec![PlatformResult { lowered, solved, platform, said }], &text).await?;
+        self.export(results, Vec::new()).await
     }
 
     /// The graph with what a Dockerfile would have said beside it.

@@ -9,8 +9,9 @@ use crate::{
     Output, Push, Transport,
 };
 use forge_exporter::{
-    AssembledImage, BuiltTree, ExportSettings, Exported, FolderMode, ImageSet, LayoutDestination, PlatformFolders,
-    Recipient, assemble, hand_over, package, to_docker, to_local, to_oci, to_store, to_store_packaged, to_tar,
+    AssembledImage, Attestation, BuiltTree, ExportSettings, Exported, FolderMode, ImageSet, LayoutDestination,
+    PlatformFolders, Recipient, assemble, hand_over, package, to_docker, to_local, to_oci, to_store, to_store_packaged,
+    to_tar,
 };
 use forge_frontend::LoweredImage;
 use forge_image::{Digest, Reference};
@@ -275,7 +276,7 @@ impl Build {
         folder: &Path,
         results: &[PlatformResult],
     ) -> Result<Exported, EngineError> {
-        let trees = trees(results);
+        let trees = trees(results, &files.attestation_prefix);
         let epoch = files.epoch.or(self.epoch(results));
         let folders = files.folders.unwrap_or(PlatformFolders::for_platforms(trees.len()));
         Ok(to_local(&self.transfer, &trees, epoch, folders, mode, folder).await?)
@@ -287,7 +288,7 @@ impl Build {
         destination: &Destination,
         results: &[PlatformResult],
     ) -> Result<Exported, EngineError> {
-        let trees = trees(results);
+        let trees = trees(results, &files.attestation_prefix);
         let epoch = files.epoch.or(self.epoch(results));
         let folders = files.folders.unwrap_or(PlatformFolders::for_platforms(trees.len()));
         let OpenedDestination { stream, end } = self.open_destination(destination).await?;
@@ -324,6 +325,7 @@ impl Build {
             rewrite_timestamp: output.times.rewrite.unwrap_or(true),
             push_by_digest: matches!(output.push, Push::Digest(_)),
             annotations: output.annotations.clone(),
+            attestation_form: output.attestation_form,
             ..ExportSettings::new(self.request.now)
         }
     }
@@ -332,7 +334,8 @@ impl Build {
         let mut images: Vec<AssembledImage> = Vec::new();
         for result in results {
             let built = self.with_inline_cache(result.built()).await?;
-            images.push(assemble(&self.transfer, &built, settings).await?);
+            let image = assemble(&self.transfer, &built, settings).await?;
+            images.push(AssembledImage { attestations: result.said.clone(), ..image });
         }
         let images = ImageSet::new(images)?;
         Ok(if self.wants_index() { images.indexed() } else { images })
@@ -371,10 +374,20 @@ pub(crate) fn compression(layer: LayerCompression) -> Compression {
     }
 }
 
-fn trees(results: &[PlatformResult]) -> Vec<BuiltTree> {
+/// What is said of a result, under the names that an output gives its files.
+fn said(result: &PlatformResult, prefix: &str) -> Vec<Attestation> {
+    let named = |attestation: &Attestation| Attestation {
+        file_name: format!("{prefix}{}", attestation.file_name),
+        ..attestation.clone()
+    };
+    result.said.iter().map(named).collect()
+}
+
+fn trees(results: &[PlatformResult], prefix: &str) -> Vec<BuiltTree> {
     let tree = |result: &PlatformResult| BuiltTree {
         platform: result.platform.clone(),
         layers: result.solved.result.layers().to_vec(),
+        attestations: said(result, prefix),
     };
     results.iter().map(tree).collect()
 }

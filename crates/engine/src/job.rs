@@ -3,6 +3,7 @@
 //! This is what a client far away has instead of [`Engine::build`]: its session comes from outside, a result is looked
 //! at before the next step is decided, and nothing runs before it is needed.
 
+use crate::attest::{Extras, FileOrigin, GivenAttestation, Invocation, dockerfile};
 use crate::build::{Build, PlatformResult, refused, step_failed, unsolved};
 use crate::context::{MAIN_CONTEXT, MainContext};
 use crate::dockerfile::{DockerfileText, read_from_context};
@@ -12,13 +13,15 @@ use crate::provided::{ProvidedContexts, TreeContext};
 use crate::steps::ShownStep;
 use crate::{BuildContext, BuildOutcome, BuildRequest, Call, CallOutcome, Engine, EngineError, NamedContext};
 use forge_buildkit_proto::{Decoded, SourceFile};
-use forge_frontend::LoweredImage;
+use forge_exporter::{Attestation, StatementFile};
+use forge_frontend::{GraphInput, LoweredImage};
 use forge_image::{Digest, ErrorKind, ImageConfig, Platform, Reference};
 use forge_llb::{
     CopyAction, FileAction, FileInput, FileKind, FileOp, Graph, Metadata, Op, ResolveMode, SourceOp, Vertex,
 };
 use forge_session::{Context, ContextSelection, Event, Session, SourceSpan, WarningNotice};
 use forge_solver::Solved;
+use forge_worker::{ReadObjects, SourceFacts};
 use futures_util::future::try_join_all;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,7 +30,7 @@ use tokio::sync::OnceCell;
 pub use forge_store::{MergedTree, TreeEntry, TreeKind};
 
 /// The name of the context that a client's Dockerfile lies in.
-const DOCKERFILE_CONTEXT: &str = "dockerfile";
+pub(crate) const DOCKERFILE_CONTEXT: &str = "dockerfile";
 
 /// A build at work. Cheap to clone; its results stay in the store until the last copy is gone.
 #[derive(Clone)]
@@ -63,6 +66,30 @@ pub struct JobImage {
     pub config: ImageConfig,
     /// `SOURCE_DATE_EPOCH` as it came to hold.
     pub source_date_epoch: Option<i64>,
+    /// Statements that the client made of it.
+    pub given: Vec<GivenAttestation>,
+    /// What was asked of the front end that it comes from.
+    pub invocation: Option<Arc<Invocation>>,
+    /// What is said of it: what [`Job::attest`] made.
+    pub said: Vec<Attestation>,
+    /// Folders besides it that scanners are shown, by name.
+    pub(crate) scanned: Extras,
+}
+
+impl JobImage {
+    /// A result of which nothing is said.
+    pub fn new(platform: Platform, result: Option<JobResult>, config: ImageConfig) -> Self {
+        Self {
+            platform,
+            result,
+            config,
+            source_date_epoch: None,
+            given: Vec::new(),
+            invocation: None,
+            said: Vec::new(),
+            scanned: Extras::new(),
+        }
+    }
 }
 
 /// A Dockerfile of a client's session.
@@ -74,7 +101,8 @@ pub struct SessionDockerfile {
     pub hostname: String,
     /// The context of the session that it lies in, where the build's context is elsewhere.
     pub context: Option<String>,
-    /// Results that are contexts: `context` and `dockerfile` stand for those of the session, all are known as `input:NAME`.
+    /// Results that are contexts: `context` and `dockerfile` stand for those of the session, others are named by
+    /// [`NamedContext::Input`].
     pub inputs: BTreeMap<String, JobResult>,
 }
 
@@ -201,11 +229,9 @@ impl Job {
         build.hostname.clone_from(&dockerfile.hostname);
         let mut provided = BTreeMap::new();
         for (name, input) in &dockerfile.inputs {
-            let files = self.as_context(input).await?;
             if matches!(name.as_str(), MAIN_CONTEXT | DOCKERFILE_CONTEXT) {
-                provided.insert(name.clone(), files.clone());
+                provided.insert(name.clone(), self.as_context(input).await?);
             }
-            provided.insert(format!("input:{name}"), files);
         }
         let is_elsewhere = match &context {
             BuildContext::Remote(remote) => {
@@ -232,7 +258,7 @@ impl Job {
                 build.session_dockerfile(context, dockerfile.name.as_deref()).await?
             }
         };
-        build.name_session_contexts().await?;
+        build.name_session_contexts(&dockerfile.inputs).await?;
         Ok((build, text))
     }
 
@@ -260,6 +286,26 @@ impl Job {
         Ok(JobSource { digest: found.digest, config: found.config })
     }
 
+    /// What can be told of a source that is no image; what steps of this build see of it is the same then.
+    ///
+    /// # Errors
+    /// It cannot be read, reached or found.
+    pub async fn source_facts(
+        &self,
+        source: &forge_buildkit_proto::pb::SourceOp,
+        objects: ReadObjects,
+        step: &str,
+    ) -> Result<SourceFacts, EngineError> {
+        let source = forge_buildkit_proto::decode_source(source);
+        let source = source.map_err(|error| EngineError::caused(error.kind(), error))?;
+        if matches!(source, SourceOp::Local(_) | SourceOp::Image(_) | SourceOp::OciLayout(_)) {
+            return Ok(SourceFacts::Nothing);
+        }
+        let shown = ShownStep::start(self.session().events(), step);
+        let worker = self.0.local_worker().await?;
+        Ok(shown.end(worker.source_facts(&source, objects, self.session()).await)?)
+    }
+
     /// Runs what a result needs.
     ///
     /// # Errors
@@ -268,7 +314,7 @@ impl Job {
         self.solved(result).await.map(drop)
     }
 
-    async fn solved<'a>(&self, result: &'a JobResult) -> Result<&'a Solved, EngineError> {
+    pub(crate) async fn solved<'a>(&self, result: &'a JobResult) -> Result<&'a Solved, EngineError> {
         let Lazy { build, image, text, solved } = &*result.0;
         solved
             .get_or_try_init(|| async {
@@ -326,7 +372,37 @@ impl Job {
             source_date_epoch: image.source_date_epoch,
             ..self.0.image_of(graph, &image.platform, false)?
         };
-        Ok(PlatformResult { lowered, solved, platform: image.platform.clone() })
+        Ok(PlatformResult { lowered, solved, platform: image.platform.clone(), said: image.said.clone() })
+    }
+
+    /// The build itself.
+    pub(crate) fn build(&self) -> &Build {
+        &self.0
+    }
+
+    /// What a further graph makes that stands on a result.
+    pub(crate) fn result_of(&self, result: &JobResult, graph: Graph, no_cache: bool) -> Result<JobResult, EngineError> {
+        let build = result.0.build.clone();
+        let image = build.image_of(graph, &Platform::host(), no_cache)?;
+        let text = SourceTexts::Definition(Vec::new());
+        Ok(JobResult(Arc::new(Lazy { build, image, text, solved: OnceCell::new() })))
+    }
+
+    /// The files of what is said of an image, as they lie beside its own.
+    ///
+    /// # Errors
+    /// A file cannot be read, or two statements have the same name.
+    pub async fn statement_files(
+        &self,
+        image: &JobImage,
+        tree: MergedTree,
+        prefix: &str,
+        platform: Option<Platform>,
+    ) -> Result<Vec<StatementFile>, EngineError> {
+        let named =
+            |said: &Attestation| Attestation { file_name: format!("{prefix}{}", said.file_name), ..said.clone() };
+        let said: Vec<Attestation> = image.said.iter().map(named).collect();
+        blocking(move || Ok(forge_exporter::statement_files(&tree, &said, platform.as_ref())?)).await
     }
 
     /// The config that an image has about which nothing is said.
@@ -341,18 +417,34 @@ impl Job {
 }
 
 impl JobResult {
+    /// The steps that make it.
+    pub(crate) fn graph(&self) -> &Graph {
+        &self.0.image.graph
+    }
+
+    /// The build that it is of.
+    pub(crate) fn build(&self) -> &Build {
+        &self.0.build
+    }
+
+    /// The files that its steps come from, and where these were found.
+    pub(crate) fn files(&self) -> (Vec<SourceFile>, FileOrigin) {
+        match &self.0.text {
+            SourceTexts::Definition(sources) => (sources.clone(), FileOrigin::Other),
+            SourceTexts::Dockerfile(text) => {
+                let is_local = self.0.build.locals_read().contains(DOCKERFILE_CONTEXT);
+                let local = || FileOrigin::Context(DOCKERFILE_CONTEXT.to_owned());
+                (vec![dockerfile(text)], if is_local { local() } else { FileOrigin::Other })
+            }
+        }
+    }
+
     /// The definition of what makes it, in BuildKit's format.
     ///
     /// # Errors
     /// It holds what the format has no words for.
     pub fn definition(&self) -> Result<Vec<u8>, EngineError> {
-        let sources: Vec<SourceFile> = match &self.0.text {
-            SourceTexts::Definition(sources) => sources.clone(),
-            SourceTexts::Dockerfile(text) => {
-                let (name, data) = (text.name.clone(), text.text.clone());
-                vec![SourceFile { name, data, language: "Dockerfile".to_owned() }]
-            }
-        };
+        let (sources, _) = self.files();
         let definition = forge_buildkit_proto::encode(&self.0.image.graph, &sources)
             .map_err(|error| EngineError::caused(ErrorKind::UserInput, error))?;
         Ok(forge_buildkit_proto::definition_bytes(&definition))
@@ -372,7 +464,7 @@ impl JobImage {
             let (build, text, solved) = (build.clone(), SourceTexts::Dockerfile(text), OnceCell::new());
             JobResult(Arc::new(Lazy { build, image, text, solved }))
         });
-        Self { platform, result, config, source_date_epoch }
+        Self { source_date_epoch, ..Self::new(platform, result, config) }
     }
 }
 
@@ -439,6 +531,9 @@ impl Build {
         step: &str,
     ) -> Result<Option<Vec<u8>>, EngineError> {
         let vertex = ShownStep::digest_of(step);
+        if !context.starts_with("input:") {
+            self.note_local(context);
+        }
         let wanted = ContextSelection { name: context, include: &[], exclude: &[], follow, vertex: Some(&vertex) };
         self.session.fetch_context(&wanted).await?;
         let Some(files) = self.session.selected_context(&wanted) else { return Ok(None) };
@@ -473,7 +568,7 @@ impl Build {
     }
 
     /// Named contexts that are folders are the session's, under their own names.
-    async fn name_session_contexts(&mut self) -> Result<(), EngineError> {
+    async fn name_session_contexts(&mut self, inputs: &BTreeMap<String, JobResult>) -> Result<(), EngineError> {
         let contexts = self.request.named_contexts.clone();
         for (name, context) in contexts {
             let lowered = match context {
@@ -493,6 +588,11 @@ impl Build {
                 NamedContext::Remote(remote) => remote.lowered(crate::remote::GitDefaults::default()),
                 NamedContext::Stage(stage) => forge_frontend::NamedContext::Stage(stage),
                 NamedContext::Scratch => forge_frontend::NamedContext::Scratch,
+                NamedContext::Input { name, config } => {
+                    let input = inputs.get(&name).ok_or_else(|| crate::build::no_input(&name))?;
+                    let config = config.map(|config| *config);
+                    forge_frontend::NamedContext::Graph(GraphInput::new(input.graph().clone(), config))
+                }
             };
             self.name_context(name, lowered);
         }

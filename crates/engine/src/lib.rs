@@ -9,6 +9,7 @@
 #![warn(missing_docs)]
 
 mod absent;
+mod attest;
 mod build;
 mod call;
 mod compare;
@@ -57,6 +58,10 @@ mod steps;
 mod usage;
 mod verify;
 
+pub use attest::{
+    Attest, DOCKERFILE_VERSION, GivenAttestation, GivenKind, Invocation, ProvenanceMode, ProvenanceRequest,
+    RequestOrigin, SbomRequest, SlsaVersion,
+};
 pub use call::{
     Answer, Call, CallOutcome, CheckError, CheckReport, Finding, Outline, OutlineArg, OutlineCache, OutlineRequirement,
     Span, Target,
@@ -78,14 +83,17 @@ pub use error::{EngineError, SourcePlace};
 pub use expected::ExpectedContainer;
 pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason};
 pub use forge_executor::{CpuQuota, Footing, NamespaceIds, Resources, SwapLimit};
-pub use forge_exporter::{Annotation, AnnotationScope, FolderMode, LoadLimits, PlatformFolders, Recipient};
+pub use forge_exporter::{
+    Annotation, AnnotationScope, Attestation, AttestationForm, FolderMode, LoadLimits, PlatformFolders, Recipient,
+    StatementFile, Subject,
+};
 pub use forge_frontend::TriggerRight;
 pub use forge_llb::{ExtraHost, Ulimit};
 pub use forge_solver::{Explain, OnFailure};
 pub use forge_store::{
     BlobFault, Finding as StoreFinding, LayerFault, Repair, TreeFault, UnpackLimits, Verification, VerifyDepth,
 };
-pub use forge_worker::Resolver;
+pub use forge_worker::{ReadObjects, Resolver, SourceFacts};
 pub use job::{Job, JobDockerfile, JobImage, JobResult, JobSource, MergedTree, SessionDockerfile, TreeEntry, TreeKind};
 pub use leaks::leaks;
 pub use limits::Limits;

@@ -1,6 +1,6 @@
 //! Where a build's result goes, and in which form.
 
-use forge_exporter::{Annotation, FolderMode, PlatformFolders, Recipient};
+use forge_exporter::{Annotation, AttestationForm, FolderMode, PlatformFolders, Recipient};
 use forge_image::Reference;
 use std::fmt;
 use std::io::Write;
@@ -48,6 +48,8 @@ pub struct ImageOutput {
     pub annotations: Vec<Annotation>,
     /// The times in it.
     pub times: Times,
+    /// The form of manifests with statements about it.
+    pub attestation_form: AttestationForm,
 }
 
 /// How an image is pushed.
@@ -128,12 +130,14 @@ pub struct Times {
 }
 
 /// How the files of a result are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FilesOutput {
     /// Seconds since 1970 that all files have for a time; that of the request where `None`.
     pub epoch: Option<i64>,
     /// Whether each platform gets a folder; where `None`, if there are several.
     pub folders: Option<PlatformFolders>,
+    /// What stands before the names of files with statements.
+    pub attestation_prefix: String,
 }
 
 /// How layers are compressed when they leave the store.

@@ -96,6 +96,7 @@ mod tests {
             named_contexts: BTreeMap::new(),
             outputs: vec![output],
             caches: crate::SharedCaches::default(),
+            attest: crate::Attest::default(),
             labels: Vec::new(),
             network: Network::Default,
             allowed: crate::Allowed::default(),

@@ -1,5 +1,6 @@
 //! Files from elsewhere: Git repositories and downloads.
 
+use crate::attest::{git_url, redacted};
 use crate::build::{Build, is_true, step_failed};
 use crate::context::{MainContext, dockerfile_of, is_archive};
 use crate::dockerfile::DockerfileText;
@@ -64,6 +65,29 @@ impl RemoteContext {
             }
             Place::Http(http) => {
                 NamedContext::Http(HttpSource { filename: Some(FILE_NAME.to_owned()), ..http.clone() })
+            }
+        }
+    }
+}
+
+impl RemoteContext {
+    /// The address with the place of its user information, and the same without the folder of a repository: what it is
+    /// listed as among what a build was made of.
+    pub(crate) fn told(&self) -> (String, String) {
+        match &self.0 {
+            Place::Git(url) => {
+                let source = url.source();
+                let material = git_url(&source);
+                let uri = match (source.subdir.as_str(), source.reference.is_some()) {
+                    ("", _) => material.clone(),
+                    (subdir, true) => format!("{material}:{subdir}"),
+                    (subdir, false) => format!("{material}#:{subdir}"),
+                };
+                (uri, material)
+            }
+            Place::Http(http) => {
+                let url = redacted(&http.url, http.credentials.as_ref());
+                (url.clone(), url)
             }
         }
     }

@@ -1,10 +1,10 @@
 use crate::{
-    AgentSource, Allowed, ContextModes, Device, DeviceRule, GcOptions, Limits, Output, Port, RemoteContext,
+    AgentSource, Allowed, Attest, ContextModes, Device, DeviceRule, GcOptions, Limits, Output, Port, RemoteContext,
     SecretSource, SharedCaches,
 };
 use forge_executor::Resources;
 use forge_exporter::LoadLimits;
-use forge_image::{Platform, Reference};
+use forge_image::{ImageConfig, Platform, Reference};
 use forge_llb::ExtraHost;
 use forge_session::Redacted;
 use forge_solver::{Explain, OnFailure};
@@ -116,6 +116,8 @@ pub struct BuildRequest {
     pub outputs: Vec<Output>,
     /// The caches that the build shares with other machines.
     pub caches: SharedCaches,
+    /// What is said of the result beside it.
+    pub attest: Attest,
     /// Labels set last.
     pub labels: Vec<(String, String)>,
     /// The network of RUN steps.
@@ -208,7 +210,7 @@ pub enum DockerfileSource {
 }
 
 /// A named context.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum NamedContext {
     /// A folder.
     Directory(PathBuf),
@@ -229,6 +231,13 @@ pub enum NamedContext {
     Stage(String),
     /// No files at all (`docker-image://scratch`).
     Scratch,
+    /// A result of that name that a client handed in ([`SessionDockerfile::inputs`](crate::SessionDockerfile)).
+    Input {
+        /// Its name.
+        name: String,
+        /// The config of the image that it is.
+        config: Option<Box<ImageConfig>>,
+    },
 }
 
 /// The network of a process.

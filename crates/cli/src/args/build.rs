@@ -116,14 +116,14 @@ pub struct BuildArgs {
     /// Say what the build checks find, and build nothing (--call=check)
     #[arg(long)]
     pub check: bool,
-    /// Attestation of how the image was made; only false so far
-    #[arg(long, value_name = "BOOL", hide = true)]
+    /// Say how the image was made, beside it: true, false, min, max, or mode=min|max,version=v1|v0.2,inline-only=true,builder-id=URI
+    #[arg(long, value_name = "BOOL|MODE")]
     pub provenance: Option<String>,
-    /// Attestation of what is in the image; only false so far
-    #[arg(long, value_name = "BOOL", hide = true)]
+    /// Say what software is in the image, beside it: true, false, or generator=IMAGE, which is run as BuildKit's scanners are
+    #[arg(long, value_name = "BOOL|generator=IMAGE")]
     pub sbom: Option<String>,
-    /// Attestations in one flag; only type=TYPE,disabled=true so far
-    #[arg(long = "attest", value_name = "ATTESTATION", hide = true)]
+    /// Both in one flag: type=provenance,… or type=sbom,…; with disabled=true not (repeatable)
+    #[arg(long = "attest", value_name = "type=TYPE,…")]
     pub attests: Vec<String>,
     /// Rules for sources; only disabled=true so far
     #[arg(long = "policy", value_name = "POLICY", hide = true)]

@@ -75,6 +75,7 @@ fn options(start: &Start, args: &DaemonArgs, config: DaemonConfig) -> anyhow::Re
         labels: config.labels.into_iter().chain(labels).collect(),
         entitlements: [config.entitlements, args.allow_insecure_entitlement.clone()].concat(),
         unprotected_tcp: args.allow_unprotected_tcp,
+        provenance: config.provenance,
         version: format!("v{}+forge", env!("CARGO_PKG_VERSION")),
         hostname,
     })

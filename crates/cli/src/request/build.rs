@@ -11,8 +11,8 @@ use crate::args::BuildArgs;
 use crate::environment::Environment;
 use anyhow::{Context, bail};
 use forge_engine::{
-    Allowed, BuildRequest, ContextModes, ContextStream, Explain, ImageOutput, Limits, Network, OnFailure, Output, Push,
-    Resources, SharedCaches, Transport, TriggerRight,
+    Allowed, Attest, BuildRequest, ContextModes, ContextStream, Explain, ImageOutput, Limits, Network, OnFailure,
+    Output, Push, Resources, SharedCaches, Transport, TriggerRight,
 };
 use forge_image::Platform;
 use std::collections::BTreeMap;
@@ -94,6 +94,7 @@ pub fn build_request(
         named_contexts: args.build_contexts.iter().map(|text| named_context(text)).collect::<anyhow::Result<_>>()?,
         outputs: outputs(args, environment)?,
         caches: shared_caches(args, environment)?,
+        attest: attest(args)?,
         labels: args.labels.iter().map(|label| key_value(label)).collect(),
         network: build_network(args)?,
         allowed: allowed(&args.allow)?,
@@ -116,8 +117,7 @@ pub fn build_request(
 fn lacking(written: &str, flag: &str) -> anyhow::Error {
     let why = match flag {
         "builder" => "a build runs in this process, there are no builders to choose from",
-        "policy" => "rules for sources are not read yet",
-        _ => "attestations are not written yet",
+        _ => "rules for sources are not read yet",
     };
     anyhow::anyhow!("{}: {why}", unsupported(written))
 }
@@ -126,17 +126,10 @@ fn refuse_what_is_not_built(args: &BuildArgs) -> anyhow::Result<()> {
     if let Some(flag) = args.refused.used().first() {
         return Err(lacking(&format!("--{flag}"), flag));
     }
-    let asked =
-        args.attests.iter().map(|text| ("attest", text)).chain(args.policies.iter().map(|text| ("policy", text)));
-    for (flag, text) in asked {
+    for text in &args.policies {
         // Who asks for none is served.
         if !csv(text)?.iter().any(|field| field == "disabled=true") {
-            return Err(lacking(&format!("--{flag} {text}"), flag));
-        }
-    }
-    for (flag, value) in [("provenance", &args.provenance), ("sbom", &args.sbom)] {
-        if let Some(value) = value.as_deref().filter(|value| !matches!(*value, "false" | "0")) {
-            return Err(lacking(&format!("--{flag}={value}"), flag));
+            return Err(lacking(&format!("--policy {text}"), "policy"));
         }
     }
     Ok(())
@@ -148,6 +141,36 @@ fn shared_caches(args: &BuildArgs, environment: &Environment) -> anyhow::Result<
     let asked = args.build_args.iter().find_map(|text| text.strip_prefix("BUILDKIT_INLINE_CACHE="));
     let inline = caches.inline || asked.is_some_and(|value| !matches!(value, "" | "0" | "false"));
     Ok(SharedCaches { inline, ..caches })
+}
+
+/// `--attest type=KIND,…`, and `--provenance` and `--sbom`, which stand for one of these, as buildx takes them.
+fn attest(args: &BuildArgs) -> anyhow::Result<Attest> {
+    let mut attest = Attest::default();
+    for text in &args.attests {
+        let mut fields = pairs(text)?;
+        let place = fields.iter().position(|(name, _)| name == "type");
+        let (_, kind) = fields.remove(place.with_context(|| format!("--attest {text}: type is missing"))?);
+        attest.add(&kind, &fields).map_err(|error| anyhow::anyhow!("--attest {text}: {error}"))?;
+    }
+    for (kind, text) in [("provenance", &args.provenance), ("sbom", &args.sbom)] {
+        let Some(text) = text else { continue };
+        let fields = match text.as_str() {
+            "" | "true" | "1" => Vec::new(),
+            "false" | "0" => vec![("disabled".to_owned(), "true".to_owned())],
+            "min" | "max" => vec![("mode".to_owned(), text.clone())],
+            text => pairs(text)?,
+        };
+        attest.add(kind, &fields).map_err(|error| anyhow::anyhow!("--{kind}={text}: {error}"))?;
+    }
+    Ok(attest)
+}
+
+fn pairs(text: &str) -> anyhow::Result<Vec<(String, String)>> {
+    let pair = |field: String| match field.split_once('=') {
+        Some((name, value)) => (name.trim().to_owned(), value.to_owned()),
+        None => (field, String::new()),
+    };
+    Ok(csv(text)?.into_iter().map(pair).collect())
 }
 
 /// `--allow`: BuildKit's entitlements, and of what a build has what triggers of base images may use.
@@ -438,13 +461,12 @@ mod tests {
     fn every_flag_of_buildx_has_an_answer() {
         const BUILT: &str = "add-host=a:1.2.3.4 annotation=manifest:a=b allow=network.host build-arg=A=1 cache-from=x cache-to=type=inline build-context=x=. call=check cgroup-parent=x check \
             debug D file=Dockerfile f=x iidfile=i label=a=b load metadata-file=m network=none no-cache no-cache-filter=a \
-            output=out o=out platform=local platform=linux/amd64,linux/arm64 progress=plain provenance=false pull push quiet q \
-            resource=memory=1g sbom=false secret=id=a,src=Cargo.toml shm-size=1m ssh=default=Cargo.toml tag=x t=x target=x \
-            ulimit=nofile=10 attest=type=sbom,disabled=true policy=disabled=true m=1g memory=1g c=10 cpu-shares=10 \
+            output=out o=out platform=local platform=linux/amd64,linux/arm64 progress=plain provenance=false provenance=true provenance=mode=max,version=v0.2 pull push quiet q \
+            resource=memory=1g sbom=false sbom=true sbom=generator=x secret=id=a,src=Cargo.toml shm-size=1m ssh=default=Cargo.toml tag=x t=x target=x \
+            ulimit=nofile=10 attest=type=sbom,disabled=true attest=type=provenance,mode=min policy=disabled=true m=1g memory=1g c=10 cpu-shares=10 \
             cpu-period=10000 cpu-quota=10000 cpuset-cpus=0 cpuset-mems=0 rm force-rm print=outline";
         const NOTED: &str = "compress isolation=default security-opt=x squash";
-        const REFUSED: &str = "attest=type=sbom builder=x cache-from=type=inline cache-to=type=azblob policy=x provenance=true \
-            provenance=mode=max sbom=true";
+        const REFUSED: &str = "builder=x cache-from=type=inline cache-to=type=azblob policy=x";
         let line = |flag: &str| match flag.split_once('=') {
             Some((name, value)) if name.len() == 1 => format!("-{name} {value} -t x ."),
             Some((name, value)) => format!("--{name} {value} -t x ."),

@@ -2,8 +2,8 @@ use super::annotation::output_annotation;
 use super::{reference, unsupported};
 use anyhow::{Context, bail};
 use forge_engine::{
-    Annotation, Destination, DigestNames, FilesOutput, FolderMode, ImageOutput, Keep, LayerCompression, MediaTypes,
-    Output, PlatformFolders, Push, Times, Transport,
+    Annotation, AttestationForm, Destination, DigestNames, FilesOutput, FolderMode, ImageOutput, Keep,
+    LayerCompression, MediaTypes, Output, PlatformFolders, Push, Times, Transport,
 };
 use forge_image::Reference;
 use std::path::PathBuf;
@@ -110,6 +110,13 @@ impl Fields {
             media_types,
             annotations: self.annotations()?,
             times,
+            attestation_form: match (self.switch("oci-artifact")?, media_types) {
+                (Some(true), MediaTypes::Docker) => {
+                    bail!("--output: oci-artifact=true cannot be combined with oci-mediatypes=false")
+                }
+                (Some(false), _) => AttestationForm::Image,
+                _ => AttestationForm::Artifact,
+            },
             ..ImageOutput::default()
         };
         match (&image.compression, media_types) {
@@ -158,15 +165,8 @@ impl Fields {
     }
 
     fn media_types(&mut self) -> anyhow::Result<MediaTypes> {
-        const WHY: &str = "attestations are not written yet";
         let oci = self.flag("oci-mediatypes", true)?;
-        if self.flag("oci-artifact", false)? {
-            match oci {
-                true => return Err(anyhow::anyhow!("{}: {WHY}", unsupported("--output oci-artifact=true"))),
-                false => bail!("--output: oci-artifact=true cannot be combined with oci-mediatypes=false"),
-            }
-        }
-        self.only("attestation-inline", false, WHY)?;
+        self.only("attestation-inline", false, "attestations are written beside the image")?;
         Ok(if oci { MediaTypes::Oci } else { MediaTypes::Docker })
     }
 
@@ -199,7 +199,8 @@ impl Fields {
             true => PlatformFolders::Always,
             false => PlatformFolders::Never,
         });
-        Ok(FilesOutput { epoch: self.epoch()?, folders })
+        let attestation_prefix = self.take("attestation-prefix").unwrap_or_default();
+        Ok(FilesOutput { epoch: self.epoch()?, folders, attestation_prefix })
     }
 
     fn folder_mode(&mut self) -> anyhow::Result<FolderMode> {
@@ -376,9 +377,9 @@ mod tests {
     #[test]
     fn files() {
         let plain = FilesOutput::default();
-        assert_eq!(output("type=local,dest=o").unwrap(), Output::Local(plain, FolderMode::Copy, "o".into()));
-        assert_eq!(output("type=tar,dest=-").unwrap(), Output::Tar(plain, Destination::Stdout));
-        let split = FilesOutput { epoch: Some(5), folders: Some(PlatformFolders::Always) };
+        assert_eq!(output("type=local,dest=o").unwrap(), Output::Local(plain.clone(), FolderMode::Copy, "o".into()));
+        assert_eq!(output("type=tar,dest=-").unwrap(), Output::Tar(plain.clone(), Destination::Stdout));
+        let split = FilesOutput { epoch: Some(5), folders: Some(PlatformFolders::Always), ..plain.clone() };
         assert_eq!(
             output("type=local,dest=o,platform-split=true,source-date-epoch=5,mode=delete").unwrap(),
             Output::Local(split, FolderMode::Delete, "o".into())
@@ -398,14 +399,9 @@ mod tests {
             error("type=docker,context=x"),
             "--output type=docker: context is not supported by this version of forge"
         );
-        assert_eq!(
-            error("type=local,dest=x,attestation-prefix=y"),
-            "--output type=local: attestation-prefix is not supported by this version of forge"
-        );
         for (field, why) in [
             ("prefer-nondist-layers=true", "layers that may not be distributed are not pulled"),
-            ("oci-artifact=true", "attestations are not written yet"),
-            ("attestation-inline=true", "attestations are not written yet"),
+            ("attestation-inline=true", "attestations are written beside the image"),
             ("name=*", "a Dockerfile gives its image no name"),
         ] {
             let expect = format!("--output {field} is not supported by this version of forge: {why}");

@@ -7,7 +7,7 @@ use forge_buildkit_proto::fsutil::types::{Packet, Stat};
 use forge_buildkit_proto::moby::filesync::packet::file_send_client::FileSendClient as TreeClient;
 use forge_buildkit_proto::moby::filesync::v1::BytesMessage;
 use forge_buildkit_proto::moby::filesync::v1::file_send_client::FileSendClient as StreamClient;
-use forge_engine::{MergedTree, TreeEntry, TreeKind};
+use forge_engine::{MergedTree, StatementFile, TreeEntry, TreeKind};
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -95,6 +95,8 @@ fn address(session: &ClientSession, output: usize, metadata: &mut MetadataMap) -
 pub(crate) struct SentTree {
     pub folder: Option<String>,
     pub tree: MergedTree,
+    /// Files of ours beside those of the tree, in the order of names.
+    pub statements: Vec<StatementFile>,
 }
 
 /// Sends trees to the client's output of that number. With an epoch all files have that time.
@@ -135,7 +137,7 @@ pub(crate) async fn trees(
             }
             PacketType::PacketReq => {
                 let file = files.lock().unwrap_or_else(PoisonError::into_inner).remove(&message.id);
-                let Some((tree, path)) = file else {
+                let Some(file) = file else {
                     return Err(Status::invalid_argument(format!("invalid file id {}", message.id)));
                 };
                 let permit =
@@ -143,7 +145,7 @@ pub(crate) async fn trees(
                 let sender = sender.clone();
                 reading.spawn_blocking(move || {
                     let _permit = permit;
-                    send_file(&sender, message.id, &tree, &path)
+                    send_file(&sender, message.id, &file)
                 });
             }
             PacketType::PacketFin => {
@@ -166,7 +168,13 @@ fn failed(error: &io::Error) -> Status {
     Status::unknown(error.to_string())
 }
 
-type Files = Arc<Mutex<HashMap<u32, (MergedTree, PathBuf)>>>;
+type Files = Arc<Mutex<HashMap<u32, Sent>>>;
+
+/// A file that was listed.
+enum Sent {
+    Tree(MergedTree, PathBuf),
+    Bytes(Vec<u8>),
+}
 
 /// Lists trees, entry by entry.
 struct Listing {
@@ -178,7 +186,7 @@ struct Listing {
 
 impl Listing {
     fn walk(mut self, trees: &[SentTree]) -> io::Result<()> {
-        for SentTree { folder, tree } in trees {
+        for SentTree { folder, tree, statements } in trees {
             if let Some(folder) = folder {
                 let stat = Stat {
                     path: folder.clone(),
@@ -188,13 +196,25 @@ impl Listing {
                 };
                 self.send(stat)?;
             }
-            self.tree(folder.as_deref(), tree)?;
+            self.tree(folder.as_deref(), tree, statements)?;
         }
         self.sender.blocking_send(fsutil::stat(None)).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 
-    /// Not recursive: a tree may be deeper than a stack.
-    fn tree(&mut self, folder: Option<&str>, tree: &MergedTree) -> io::Result<()> {
+    fn statement(&mut self, folder: Option<&str>, file: &StatementFile) -> io::Result<()> {
+        let name = &file.name;
+        let path = folder.map_or_else(|| name.clone(), |folder| format!("{folder}/{name}"));
+        let size = i64::try_from(file.bytes.len()).unwrap_or(i64::MAX);
+        let stat = Stat { path, mode: 0o600, size, mod_time: self.epoch.unwrap_or_default(), ..Stat::default() };
+        let sent = Sent::Bytes(file.bytes.clone());
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(self.next, sent);
+        self.send(stat)
+    }
+
+    /// Not recursive: a tree may be deeper than a stack. Statements come among the entries at the top, in the order of names;
+    /// one of the same name stands for the tree's own.
+    fn tree(&mut self, folder: Option<&str>, tree: &MergedTree, statements: &[StatementFile]) -> io::Result<()> {
+        let mut statements = statements.iter().peekable();
         let mut links: HashMap<(u64, u64), String> = HashMap::new();
         let mut todo = Vec::new();
         if tree.lookup(Path::new("/")).map_err(io::Error::other)?.is_some() {
@@ -203,6 +223,15 @@ impl Listing {
         while let Some(entry) = todo.pop() {
             if matches!(entry.kind, TreeKind::Socket) {
                 continue;
+            }
+            if entry.path.parent() == Some(Path::new("/")) {
+                let name = entry.name.to_string_lossy();
+                while let Some(file) = statements.next_if(|file| file.name.as_str() < name.as_ref()) {
+                    self.statement(folder, file)?;
+                }
+                if statements.peek().is_some_and(|file| file.name == name) {
+                    continue;
+                }
             }
             let mut stat = stat_of(&entry, folder);
             if let Some(epoch) = self.epoch {
@@ -216,7 +245,7 @@ impl Listing {
                 }
             }
             if is_file {
-                let file = (tree.clone(), entry.path.clone());
+                let file = Sent::Tree(tree.clone(), entry.path.clone());
                 self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(self.next, file);
             }
             self.send(stat)?;
@@ -224,7 +253,7 @@ impl Listing {
                 todo.extend(tree.children(&entry.path).map_err(io::Error::other)?.into_iter().rev());
             }
         }
-        Ok(())
+        statements.try_for_each(|file| self.statement(folder, file))
     }
 
     fn send(&mut self, stat: Stat) -> io::Result<()> {
@@ -269,9 +298,12 @@ pub(crate) fn stat_of(entry: &TreeEntry, folder: Option<&str>) -> Stat {
     }
 }
 
-fn send_file(sender: &mpsc::Sender<Packet>, id: u32, tree: &MergedTree, path: &Path) -> io::Result<()> {
+fn send_file(sender: &mpsc::Sender<Packet>, id: u32, sent: &Sent) -> io::Result<()> {
     let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-    let mut file = tree.open(path).map_err(io::Error::other)?;
+    let mut file: Box<dyn Read + '_> = match sent {
+        Sent::Tree(tree, path) => Box::new(tree.open(path).map_err(io::Error::other)?),
+        Sent::Bytes(bytes) => Box::new(bytes.as_slice()),
+    };
     loop {
         let mut buffer = vec![0; FILE_CHUNK];
         let count = file.read(&mut buffer)?;
