@@ -2,7 +2,7 @@
 
 use crate::command::{self, command};
 use crate::test_run::{self, Scope};
-use crate::{crates, licences, tidy, torture};
+use crate::{crates, licences, soak, tidy, torture};
 use anyhow::Result;
 
 /// Cheap checks first, so that a slip is told within seconds.
@@ -19,6 +19,7 @@ pub fn run(scope: Scope) -> Result<()> {
         // As the tests need it: a build of one package would turn on fewer features of what it uses, and compile that twice.
         command::run(&mut command("cargo test --workspace --no-run"))?;
         torture::run_sampled()?;
+        soak::run_sampled()?;
     }
     test_run::run(scope)
 }

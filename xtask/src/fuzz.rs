@@ -10,7 +10,7 @@ struct Target {
     test: &'static str,
 }
 
-const TARGETS: [Target; 10] = [
+const TARGETS: [Target; 11] = [
     Target { name: "p01", package: "forge-frontend", test: "fuzz_p01_" },
     Target { name: "p02", package: "forge-frontend", test: "fuzz_p02_" },
     Target { name: "p03", package: "forge-session", test: "fuzz_p03_" },
@@ -21,6 +21,7 @@ const TARGETS: [Target; 10] = [
     Target { name: "p08", package: "forge-store", test: "fuzz_p08_" },
     Target { name: "p09", package: "forge-image", test: "fuzz_p09_" },
     Target { name: "p10", package: "forge-image", test: "fuzz_p10_" },
+    Target { name: "p18", package: "forge-store", test: "fuzz_p18_" },
 ];
 
 /// A smoke run gives each target a minute.

@@ -15,11 +15,12 @@ mod fuzz;
 mod licences;
 mod packages;
 mod registry;
+mod soak;
 mod test_run;
 mod tidy;
 mod torture;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -35,8 +36,12 @@ const USAGE: &str = "cargo xtask COMMAND
                    build the examples with forge and with Debian's buildah, and compare the images
   fuzz [--seconds N] [TARGET]...
                    random tests, a minute each
-  torture [--points N] [NAME…]
-                   kill forge at N system calls (default 200) of a build, a pull, a push and more; nothing may be damaged
+  torture [--points N] [--fault kill|enospc|eio|emfile|power] [--seed N] [NAME…]
+                   kill forge, or let a call fail, at N system calls (default 200) of a build, a pull, a push and more; cut
+                   the power of its disk N times (default 50); nothing may be damaged
+  soak [--seconds N] [--seed N]
+                   random commands, kills, clocks and collections, an hour (L12)
+  load             the load tests in full, with their figures (L01, L11, L13, L15)
   bench [--quick]  forge beside the bare cost of each job, as ratios
   busybox FILE     write a busybox base image, as an archive for `forge load`";
 
@@ -60,10 +65,9 @@ fn run() -> Result<()> {
         ["check"] => check::run(test_run::Scope::All),
         ["check", "--fast"] => check::run(test_run::Scope::Fast),
         ["fuzz", ref words @ ..] => fuzz::run(words),
-        ["torture", "--points", points, ref names @ ..] => {
-            torture::run(demo::release_binary()?, points.parse().context("--points takes a number")?, names)
-        }
-        ["torture", ref names @ ..] => torture::run(demo::release_binary()?, 200, names),
+        ["torture", ref words @ ..] => torture::run_words(demo::release_binary()?, words),
+        ["soak", ref words @ ..] => soak::run_words(demo::release_binary()?, words),
+        ["load"] => load(),
         ["bench"] => bench::run(bench::Size::Full),
         ["bench", "--quick"] => bench::run(bench::Size::Quick),
         ["corpus"] => corpus::check(&[], false),
@@ -77,6 +81,17 @@ fn run() -> Result<()> {
         }
         _ => bail!("unknown command {:?}\n{USAGE}", words.join(" ")),
     }
+}
+
+/// The tests of load, all of it instead of a part.
+fn load() -> Result<()> {
+    for line in [
+        "cargo test --release -p forge-engine --test load -- --nocapture --test-threads 1",
+        "cargo test --release -p forge --test e2e -- --nocapture --test-threads 1 load:: l01_",
+    ] {
+        command::run(command::command(line).env("FORGE_LOAD_SCALE", "1"))?;
+    }
+    Ok(())
 }
 
 /// The folder of the workspace.

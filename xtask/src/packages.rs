@@ -27,6 +27,9 @@ pub const TESTS: &[Need] = &[
     need("zstd", "zstd"),
     need("pigz", "pigz"),
     need("strace", "strace"),
+    need("faketime", "faketime"),
+    need("mkfs.ext4", "e2fsprogs"),
+    need("perl", "perl-base"),
 ];
 
 /// What forge's images are compared with.

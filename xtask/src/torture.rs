@@ -1,7 +1,11 @@
-//! F01–F05: forge killed at its n-th system call, for many n, in a build, a pull, a push, a save, a load and a prune.
+//! F01–F05: forge killed at its n-th system call, for many n, in a build, a pull, a push, a save, a load and a prune. F09,
+//! F12–F14: the n-th call fails instead, for want of space or of descriptors or because the disk does. F06 is in [`power`].
 //!
-//! After each kill nothing may run on and nothing be mounted; the store must be whole to the byte; the same command must
-//! then succeed, and have the result that it has undisturbed.
+//! After each fault nothing may run on and nothing be mounted; the store must be whole to the byte; the same command must
+//! then succeed, and have the result that it has undisturbed. A command that ends well in spite of a failing call must have
+//! that result at once; one that does not ends with an error.
+
+mod power;
 
 use crate::command::{command, output, text};
 use crate::demo::Forge;
@@ -11,13 +15,66 @@ use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// The calls that change something, or hand a change to somebody else: between two of them a kill makes no difference.
-const CALLS: &str = "openat,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,write,pwrite64,fsync,fdatasync,syncfs,\
-ftruncate,flock,linkat,symlinkat,mknodat,fchmod,fchownat,utimensat,copy_file_range,clone3,clone,mount,move_mount,umount2,\
-sendto,sendmsg";
+/// What befalls forge at a system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The process is killed as the call begins.
+    Kill,
+    /// The call fails: the disk is full.
+    NoSpace,
+    /// The call fails: the disk is broken.
+    Io,
+    /// The call fails: too many files are open.
+    NoDescriptors,
+}
+
+const FAULTS: [(&str, Fault); 4] =
+    [("kill", Fault::Kill), ("enospc", Fault::NoSpace), ("eio", Fault::Io), ("emfile", Fault::NoDescriptors)];
+
+impl Fault {
+    fn name(self) -> &'static str {
+        FAULTS.iter().find(|(_, fault)| *fault == self).map_or("", |(name, _)| name)
+    }
+
+    /// The calls that it befalls. A kill between two that change something, or hand a change to somebody else, makes no
+    /// difference.
+    fn calls(self) -> &'static str {
+        match self {
+            Self::Kill => {
+                "openat,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,write,pwrite64,fsync,fdatasync,syncfs,\
+                 ftruncate,flock,linkat,symlinkat,mknodat,fchmod,fchownat,utimensat,copy_file_range,clone3,clone,mount,\
+                 move_mount,umount2,sendto,sendmsg"
+            }
+            Self::NoSpace => {
+                "openat,rename,renameat,renameat2,mkdir,mkdirat,write,pwrite64,fsync,fdatasync,syncfs,ftruncate,\
+                 fallocate,linkat,symlinkat,mknodat,copy_file_range,setxattr,fsetxattr"
+            }
+            Self::Io => {
+                // Not `read`: most are of sockets and pipes, which cannot fail so.
+                "pread64,getdents64,write,pwrite64,fsync,fdatasync,syncfs,openat,rename,renameat2,unlinkat,\
+                 statx,newfstatat"
+            }
+            Self::NoDescriptors => {
+                "openat,openat2,socket,pipe2,dup,dup3,fcntl,epoll_create1,eventfd2,pidfd_open,accept4"
+            }
+        }
+    }
+
+    fn injection(self) -> &'static str {
+        match self {
+            Self::Kill => "signal=SIGKILL",
+            Self::NoSpace => "error=ENOSPC",
+            Self::Io => "error=EIO",
+            Self::NoDescriptors => "error=EMFILE",
+        }
+    }
+}
+
+/// The runtime's words when the call that failed wrote to an eventfd, which is no file on any disk.
+const WAKER: &str = "failed to wake I/O driver";
 
 /// What a process that was killed may take to take its children along.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -102,26 +159,67 @@ pub fn run_sampled() -> Result<()> {
         println!("SKIPPED (needs root): torture");
         return Ok(());
     }
-    let folder = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
-    let built = Path::new(&folder).join("debug/forge");
-    let binary = std::env::var_os("FORGE_BINARY").map_or(built, PathBuf::from);
-    run(std::path::absolute(binary)?, 4, &[])
+    let binary = built_binary()?;
+    for (_, fault) in FAULTS {
+        let points = if fault == Fault::Kill { 4 } else { 2 };
+        run(binary.clone(), fault, points, &[])?;
+    }
+    power::run(binary, 3, 1)
 }
 
-/// Kills each case, or those of these names, at so many points.
-pub fn run(binary: PathBuf, points: usize, names: &[&str]) -> Result<()> {
+/// The binary that the tests made.
+pub fn built_binary() -> Result<PathBuf> {
+    let folder = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
+    let built = Path::new(&folder).join("debug/forge");
+    Ok(std::path::absolute(std::env::var_os("FORGE_BINARY").map_or(built, PathBuf::from))?)
+}
+
+/// Reads `[--points N] [--fault NAME] [--seed N] [CASE…]` and does that; all faults where none is named.
+pub fn run_words(binary: PathBuf, words: &[&str]) -> Result<()> {
+    let (mut points, mut fault, mut seed, mut names) = (None, None, 1, Vec::new());
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let mut value = || words.next().with_context(|| format!("{word} takes a value"));
+        match *word {
+            "--points" => points = Some(value()?.parse().context("--points takes a number")?),
+            "--seed" => seed = value()?.parse().context("--seed takes a number")?,
+            "--fault" => fault = Some(*value()?),
+            name => names.push(name),
+        }
+    }
+    let known = |name: &str| FAULTS.iter().find(|(known, _)| *known == name).map(|(_, fault)| *fault);
+    match fault {
+        Some("power") => power::run(binary, points.unwrap_or(50), seed),
+        Some(name) => {
+            let fault = known(name).with_context(|| format!("no fault {name}: kill, enospc, eio, emfile, power"))?;
+            run(binary, fault, points.unwrap_or(200), &names)
+        }
+        None => {
+            for (_, fault) in FAULTS {
+                run(binary.clone(), fault, points.unwrap_or(200), &names)?;
+            }
+            match names.is_empty() {
+                true => power::run(binary, points.unwrap_or(50), seed),
+                false => Ok(()),
+            }
+        }
+    }
+}
+
+/// Disturbs each case, or those of these names, at so many points.
+fn run(binary: PathBuf, fault: Fault, points: usize, names: &[&str]) -> Result<()> {
     packages::ensure(packages::TESTS)?;
     ensure!(rustix::process::geteuid().is_root(), "torture needs root: it builds in sandboxes under strace");
     fs::create_dir_all("target")?;
     let scratch = tempfile::Builder::new().prefix("torture-").tempdir_in("target")?;
-    let bench = Bench::prepare(binary, std::path::absolute(scratch.path())?)?;
+    let bench = Bench::prepare(binary, std::path::absolute(scratch.path())?, fault)?;
     let mut failures = 0;
     for case in CASES.iter().filter(|case| names.is_empty() || names.contains(&case.name)) {
         failures += bench.torture(case, points)?;
     }
     match failures {
         0 => Ok(()),
-        count => bail!("{count} kills left damage"),
+        count => bail!("{count} faults left damage"),
     }
 }
 
@@ -130,12 +228,13 @@ struct Bench {
     forge: Forge,
     folder: PathBuf,
     registry: Registry,
+    fault: Fault,
 }
 
 impl Bench {
-    fn prepare(binary: PathBuf, folder: PathBuf) -> Result<Self> {
+    fn prepare(binary: PathBuf, folder: PathBuf, fault: Fault) -> Result<Self> {
         let forge = Forge { binary, root: folder.join("store") };
-        let bench = Self { forge, registry: Registry::start(&folder.join("registry"))?, folder };
+        let bench = Self { forge, registry: Registry::start(&folder.join("registry"))?, folder, fault };
         let files = bench.folder.join("context/files");
         fs::create_dir_all(&files)?;
         for name in 0..20 {
@@ -154,23 +253,26 @@ impl Bench {
         Ok(bench)
     }
 
-    /// The number of kills after which something was wrong.
+    /// The number of faults after which something was wrong.
     fn torture(&self, case: &Case, points: usize) -> Result<usize> {
         self.start(case)?;
         let calls = self.calls_of(case)?;
         let expected = self.must(case.result)?;
-        let mut failures = 0;
-        let mut killed = 0;
+        let (mut failures, mut ended) = (0, 0);
         for point in 0..points {
             let call = &calls[point * calls.len() / points];
             self.start(case)?;
-            killed += usize::from(self.kill(case, call)?);
-            if let Err(error) = self.check(case, &expected) {
-                println!("FAILED {} at its {}. {}: {error:#}", case.name, call.number, call.name);
+            let disturbed = self.disturb(case, call)?;
+            ended += usize::from(!disturbed.status.success());
+            let checked = self.check_end(case, &disturbed, &expected).and_then(|()| self.check(case, &expected));
+            if let Err(error) = checked {
+                let (fault, name) = (self.fault.name(), case.name);
+                println!("FAILED {name} with {fault} at its {}. {}: {error:#}", call.number, call.name);
                 failures += 1;
             }
         }
-        println!("{}: killed {killed} of {points} times at {} calls, {failures} failures", case.name, calls.len());
+        let (name, fault, calls) = (case.name, self.fault.name(), calls.len());
+        println!("{name}: {fault} at {points} of {calls} calls ended it {ended} times, {failures} failures");
         Ok(failures)
     }
 
@@ -186,11 +288,12 @@ impl Bench {
         Ok(())
     }
 
-    /// Every call of [`CALLS`], as strace counts: for each thread and each name anew.
+    /// Every call that the fault can befall, as strace counts: for each thread and each name anew.
     fn calls_of(&self, case: &Case) -> Result<Vec<Call>> {
         let log = self.folder.join("calls");
         let mut strace = command("strace -f -qqq -o");
-        strace.arg(&log).args(["-e", &format!("trace={CALLS}"), "-e", "signal=none"]);
+        let calls = self.fault.calls().replace(' ', "");
+        strace.arg(&log).args(["-e", &format!("trace={calls}"), "-e", "signal=none"]);
         output(self.forge_after(&mut strace, case.killed))?;
         let mut made: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         let text = fs::read_to_string(&log)?;
@@ -210,13 +313,37 @@ impl Bench {
         Ok(calls)
     }
 
-    /// Whether the kill came before the end.
-    fn kill(&self, case: &Case, call: &Call) -> Result<bool> {
+    fn disturb(&self, case: &Case, call: &Call) -> Result<Output> {
         let mut strace = command("strace -f -qqq -o /dev/null");
-        let inject = format!("inject={}:signal=SIGKILL:when={}", call.name, call.number);
+        let inject = format!("inject={}:{}:when={}", call.name, self.fault.injection(), call.number);
         strace.args(["-e", &format!("trace={}", call.name), "-e", &inject]);
-        let status = self.forge_after(&mut strace, case.killed).stdin(Stdio::null()).output()?.status;
-        Ok(!status.success())
+        Ok(self.forge_after(&mut strace, case.killed).stdin(Stdio::null()).output()?)
+    }
+
+    /// A command that is not killed ends as commands do, and what it says is true.
+    fn check_end(&self, case: &Case, ended: &Output, expected: &str) -> Result<()> {
+        let told = String::from_utf8_lossy(&ended.stderr);
+        if told.contains(WAKER) {
+            return Ok(());
+        }
+        ensure!(!told.contains("panicked at"), "it panicked: {told}");
+        match (self.fault, ended.status.code()) {
+            (Fault::Kill, _) => Ok(()),
+            (_, Some(0)) => {
+                let result = self.must(case.result)?;
+                ensure!(
+                    result == expected,
+                    "it said nothing, and the result is {result}, undisturbed it is {expected}"
+                );
+                Ok(())
+            }
+            // 125: before a container began.
+            (_, Some(1 | 125)) => {
+                ensure!(!told.trim().is_empty(), "it failed without a word");
+                Ok(())
+            }
+            _ => bail!("it ended with {}: {told}", ended.status),
+        }
     }
 
     fn check(&self, case: &Case, expected: &str) -> Result<()> {
