@@ -228,8 +228,15 @@ impl Build {
         let read = (&dockerfile, &text);
         let solved = lowered.iter().zip(&platforms).map(|(image, platform)| self.solve(solver, image, read, platform));
         let solved = match self.request.on_failure {
-            OnFailure::CancelOthers => try_join_all(solved).await?,
-            OnFailure::FinishOthers => join_all(solved).await.into_iter().collect::<Result<_, _>>()?,
+            OnFailure::CancelOthers => try_join_all(solved).await,
+            OnFailure::FinishOthers => join_all(solved).await.into_iter().collect::<Result<_, _>>(),
+        };
+        let solved = match solved {
+            Ok(solved) => solved,
+            Err(error) => {
+                self.finish_caches_of_failure().await;
+                return Err(error);
+            }
         };
         let parts = platforms.into_iter().zip(lowered).zip(solved);
         let results = parts.map(|((platform, lowered), solved)| {

@@ -7,7 +7,7 @@
 //!
 //! Reading order: [`RemoteCache`] (what the solver asks), [`RemoteMounts`] (what
 //! steps ask), [`SharedCache`] (the answer); [`RecordStore`], [`LayoutRecords`],
-//! [`RegistryRecords`], `inline`, `objects`, [`s3_records`], [`gha_records`] (places); `document` (a record on its way),
+//! [`RegistryRecords`], `inline`, `objects`, [`s3_records`], [`gha_records`], [`reapi_records`] (places); `document` (a record on its way),
 //! [`Trust`], `source` (in), [`CacheTarget`] (out); `mounts`.
 
 mod document;
@@ -16,6 +16,7 @@ mod inline;
 mod layout;
 mod mounts;
 mod objects;
+mod reapi;
 mod repository;
 mod s3;
 mod shared;
@@ -27,6 +28,7 @@ mod trust;
 pub use gha::{GhaPlace, gha_records};
 pub use inline::forget_inline;
 pub use layout::LayoutRecords;
+pub use reapi::{ReapiPlace, reapi_records};
 pub use repository::RegistryRecords;
 pub use s3::{S3Place, s3_records};
 pub use shared::SharedCache;

@@ -96,11 +96,11 @@ pub struct BuildArgs {
     #[arg(long, value_name = "AGENT")]
     pub ssh: Vec<String>,
     /// Cache that other machines share, asked where this one's has nothing: REFERENCE, or type=registry,ref=REFERENCE,
-    /// type=local,src=FOLDER, type=s3,… or type=gha,…; with mounts=true, verify-key=FILE (repeatable)
+    /// type=local,src=FOLDER, type=s3,…, type=gha,… or type=reapi,addr=grpc://HOST:PORT; with mounts=true, verify-key=FILE (repeatable)
     #[arg(long, value_name = "CACHE")]
     pub cache_from: Vec<String>,
-    /// Cache that is told of every step: REFERENCE, type=registry,ref=REFERENCE, type=local,dest=FOLDER, type=inline, type=s3,…
-    /// or type=gha,…; with mode=min|max, compression=gzip|zstd|uncompressed, mounts=true, sign-key=FILE and more (repeatable). What it cannot take fails no build
+    /// Cache that is told of every step: REFERENCE, type=registry,ref=REFERENCE, type=local,dest=FOLDER, type=inline, type=s3,…,
+    /// type=gha,… or type=reapi,addr=grpc://HOST:PORT; with mode=min|max, compression=gzip|zstd|uncompressed, mounts=true, sign-key=FILE and more (repeatable). What it cannot take fails no build
     #[arg(long, value_name = "CACHE")]
     pub cache_to: Vec<String>,
     /// Permission that a step may ask for: network.host, security.insecure, device[=NAME]; what ONBUILD triggers of

@@ -19,6 +19,7 @@ fn build(forge: &Forge, number: &str, flags: &[&str]) -> String {
     outcome.stderr
 }
 
+// Seen to fail with a mount that is restored and not used.
 #[test]
 fn privileged_two_builders_share_a_cache_mount_through_a_registry() {
     let test = "two_builders_share_a_cache_mount_through_a_registry";

@@ -103,12 +103,26 @@ fn privileged_a44_what_is_damaged_is_a_miss() {
     // Records under other keys are no records.
     let keys = folder.join("forge-cache/latest");
     let names: Vec<_> = fs::read_dir(&keys).unwrap().map(|entry| entry.unwrap().path()).collect();
-    let first = fs::read(&names[0]).unwrap();
-    names.iter().for_each(|name| fs::write(name, &first).unwrap());
+    let texts: Vec<_> = names.iter().map(|name| fs::read(name).unwrap()).collect();
+    for (name, text) in names.iter().zip(&texts) {
+        fs::write(name, texts.iter().find(|other| *other != text).unwrap()).unwrap();
+    }
     let Some(there) = Forge::privileged(test) else { return };
     let context = context(&there);
     let told = there.ok(&["build", "--cache-from", &from, "-t", "x", &context]).stderr;
     assert!(told.contains("a record is refused: it is the record of another step"), "{told}");
+}
+
+#[test]
+fn privileged_what_succeeded_of_a_build_that_failed_is_shared() {
+    let test = "what_succeeded_of_a_build_that_failed_is_shared";
+    let (Some(here), Some(there)) = (Forge::privileged(test), Forge::privileged(test)) else { return };
+    let folder = here.path("cache");
+    let context = here.context("failing", &[("Dockerfile", "FROM busybox\nRUN echo > /made\nRUN false\n")]);
+    here.fails(1, &["build", "--cache-to", &format!("type=local,dest={}", folder.display()), &context]);
+    let context = there.context("good", &[("Dockerfile", "FROM busybox\nRUN echo > /made\nRUN true\n")]);
+    let steps = there.build(&["--cache-from", &format!("type=local,src={}", folder.display()), &context]);
+    assert_eq!((state(&steps, "RUN echo"), state(&steps, "RUN true")), (Step::Cached, Step::Ran));
 }
 
 #[test]
@@ -159,4 +173,60 @@ fn privileged_builders_that_write_at_once_lose_nothing() {
         assert_eq!(layers(&three), layers(maker));
         assert_eq!(three.shell("x", "cat /m"), format!("{name}\n"));
     }
+}
+
+/// Two processes build for a platform each and write at once; a third builds for both and runs nothing.
+#[test]
+fn privileged_platforms_that_are_built_apart_are_one_cache() {
+    let test = "platforms_that_are_built_apart_are_one_cache";
+    let Some(registry) = Registry::start(test) else { return };
+    let place = format!("type=registry,ref={}/team/cache:both", registry.host);
+    let files = [("Dockerfile", "FROM scratch\nARG TARGETARCH\nCOPY f /of-$TARGETARCH\nCOPY f /f\n"), ("f", "1")];
+    let build = |platform: &str, flag: &str| {
+        let forge = Forge::privileged(test)?;
+        let context = forge.context("context", &files);
+        let output = forge.path("out.tar").display().to_string();
+        let output = format!("type=oci,dest={output}");
+        Some(forge.build(&["--platform", platform, flag, &place, "--output", &output, &context]))
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| build("linux/arm64", "--cache-to"));
+        build("linux/amd64", "--cache-to");
+        other.join().unwrap();
+    });
+    let Some(steps) = build("linux/amd64,linux/arm64", "--cache-from") else { return };
+    let copies: Vec<_> = steps.iter().filter(|(name, _)| name.contains("COPY f")).collect();
+    assert!(copies.len() == 4 && copies.iter().all(|(_, step)| *step == Step::Cached), "{steps:?}");
+}
+
+/// What a step made is in the cache while the next one still runs.
+#[test]
+fn privileged_steps_are_sent_while_the_build_goes_on() {
+    let test = "steps_are_sent_while_the_build_goes_on";
+    let Some(forge) = Forge::privileged(test) else { return };
+    let folder = forge.path("cache");
+    let text = "FROM busybox\nRUN echo > /made\nRUN while [ ! -e /work/go ]; do usleep 20000; done\n";
+    let context = forge.context(
+        "context",
+        &[("Dockerfile", &text.replace("RUN while", "RUN --mount=type=cache,id=w,target=/work while"))],
+    );
+    let to = format!("type=local,dest={}", folder.display());
+    let mut build =
+        forge.command(&["build", "--cache-to", &to, &context]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let (begin, keys) = (Instant::now(), folder.join("forge-cache/latest"));
+    while fs::read_dir(&keys).map_or(0, Iterator::count) == 0 {
+        assert!(build.try_wait().unwrap().is_none() && begin.elapsed() < Duration::from_secs(60), "nothing is sent");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // The one cache mount of this store is what the step waits in, once it is there.
+    let ended = loop {
+        let mounts = fs::read_dir(forge.store().join("cache-mounts")).into_iter().flatten();
+        mounts.for_each(|entry| _ = fs::write(entry.unwrap().path().join("tree/go"), ""));
+        if let Some(ended) = build.try_wait().unwrap() {
+            break ended;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(120), "the step does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(ended.success());
 }

@@ -1,5 +1,5 @@
 use crate::client::{Served, TestDaemon};
-use forge_buildkit_proto::moby::buildkit::v1::{BuildHistoryRequest, SolveRequest};
+use forge_buildkit_proto::moby::buildkit::v1::{BuildHistoryRequest, CacheOptions, CacheOptionsEntry, SolveRequest};
 use std::time::Duration;
 use tonic::Code;
 
@@ -106,4 +106,34 @@ async fn two_clients_build_at_the_same_time() {
     let builds = tokio::join!(one.build("1", copying("one"), &[]), two.build("2", copying("two"), &[]));
     assert_eq!(builds.0.unwrap().1["dir/a"], b"one");
     assert_eq!(builds.1.unwrap().1["dir/a"], b"two");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_carries_the_cache_from_daemon_to_daemon() {
+    let registry = forge_testkit::TestRegistry::start();
+    let entry = |kind: &str, attrs: &[(&str, &str)]| CacheOptionsEntry {
+        r#type: kind.to_owned(),
+        attrs: attrs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+    };
+    let place = format!("{}/team/cache:main", registry.authority());
+    let caches = |exports, imports| Some(CacheOptions { exports, imports, ..CacheOptions::default() });
+    let (one, two) = (TestDaemon::start_online().await, TestDaemon::start_online().await);
+    let ran = async |daemon: &TestDaemon, name: &str, cache| {
+        let client = daemon.client().await;
+        let (_, files) = client.build_with(name, copying("text"), &[], cache).await.unwrap();
+        assert_eq!(files["made"], b"made\n");
+        let status = client.status(name).await;
+        let warnings = status.iter().flat_map(|message| &message.warnings);
+        let warnings: Vec<_> = warnings.map(|warning| String::from_utf8_lossy(&warning.short).into_owned()).collect();
+        let copies = status.iter().flat_map(|message| &message.vertexes).filter(|vertex| vertex.name.contains("COPY"));
+        let cached = copies.filter(|vertex| vertex.cached && vertex.completed.is_some()).count();
+        (cached, warnings)
+    };
+    let exports = vec![entry("registry", &[("ref", &place), ("mode", "max"), ("ignore-error", "true")])];
+    assert_eq!(ran(&one, "one", caches(exports, Vec::new())).await, (0, Vec::new()));
+    let imports = vec![entry("registry", &[("ref", &place)])];
+    assert_eq!(ran(&two, "two", caches(Vec::new(), imports)).await, (2, Vec::new()));
+    // What this machine does not have is told, and its steps are run.
+    let (_, told) = ran(&two, "three", caches(Vec::new(), vec![entry("azblob", &[])])).await;
+    assert!(told.len() == 1 && told[0].starts_with("cache import type=azblob is not supported"), "{told:?}");
 }

@@ -10,7 +10,7 @@ use forge_buildkit_proto::health::{
 use forge_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use forge_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_client::LlbBridgeClient;
 use forge_buildkit_proto::moby::buildkit::v1::{
-    BytesMessage, Exporter, SolveRequest, SolveResponse, StatusRequest, StatusResponse,
+    BytesMessage, CacheOptions, Exporter, SolveRequest, SolveResponse, StatusRequest, StatusResponse,
 };
 use forge_buildkit_proto::moby::filesync::packet::file_sync_server::{FileSync, FileSyncServer};
 use forge_buildkit_proto::moby::filesync::v1::BytesMessage as FileBytes;
@@ -41,9 +41,18 @@ pub struct TestDaemon {
 
 impl TestDaemon {
     pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// One that may reach registries of the test.
+    pub async fn start_online() -> Self {
+        Self::start_with(|options| options.offline = false).await
+    }
+
+    async fn start_with(change: impl FnOnce(&mut EngineOptions)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("root");
-        let options = EngineOptions {
+        let mut options = EngineOptions {
             root: root.clone(),
             registries: BTreeMap::new(),
             docker_config: folder.path().join("config.json"),
@@ -55,6 +64,7 @@ impl TestDaemon {
             oci_runtime: None,
             gc: GcOptions::default(),
         };
+        change(&mut options);
         let socket = folder.path().join("d.sock");
         let addresses = vec![Address::Unix(socket.clone())];
         let daemon = DaemonOptions { addresses, version: "v0.0.0+test".into(), ..DaemonOptions::default() };
@@ -182,6 +192,17 @@ impl Client {
         served: Served,
         options: &[(&str, &str)],
     ) -> Result<(SolveResponse, BTreeMap<String, Vec<u8>>), Status> {
+        self.build_with(reference, served, options, None).await
+    }
+
+    /// The same with shared caches.
+    pub async fn build_with(
+        &self,
+        reference: &str,
+        served: Served,
+        options: &[(&str, &str)],
+        cache: Option<CacheOptions>,
+    ) -> Result<(SolveResponse, BTreeMap<String, Vec<u8>>), Status> {
         let received = served.received.clone();
         let session = format!("session-{reference}");
         let _open = self.session(&session, "key", served).await;
@@ -191,6 +212,7 @@ impl Client {
             frontend: "dockerfile.v0".to_owned(),
             frontend_attrs: options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             exporters: vec![Exporter { r#type: "tar".to_owned(), ..Exporter::default() }],
+            cache,
             ..SolveRequest::default()
         };
         let response = self.control().solve(request).await?.into_inner();

@@ -2,7 +2,7 @@
 
 use super::{AT_ONCE, CacheExport, CacheImport, CacheMode, CachePlace, SharedCaches};
 use crate::{EngineError, LayerCompression, Transport};
-use forge_cache::remote::{GhaPlace, S3Credentials, S3Place};
+use forge_cache::remote::{GhaPlace, ReapiPlace, S3Credentials, S3Place};
 use forge_image::{ErrorKind, Reference};
 use forge_session::Redacted;
 use std::path::PathBuf;
@@ -102,7 +102,8 @@ impl Fields<'_> {
             }
             "s3" => self.s3().map(CachePlace::S3),
             "gha" => self.gha().map(CachePlace::Gha),
-            _ => Err(self.unsupported("", "there are registry, local, inline, s3 and gha")),
+            "reapi" => self.reapi().map(CachePlace::Reapi),
+            _ => Err(self.unsupported("", "there are registry, local, inline, s3, gha and reapi")),
         }
     }
 
@@ -148,6 +149,18 @@ impl Fields<'_> {
             scope: self.take("scope").unwrap_or_else(|| "buildkit".to_owned()),
             timeout: self.duration("timeout")?.unwrap_or(GHA_TIMEOUT),
         })
+    }
+
+    fn reapi(&mut self) -> Result<ReapiPlace, EngineError> {
+        let address = self.need("addr")?;
+        let Some(authority) = address.strip_prefix("grpc://") else {
+            return Err(match address.starts_with("grpcs://") {
+                true => self.unsupported(" addr=grpcs://", "connections to such servers are not encrypted yet"),
+                false => invalid(format!("addr={}: expected grpc://HOST:PORT", address.escape_debug())),
+            });
+        };
+        let authority = authority.trim_end_matches('/').to_owned();
+        Ok(ReapiPlace { authority, instance: self.take("instance").unwrap_or_default() })
     }
 
     /// `mounts`, and the scope of those.
@@ -309,6 +322,9 @@ mod tests {
         assert!(told("registry", "ref=x,oci-mediatypes=false").starts_with("type=registry oci-mediatypes=false is"));
         assert!(told("local", "dest=x,colour=red").starts_with("type=local colour is not supported"));
         assert!(told("gha", "url=http://old,token=t").starts_with("type=gha version=1 is not supported"));
+        assert!(told("reapi", "addr=grpcs://x:1").starts_with("type=reapi addr=grpcs:// is not supported"));
+        assert_eq!(told("reapi", "addr=x:1"), "addr=x:1: expected grpc://HOST:PORT");
+        assert_eq!(told("reapi", "addr=grpc://x:1,instance=main"), "fine");
         assert_eq!(told("local", ""), "type=local: dest is missing");
         assert!(told("gha", "url_v2=http://x,token=t,mounts=true").starts_with("type=gha mounts is not supported"));
         assert_eq!(told("local", "dest=x,mounts-scope=y"), "mounts-scope is of no use without mounts=true");

@@ -8,8 +8,8 @@ use crate::export::compression;
 use crate::steps::ShownStep;
 use crate::{EngineError, LayerCompression, Transport};
 use forge_cache::remote::{
-    CacheOrigin, CacheTarget, Dispatch, Extent, GhaPlace, LayoutRecords, RecordSigner, RecordStore, RegistryRecords,
-    S3Place, SharedCache, Trust, forget_inline, gha_records, s3_records,
+    CacheOrigin, CacheTarget, Dispatch, Extent, GhaPlace, LayoutRecords, ReapiPlace, RecordSigner, RecordStore,
+    RegistryRecords, S3Place, SharedCache, Trust, forget_inline, gha_records, reapi_records, s3_records,
 };
 use forge_exporter::BuiltImage;
 use forge_image::{ErrorKind, Reference, chain};
@@ -22,6 +22,8 @@ use std::time::Duration;
 
 /// How long the end of a build waits for what is still being sent.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How long that of one that failed does.
+const FAILED_PATIENCE: Duration = Duration::from_secs(10);
 /// How many records are sent at once.
 const AT_ONCE: usize = 4;
 
@@ -52,6 +54,8 @@ pub enum CachePlace {
     S3(S3Place),
     /// GitHub's cache of Actions.
     Gha(GhaPlace),
+    /// A server of Bazel's Remote Execution API.
+    Reapi(ReapiPlace),
 }
 
 /// Where steps are looked for, and whose are taken.
@@ -129,6 +133,7 @@ impl CachePlace {
                 Arc::new(records)
             }
             Self::S3(place) => s3_records(engine.hasty_registry(&[])?, place.clone()),
+            Self::Reapi(place) => reapi_records(place.clone())?,
             Self::Gha(place) => gha_records(engine.hasty_registry(&[])?, place.clone()),
         })
     }
@@ -188,6 +193,13 @@ impl Build {
             self.session.events().emit(Event::Warning(notice));
         }
         _ = shown.end(Ok::<(), EngineError>(()));
+    }
+
+    /// Lets what is being sent arrive, for a moment: what succeeded of a build that failed helps the next one.
+    pub(crate) async fn finish_caches_of_failure(&self) {
+        let Some(shared) = self.shared_cache().filter(|shared| !shared.targets().is_empty()) else { return };
+        // The failure is what the user is to read.
+        _ = self.session.cancellation().run_until_cancelled(shared.finish(&[], FAILED_PATIENCE)).await;
     }
 
     /// Has the config of an image say which steps made it, where that is wanted, and nothing of its base's.

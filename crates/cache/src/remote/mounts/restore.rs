@@ -157,6 +157,7 @@ mod tests {
         found
     }
 
+    // Seen to fail with packs that are all written anew.
     #[test]
     fn a_folder_comes_back_and_only_what_changed_is_packed() {
         let folder = tempfile::tempdir().unwrap();
