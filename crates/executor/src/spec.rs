@@ -310,6 +310,7 @@ pub enum Seccomp {
 }
 
 /// Which device nodes may be opened.
+#[expect(clippy::large_enum_variant, reason = "it is copied as it is, once for each container")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DevicePolicy {
     /// The null family, terminals and nothing else; any node may be made.
