@@ -3,6 +3,7 @@
 use super::chunk_index::{ChunkIndex, ChunkKey, ChunkPlace};
 use super::chunks::ChunkSink;
 use super::error::LayerError;
+use super::members;
 use crate::{Compression, StoreError};
 use forge_image::MediaType;
 use libdeflater::{CompressionLvl, Compressor};
@@ -62,7 +63,7 @@ impl Codec {
 
     /// What a chunk's input and this codec make is always the same, and so is its name.
     fn key(self, bytes: &[u8]) -> ChunkKey {
-        let mut hasher = blake3::Hasher::new_derive_key("forge compressed chunk 1");
+        let mut hasher = blake3::Hasher::new_derive_key("forge compressed chunk 2");
         let (format, level) = match self {
             Self::Gzip(level) => (0, i64::from(level)),
             Self::Zstd(level) => (1, i64::from(level)),
@@ -87,9 +88,11 @@ fn gzip(level: u32, bytes: &[u8]) -> io::Result<Vec<u8>> {
                 kept.insert((level, Compressor::new(checked)))
             }
         };
-        let mut out = vec![0; compressor.gzip_compress_bound(bytes.len())];
-        let length = compressor.gzip_compress(bytes, &mut out).map_err(io::Error::other)?;
-        out.truncate(length);
+        let room = members::HEADER - members::PLAIN_HEADER;
+        let mut out = vec![0; room + compressor.gzip_compress_bound(bytes.len())];
+        let length = compressor.gzip_compress(bytes, &mut out[room..]).map_err(io::Error::other)?;
+        out.truncate(room + length);
+        members::announce(&mut out, bytes.len());
         Ok(out)
     })
 }

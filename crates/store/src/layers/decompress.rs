@@ -2,8 +2,8 @@
 
 use super::error::LayerError;
 use super::limits::UnpackLimits;
+use super::members::MemberReader;
 use crate::Compression;
-use flate2::bufread::MultiGzDecoder;
 use forge_image::{Digest, Hasher};
 use std::io::{self, BufReader, Cursor, Read};
 use std::sync::Arc;
@@ -36,7 +36,7 @@ impl Tar {
         let source = BufReader::with_capacity(BUFFER, source);
         let reader: Box<dyn Read + Send> = match compression {
             Compression::None => Box::new(source),
-            Compression::Gzip { .. } | Compression::Estargz { .. } => Box::new(MultiGzDecoder::new(source)),
+            Compression::Gzip { .. } | Compression::Estargz { .. } => Box::new(MemberReader::new(source)),
             Compression::Zstd { .. } => {
                 let mut decoder = zstd::Decoder::with_buffer(source).map_err(decompress_error)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(decompress_error)?;

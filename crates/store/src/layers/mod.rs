@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`LayerEntry`], [`LayerIndex`] (what a layer says); [`MergedTree`] (what a stack shows);
 //! [`ActiveLayer`] and `commit` (from changes to a layer); [`PackWriter`], [`Pack`], `listed`, `expand` (layers without a
-//! tree); `blob`, `emit`, `tar_writer`, `chunks`, `compress` (from a layer
+//! tree); `blob`, `emit`, `tar_writer`, `chunks`, `compress`, `members` (from a layer
 //! to its tar); `foreign`, `adopt`, `decompress`, `tar_reader`, `pax`, `entry_name`, `placement`, `unpack` (from a stranger's tar to a
 //! layer); `folder`, `xattr`, `apply` (the system calls).
 
@@ -31,6 +31,7 @@ mod index_format;
 mod known;
 mod limits;
 mod listed;
+mod members;
 mod origin;
 mod owners;
 mod pack;
