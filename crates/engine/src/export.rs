@@ -369,6 +369,7 @@ pub(crate) fn compression(layer: LayerCompression) -> Compression {
     match layer {
         LayerCompression::Uncompressed => Compression::None,
         LayerCompression::Gzip(level) => Compression::Gzip { level },
+        LayerCompression::ZstdChunked(level) => Compression::ZstdChunked { level },
         LayerCompression::Estargz(level) => Compression::Estargz { level },
         LayerCompression::Zstd(level) => Compression::Zstd { level },
     }

@@ -147,6 +147,8 @@ pub enum LayerCompression {
     Uncompressed,
     /// gzip with a level from 0 to 9.
     Gzip(Option<u32>),
+    /// zstd with a table of contents for lazy pullers (podman's).
+    ZstdChunked(Option<i32>),
     /// gzip with a table of contents for lazy pullers.
     Estargz(Option<u32>),
     /// zstd with a level from 0 to 22.

@@ -271,6 +271,9 @@ fn check_settings(settings: &ExportSettings) -> Result<(), ExportError> {
     let second = "docker media types";
     match settings.compression.filter(|_| !settings.oci_mediatypes) {
         Some(Compression::Zstd { .. }) => Err(ExportError::Conflict { first: "zstd compression", second }),
+        Some(Compression::ZstdChunked { .. }) => {
+            Err(ExportError::Conflict { first: "zstd:chunked compression", second })
+        }
         Some(Compression::Estargz { .. }) => Err(ExportError::Conflict { first: "estargz compression", second }),
         _ => Ok(()),
     }
@@ -397,7 +400,7 @@ fn layer_blob(
     }
     let mut descriptor = match blob.compression {
         // Without its annotations nobody would find the table of contents.
-        Compression::Estargz { .. } => blob.descriptor,
+        Compression::Estargz { .. } | Compression::ZstdChunked { .. } => blob.descriptor,
         _ => plain(&blob.descriptor),
     };
     if let Some(epoch) = layer.tar.clamp_mtime.filter(|_| !blob.foreign) {

@@ -77,6 +77,12 @@ pub enum Compression {
         /// The level; `None` is forge's choice.
         level: Option<i32>,
     },
+    /// zstd in the arrangement zstd:chunked: each file, or piece of a big one, is a frame of its own, and a table of contents
+    /// behind the tar says where.
+    ZstdChunked {
+        /// The level; `None` is forge's choice.
+        level: Option<i32>,
+    },
     /// gzip in eStargz's arrangement: each file, or piece of a big one, is a member of its own, and a table of contents at the
     /// end says where. Its tar is another one, so it has a DiffId of its own.
     Estargz {

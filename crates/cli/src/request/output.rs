@@ -123,6 +123,9 @@ impl Fields {
             (Some(LayerCompression::Zstd(_)), MediaTypes::Docker) => {
                 bail!("--output: compression=zstd cannot be combined with oci-mediatypes=false")
             }
+            (Some(LayerCompression::ZstdChunked(_)), MediaTypes::Docker) => {
+                bail!("--output: compression=zstd:chunked cannot be combined with oci-mediatypes=false")
+            }
             (Some(LayerCompression::Estargz(_)), MediaTypes::Docker) => {
                 bail!("--output: compression=estargz cannot be combined with oci-mediatypes=false")
             }
@@ -223,7 +226,10 @@ impl Fields {
             (Some("zstd"), level) if level.is_none_or(|level| (0..=22).contains(&level)) => {
                 Ok(Some(LayerCompression::Zstd(level)))
             }
-            (Some("zstd"), _) => bail!("--output compression-level: zstd has 0 to 22"),
+            (Some("zstd:chunked"), level) if level.is_none_or(|level| (0..=22).contains(&level)) => {
+                Ok(Some(LayerCompression::ZstdChunked(level)))
+            }
+            (Some("zstd" | "zstd:chunked"), _) => bail!("--output compression-level: zstd has 0 to 22"),
             (Some("uncompressed"), _) => Ok(Some(LayerCompression::Uncompressed)),
             (Some(other), _) => Err(unsupported(&format!("--output compression={other}"))),
         }
@@ -409,8 +415,8 @@ mod tests {
         }
         assert_eq!(error("type=moby"), "--output type=moby is not supported by this version of forge");
         assert_eq!(
-            error("type=image,compression=zstd:chunked"),
-            "--output compression=zstd:chunked is not supported by this version of forge"
+            error("type=image,compression=xz"),
+            "--output compression=xz is not supported by this version of forge"
         );
         assert_eq!(error("dest=x"), "--output: type is missing");
         assert_eq!(error("type=local"), "--output type=local: dest is missing");

@@ -6,9 +6,8 @@ use super::compress::{self, ChunkOut, Chunks, Codec, ParallelCompressor};
 use super::decompress::Tar;
 use super::emit::{self, Files, TarSink, Vigilance};
 use super::error::LayerError;
-use super::estargz;
 use super::pack::Pack;
-use super::{LayerIndex, Layers};
+use super::{LayerIndex, Layers, estargz, zstd_chunked};
 use crate::layer_rows;
 use crate::{BlobWriter, Compression, LayerBlob, LayerId, LayerRecord, Lease, StoreError, TarOptions};
 use forge_image::{Descriptor, DiffId, Hasher};
@@ -65,8 +64,8 @@ impl Layers {
             }
         }
         let blob = match (compression, codec) {
-            (Compression::Estargz { .. }, Some(codec)) => {
-                self.make_estargz(&record, compression, codec, tar, lease, progress)?
+            (Compression::Estargz { .. } | Compression::ZstdChunked { .. }, Some(codec)) => {
+                self.make_listed(&record, compression, codec, tar, lease, progress)?
             }
             _ => self.make_blob(&record, compression, codec, tar, lease, progress)?.0,
         };
@@ -106,7 +105,7 @@ impl Layers {
     }
 
     /// The same with a table of contents. What others made has its own tar, whose entries are not taken apart.
-    fn make_estargz(
+    fn make_listed(
         &self,
         record: &LayerRecord,
         compression: &Compression,
@@ -123,12 +122,20 @@ impl Layers {
         let entries = self.index(&record.id)?;
         let mut files = self.files(&record.id, &entries)?;
         let mut out = OwnBlob::new(&mut writer)?;
-        let made = estargz::write(&entries, &mut files, tar, codec, index, progress, &mut out)?;
+        let (diff_id, annotations) = match compression {
+            Compression::ZstdChunked { .. } => {
+                let made = zstd_chunked::write(&entries, &mut files, tar, codec, index, progress, &mut out)?;
+                // Its tar is the one that the layer has without a table.
+                (self.settle_diff_id(&record.id, tar, made.diff_id.clone())?, made.annotations())
+            }
+            _ => {
+                let made = estargz::write(&entries, &mut files, tar, codec, index, progress, &mut out)?;
+                (made.diff_id.clone(), made.annotations())
+            }
+        };
         let (digest, size) = BlobWriter::finish(writer, lease)?;
-        let annotations = made.annotations();
         let descriptor = Descriptor { annotations, ..Descriptor::new(compress::media_type(compression), digest, size) };
-        let (diff_id, clamp) = (made.diff_id, tar.clamp_mtime);
-        Ok(LayerBlob { descriptor, diff_id, compression: *compression, clamp, foreign: false })
+        Ok(LayerBlob { descriptor, diff_id, compression: *compression, clamp: tar.clamp_mtime, foreign: false })
     }
 
     /// The tar's digest comes of the same pass. Where it is known already, the files are compared with the index

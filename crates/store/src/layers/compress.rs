@@ -39,7 +39,7 @@ impl Codec {
                 level @ 0..=9 => Ok(Some(Self::Gzip(level))),
                 level => Err(LayerError::CompressionLevel { format: "gzip", level: level.into() }),
             },
-            Compression::Zstd { level } => match level.unwrap_or(ZSTD_LEVEL) {
+            Compression::Zstd { level } | Compression::ZstdChunked { level } => match level.unwrap_or(ZSTD_LEVEL) {
                 level @ -7..=22 => Ok(Some(Self::Zstd(level))),
                 level => Err(LayerError::CompressionLevel { format: "zstd", level: level.into() }),
             },
@@ -115,7 +115,7 @@ pub(super) fn media_type(compression: &Compression) -> MediaType {
     match compression {
         Compression::None => MediaType::OciLayer,
         Compression::Gzip { .. } | Compression::Estargz { .. } => MediaType::OciLayerGzip,
-        Compression::Zstd { .. } => MediaType::OciLayerZstd,
+        Compression::Zstd { .. } | Compression::ZstdChunked { .. } => MediaType::OciLayerZstd,
     }
 }
 

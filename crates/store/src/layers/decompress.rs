@@ -37,7 +37,7 @@ impl Tar {
         let reader: Box<dyn Read + Send> = match compression {
             Compression::None => Box::new(source),
             Compression::Gzip { .. } | Compression::Estargz { .. } => Box::new(MemberReader::new(source)),
-            Compression::Zstd { .. } => {
+            Compression::Zstd { .. } | Compression::ZstdChunked { .. } => {
                 let mut decoder = zstd::Decoder::with_buffer(source).map_err(decompress_error)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(decompress_error)?;
                 Box::new(decoder)

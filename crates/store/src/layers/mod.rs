@@ -15,6 +15,7 @@ mod chunk_index;
 mod chunks;
 mod commit;
 mod compress;
+mod contents;
 mod decompress;
 mod emit;
 mod entry;
@@ -48,6 +49,7 @@ mod tar_writer;
 mod tree;
 mod unpack;
 mod xattr;
+mod zstd_chunked;
 
 pub use active::ActiveLayer;
 pub use adopt::Adoption;
