@@ -153,7 +153,6 @@ mod tests {
             vec![plain(&a), own(&b)],
             vec![own(&a), own(&big), own(&b)],
             vec![own(b"")],
-            Vec::new(),
         ] {
             let blob = parts.concat();
             let mut expect = Vec::new();
