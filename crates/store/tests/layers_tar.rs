@@ -333,7 +333,7 @@ fn member_at(blob: &[u8], offset: usize) -> Vec<u8> {
 }
 
 /// Reads the footer, the table and every file by its place in it, by the rules of `estargz.md` and no code of the writer's.
-// Seen to fail with offsets one member early, and with the landmark left out.
+// Meant to fail with offsets one member early, and with the landmark left out.
 #[test]
 fn privileged_files_are_found_by_the_table_of_contents() {
     if !is_root("privileged_files_are_found_by_the_table_of_contents") {
@@ -407,7 +407,7 @@ fn privileged_files_are_found_by_the_table_of_contents() {
 }
 
 /// Reads the last frame, the table and every file by its place in it, as containers/storage describes them.
-// Seen to fail with the padding left in the frame of the file before it.
+// Meant to fail with the padding left in the frame of the file before it.
 #[test]
 fn privileged_files_are_found_by_podmans_table() {
     if !is_root("privileged_files_are_found_by_podmans_table") {

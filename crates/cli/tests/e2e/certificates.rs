@@ -15,7 +15,7 @@ fn add(forge: &Forge, source: &str) -> (i32, String) {
     (outcome.code, outcome.stderr)
 }
 
-// Seen to fail with `http.sslVerify=false` for Git, and with the client of `insecure` hosts for files.
+// Meant to fail with `http.sslVerify=false` for Git, and with the client of `insecure` hosts for files.
 #[test]
 fn privileged_a78_add_verifies_certificates_of_files_and_of_git() {
     let test = "a78_add_verifies_certificates_of_files_and_of_git";

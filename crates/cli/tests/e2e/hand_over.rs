@@ -115,7 +115,7 @@ fn layers_of(forge: &Forge, image: &str) -> Vec<String> {
 const TAKEN: &str = "{\"stream\":\"Loaded image: app:1\\n\"}\n";
 const MISSING: &str = "{\"errorDetail\":{\"message\":\"no such layer\"},\"error\":\"no such layer\"}\n";
 
-// Seen to fail with nothing left out, and with the second try left out.
+// Meant to fail with nothing left out, and with the second try left out.
 #[test]
 fn privileged_docker_is_sent_the_layers_that_it_lacks() {
     let Some(forge) = Forge::privileged("docker_is_sent_the_layers_that_it_lacks") else { return };

@@ -22,7 +22,7 @@ COPY --from=other /unrelated /copied
 RUN sleep 4; test ! -e /fail
 ";
 
-// Seen to fail with layers sent only when the whole graph is solved.
+// Meant to fail with layers sent only when the whole graph is solved.
 #[test]
 fn privileged_layers_are_pushed_while_later_steps_run() {
     let Some(forge) = Forge::privileged("layers_are_pushed_while_later_steps_run") else { return };

@@ -59,7 +59,7 @@ async fn f38_an_address_that_leads_nowhere_is_named_in_time() {
 }
 
 /// Of two addresses of a name the one that answers is used, and the other not waited for.
-// Seen to fail with the addresses tried one after the other to the end (an `::1` that never answers).
+// Meant to fail with the addresses tried one after the other to the end (an `::1` that never answers).
 #[tokio::test(flavor = "multi_thread")]
 async fn f38_an_address_that_leads_nowhere_does_not_hide_another() {
     let registry = TestRegistry::start();
@@ -80,7 +80,7 @@ async fn f38_an_address_that_leads_nowhere_does_not_hide_another() {
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
-// Seen to fail with nobody told.
+// Meant to fail with nobody told.
 #[tokio::test(flavor = "multi_thread")]
 async fn f32_a_wait_is_shown_with_its_reason() {
     let registry = TestRegistry::start();

@@ -163,7 +163,7 @@ mod tests {
         assert!(announced(&own(&a)).is_some() && announced(&own(&big)).is_none() && announced(&plain(&a)).is_none());
     }
 
-    // Seen to fail with the trailer at the announced end not compared.
+    // Meant to fail with the trailer at the announced end not compared.
     #[test]
     fn a_member_that_lies_is_refused() {
         let good = own(&b"text ".repeat(5000));
