@@ -433,6 +433,7 @@ mod tests {
 
     /// What the tree of folders imitates.
     #[test]
+    #[expect(clippy::print_stdout, reason = "a skipped test says so")]
     fn privileged_the_kernel_has_these_rules() {
         let Some(real) = Real::new() else {
             return println!("SKIPPED (needs root and hugetlb in version 2): privileged_the_kernel_has_these_rules");
