@@ -121,10 +121,24 @@ pub struct DaemonConfig {
     pub entitlements: Vec<String>,
     /// `[worker.oci.labels]`.
     pub labels: BTreeMap<String, String>,
+    /// `[grpc.tls]`.
+    pub tls: TlsConfig,
     /// What the files of `provenanceEnvDir` say of this machine.
     pub provenance: serde_json::Map<String, serde_json::Value>,
     /// What the file says that forge does not heed, one line each.
     pub remarks: Vec<String>,
+}
+
+/// `[grpc.tls]`: PEM files.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsConfig {
+    /// The daemon's certificate.
+    pub cert: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
+    /// The authority of its clients.
+    pub ca: Option<PathBuf>,
 }
 
 /// buildkitd.toml as the daemon reads it: what forge knows, and what it says it does not heed.
@@ -172,6 +186,7 @@ struct Grpc {
     #[serde(rename = "debugAddress")]
     debug_address: Option<String>,
     gid: Option<u32>,
+    tls: TlsConfig,
     #[serde(flatten)]
     others: BTreeMap<String, toml::Value>,
 }
@@ -239,6 +254,7 @@ pub fn daemon_options(
         addresses: file.grpc.address,
         debug_address: file.grpc.debug_address,
         gid: file.grpc.gid,
+        tls: file.grpc.tls,
         entitlements: file.entitlements,
         labels: file.worker.oci.labels,
         remarks,

@@ -3,10 +3,12 @@
 use crate::bridge::Bridge;
 use crate::progress::Progress;
 use bytes::Bytes;
+use forge_buildkit_proto::google::rpc;
 use forge_buildkit_proto::moby::buildkit::v1::{
     BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildResultInfo, Descriptor,
 };
 use forge_image::Digest;
+use prost::Message as _;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +20,9 @@ use tonic::Status;
 /// How long a call waits for a build that it names.
 const WAIT: Duration = Duration::from_secs(3);
 
+/// BuildKit's own spelling.
+const STATUS: &str = "application/vnd.googeapis.google.rpc.status+proto";
+const TRACE: &str = "application/vnd.buildkit.otlp.json.v0";
 /// What is kept of statements is their predicate alone, as with BuildKit.
 const STATEMENT: &str = "application/vnd.in-toto+json";
 const PROVENANCE: &str = "https://slsa.dev/provenance/v1";
@@ -72,6 +77,18 @@ impl Build {
         let (digest, size) = (Digest::sha256(&bytes).to_string(), i64::try_from(bytes.len()).unwrap_or(i64::MAX));
         self.contents().insert(digest.clone(), bytes.into());
         Descriptor { media_type: media_type.to_owned(), digest, size, ..Descriptor::default() }
+    }
+
+    /// Keeps why it failed, with all details.
+    pub(crate) fn keep_error(&self, error: &rpc::Status) {
+        let kept = self.keep(STATUS, error.encode_to_vec());
+        self.locked().external_error = Some(kept);
+    }
+
+    /// Keeps when each of its steps ran.
+    pub(crate) fn keep_trace(&self) {
+        let kept = self.keep(TRACE, self.progress.trace(&self.reference));
+        self.locked().trace = Some(kept);
     }
 
     /// Keeps how its results were made.
@@ -208,6 +225,15 @@ impl Builds {
         drop(builds);
         let record = BuildHistoryRecord { r#ref: build.reference.clone(), ..BuildHistoryRecord::default() };
         self.tell(BuildHistoryEvent { r#type: BuildHistoryEventType::Deleted.into(), record: Some(record) });
+        Ok(())
+    }
+
+    /// Completes what is remembered of a build.
+    pub(crate) fn finalize(&self, reference: &str) -> Result<(), Status> {
+        let found = self.builds().get(reference).cloned();
+        let build = found.ok_or_else(|| Status::not_found(format!("no build record {reference}")))?;
+        build.keep_trace();
+        self.tell(build.event());
         Ok(())
     }
 

@@ -59,10 +59,10 @@ impl Daemon {
     pub async fn bind(engine: Engine, root: &Path, options: DaemonOptions) -> Result<Self, DaemonError> {
         let mut listeners = Vec::new();
         for address in &options.addresses {
-            listeners.push(Listener::bind(address, &options).await?);
+            listeners.extend(Listener::bind(address, &options).await?);
         }
         let debug = match &options.debug_address {
-            Some(address) => Some(Listener::bind(address, &options).await?),
+            Some(address) => Listener::bind(address, &options).await?.into_iter().next(),
             None => None,
         };
         let stop = CancellationToken::new();

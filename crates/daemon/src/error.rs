@@ -5,7 +5,7 @@ use forge_image::ErrorKind;
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// Not an address that can be listened on.
-    #[error("cannot listen on {address:?}: expected unix:///path or tcp://host:port")]
+    #[error("cannot listen on {address:?}: expected unix:///path, tcp://host:port or fd://")]
     Address {
         /// As it was given.
         address: String,
@@ -24,6 +24,17 @@ pub enum DaemonError {
         /// The address.
         address: Address,
     },
+    /// A file with certificates or a key cannot be used.
+    #[error("cannot use {path}: {reason}")]
+    Certificate {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no socket that was bound by whoever started the daemon.
+    #[error("fd:// needs sockets that were bound before, and there are none")]
+    NothingInherited,
     /// The engine cannot be used.
     #[error("cannot use the store")]
     Engine(#[from] forge_engine::EngineError),
@@ -45,6 +56,7 @@ impl DaemonError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Address { .. } | Self::Unprotected { .. } => ErrorKind::UserInput,
+            Self::Certificate { .. } | Self::NothingInherited => ErrorKind::UserInput,
             Self::Listen { .. } | Self::File { .. } => ErrorKind::Environment,
             Self::Engine(error) => error.kind(),
             Self::Serve(_) => ErrorKind::Internal,
@@ -57,6 +69,7 @@ impl DaemonError {
             Self::Unprotected { .. } => {
                 Some("give --tlscacert, --tlscert and --tlskey, or allow it with --allow-unprotected-tcp")
             }
+            Self::NothingInherited => Some("systemd binds them where a unit has a socket unit of its name"),
             Self::Engine(error) => error.hint(),
             _ => None,
         }

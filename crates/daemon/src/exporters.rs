@@ -164,7 +164,7 @@ fn compression(attributes: &HashMap<String, String>) -> Result<Option<LayerCompr
         Some("uncompressed") => Ok(Some(LayerCompression::Uncompressed)),
         Some("gzip") => Ok(Some(LayerCompression::Gzip(level.and_then(|level| u32::try_from(level).ok())))),
         Some("zstd") => Ok(Some(LayerCompression::Zstd(level))),
-        Some("estargz") => Err(Status::unimplemented("compression=estargz is not supported")),
+        Some("estargz") => Ok(Some(LayerCompression::Estargz(level.and_then(|level| u32::try_from(level).ok())))),
         Some(other) => Err(Status::unknown(format!("unsupported compression type {other}"))),
     }
 }
@@ -179,11 +179,11 @@ pub(crate) async fn export(
     solution: &Solution,
     files: &SessionFiles,
 ) -> Result<Response, Status> {
-    let named;
-    let plan = match with_name(plan, solution)? {
+    let told;
+    let plan = match told_by(solution, plan)? {
         Some(changed) => {
-            named = changed;
-            &named
+            told = changed;
+            &told
         }
         None => plan,
     };
@@ -212,15 +212,24 @@ pub(crate) async fn export(
     }
 }
 
-/// The plan with the name that the result brings along, where the client gave none.
-fn with_name(plan: &Plan, solution: &Solution) -> Result<Option<Plan>, Status> {
-    let (Plan::Image(image) | Plan::Oci(image) | Plan::Docker(image)) = plan else { return Ok(None) };
-    let Some(name) = solution.metadata.get("image.name").filter(|_| image.names.is_empty()) else { return Ok(None) };
-    let attributes = HashMap::from([("name".to_owned(), String::from_utf8_lossy(name).into_owned())]);
-    let image = ImageOutput { names: self::image(&attributes)?.names, ..image.clone() };
+/// The plan with what the result brings along: the name, where the client gave none, and annotations.
+fn told_by(solution: &Solution, plan: &Plan) -> Result<Option<Plan>, Status> {
+    let (Plan::Image(image) | Plan::Oci(image) | Plan::Layout(image) | Plan::Docker(image)) = plan else {
+        return Ok(None);
+    };
+    let mut image = image.clone();
+    let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+    if let Some(name) = solution.metadata.get("image.name").filter(|_| image.names.is_empty()) {
+        image.names = self::image(&HashMap::from([("name".to_owned(), text(name))]))?.names;
+    }
+    let metadata = solution.metadata.iter().map(|(name, value)| (name.clone(), text(value))).collect();
+    // The client's own are the last word.
+    let own = std::mem::replace(&mut image.annotations, annotations(&metadata)?);
+    image.annotations.extend(own);
     Ok(Some(match plan {
         Plan::Image(_) => Plan::Image(image),
         Plan::Oci(_) => Plan::Oci(image),
+        Plan::Layout(_) => Plan::Layout(image),
         _ => Plan::Docker(image),
     }))
 }
@@ -288,11 +297,12 @@ async fn to_folder(
     for image in &solution.images {
         let Some(result) = &image.result else { continue };
         let tree = job.tree(result).await.map_err(|error| reply::status(&error))?;
-        let folder = split.then(|| platform_key(&image.platform).replace('/', "_"));
+        let key = platform_key(&image.platform);
+        let folder = split.then(|| key.replace('/', "_"));
         let platform = (solution.is_map && !split).then(|| image.platform.clone());
         let statements = job.statement_files(image, tree.clone(), &files.attestation_prefix, platform).await;
         let statements = statements.map_err(|error| reply::status(&error))?;
-        trees.push(SentTree { folder, tree, statements });
+        trees.push(SentTree { folder, platform: key, tree, statements });
     }
     // Lists are in the order of names.
     trees.sort_by(|a: &SentTree, b| a.folder.cmp(&b.folder));

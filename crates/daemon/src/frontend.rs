@@ -104,6 +104,7 @@ pub(crate) fn dockerfile(options: &HashMap<String, String>, base: BuildRequest) 
         name: get("filename").map(str::to_owned),
         hostname: get("hostname").unwrap_or_default().to_owned(),
         context: get("dockerfilekey").map(str::to_owned),
+        subdir: get("contextsubdir").unwrap_or_default().to_owned(),
         inputs: BTreeMap::new(),
     };
     Ok(DockerfileRequest { build, dockerfile, question })

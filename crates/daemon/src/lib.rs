@@ -34,10 +34,11 @@ mod solution;
 mod solve;
 mod subrequest;
 mod timestamp;
+mod tls;
 mod unbuilt;
 mod worker_record;
 
 pub use address::Address;
 pub use daemon::Daemon;
 pub use error::DaemonError;
-pub use options::DaemonOptions;
+pub use options::{DaemonOptions, TlsFiles};

@@ -1,5 +1,19 @@
 use crate::Address;
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// PEM files of certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The daemon's own certificate, and those between it and its authority.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The authority that clients must have a certificate of; anybody may connect where there is none.
+    pub authority: Option<PathBuf>,
+}
 
 /// How the daemon serves. Nothing is read from the environment.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +28,10 @@ pub struct DaemonOptions {
     pub labels: BTreeMap<String, String>,
     /// What clients may ask for beyond what every build has: `network.host`, `security.insecure`, `device`.
     pub entitlements: Vec<String>,
+    /// How TCP addresses are protected.
+    pub tls: Option<TlsFiles>,
+    /// Sockets that whoever started this process has bound already (`fd://`).
+    pub inherited: Vec<Arc<OwnedFd>>,
     /// Whether TCP addresses are served to everybody who can reach them.
     pub unprotected_tcp: bool,
     /// Further things that provenance says of this machine.

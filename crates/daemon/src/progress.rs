@@ -1,13 +1,15 @@
 //! What happens in one build, kept for everybody who asks for it, however late.
 
+use crate::timestamp::rfc3339;
 use forge_buildkit_proto::google::protobuf::Timestamp;
 use forge_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexLog, VertexStatus, VertexWarning};
 use forge_buildkit_proto::pb;
 use forge_image::Digest;
 use forge_session::{Event, EventSink, StatusUpdate, VertexUpdate, WarningNotice};
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 /// Items of one message: messages have a limit, and logs come in pieces of at most 32 KiB.
@@ -91,6 +93,37 @@ impl Progress {
             // The sender lives as long as this does.
             changes.changed().await.ok()?;
         }
+    }
+
+    /// The steps that ran, as the spans of a trace: a JSON list.
+    pub(crate) fn trace(&self, build: &str) -> Vec<u8> {
+        let state = self.state();
+        let id = Digest::sha256(build.as_bytes()).hex()[..32].to_owned();
+        let mut spans: HashMap<String, Value> = HashMap::new();
+        for item in &state.items {
+            let Item::Vertex(vertex) = item else { continue };
+            let (Some(started), Some(completed)) = (&vertex.started, &vertex.completed) else { continue };
+            let digest = vertex.digest.rsplit(':').next().unwrap_or_default();
+            let context = json!({ "TraceID": id, "SpanID": digest.get(..16).unwrap_or(digest) });
+            let (started, completed) = (rfc3339(moment(started)), rfc3339(moment(completed)));
+            let failed = if vertex.error.is_empty() {
+                json!({ "Code": "Unset" })
+            } else {
+                json!({ "Code": "Error", "Description": vertex.error })
+            };
+            let attributes = json!([
+                { "Key": "vertex", "Value": { "Type": "STRING", "Value": vertex.digest } },
+                { "Key": "cached", "Value": { "Type": "BOOL", "Value": vertex.cached } },
+            ]);
+            let span = json!({
+                "Name": vertex.name, "SpanContext": context, "StartTime": started, "EndTime": completed,
+                "Attributes": attributes, "Status": failed,
+            });
+            spans.insert(vertex.digest.clone(), span);
+        }
+        let mut spans: Vec<Value> = spans.into_values().collect();
+        spans.sort_by_key(|span| span["StartTime"].as_str().unwrap_or_default().to_owned());
+        Value::from(spans).to_string().into_bytes()
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -241,6 +274,12 @@ pub(crate) fn range(first: u32, last: u32) -> pb::Range {
 }
 
 /// A time as it crosses the wire.
+/// The moment that a message tells.
+fn moment(timestamp: &Timestamp) -> SystemTime {
+    let seconds = u64::try_from(timestamp.seconds).unwrap_or_default();
+    UNIX_EPOCH + Duration::new(seconds, u32::try_from(timestamp.nanos).unwrap_or_default().min(999_999_999))
+}
+
 pub(crate) fn time(time: SystemTime) -> Timestamp {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp {

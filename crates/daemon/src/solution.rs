@@ -177,6 +177,13 @@ fn config(metadata: &HashMap<String, Vec<u8>>, name: &str, platform: &Platform) 
     if bytes.as_slice() == b"null" {
         return Err(Status::unknown("invalid null image config for export"));
     }
+    let says = |name: &str| {
+        let value: Option<Value> = serde_json::from_slice(bytes).ok();
+        value.is_some_and(|value| value.get(name).and_then(Value::as_str).is_some_and(|text| !text.is_empty()))
+    };
+    if says("os") != says("architecture") {
+        return Err(Status::unknown("invalid image config: os and architecture must be specified together"));
+    }
     let config = ImageConfig::from_json(bytes);
     let mut config = config.map_err(|error| Status::unknown(format!("failed to parse image config: {error}")))?;
     // The exporter writes them: those of whoever made the config are of another image.

@@ -69,16 +69,21 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
             let notice = WarningNotice { vertex: None, level: 1, short, detail, url, span, excerpt };
             build.progress.emit(Event::Warning(notice));
         }
+        let failed = result.as_ref().err().map(|status| rpc::Status {
+            code: status.code() as i32,
+            message: status.message().to_owned(),
+            details: reply::details(status),
+        });
+        if let Some(failed) = &failed {
+            build.keep_error(failed);
+        }
         shared.builds.end(&build, |record| {
             record.completed_at = Some(time(SystemTime::now()));
             match &result {
                 Ok(response) => record.exporter_response = response.exporter_response.clone(),
-                Err(status) => {
-                    record.error = Some(rpc::Status {
-                        code: status.code() as i32,
-                        message: status.message().to_owned(),
-                        details: reply::details(status),
-                    });
+                // Its details are kept beside it.
+                Err(_) => {
+                    record.error = failed.map(|failed| rpc::Status { details: Vec::new(), ..failed });
                 }
             }
         });
@@ -98,9 +103,15 @@ async fn run(
         "" => None,
         id => Some(shared.sessions.get(id).await?),
     };
-    let base = BuildRequest { caches: crate::caches::read(&request)?, ..empty_request(allowed) };
-    let session =
+    let base =
+        BuildRequest { attest: attest.clone(), caches: crate::caches::read(&request)?, ..empty_request(allowed) };
+    let mut session =
         RemoteSession::new(client.clone(), shared.files.clone(), build.progress.clone(), build.cancel.clone());
+    for (name, id) in &request.frontend_attrs {
+        if let Some(name) = name.strip_prefix("local-sessionid:") {
+            session.others.insert(name.to_owned(), shared.sessions.get(id).await?);
+        }
+    }
     let session: Arc<dyn Session> = Arc::new(session);
     let job = shared.engine.job(base.clone(), session).await.map_err(|error| reply::status(&error))?;
     let context = JobContext { shared: shared.clone(), build: build.clone(), job, base, client };

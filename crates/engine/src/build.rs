@@ -247,6 +247,15 @@ impl Build {
         self.export(results, warnings).await
     }
 
+    /// What the Dockerfile calls a layout.
+    pub(crate) fn layout_context(&self, layout: &str) -> Option<&str> {
+        let is_it = |context: &forge_frontend::NamedContext| match context {
+            forge_frontend::NamedContext::OciLayout { name, .. } => name == layout,
+            _ => false,
+        };
+        self.named.iter().find(|(_, context)| is_it(context)).map(|(name, _)| name.as_str())
+    }
+
     /// Notes the contexts that the Dockerfile and the ignore file are from, where these are the user's own files.
     fn note_own_files(&self) {
         let is_own = matches!(self.request.context, BuildContext::Directory(_) | BuildContext::Stream(_));
@@ -387,6 +396,7 @@ impl Build {
             cgroup_parent: request.limits.cgroup_parent.clone(),
             shm_size: request.limits.shm_size,
             hostname: self.hostname.clone(),
+            scans: request.attest.sbom.is_some(),
             ..LowerOptions::new(platform.clone())
         }
     }

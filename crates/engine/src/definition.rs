@@ -128,6 +128,7 @@ impl Build {
             context_names_used: Vec::new(),
             source_date_epoch: self.request.source_date_epoch,
             triggers: Vec::new(),
+            scanned: Vec::new(),
         })
     }
 }

@@ -9,7 +9,7 @@ use crate::context::{MAIN_CONTEXT, MainContext};
 use crate::dockerfile::{DockerfileText, read_from_context};
 use crate::engine::blocking;
 use crate::entitlements;
-use crate::provided::{ProvidedContexts, TreeContext};
+use crate::provided::{Below, ProvidedContexts, TreeContext};
 use crate::steps::ShownStep;
 use crate::{BuildContext, BuildOutcome, BuildRequest, Call, CallOutcome, Engine, EngineError, NamedContext};
 use forge_buildkit_proto::{Decoded, SourceFile};
@@ -101,6 +101,8 @@ pub struct SessionDockerfile {
     pub hostname: String,
     /// The context of the session that it lies in, where the build's context is elsewhere.
     pub context: Option<String>,
+    /// The folder of a context that is a stream which is all that is looked at; empty for all of it.
+    pub subdir: String,
     /// Results that are contexts: `context` and `dockerfile` stand for those of the session, others are named by
     /// [`NamedContext::Input`].
     pub inputs: BTreeMap<String, JobResult>,
@@ -240,7 +242,10 @@ impl Job {
                 true
             }
             BuildContext::Stream(_) => {
-                let main = build.stream_context(context.clone()).await?;
+                let mut main = build.stream_context(context.clone()).await?;
+                if !dockerfile.subdir.is_empty() {
+                    main.files = Arc::new(Below::open(main.files, &dockerfile.subdir)?);
+                }
                 provided.insert(MAIN_CONTEXT.to_owned(), main.files.clone());
                 build.set_main(main);
                 true
@@ -458,13 +463,14 @@ impl JobResult {
 
 impl JobImage {
     fn lazy(build: &Arc<Build>, platform: Platform, image: LoweredImage, text: &DockerfileText) -> Self {
-        let (config, source_date_epoch) = (image.config.clone(), image.source_date_epoch);
+        let (config, source_date_epoch, scanned) =
+            (image.config.clone(), image.source_date_epoch, image.scanned.clone());
         let result = image.graph.goal().is_some().then(|| {
             let text = DockerfileText { name: text.name.clone(), text: text.text.clone() };
             let (build, text, solved) = (build.clone(), SourceTexts::Dockerfile(text), OnceCell::new());
             JobResult(Arc::new(Lazy { build, image, text, solved }))
         });
-        Self { source_date_epoch, ..Self::new(platform, result, config) }
+        Self { source_date_epoch, scanned, ..Self::new(platform, result, config) }
     }
 }
 
@@ -608,7 +614,18 @@ impl Build {
     /// Tells what the checks found in a Dockerfile that cannot be built.
     async fn report_findings(&self, text: &DockerfileText, ignore: &[String]) {
         // The build fails for a reason of its own.
-        let Ok(report) = self.check(text, ignore).await else { return };
+        let Ok(mut report) = self.check(text, ignore).await else { return };
+        let wrong = report.error.as_ref().and_then(|error| error.span).filter(|_| report.findings.is_empty());
+        if let Some(wrong) = wrong {
+            // What stands before the instruction that is wrong can be looked at without it.
+            let lines = text.text.split_inclusive(|byte| *byte == b'\n');
+            let before = lines.take(wrong.first_line.saturating_sub(1) as usize).flatten().copied().collect();
+            let before = DockerfileText { name: text.name.clone(), text: before };
+            report = match self.check(&before, ignore).await {
+                Ok(report) => report,
+                Err(_) => return,
+            };
+        }
         for finding in report.findings {
             let (first_line, last_line) = (finding.span.first_line, finding.span.last_line);
             self.session.events().emit(Event::Warning(WarningNotice {

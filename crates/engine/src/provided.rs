@@ -1,7 +1,8 @@
 //! A session with contexts of the builder's own beside those of whoever asked for the build.
 
+use crate::EngineError;
 use async_trait::async_trait;
-use forge_image::Digest;
+use forge_image::{Digest, ErrorKind};
 use forge_session::{
     Context, ContextEntry, ContextError, ContextPath, ContextSelection, CredentialError, Credentials, EntryKind,
     EventSink, FileStamp, Secret, SecretError, Session,
@@ -74,6 +75,56 @@ pub(crate) struct TreeContext {
 impl TreeContext {
     fn failed(path: &ContextPath, error: impl std::error::Error + Send + Sync + 'static) -> ContextError {
         ContextError::Read { path: path.display().into_owned(), source: io::Error::other(error) }
+    }
+}
+
+/// A folder of a context.
+pub(crate) struct Below {
+    whole: Arc<dyn Context>,
+    folder: ContextPath,
+}
+
+impl Below {
+    /// The folder at a path, links followed inside the context.
+    pub(crate) fn open(whole: Arc<dyn Context>, path: &str) -> Result<Self, EngineError> {
+        let refused =
+            |what: &str| EngineError::new(ErrorKind::UserInput, format!("the context's folder {path:?} {what}"));
+        let found = whole.follow(&ContextPath::clean(path));
+        let found = found.map_err(|error| EngineError::caused(ErrorKind::UserInput, error))?;
+        match found {
+            Some(entry) if entry.kind == EntryKind::Directory => Ok(Self { whole, folder: entry.path }),
+            Some(_) => Err(refused("is no folder")),
+            None => Err(refused("is not there")),
+        }
+    }
+
+    fn whole_path(&self, path: &ContextPath) -> ContextPath {
+        ContextPath::clean([self.folder.as_bytes(), b"/", path.as_bytes()].concat())
+    }
+
+    fn shown(&self, entry: ContextEntry) -> ContextEntry {
+        let path = entry.path.as_bytes();
+        let path = ContextPath::clean(path.strip_prefix(self.folder.as_bytes()).unwrap_or(path));
+        ContextEntry { path, ..entry }
+    }
+}
+
+impl Context for Below {
+    fn identity(&self) -> String {
+        format!("{}/{}", self.whole.identity(), self.folder.display())
+    }
+
+    fn stat(&self, path: &ContextPath) -> Result<Option<ContextEntry>, ContextError> {
+        Ok(self.whole.stat(&self.whole_path(path))?.map(|entry| self.shown(entry)))
+    }
+
+    fn children(&self, path: &ContextPath) -> Result<Vec<ContextEntry>, ContextError> {
+        let children = self.whole.children(&self.whole_path(path))?;
+        Ok(children.into_iter().map(|entry| self.shown(entry)).collect())
+    }
+
+    fn open(&self, path: &ContextPath) -> Result<File, ContextError> {
+        self.whole.open(&self.whole_path(path))
     }
 }
 

@@ -1,6 +1,6 @@
 use crate::{Span, Warning};
 use forge_image::{Digest, ImageConfig, Platform, Reference};
-use forge_llb::{CdiDevice, ExtraHost, GitSource, Graph, HttpSource, NetworkMode, SourceOp, Ulimit};
+use forge_llb::{CdiDevice, Edge, ExtraHost, GitSource, Graph, HttpSource, NetworkMode, SourceOp, Ulimit};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -58,6 +58,8 @@ pub struct LowerOptions {
     pub cache_mount_namespace: String,
     /// What triggers (ONBUILD) of base images may use; nothing of it unless it is said here (A41).
     pub allow_in_triggers: BTreeSet<TriggerRight>,
+    /// Whether somebody lists the software of the result, and may be shown more than that.
+    pub scans: bool,
 }
 
 impl LowerOptions {
@@ -88,6 +90,7 @@ impl LowerOptions {
             devices: Vec::new(),
             cache_mount_namespace: String::new(),
             allow_in_triggers: BTreeSet::new(),
+            scans: false,
         }
     }
 }
@@ -336,4 +339,6 @@ pub struct LoweredImage {
     pub triggers: Vec<String>,
     /// What the steps need that must be allowed, in the order of the file; empty for most builds.
     pub entitlements: Vec<EntitlementUse>,
+    /// Stages and contexts besides the result that scanners are shown, by name.
+    pub scanned: Vec<(String, Edge)>,
 }

@@ -23,10 +23,25 @@ pub struct Platform {
 
 /// Why a string is not a platform.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid platform {value:?}: expected os/architecture[/variant], each of letters, digits, '_', '-' and '.'")]
 pub struct PlatformError {
     /// The rejected text.
     pub value: String,
+}
+
+impl fmt::Display for PlatformError {
+    /// In the words that BuildKit's clients look for, where a part of it is to blame.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = &self.value;
+        let is_word = |word: &&str| word.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
+        match value.split('/').find(|word| word.is_empty() || !is_word(word)) {
+            Some(word) => write!(
+                f,
+                "{word:?} is an invalid component of {value:?}: platform specifier component must match \
+                 \"^[A-Za-z0-9_.-]+$\": invalid argument"
+            ),
+            None => write!(f, "invalid platform {value:?}: expected os/architecture[/variant]"),
+        }
+    }
 }
 
 impl Platform {

@@ -55,7 +55,7 @@ fn security(value: i32) -> Result<SecurityMode, Refusal> {
     match pb::SecurityMode::try_from(value) {
         Ok(pb::SecurityMode::Sandbox) => Ok(SecurityMode::Sandbox),
         Ok(pb::SecurityMode::Insecure) => Ok(SecurityMode::Insecure),
-        Err(_) => Refusal::unsupported(format!("security mode {value}")),
+        Err(_) => Refusal::malformed(format!("invalid security mode {value}")),
     }
 }
 

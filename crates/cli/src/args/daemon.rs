@@ -3,7 +3,7 @@ use std::path::PathBuf;
 /// `forge daemon`, with buildkitd's flags
 #[derive(clap::Args, Debug)]
 pub struct DaemonArgs {
-    /// Where clients connect: unix:///path or tcp://host:port [default: unix:///run/forge/forged.sock]
+    /// Where clients connect: unix:///path, tcp://host:port, or fd:// for sockets that systemd has bound [default: unix:///run/forge/forged.sock]
     #[arg(long, value_name = "ADDRESS")]
     pub addr: Vec<String>,
     /// Where debug pages are served over HTTP [env: BUILDKITD_DEBUGADDR]
@@ -12,6 +12,15 @@ pub struct DaemonArgs {
     /// Group that may use Unix sockets, by name or number
     #[arg(long, value_name = "GROUP")]
     pub group: Option<String>,
+    /// Certificate of the daemon for TCP addresses, a PEM file
+    #[arg(long, value_name = "FILE")]
+    pub tlscert: Option<PathBuf>,
+    /// Key of that certificate, a PEM file
+    #[arg(long, value_name = "FILE")]
+    pub tlskey: Option<PathBuf>,
+    /// Authority that clients must have a certificate of, a PEM file
+    #[arg(long, value_name = "FILE")]
+    pub tlscacert: Option<PathBuf>,
     /// Serve TCP addresses to everybody who can reach them
     #[arg(long)]
     pub allow_unprotected_tcp: bool,

@@ -2,13 +2,15 @@
 
 use super::{Start, block_on_many};
 use crate::args::DaemonArgs;
-use crate::config::DaemonConfig;
+use crate::config::{DaemonConfig, TlsConfig};
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
 use crate::output;
 use anyhow::{Context as _, anyhow};
-use forge_daemon::{Address, Daemon, DaemonError, DaemonOptions};
+use forge_daemon::{Address, Daemon, DaemonError, DaemonOptions, TlsFiles};
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 const SOCKET: &str = "unix:///run/forge/forged.sock";
 
@@ -74,11 +76,42 @@ fn options(start: &Start, args: &DaemonArgs, config: DaemonConfig) -> anyhow::Re
         group: args.group.as_deref().map(group).transpose()?.or(config.gid),
         labels: config.labels.into_iter().chain(labels).collect(),
         entitlements: [config.entitlements, args.allow_insecure_entitlement.clone()].concat(),
+        tls: tls(args, config.tls)?,
+        inherited: inherited(start)?,
         unprotected_tcp: args.allow_unprotected_tcp,
         provenance: config.provenance,
         version: format!("v{}+forge", env!("CARGO_PKG_VERSION")),
         hostname,
     })
+}
+
+/// The certificates of the flags, else those of the configuration.
+fn tls(args: &DaemonArgs, configured: TlsConfig) -> anyhow::Result<Option<TlsFiles>> {
+    let certificate = args.tlscert.clone().or(configured.cert);
+    let key = args.tlskey.clone().or(configured.key);
+    let authority = args.tlscacert.clone().or(configured.ca);
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate, key, authority })),
+        (None, None) if authority.is_none() => Ok(None),
+        _ => Err(anyhow!("--tlscert and --tlskey go together, and --tlscacert goes with both")),
+    }
+}
+
+/// The sockets that systemd hands over (sd_listen_fds(3)): descriptors from 3 on, if they are meant for this process.
+fn inherited(start: &Start) -> anyhow::Result<Vec<Arc<OwnedFd>>> {
+    let number = |name: &str| start.environment.filled(name).and_then(|text| text.parse::<i32>().ok());
+    let own = rustix::process::getpid();
+    let (Some(process), Some(count)) = (number("LISTEN_PID"), number("LISTEN_FDS")) else { return Ok(Vec::new()) };
+    if process != own.as_raw_nonzero().get() || count <= 0 {
+        return Ok(Vec::new());
+    }
+    let this = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty())?;
+    let take = |descriptor: i32| {
+        let flags = rustix::process::PidfdGetfdFlags::empty();
+        let taken = rustix::process::pidfd_getfd(&this, descriptor, flags);
+        taken.map(Arc::new).with_context(|| format!("cannot use descriptor {descriptor} of LISTEN_FDS"))
+    };
+    (3..3 + count.min(64)).map(take).collect()
 }
 
 fn default_address(start: &Start) -> String {

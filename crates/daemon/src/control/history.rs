@@ -72,11 +72,11 @@ fn field(record: &BuildHistoryRecord, path: &str) -> Option<String> {
     }
 }
 
-/// Pins, forgets, or does nothing: what is known of a build is complete as soon as it has ended.
+/// Pins, forgets, or says when each step ran.
 pub(super) fn update(builds: &Builds, request: &UpdateBuildHistoryRequest) -> Result<(), Status> {
     match (request.delete, request.finalize) {
         (true, _) => builds.forget(&request.r#ref),
-        (false, true) => builds.update(&request.r#ref, |_| {}),
+        (false, true) => builds.finalize(&request.r#ref),
         (false, false) => builds.update(&request.r#ref, |record| record.pinned = request.pinned),
     }
 }

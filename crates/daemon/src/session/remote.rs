@@ -26,6 +26,8 @@ use tonic::{Code, Status};
 pub(crate) struct RemoteSession {
     /// `None` for a build whose caller has no session: it can be given nothing.
     pub client: Option<Arc<ClientSession>>,
+    /// Clients that have single contexts, by the names of these.
+    pub others: HashMap<String, Arc<ClientSession>>,
     pub files: Arc<SessionFiles>,
     pub events: Arc<dyn EventSink>,
     pub cancel: CancellationToken,
@@ -49,7 +51,7 @@ impl RemoteSession {
         cancel: CancellationToken,
     ) -> Self {
         let (fetched, contexts, layouts) = Default::default();
-        Self { client, files, events, cancel, fetched, contexts, layouts }
+        Self { client, others: HashMap::new(), files, events, cancel, fetched, contexts, layouts }
     }
 
     fn client(&self) -> Result<&Arc<ClientSession>, Status> {
@@ -58,7 +60,14 @@ impl RemoteSession {
 
     /// Waits for a client's answer as long as there is a client.
     async fn ask<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-        let client = self.client()?;
+        self.ask_of(self.client()?, call).await
+    }
+
+    async fn ask_of<T>(
+        &self,
+        client: &ClientSession,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
         tokio::select! {
             biased;
             () = self.cancel.cancelled() => Err(Status::cancelled("context canceled")),
@@ -82,7 +91,11 @@ impl RemoteSession {
         let asked =
             Wanted { name: key.0.clone(), include: key.1.clone(), exclude: key.2.clone(), follow: key.3.clone() };
         let told = self.reporter(wanted.vertex.cloned(), &asked.name);
-        let held = self.ask(self.files.fetch(self.client()?, &asked, told)).await?;
+        let client = match self.others.get(&asked.name) {
+            Some(other) => other,
+            None => self.client()?,
+        };
+        let held = self.ask_of(client, self.files.fetch(client, &asked, told)).await?;
         let files = LocalContext::open(&held.tree).map_err(|error| Status::internal(error.to_string()))?;
         let context = SessionContext { files, identity: held.identity.clone() };
         let fetched = Fetched { context: Arc::new(context), _held: held };

@@ -8,7 +8,8 @@ use forge_buildkit_proto::moby::filesync::packet::file_send_client::FileSendClie
 use forge_buildkit_proto::moby::filesync::v1::BytesMessage;
 use forge_buildkit_proto::moby::filesync::v1::file_send_client::FileSendClient as StreamClient;
 use forge_engine::{MergedTree, StatementFile, TreeEntry, TreeKind};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -94,6 +95,8 @@ fn address(session: &ClientSession, output: usize, metadata: &mut MetadataMap) -
 #[derive(Clone)]
 pub(crate) struct SentTree {
     pub folder: Option<String>,
+    /// What it is for, for messages.
+    pub platform: String,
     pub tree: MergedTree,
     /// Files of ours beside those of the tree, in the order of names.
     pub statements: Vec<StatementFile>,
@@ -186,8 +189,12 @@ struct Listing {
 
 impl Listing {
     fn walk(mut self, trees: &[SentTree]) -> io::Result<()> {
-        for SentTree { folder, tree, statements } in trees {
-            if let Some(folder) = folder {
+        let mut apart = trees.iter().filter(|tree| tree.folder.is_some()).peekable();
+        if apart.peek().is_none() {
+            self.merged(None, trees)?;
+        }
+        for tree in apart {
+            if let Some(folder) = &tree.folder {
                 let stat = Stat {
                     path: folder.clone(),
                     mode: mode::DIRECTORY | 0o755,
@@ -196,7 +203,7 @@ impl Listing {
                 };
                 self.send(stat)?;
             }
-            self.tree(folder.as_deref(), tree, statements)?;
+            self.merged(tree.folder.as_deref(), std::slice::from_ref(tree))?;
         }
         self.sender.blocking_send(fsutil::stat(None)).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
@@ -211,18 +218,27 @@ impl Listing {
         self.send(stat)
     }
 
-    /// Not recursive: a tree may be deeper than a stack. Statements come among the entries at the top, in the order of names;
-    /// one of the same name stands for the tree's own.
-    fn tree(&mut self, folder: Option<&str>, tree: &MergedTree, statements: &[StatementFile]) -> io::Result<()> {
-        let mut statements = statements.iter().peekable();
-        let mut links: HashMap<(u64, u64), String> = HashMap::new();
-        let mut todo = Vec::new();
-        if tree.lookup(Path::new("/")).map_err(io::Error::other)?.is_some() {
-            todo.extend(tree.children(Path::new("/")).map_err(io::Error::other)?.into_iter().rev());
+    /// Trees that lie in one folder, in the order of names. Not recursive: a tree may be deeper than a stack. Statements come
+    /// among the entries at the top; one of the same name stands for a tree's own file.
+    fn merged(&mut self, folder: Option<&str>, trees: &[SentTree]) -> io::Result<()> {
+        let mut statements: Vec<&StatementFile> = trees.iter().flat_map(|tree| &tree.statements).collect();
+        statements.sort_by(|left, right| left.name.cmp(&right.name));
+        let mut statements = statements.into_iter().peekable();
+        let mut links: HashMap<(usize, (u64, u64)), String> = HashMap::new();
+        let mut top = Vec::new();
+        for (number, tree) in trees.iter().enumerate() {
+            if tree.tree.lookup(Path::new("/")).map_err(io::Error::other)?.is_some() {
+                top.push((number, PathBuf::from("/")));
+            }
         }
-        while let Some(entry) = todo.pop() {
+        let mut todo = children(trees, &top)?;
+        while let Some(same) = todo.pop() {
+            let [(number, entry), others @ ..] = same.as_slice() else { continue };
             if matches!(entry.kind, TreeKind::Socket) {
                 continue;
+            }
+            if let Some((other, _)) = others.iter().find(|(_, other)| !(entry.is_directory() && other.is_directory())) {
+                return Err(overwritten(&entry.path, &trees[*number], &trees[*other]));
             }
             if entry.path.parent() == Some(Path::new("/")) {
                 let name = entry.name.to_string_lossy();
@@ -233,24 +249,25 @@ impl Listing {
                     continue;
                 }
             }
-            let mut stat = stat_of(&entry, folder);
+            let mut stat = stat_of(entry, folder);
             if let Some(epoch) = self.epoch {
                 stat.mod_time = epoch;
             }
             let is_file = matches!(entry.kind, TreeKind::File { .. });
             if is_file && entry.links > 1 {
-                match links.get(&entry.inode) {
+                match links.get(&(*number, entry.inode)) {
                     Some(first) => stat.linkname.clone_from(first),
-                    None => _ = links.insert(entry.inode, stat.path.clone()),
+                    None => _ = links.insert((*number, entry.inode), stat.path.clone()),
                 }
             }
             if is_file {
-                let file = Sent::Tree(tree.clone(), entry.path.clone());
+                let file = Sent::Tree(trees[*number].tree.clone(), entry.path.clone());
                 self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(self.next, file);
             }
             self.send(stat)?;
             if entry.is_directory() {
-                todo.extend(tree.children(&entry.path).map_err(io::Error::other)?.into_iter().rev());
+                let folders: Vec<_> = same.iter().map(|(number, entry)| (*number, entry.path.clone())).collect();
+                todo.extend(children(trees, &folders)?);
             }
         }
         statements.try_for_each(|file| self.statement(folder, file))
@@ -260,6 +277,24 @@ impl Listing {
         self.next += 1;
         self.sender.blocking_send(fsutil::stat(Some(stat))).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
+}
+
+/// What lies in a folder of several trees: the entries of each name together, the last name first.
+fn children(trees: &[SentTree], folders: &[(usize, PathBuf)]) -> io::Result<Vec<Vec<(usize, TreeEntry)>>> {
+    let mut found: BTreeMap<OsString, Vec<(usize, TreeEntry)>> = BTreeMap::new();
+    for (number, folder) in folders {
+        for entry in trees[*number].tree.children(folder).map_err(io::Error::other)? {
+            found.entry(entry.name.clone()).or_default().push((*number, entry));
+        }
+    }
+    Ok(found.into_values().rev().collect())
+}
+
+/// Two platforms have something of the same path that are not both folders.
+fn overwritten(path: &Path, first: &SentTree, second: &SentTree) -> io::Error {
+    let path = path.strip_prefix("/").unwrap_or(path).display();
+    let (first, second) = (&first.platform, &second.platform);
+    io::Error::other(format!("cannot overwrite {path} from {first} with {second} when split option is disabled"))
 }
 
 /// An entry of a tree in the protocol's words; its path is below `folder`.

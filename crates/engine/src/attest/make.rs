@@ -1,7 +1,7 @@
 //! Makes the attestations of results.
 
 use super::build_config::{self, FileOrigin};
-use super::scan::{Extras, Scanner};
+use super::scan::Scanner;
 use super::{Attest, GivenAttestation, Invocation, Provenance, ProvenanceMode, ProvenanceRequest, dockerfile};
 use crate::build::{Build, PlatformResult, step_failed};
 use crate::dockerfile::DockerfileText;
@@ -148,7 +148,8 @@ impl Build {
             }
             let mut said = Vec::new();
             if let Some(scanner) = &scanner {
-                let graph = scanner.graph(&result.platform.to_string(), &result.lowered.graph, &Extras::new())?;
+                let graph =
+                    scanner.graph(&result.platform.to_string(), &result.lowered.graph, &result.lowered.scanned)?;
                 let listed = self.solver().await?.solve(&graph, self.session.clone()).await;
                 let listed = listed.map_err(|error| step_failed(error, text))?;
                 said.extend(self.read_statements(listed.result.layers().to_vec()).await?);

@@ -153,7 +153,7 @@ impl Build {
                 materials.add_image(image.reference.clone(), Some(platform), digest, false);
             }
             (SourceOp::OciLayout(layout), SourceState::Image(digest)) => {
-                let name = layout.name.parse::<Reference>();
+                let name = self.layout_context(&layout.name).unwrap_or(&layout.name).parse::<Reference>();
                 let name = name.map(|name| match &layout.digest {
                     Some(digest) => name.with_digest(digest.clone()),
                     None => name,

@@ -39,12 +39,21 @@ fn platform_variables(prefix: &str, platform: &Platform) -> [(String, String); 5
     let variant = platform.variant.clone().unwrap_or_default();
     let version = platform.os_version.clone().unwrap_or_default();
     [
-        (format!("{prefix}PLATFORM"), platform.to_string()),
+        (format!("{prefix}PLATFORM"), whole(platform)),
         (format!("{prefix}OS"), platform.os.clone()),
         (format!("{prefix}OSVERSION"), version),
         (format!("{prefix}ARCH"), platform.architecture.clone()),
         (format!("{prefix}VARIANT"), variant),
     ]
+}
+
+/// A platform with the version of its operating system: `windows(10.0)/amd64`.
+fn whole(platform: &Platform) -> String {
+    let plain = platform.to_string();
+    match (&platform.os_version, plain.split_once('/')) {
+        (Some(version), Some((os, rest))) => format!("{os}({version})/{rest}"),
+        _ => plain,
+    }
 }
 
 /// Adds the ARGs before the first FROM. A later one sees the earlier ones.

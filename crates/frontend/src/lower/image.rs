@@ -33,6 +33,7 @@ impl Lowering<'_> {
             source_date_epoch: self.epoch.seconds,
             triggers: self.triggers,
             entitlements: self.entitlements,
+            scanned: Vec::new(),
         })
     }
 }

@@ -21,6 +21,7 @@ mod plan;
 mod ports;
 mod remote;
 mod run;
+mod scanned;
 mod stage;
 mod state;
 mod title;
@@ -80,9 +81,10 @@ fn lower_file(
     }
     let lint = Lint::of(dockerfile, options)?;
     let inputs = Inputs { dockerfile, options, images, lint: &lint };
-    let turn = take_turn(&inputs, Scope::Target, |lowering, _, state| {
+    let turn = take_turn(&inputs, Scope::Target, |mut lowering, target, state| {
+        let scanned = if options.scans { lowering.scanned(target)? } else { Vec::new() };
         let unused_build_args = unused_build_args(lowering.plan.program, options);
-        Ok(LoweredImage { unused_build_args, ..lowering.finish(state)? })
+        Ok(LoweredImage { unused_build_args, scanned, ..lowering.finish(state)? })
     })?;
     match turn {
         Turn::Need(requests) => Ok(Lowered::Need(requests)),

@@ -44,6 +44,7 @@ impl<'l, 'a> StageBuilder<'l, 'a> {
         let mut builder =
             Self { lowering, state, index, steps, step: 0, cmd, entrypoint, healthcheck, workdir_was_set };
         builder.state = builder.base_state(&planned.base, stage.span)?;
+        builder.workdir_was_set = builder.state.workdir_was_set;
         builder.fire_triggers();
         Ok(builder)
     }
@@ -101,7 +102,7 @@ impl<'l, 'a> StageBuilder<'l, 'a> {
 
     /// The stage as it stands at its end.
     pub fn finish(self) -> StageState {
-        self.state
+        StageState { workdir_was_set: self.workdir_was_set, ..self.state }
     }
 
     /// Goes through one instruction.

@@ -32,6 +32,8 @@ pub(super) struct StageState {
     pub base_history: usize,
     /// Whether FROM asked for the platform, so that it is not the target's.
     pub platform_was_chosen: bool,
+    /// Whether a WORKDIR, its own or one of a stage below it, said what its folder is.
+    pub workdir_was_set: bool,
 }
 
 /// The newest entry of a history; `None` before the first.
@@ -96,6 +98,7 @@ impl StageState {
             base: None,
             base_history,
             platform_was_chosen: false,
+            workdir_was_set: false,
         }
     }
 
