@@ -120,7 +120,10 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 /// Waits for work that does many things at once.
 fn block_on_many<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    // As much as the main thread has: the steps of a build and its exports are deep, most of all without optimization.
+    builder.thread_stack_size(8 << 20);
+    let runtime = builder.worker_threads(threads).enable_all().build()?;
     let result = runtime.block_on(work);
     runtime.shutdown_background(); // as above
     result
