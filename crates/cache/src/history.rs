@@ -1,5 +1,6 @@
 use crate::CacheKey;
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 
 /// Identifies what is built again and again: the same file, context, target and platform, whatever is in them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,7 +45,31 @@ pub enum Counterpart<'a> {
     Earlier(&'a BuiltStep),
 }
 
-impl BuildSteps {
+/// The steps of an earlier build, to be found by what they were: each look-up among thousands takes no walk.
+#[derive(Clone, Debug, Default)]
+pub struct EarlierSteps {
+    steps: Vec<BuiltStep>,
+    by_key: HashMap<CacheKey, usize>,
+    by_text: HashMap<String, Vec<usize>>,
+    /// By stage, number and the instruction's word.
+    by_place: HashMap<(String, String, String), Vec<usize>>,
+}
+
+impl From<BuildSteps> for EarlierSteps {
+    fn from(BuildSteps(steps): BuildSteps) -> Self {
+        let mut earlier = Self::default();
+        for (position, step) in steps.iter().enumerate() {
+            let (Place { stage, number }, text) = split(&step.name);
+            earlier.by_key.entry(step.key).or_insert(position);
+            earlier.by_text.entry(text.to_owned()).or_default().push(position);
+            let place = (stage.to_owned(), number.to_owned(), verb(text).to_owned());
+            earlier.by_place.entry(place).or_default().push(position);
+        }
+        Self { steps, ..earlier }
+    }
+}
+
+impl EarlierSteps {
     /// The step that one of a later build was, if there was one. `is_there` says which keys the later build has too:
     /// what is still there cannot be what became another step.
     pub fn counterpart(
@@ -53,20 +78,21 @@ impl BuildSteps {
         key: Option<&CacheKey>,
         is_there: impl Fn(&CacheKey) -> bool,
     ) -> Option<Counterpart<'_>> {
-        if let Some(same) = self.0.iter().find(|step| Some(&step.key) == key) {
-            return Some(Counterpart::Same(same));
+        if let Some(same) = key.and_then(|key| self.by_key.get(key)) {
+            return Some(Counterpart::Same(&self.steps[*same]));
         }
-        let gone = || self.0.iter().filter(|step| !is_there(&step.key));
         let (place, text) = split(name);
-        let of = |wanted: &dyn Fn(Place<'_>, &str) -> bool| {
-            gone().find(|step| {
-                let (place, text) = split(&step.name);
-                wanted(place, text)
-            })
+        let gone = |positions: Option<&'_ Vec<usize>>| -> Vec<&BuiltStep> {
+            let steps = positions.into_iter().flatten().map(|position| &self.steps[*position]);
+            steps.filter(|step| !is_there(&step.key)).collect()
         };
-        let found = of(&|there, words| there.stage == place.stage && words == text)
-            .or_else(|| of(&|there, words| there == place && verb(words) == verb(text)))
-            .or_else(|| of(&|_, words| words == text))?;
+        let same_text = gone(self.by_text.get(text));
+        let in_stage = || same_text.iter().copied().find(|step| split(&step.name).0.stage == place.stage);
+        let in_place = || {
+            let place = (place.stage.to_owned(), place.number.to_owned(), verb(text).to_owned());
+            gone(self.by_place.get(&place)).first().copied()
+        };
+        let found = in_stage().or_else(in_place).or_else(|| same_text.first().copied())?;
         Some(Counterpart::Earlier(found))
     }
 }
@@ -105,6 +131,7 @@ mod tests {
     /// The name of what each step of a build was in the one before; `=` where it is the same.
     fn check(old: &[&str], new: &[&str], expect: &[&str]) {
         let steps = BuildSteps(old.iter().map(|name| BuiltStep { name: (*name).to_owned(), key: key(name) }).collect());
+        let steps = EarlierSteps::from(steps);
         let is_there = |there: &CacheKey| new.iter().any(|name| key(name) == *there);
         let found: Vec<String> = new
             .iter()

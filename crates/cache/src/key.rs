@@ -66,6 +66,13 @@ impl CacheKey {
         Self::hash("forge cache content key v1", op, inputs)
     }
 
+    /// A key without one of the inputs: what it leads to saw the same of the others.
+    pub fn detached(op: &OpKey, inputs: &[InputPart], without: usize) -> Self {
+        let others = inputs.iter().enumerate().filter(|(input, _)| *input != without).map(|(_, part)| *part);
+        let others: Vec<InputPart> = others.collect();
+        Self::hash("forge cache detached key v1", op, &others)
+    }
+
     /// What results amount to: equal for two runs, of whatever steps, that made the same of the same layers. `None` where
     /// nothing was made.
     ///

@@ -24,6 +24,7 @@ mod record;
 pub mod remote;
 mod result;
 mod sqlite;
+mod stacks;
 
 pub use downloads::{Download, DownloadKey};
 pub use error::CacheError;
@@ -31,10 +32,10 @@ pub use eviction::{Candidate, Eviction, Policy, Reason, Selected, Space, Weight,
 pub use explain::{Change, changes};
 pub use filter::{Facts, Filter, FilterError};
 pub use flights::{FlightGuard, Flights};
-pub use history::{BuildId, BuildSteps, BuiltStep, Counterpart};
+pub use history::{BuildId, BuildSteps, BuiltStep, Counterpart, EarlierSteps};
 pub use index::CacheIndex;
 pub use key::{CacheKey, CacheKeyError, InputPart, OpKey};
-pub use listing::{EntryChange, ListedEntry, ListedKind, Listing};
+pub use listing::{EntryChange, ListedEntry, ListedKind, Listing, MOST_LISTED};
 pub use memory::MemoryIndex;
 pub use record::{StepInputs, StepRecord, StepUsage};
 pub use result::{MadeLayer, ResultRef, ResultStore, SelectedPath, Selector};

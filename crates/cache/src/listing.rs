@@ -2,7 +2,7 @@ use crate::CacheError;
 use std::cmp::Ordering;
 
 /// So many entries are listed one by one.
-const MOST_ENTRIES: usize = 200_000;
+pub const MOST_LISTED: usize = 200_000;
 
 /// What a step read of an input: one entry for each file, folder or link, in the order in which they were selected.
 ///
@@ -80,7 +80,7 @@ impl Listing {
     pub fn new(mut entries: Vec<ListedEntry>) -> Self {
         entries.sort_by(|a, b| a.path.cmp(&b.path));
         let total = entries.len() as u64;
-        entries.truncate(MOST_ENTRIES);
+        entries.truncate(MOST_LISTED);
         Self { entries, total }
     }
 

@@ -1,6 +1,8 @@
 use crate::memory::TOUCH_INTERVAL;
+use crate::stacks::{self, Stacks};
 use crate::{BuildId, BuildSteps, CacheError, CacheIndex, CacheKey, ResultRef, StepInputs, StepRecord, StepUsage};
 use forge_store::LayerId;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use std::collections::HashSet;
 use std::fs::OpenOptions;
@@ -13,6 +15,9 @@ use std::time::{Duration, SystemTime};
 /// The format of the file, in SQLite's `user_version`. Another number here makes older files be emptied.
 const FORMAT: i64 = 3;
 
+/// The WAL is brought into the file when it has so many pages: who opens the file alone reads all of them.
+const CHECKPOINT_PAGES: u32 = 500;
+
 /// How long a writer waits for another process. Transactions here take well under a millisecond.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -21,6 +26,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
 ///
 /// Times are milliseconds since the epoch; lists are JSON. `boot` is the boot id of the writer.
 const SCHEMA: &str = "
+    DROP TABLE IF EXISTS stack_uses;
+    DROP TABLE IF EXISTS stacks;
     DROP TABLE IF EXISTS builds;
     DROP TABLE IF EXISTS inputs;
     DROP TABLE IF EXISTS keys;
@@ -118,6 +125,7 @@ impl SqliteIndex {
                     removed += usize::from(delete(transaction, id)?);
                 }
             }
+            stacks::drop_unused(transaction)?;
             Ok(removed)
         })
     }
@@ -164,7 +172,12 @@ impl From<rusqlite::Error> for Failure {
 /// Sets the connection up and brings the schema to [`FORMAT`]; gives back the format that the file had.
 fn prepare(connection: &mut Connection) -> Result<i64, rusqlite::Error> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;")?;
+    // A checkpoint when the file is closed would add two fsyncs to every build that writes, and to every other one the
+    // making and removing of the WAL.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.execute_batch(&format!(
+        "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};"
+    ))?;
     let found = format(connection)?;
     if found >= FORMAT {
         return Ok(found);
@@ -212,7 +225,7 @@ impl CacheIndex for SqliteIndex {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(SQL)?;
             let columns = statement.query_row([key.as_bytes()], Columns::read).optional()?;
-            columns.map(Columns::decode).transpose()
+            columns.map(|columns| columns.decode(&mut Stacks::new(connection))).transpose()
         })
     }
 
@@ -220,9 +233,11 @@ impl CacheIndex for SqliteIndex {
         if keys.is_empty() {
             return Ok(());
         }
-        let (columns, inputs) = (Columns::encode(record), inputs.to_bytes());
+        let inputs = inputs.to_bytes();
         self.write(|transaction| {
-            let id = insert(transaction, &columns)?;
+            let (outputs, used) = stacks::keep(transaction, &record.outputs)?;
+            let id = insert(transaction, &Columns::encode(record, outputs))?;
+            stacks::note(transaction, id, &used)?;
             let sql = "INSERT INTO inputs (record, inputs) VALUES (?1, ?2)";
             transaction.prepare_cached(sql)?.execute(params![id, inputs])?;
             keys.iter().try_for_each(|key| point(transaction, key, id))
@@ -234,7 +249,7 @@ impl CacheIndex for SqliteIndex {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(SQL)?;
             let columns = statement.query_row([result.as_bytes()], Columns::read).optional()?;
-            columns.map(Columns::decode).transpose()
+            columns.map(|columns| columns.decode(&mut Stacks::new(connection))).transpose()
         })
     }
 
@@ -298,9 +313,11 @@ impl CacheIndex for SqliteIndex {
     }
 
     fn remove(&self, key: &CacheKey) -> Result<bool, CacheError> {
-        self.write(|transaction| match record_of(transaction, key)? {
-            Some(id) => delete(transaction, id),
-            None => Ok(false),
+        self.write(|transaction| {
+            let Some(id) = record_of(transaction, key)? else { return Ok(false) };
+            let removed = delete(transaction, id)?;
+            stacks::drop_unused(transaction)?;
+            Ok(removed)
         })
     }
 
@@ -308,9 +325,10 @@ impl CacheIndex for SqliteIndex {
         let mut all = self.read(|connection| {
             let mut statement = connection.prepare_cached(concat!("SELECT ", columns!(), ", id FROM records"))?;
             let rows = statement.query_map([], |row| Ok((Columns::read(row)?, row.get::<_, i64>(11)?)))?;
+            let mut stacks = Stacks::new(connection);
             let decode = |row: Result<(Columns, i64), rusqlite::Error>| -> Result<(i64, StepRecord), Failure> {
                 let (columns, id) = row?;
-                Ok((id, columns.decode()?))
+                Ok((id, columns.decode(&mut stacks)?))
             };
             rows.map(decode).collect::<Result<Vec<_>, Failure>>()
         })?;
@@ -322,6 +340,7 @@ impl CacheIndex for SqliteIndex {
                     removed.push(record);
                 }
             }
+            stacks::drop_unused(transaction)?;
             Ok(removed)
         })
     }
@@ -335,9 +354,10 @@ impl CacheIndex for SqliteIndex {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(SQL)?;
             let rows = statement.query_map([], |row| Ok((row.get::<_, [u8; 32]>(11)?, Columns::read(row)?)))?;
+            let mut stacks = Stacks::new(connection);
             rows.map(|row| {
                 let (key, columns) = row?;
-                Ok((CacheKey::from_bytes(key), columns.decode()?))
+                Ok((CacheKey::from_bytes(key), columns.decode(&mut stacks)?))
             })
             .collect()
         })
@@ -347,10 +367,10 @@ impl CacheIndex for SqliteIndex {
         self.read(|connection| {
             let mut statement = connection.prepare_cached("SELECT name, outputs FROM records")?;
             let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            let mut layers = HashSet::new();
+            let (mut layers, mut stacks) = (HashSet::new(), Stacks::new(connection));
             for row in rows {
                 let (name, outputs): (String, String) = row?;
-                let outputs: Vec<ResultRef> = parse(&name, &outputs)?;
+                let outputs = stacks.outputs(&name, &outputs)?;
                 layers.extend(outputs.iter().flat_map(ResultRef::layers).cloned());
             }
             Ok(layers)
@@ -429,10 +449,10 @@ impl Columns {
         })
     }
 
-    fn encode(record: &StepRecord) -> Self {
+    fn encode(record: &StepRecord, outputs: String) -> Self {
         Self {
             name: record.name.clone(),
-            outputs: json(&record.outputs),
+            outputs,
             is_source: record.is_source,
             result: record.result.map(|result| *result.as_bytes()),
             bytes: signed(record.bytes),
@@ -445,9 +465,9 @@ impl Columns {
         }
     }
 
-    fn decode(self) -> Result<StepRecord, Failure> {
+    fn decode(self, stacks: &mut Stacks<'_>) -> Result<StepRecord, Failure> {
         Ok(StepRecord {
-            outputs: parse(&self.name, &self.outputs)?,
+            outputs: stacks.outputs(&self.name, &self.outputs)?,
             is_source: self.is_source,
             result: self.result.map(CacheKey::from_bytes),
             bytes: unsigned(self.bytes),
@@ -472,11 +492,11 @@ fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 
-fn json<T: serde::Serialize>(value: &T) -> String {
+pub(crate) fn json<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("lists of strings and enums of them have a JSON form")
 }
 
-fn parse<T: serde::de::DeserializeOwned>(name: &str, text: &str) -> Result<T, Failure> {
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(name: &str, text: &str) -> Result<T, Failure> {
     serde_json::from_str(text).map_err(|source| Failure::Json { name: name.to_owned(), source })
 }
 

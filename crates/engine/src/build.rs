@@ -244,6 +244,7 @@ impl Build {
             PlatformResult { lowered, solved, platform, said }
         });
         let results = self.attested(results.collect(), &text).await?;
+        self.worker.get().inspect(|worker| worker.contexts().forget());
         self.export(results, warnings).await
     }
 

@@ -41,6 +41,9 @@ pub struct PlannedStep {
     pub is_source: bool,
     /// What would become of it.
     pub fate: StepFate,
+    /// For what is unknown: the first of the steps that would run and that it depends on. A base that is not in the store
+    /// is such a step.
+    pub after: Option<String>,
     /// Milliseconds that it took when it, or what it was in the last build, last ran.
     pub expected_ms: Option<u64>,
     /// Bytes of the layers that it made then.
@@ -149,6 +152,7 @@ fn step(vertex: Option<&Vertex>, forecast: StepForecast) -> PlannedStep {
     PlannedStep {
         line: vertex.and_then(|vertex| vertex.metadata.span.as_ref()).map(|span| span.first_line),
         name: forecast.name,
+        after: forecast.after,
         is_source: forecast.is_source,
         fate: match forecast.forecast {
             Forecast::Cached => StepFate::Cached,

@@ -9,7 +9,7 @@ const MAX_LINKS: usize = 40;
 ///
 /// The empty path is the context's root. Bytes need not be UTF-8.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct ContextPath(Vec<u8>);
+pub struct ContextPath(Box<[u8]>);
 
 impl ContextPath {
     /// Cleans a path as a COPY source is cleaned: `/a//b/../c/` is `a/c`, and `..` never leaves the root.
@@ -22,7 +22,7 @@ impl ContextPath {
                 part => parts.push(part),
             }
         }
-        Self(parts.join(&b'/'))
+        Self(parts.join(&b'/').into())
     }
 
     /// The bytes.
@@ -46,11 +46,11 @@ impl ContextPath {
         // Most names are names: a walk of a large tree asks for nothing else.
         if !name.contains(&b'/') && !matches!(name, b"" | b"." | b"..") {
             let slash: &[u8] = if self.is_root() { b"" } else { b"/" };
-            return Self([&self.0, slash, name].concat());
+            return Self([&self.0, slash, name].concat().into());
         }
         match self.is_root() {
             true => Self::clean(name),
-            false => Self::clean([&self.0, b"/".as_slice(), name].concat()),
+            false => Self::clean([&*self.0, b"/".as_slice(), name].concat()),
         }
     }
 

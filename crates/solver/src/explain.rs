@@ -3,7 +3,8 @@
 use crate::plan::Plan;
 use crate::step::Known;
 use forge_cache::{
-    BuildId, BuildSteps, BuiltStep, CacheKey, Change, Counterpart, EntryChange, ListedKind, StepInputs, changes,
+    BuildId, BuildSteps, BuiltStep, CacheKey, Change, Counterpart, EarlierSteps, EntryChange, ListedKind, StepInputs,
+    changes,
 };
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -195,7 +196,7 @@ impl Notes {
     }
 
     /// The key of a step that was found, where it is another one than in the last build, and what it was then.
-    fn found(&self, plan: &Plan, step: usize, last: &BuildSteps) -> Option<(CacheKey, CacheKey)> {
+    fn found(&self, plan: &Plan, step: usize, last: &EarlierSteps) -> Option<(CacheKey, CacheKey)> {
         let state = self.state();
         let key = state.keys.get(&step).filter(|_| !state.missed.contains(&step))?;
         let name = &plan.step(step).vertex.metadata.name;
@@ -210,14 +211,14 @@ impl Notes {
         plan: &Plan,
         step: usize,
         key: Option<&CacheKey>,
-        last: &'a BuildSteps,
+        last: &'a EarlierSteps,
     ) -> Option<Counterpart<'a>> {
         let state = self.state();
         last.counterpart(&plan.step(step).vertex.metadata.name, key, |key| state.there.contains(key))
     }
 
     /// The key of a step, and of what it was in the last build.
-    pub fn keys(&self, plan: &Plan, step: usize, last: Option<&BuildSteps>) -> (Option<CacheKey>, Option<CacheKey>) {
+    pub fn keys(&self, plan: &Plan, step: usize, last: Option<&EarlierSteps>) -> (Option<CacheKey>, Option<CacheKey>) {
         let key = self.state().keys.get(&step).copied();
         let earlier = last.and_then(|last| self.counterpart(plan, step, key.as_ref(), last));
         let earlier = earlier.map(|earlier| match earlier {
@@ -227,7 +228,7 @@ impl Notes {
     }
 
     /// The steps for the next build to compare with: those of this build as far as it came, else what they were.
-    pub fn steps(&self, plan: &Plan, is_done: impl Fn(usize) -> bool, last: Option<&BuildSteps>) -> BuildSteps {
+    pub fn steps(&self, plan: &Plan, is_done: impl Fn(usize) -> bool, last: Option<&EarlierSteps>) -> BuildSteps {
         let state = self.state();
         let mut steps = Vec::new();
         for step in plan.graph.node_indices().map(petgraph::graph::NodeIndex::index) {
@@ -256,7 +257,7 @@ pub(crate) struct Missed<'a> {
     pub plan: &'a Plan,
     pub notes: &'a Notes,
     pub remembered: &'a Remembered,
-    pub last: Option<&'a BuildSteps>,
+    pub last: Option<&'a EarlierSteps>,
     pub step: usize,
 }
 
@@ -307,7 +308,7 @@ impl Missed<'_> {
     }
 
     /// What changed in earlier steps that were found in the cache all the same, and so say nothing themselves.
-    async fn behind(&self, named: &[NamedChange], last: &BuildSteps, reader: &impl ReadInputs) -> Vec<NamedChange> {
+    async fn behind(&self, named: &[NamedChange], last: &EarlierSteps, reader: &impl ReadInputs) -> Vec<NamedChange> {
         let of_inputs = |step: usize, inputs: Vec<usize>| -> Vec<usize> {
             inputs.into_iter().filter_map(|input| Some(self.plan.step(step).inputs.get(input)?.step)).collect()
         };

@@ -12,6 +12,8 @@ pub struct StepForecast {
     pub is_source: bool,
     /// What would become of it.
     pub forecast: Forecast,
+    /// For what is unknown: the first of the steps that would run and that it depends on.
+    pub after: Option<String>,
     /// What it took the last time; `None` where nothing like it was built before.
     pub expected: Option<Expected>,
 }

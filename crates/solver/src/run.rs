@@ -4,22 +4,19 @@ use crate::progress::{self, Ending};
 use crate::session::BuildSession;
 use crate::step::{Known, State};
 use crate::work::{Outcome, PendingKeys, PendingPart, Shared, Started, StepWork};
-use crate::{
-    CacheMap, Completed, Forecast, InputKey, Mode, OnFailure, SolveError, Solved, Solver, StepForecast, StepOutcome,
-    WorkerError,
-};
-use forge_cache::{CacheIndex, CacheKey, InputPart, ResultRef, Selector};
-use forge_llb::Op;
+use crate::{CacheMap, Completed, InputKey, Mode, OnFailure, SolveError, Solved, Solver, WorkerError};
+use forge_cache::{InputPart, ResultRef, Selector};
 use forge_session::Session;
 use futures_util::FutureExt as _;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::SystemTime;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::DropGuard;
+
+mod ending;
 
 /// What a task reports when it ends.
 enum Message {
@@ -393,111 +390,6 @@ impl Run {
             name: vertex.metadata.name.clone(),
             span: vertex.metadata.span.clone().map(Box::new),
             source: Box::new(error),
-        }
-    }
-
-    async fn finish(self) -> Result<Solved, SolveError> {
-        let result = match self.shared.plan.goal {
-            None => ResultRef::scratch(),
-            Some(goal) => match self.steps[goal.step].state.outputs() {
-                Some(outputs) => outputs[goal.output].clone(),
-                None => return Err(self.stuck()),
-            },
-        };
-        self.note_uses().await;
-        let steps = (0..self.steps.len()).map(|step| self.outcome(step)).collect();
-        Ok(Solved { result, steps })
-    }
-
-    fn stuck(&self) -> SolveError {
-        let open = |step: &usize| !matches!(self.steps[*step].state, State::Complete { .. } | State::Skipped(_));
-        let name = |step: usize| self.planned(step).vertex.metadata.name.clone();
-        SolveError::Stuck { waiting: (0..self.steps.len()).filter(open).map(name).take(10).collect() }
-    }
-
-    /// Notes that records were used, those of skipped steps too: they are needed as soon as what follows changes. And what
-    /// the next build is to be compared with.
-    async fn note_uses(&self) {
-        let used = |step: &Step| match &step.state {
-            State::Complete { known, cached: true, .. } | State::Skipped(known) => {
-                Some(known.keys.as_ref()?.definition)
-            }
-            _ => None,
-        };
-        let keys: Vec<_> = self.steps.iter().filter_map(used).collect();
-        let now = SystemTime::now();
-        self.offer_used(&keys).await;
-        // The build has succeeded. All that is lost is how recently its records were used.
-        _ = self.shared.on_index(move |index| index.touch(&keys, now)).await;
-        self.note_build().await;
-    }
-
-    /// Tells the shared caches of the records that were used.
-    async fn offer_used(&self, keys: &[CacheKey]) {
-        let Some(remote) = self.shared.solver.remote.clone() else { return };
-        let keys = keys.to_vec();
-        let offer = move |index: &dyn CacheIndex| {
-            for key in keys {
-                index.query(&key)?.iter().for_each(|record| remote.used(&key, record));
-            }
-            Ok(())
-        };
-        // What cannot be read is not told.
-        _ = self.shared.on_index(offer).await;
-    }
-
-    /// Notes what the next build is to be compared with. Of a build that failed, that is what it came to, and what the one
-    /// before it was where it came to nothing.
-    async fn note_build(&self) {
-        let Some(remembered) = &self.shared.remembered else { return };
-        let is_done = |step: usize| matches!(self.steps[step].state, State::Complete { .. } | State::Skipped(_));
-        let (build, now) = (remembered.id, SystemTime::now());
-        let last = match self.failure {
-            Some(_) => self.shared.on_index(move |index| index.last_build(&build)).await.ok().flatten(),
-            None => None,
-        };
-        let steps = self.shared.notes.steps(&self.shared.plan, is_done, last.as_ref());
-        // All that is lost is an explanation.
-        _ = self.shared.on_index(move |index| index.note_build(&build, &steps, now)).await;
-    }
-
-    /// Asks for everything and runs nothing.
-    pub async fn forecast(mut self) -> Result<Vec<StepForecast>, SolveError> {
-        self.evaluate().await;
-        if let Some(failure) = self.failure {
-            return Err(failure);
-        }
-        let mut forecasts = Vec::with_capacity(self.steps.len());
-        for step in 0..self.steps.len() {
-            forecasts.push(self.step_forecast(step).await);
-        }
-        Ok(forecasts)
-    }
-
-    async fn step_forecast(&self, step: usize) -> StepForecast {
-        let PlannedStep { digest, vertex, .. } = self.planned(step);
-        let forecast = match &self.steps[step].state {
-            State::WouldRun { miss, .. } => Forecast::Runs(miss.clone()),
-            State::Complete { .. } | State::Skipped(_) | State::Fast(_) => Forecast::Cached,
-            _ => Forecast::Unknown,
-        };
-        let is_source = matches!(vertex.op, Op::Source(_));
-        let expected = self.work(step).expected().await;
-        StepForecast { digest: digest.clone(), name: vertex.metadata.name.clone(), is_source, forecast, expected }
-    }
-
-    fn outcome(&self, step: usize) -> StepOutcome {
-        let PlannedStep { digest, vertex, .. } = self.planned(step);
-        let state = &self.steps[step].state;
-        StepOutcome {
-            digest: digest.clone(),
-            name: vertex.metadata.name.clone(),
-            cached: matches!(state, State::Skipped(_) | State::Complete { cached: true, .. }),
-            miss: match state {
-                State::Complete { miss, .. } => miss.clone(),
-                _ => None,
-            },
-            result: state.outputs().unwrap_or_default().to_vec(),
         }
     }
 

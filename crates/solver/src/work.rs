@@ -6,7 +6,7 @@ use crate::session::StepSession;
 use crate::step::{ContentPart, Keys, Known};
 use crate::{CacheMap, ExecuteRequest, Execution, Expected, InputKey, Mode, Solver, WorkerError, progress};
 use forge_cache::{
-    BuildSteps, CacheError, CacheIndex, CacheKey, FlightGuard, InputPart, OpKey, ResultRef, Selector, StepInputs,
+    CacheError, CacheIndex, CacheKey, EarlierSteps, FlightGuard, InputPart, OpKey, ResultRef, Selector, StepInputs,
     StepRecord,
 };
 use forge_llb::Op;
@@ -38,7 +38,7 @@ pub(crate) struct Shared {
     /// `None` where nobody is to be told.
     pub remembered: Option<Remembered>,
     /// The last build, read by the first step that is not found.
-    pub last: OnceCell<Option<BuildSteps>>,
+    pub last: OnceCell<Option<EarlierSteps>>,
 }
 
 /// What came of a step.
@@ -153,13 +153,16 @@ impl StepWork {
             let Execution { outputs, .. } = self.run(inputs, &started, None).await?;
             return Ok(Outcome::Ran { outputs, miss: None });
         };
-        let content = self.content_keys(op, keys, &inputs).await?;
+        let content = self.content_keys(op, (&known.map, keys), &inputs).await?;
         if self.planned().vertex.metadata.ignore_cache {
             return self.missed(&known, content, inputs, &started).await;
         }
         // The cache is asked once the flight is ours: whoever had it before has saved what it made.
         let _flight = self.flight(&content.key).await?;
-        match self.find_by_content(&content).await? {
+        if let Some(outputs) = self.find_by_content(&content).await? {
+            return Ok(Outcome::Cached(outputs));
+        }
+        match self.find_beneath(&known, &content, &inputs).await? {
             Some(outputs) => Ok(Outcome::Cached(outputs)),
             None => self.missed(&known, content, inputs, &started).await,
         }
@@ -191,14 +194,19 @@ impl StepWork {
         self.session().events().emit(Event::Log { vertex, stream: LogStream::Stderr, data, timestamp });
     }
 
-    async fn content_keys(&self, op: &OpKey, keys: &Keys, inputs: &[ResultRef]) -> Result<ContentKeys, WorkerError> {
+    async fn content_keys(
+        &self,
+        op: &OpKey,
+        (map, keys): (&CacheMap, &Keys),
+        inputs: &[ResultRef],
+    ) -> Result<ContentKeys, WorkerError> {
         let read = keys.content.iter().zip(inputs).map(async |(part, input)| match part {
             ContentPart::Known(part) => Ok(*part),
             ContentPart::Selected(selector) => self.read(input, selector).await,
             ContentPart::Stale => self.read(input, &Selector::all()).await,
         });
         let parts = try_join_all(read).await?;
-        Ok(ContentKeys::new(op, keys, parts))
+        Ok(ContentKeys::new(op, keys, map.beneath, parts))
     }
 
     async fn find_by_content(&self, content: &ContentKeys) -> Result<Option<Vec<ResultRef>>, WorkerError> {
@@ -209,6 +217,36 @@ impl StepWork {
             _ = self.on_index(move |index| index.link(&further, &key)).await?;
         }
         Ok(Some(outputs))
+    }
+
+    /// Looks for a step that ran before on something else beneath, and comes out the same on what is beneath it now.
+    async fn find_beneath(
+        &self,
+        known: &Known,
+        content: &ContentKeys,
+        inputs: &[ResultRef],
+    ) -> Result<Option<Vec<ResultRef>>, WorkerError> {
+        let Some(detached) = content.detached else { return Ok(None) };
+        let Some(earlier) = self.on_index(move |index| index.query(&detached)).await? else { return Ok(None) };
+        let found = self.shared.solver.worker.find(self.request(inputs.to_vec()), self.session()).await?;
+        let Some(outputs) = found.filter(|found| found.len() >= self.planned().vertex.op.outputs()) else {
+            return Ok(None);
+        };
+        if self.shared.mode == Mode::Build {
+            // What the layer takes is counted with the step that made it.
+            let (bytes, result, last_used) = (0, None, SystemTime::now());
+            let record = StepRecord { outputs: outputs.clone(), bytes, result, last_used, ..earlier };
+            let made_of = self.made_of(known, content, inputs).await;
+            let keys = content.all();
+            self.offer(&content.keys(), &record);
+            self.on_index(move |index| index.save(&keys, &record, &made_of)).await?;
+        }
+        Ok(Some(outputs))
+    }
+
+    fn request(&self, inputs: Vec<ResultRef>) -> ExecuteRequest {
+        let planned = self.planned();
+        ExecuteRequest { vertex: planned.vertex.clone(), digest: planned.digest.clone(), inputs }
     }
 
     /// Runs a step that was not found, or says that it would have to.
@@ -267,7 +305,10 @@ impl StepWork {
         let Shared { plan, notes, remembered, .. } = &*self.shared;
         let remembered = remembered.as_ref()?;
         let id = remembered.id;
-        let read = async || self.on_index(move |index| index.last_build(&id)).await.ok().flatten();
+        let read = async || {
+            let last = self.on_index(move |index| index.last_build(&id)).await.ok().flatten();
+            last.map(EarlierSteps::from)
+        };
         let last = self.shared.last.get_or_init(read).await.as_ref();
         let missed = Missed { plan, notes, remembered, last, step: self.step };
         Some(missed.cause(known, made_of, self).await)
@@ -307,8 +348,7 @@ impl StepWork {
             last_used: now,
             boot_id: StepRecord::current_boot().to_owned(),
         };
-        let keys = [vec![content.key], content.further].concat();
-        self.keep(Arc::new(Kept { keys, record, made_of })).await
+        self.keep(Arc::new(Kept { keys: content.keys(), all: content.all(), record, made_of })).await
     }
 
     /// Keeps what a step made. Where an earlier run made the same, its results take their place and the new ones are given
@@ -325,7 +365,7 @@ impl StepWork {
         let record = StepRecord { outputs: outputs.clone(), ..kept.record.clone() };
         self.offer(&kept.keys, &record);
         let keep = kept.clone();
-        self.on_index(move |index| index.save(&keep.keys, &record, &keep.made_of)).await?;
+        self.on_index(move |index| index.save(&keep.all, &record, &keep.made_of)).await?;
         for (new, stays) in kept.record.outputs.iter().zip(&outputs) {
             if new != stays {
                 self.shared.solver.results.discard(new).await?;
@@ -372,8 +412,7 @@ impl StepWork {
         let at = *started.get_or_init(SystemTime::now);
         progress::start(self.session().events(), &self.shared.plan, self.step, at);
         line.iter().for_each(|line| self.tell(line));
-        let request = ExecuteRequest { vertex: planned.vertex.clone(), digest: planned.digest.clone(), inputs };
-        let execution = self.shared.solver.worker.execute(request, session).await?;
+        let execution = self.shared.solver.worker.execute(self.request(inputs), session).await?;
         match execution.outputs.len() >= planned.vertex.op.outputs() {
             true => Ok(execution),
             false => Err(WorkerError::internal("the worker returned too few results")),
@@ -397,7 +436,10 @@ impl ReadInputs for StepWork {
 
 /// What is kept of a step that ran.
 struct Kept {
+    /// Under which others may look for it.
     keys: Vec<CacheKey>,
+    /// Under which this machine does.
+    all: Vec<CacheKey>,
     record: StepRecord,
     made_of: StepInputs,
 }
@@ -411,7 +453,7 @@ impl Kept {
         };
         match earlier.filter(|earlier| earlier.outputs != self.record.outputs) {
             Some(earlier) => Ok(Some(earlier.outputs)),
-            None => index.save(&self.keys, &self.record, &self.made_of).map(|()| None),
+            None => index.save(&self.all, &self.record, &self.made_of).map(|()| None),
         }
     }
 }
@@ -496,10 +538,22 @@ struct ContentKeys {
     /// The definition key; and with stale inputs the content key that a build without `ignore_cache` computes,
     /// which must not lead to an older record any more.
     further: Vec<CacheKey>,
+    /// The key without what is beneath, where the step may come out the same on something else: it leads to a step that
+    /// did, and says nothing of this one.
+    detached: Option<CacheKey>,
 }
 
 impl ContentKeys {
-    fn new(op: &OpKey, keys: &Keys, parts: Vec<InputPart>) -> Self {
+    fn keys(&self) -> Vec<CacheKey> {
+        std::iter::once(self.key).chain(self.further.iter().copied()).collect()
+    }
+
+    fn all(&self) -> Vec<CacheKey> {
+        self.keys().into_iter().chain(self.detached).collect()
+    }
+
+    fn new(op: &OpKey, keys: &Keys, beneath: Option<usize>, parts: Vec<InputPart>) -> Self {
+        let detached = beneath.map(|beneath| CacheKey::detached(op, &parts, beneath));
         let key = CacheKey::content(op, &parts);
         let nominal = |((part, read), nominal): ((&ContentPart, &InputPart), &InputPart)| match part {
             ContentPart::Stale => *nominal,
@@ -508,6 +562,6 @@ impl ContentKeys {
         let nominal: Vec<InputPart> = keys.content.iter().zip(&parts).zip(&keys.parts).map(nominal).collect();
         let mut further = vec![keys.definition, CacheKey::content(op, &nominal)];
         further.retain(|other| *other != key);
-        Self { key, parts, further }
+        Self { key, parts, further, detached }
     }
 }

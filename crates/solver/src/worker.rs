@@ -19,6 +19,20 @@ pub trait Worker: Send + Sync {
     /// A source is not to be found, or the op is not supported.
     async fn cache_map(&self, vertex: &Vertex, session: &Arc<dyn Session>) -> Result<CacheMap, WorkerError>;
 
+    /// Looks for what a vertex would make among what is kept, and runs nothing: a layer that it made on another input may be
+    /// what it makes on this one (leased for this build then). Asked where [`CacheMap::beneath`] says so and the same vertex
+    /// ran with the same other inputs before.
+    ///
+    /// # Errors
+    /// The inputs cannot be read.
+    async fn find(
+        &self,
+        _request: ExecuteRequest,
+        _session: &Arc<dyn Session>,
+    ) -> Result<Option<Vec<ResultRef>>, WorkerError> {
+        Ok(None)
+    }
+
     /// Runs a vertex and keeps its results (leased for this build).
     ///
     /// # Errors
@@ -36,6 +50,8 @@ pub struct CacheMap {
     pub inputs: Vec<InputKey>,
     /// What the key is made of, for people: name and value, in order.
     pub readable: Vec<(String, String)>,
+    /// The input that the result lies on, where the vertex may add the same to another one.
+    pub beneath: Option<usize>,
     /// Whether results are found and kept in the cache. `false`: executed in every build that needs it.
     pub cacheable: bool,
 }

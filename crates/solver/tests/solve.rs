@@ -388,3 +388,38 @@ async fn one_worker_serves_vertices_of_several_outputs_and_inputs_used_twice() {
     solver(&fake).solve(&graph, session.clone()).await.unwrap();
     assert_eq!(session.updates()[1].inputs.len(), 1);
 }
+
+/// A COPY that adds the same layer to another base. Fails when the key without the base is not asked, or believed unasked.
+#[tokio::test]
+async fn a_step_that_adds_the_same_to_another_base_does_not_run() {
+    let graph = |base: &str, source: &str| {
+        let mut builder = GraphBuilder::default();
+        let (base, source) = (builder.add(base, &[]), builder.add(source, &[]));
+        let copy = builder.add("copy", &[&base, &source]);
+        builder.goal(&copy)
+    };
+    let fake = Fake::default();
+    let kept = |is_kept: bool| {
+        fake.set("copy", |step| {
+            (step.beneath, step.is_kept, step.text) = (Some(0), is_kept, Some("layer".to_owned()));
+            step.reads = [0, 1].into();
+        });
+    };
+    let solver = solver(&fake);
+    let ran = async |base: &str, source: &str| {
+        let solved = solver.solve(&graph(base, source), FakeSession::new()).await.unwrap();
+        let copy = solved.steps.iter().find(|step| step.name == "copy").unwrap();
+        let ran = fake.ran();
+        assert_eq!(copy.cached, !ran.contains(&"copy".to_owned()));
+        ran
+    };
+    kept(true);
+    // Nobody made it before: the worker is not asked.
+    assert_eq!(ran("one", "source").await, ["one", "source", "copy"]);
+    assert_eq!(ran("two", "source").await, ["two"]);
+    assert!(ran("two", "source").await.is_empty(), "it is found by its own key then");
+    assert_eq!(ran("two", "other source").await, ["other source", "copy"]);
+    // What the worker does not find is made.
+    kept(false);
+    assert_eq!(ran("three", "source").await, ["three", "copy"]);
+}

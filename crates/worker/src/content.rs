@@ -5,9 +5,8 @@ use crate::selection::{SelectedRoot, Selection};
 use crate::source_tree::{SourceEntry, SourceError, SourceKind, SourceTree};
 use crate::stat_index::StatIndex;
 use blake3::{Hash, Hasher};
-use forge_cache::{ListedEntry, ListedKind, Listing, SelectedPath, Selector};
+use forge_cache::{ListedEntry, ListedKind, Listing, MOST_LISTED, SelectedPath, Selector};
 use forge_store::ContentDigest;
-use rayon::prelude::*;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
@@ -54,7 +53,7 @@ impl Links {
     /// Counts names: those that are not selected are no business of a key's.
     fn of<'a>(selections: impl Iterator<Item = &'a Selection>) -> Self {
         let mut names = HashMap::new();
-        for group in selections.flat_map(Selection::entries).filter_map(|entry| entry.link_group) {
+        for group in selections.flat_map(Selection::entries).filter_map(SourceEntry::link_group) {
             *names.entry(group).or_default() += 1;
         }
         Self { names, numbers: HashMap::new() }
@@ -69,12 +68,12 @@ impl Links {
 }
 
 fn add_root(hasher: &mut Hasher, root: &SelectedRoot, selector: &Selector, owners: bool, links: &mut Links) {
-    let below = root.below.iter().map(|selected| (selected.relative.as_bytes(), &selected.entry));
+    let below = root.below.iter().map(|selected| (root.relative(selected), &selected.entry));
     for (name, entry) in std::iter::once((root.name.as_slice(), &root.entry)).chain(below) {
         text(hasher, name);
         add_entry(hasher, entry, selector, owners);
         if let Some(hash) = entry.bytes {
-            hasher.update(hash.as_bytes()).update(&links.number(entry.link_group).to_le_bytes());
+            hasher.update(hash.as_bytes()).update(&links.number(entry.link_group()).to_le_bytes());
         }
     }
 }
@@ -85,8 +84,7 @@ pub(crate) fn hash_files(
     selection: &mut Selection,
     index: Option<&StatIndex>,
 ) -> Result<(), FileError> {
-    let mut entries: Vec<&mut SourceEntry> = selection.entries_mut().collect();
-    entries.par_iter_mut().try_for_each(|entry| {
+    selection.for_each(|entry| {
         if let SourceKind::File { size } = entry.kind {
             let known = match index {
                 Some(index) => index.find(entry, size),
@@ -115,7 +113,9 @@ fn hash(tree: &SourceTree, entry: &SourceEntry, file: &mut File) -> Result<Hash,
         loop {
             tree.stop().check()?;
             match file.read(buffer) {
-                Ok(0) => return Ok(hasher.finalize()),
+                Ok(0) if hasher.count() == entry.size() => return Ok(hasher.finalize()),
+                // A size of one moment and a hash of another would be taken for a file that never was (A40).
+                Ok(0) => return Err(FileError::Changed { path: entry.path.display().into_owned() }),
                 Ok(read) => hasher.update(&buffer[..read]),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(source) => return Err(SourceError::Read { path: entry.path.display().into_owned(), source }.into()),
@@ -150,8 +150,8 @@ fn add_entry(hasher: &mut Hasher, entry: &SourceEntry, selector: &Selector, owne
     if entry.set_time {
         hasher.update(&entry.mtime.0.to_le_bytes()).update(&entry.mtime.1.to_le_bytes());
     }
-    hasher.update(&(entry.xattrs.len() as u64).to_le_bytes());
-    for (name, value) in &entry.xattrs {
+    hasher.update(&(entry.xattrs().len() as u64).to_le_bytes());
+    for (name, value) in entry.xattrs() {
         text(hasher, name.as_encoded_bytes());
         text(hasher, value);
     }
@@ -165,8 +165,9 @@ pub(crate) fn listing<'a>(
 ) -> Listing {
     let mut links = Links::of(selections.clone());
     let mut entries = Vec::new();
-    for entry in selections.flat_map(Selection::entries) {
-        entries.extend(listed(entry, selector, owners, links.number(entry.link_group)));
+    // A million entries would be held only to be cut.
+    for entry in selections.flat_map(Selection::entries).take(MOST_LISTED) {
+        entries.extend(listed(entry, selector, owners, links.number(entry.link_group())));
     }
     Listing::new(entries)
 }
@@ -186,7 +187,7 @@ fn listed(entry: &SourceEntry, selector: &Selector, owners: bool, link: u64) -> 
     if entry.set_time {
         rest.update(&entry.mtime.0.to_le_bytes()).update(&entry.mtime.1.to_le_bytes());
     }
-    for (name, value) in &entry.xattrs {
+    for (name, value) in entry.xattrs() {
         text(&mut rest, name.as_encoded_bytes());
         text(&mut rest, value);
     }

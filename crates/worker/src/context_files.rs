@@ -18,9 +18,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// of, and a file whose bytes are others by then is an error of the copy (A40).
 pub struct ContextFiles {
     folder: PathBuf,
-    selections: Mutex<HashMap<(ResultRef, SelectedPath), Arc<Selection>>>,
+    selections: Mutex<HashMap<(ResultRef, SelectedPath), Arc<Selected>>>,
     indexes: Mutex<HashMap<String, Arc<StatIndex>>>,
 }
+
+/// A selection that is made by the first who wants it; the others wait.
+type Selected = Mutex<Option<Arc<Selection>>>;
 
 impl ContextFiles {
     /// For one build; what files hashed to is remembered in the store.
@@ -43,17 +46,28 @@ impl ContextFiles {
             hash_files(tree, &mut selection, None)?;
             return Ok(Arc::new(selection));
         };
-        let key = (result.clone(), path.clone());
-        if let Some(known) = lock(&self.selections).get(&key) {
+        let selected = lock(&self.selections).entry((result.clone(), path.clone())).or_default().clone();
+        let mut selected = lock(&selected);
+        if let Some(known) = &*selected {
             return Ok(known.clone());
         }
-        let index = tree.identity().map(|identity| self.index(identity));
+        let identity = tree.identity();
+        let index = identity.clone().map(|identity| self.index(identity));
         let mut selection = select(tree, path)?;
         hash_files(tree, &mut selection, index.as_deref())?;
-        // Nothing is lost but time: the files are hashed again by the next build.
-        let _ = index.map(|index| index.save());
-        // Two steps may have looked at the same time: one of them is right for both.
-        Ok(lock(&self.selections).entry(key).or_insert(Arc::new(selection)).clone())
+        if let (Some(identity), Some(index)) = (identity, index) {
+            // Nothing is lost by a failure but time: the files are hashed again by the next build.
+            let is_written = index.save().unwrap_or(false);
+            if is_written || index.is_large() {
+                lock(&self.indexes).remove(&identity);
+            }
+        }
+        Ok(selected.insert(Arc::new(selection)).clone())
+    }
+
+    /// Forgets what was selected, once no step is to come: there may be a million files.
+    pub fn forget(&self) {
+        lock(&self.selections).clear();
     }
 
     /// The paths of a context that were selected so far: what steps read of it, folders and links among it.
@@ -62,7 +76,8 @@ impl ContextFiles {
         let of = selections
             .iter()
             .filter(|((result, _), _)| matches!(result, ResultRef::Context { name: of, .. } if of == name));
-        of.flat_map(|(_, selection)| selection.entries().map(|entry| entry.path.clone())).collect()
+        let selected = of.filter_map(|(_, selected)| lock(selected).clone());
+        selected.flat_map(|selection| selection.entries().map(|entry| entry.path.clone()).collect::<Vec<_>>()).collect()
     }
 
     /// The index is opened before the files are looked at, see [`StatIndex`].

@@ -2,7 +2,9 @@
 
 use forge_cache::{OpKey, SelectedPath, Selector};
 use forge_image::{Digest, Platform};
-use forge_llb::{CopyAction, ExecMount, ExecOp, FileInput, FileKind, FileOp, ModeChange, Op, Owner, Vertex};
+use forge_llb::{
+    CopyAction, ExecMount, ExecOp, FileAction, FileInput, FileKind, FileOp, ModeChange, Op, Owner, Vertex,
+};
 use forge_session::ContextPath;
 use forge_solver::{CacheMap, InputKey};
 use forge_store::FileTimes;
@@ -13,6 +15,7 @@ pub(crate) fn of_exec(vertex: &Vertex, op: &ExecOp) -> CacheMap {
         op: Some(op_key(&vertex.op, vertex.platform.as_ref())),
         inputs: (0..vertex.inputs.len()).map(|index| InputKey::Content(mounted(op, index))).collect(),
         readable: readable_exec(vertex, op),
+        beneath: None,
         cacheable: true,
     }
 }
@@ -84,7 +87,17 @@ pub(crate) fn of_file(vertex: &Vertex, op: &FileOp) -> CacheMap {
         op: Some(op_key(&vertex.op, None)),
         inputs: selectors.collect(),
         readable: op.actions.iter().flat_map(|action| readable_action(&action.kind)).collect(),
+        beneath: beneath(op),
         cacheable: true,
+    }
+}
+
+/// What one COPY is laid on. Where the destination's parents are as they were, and nothing is in the way, it adds the layer
+/// that it added to another base.
+fn beneath(op: &FileOp) -> Option<usize> {
+    match &op.actions[..] {
+        [FileAction { base: FileInput::Input(base), kind: FileKind::Copy(_) }] => Some(*base),
+        _ => None,
     }
 }
 
@@ -114,6 +127,7 @@ pub(crate) fn of_stack(vertex: &Vertex) -> CacheMap {
         op: Some(op_key(&vertex.op, None)),
         inputs: vertex.inputs.iter().map(|_| InputKey::Content(Selector::all())).collect(),
         readable: Vec::new(),
+        beneath: None,
         cacheable: true,
     }
 }
@@ -125,6 +139,7 @@ pub(crate) fn of_image(manifest: &Digest, platform: Option<&Platform>, name: &st
         op: Some(OpKey::new(format!("image {manifest} {platform}").as_bytes())),
         inputs: Vec::new(),
         readable: vec![("image".to_owned(), name.to_owned()), ("digest".to_owned(), manifest.to_string())],
+        beneath: None,
         cacheable: true,
     }
 }
@@ -132,7 +147,7 @@ pub(crate) fn of_image(manifest: &Digest, platform: Option<&Platform>, name: &st
 /// A context has no key of its own: what is read from it is known by its content.
 pub(crate) fn of_context(name: &str) -> CacheMap {
     let readable = vec![("context".to_owned(), name.to_owned())];
-    CacheMap { op: None, inputs: Vec::new(), readable, cacheable: false }
+    CacheMap { op: None, inputs: Vec::new(), readable, beneath: None, cacheable: false }
 }
 
 fn op_key(op: &Op, platform: Option<&Platform>) -> OpKey {

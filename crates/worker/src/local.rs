@@ -134,9 +134,7 @@ impl LocalWorker {
         let work = move || -> Result<Execution, WorkError> {
             let is_context = |input: usize| matches!(inputs[input], ResultRef::Context { .. });
             let times = keys::file_times(&op, is_context);
-            let trees = inputs.iter().map(|input| source_tree(&store, input, &session));
-            let trees = trees.collect::<Result<Vec<_>, _>>()?;
-            let inputs = file::Inputs { results: inputs, trees, contexts: &contexts, stop: Stop(session) };
+            let inputs = file_inputs(&store, inputs, session, &contexts)?;
             let now = SystemTime::now();
             if let Some(packed) = file::packed::execute(&op, times, &store, &lease, &inputs, now)? {
                 return Ok(packed);
@@ -149,6 +147,24 @@ impl LocalWorker {
             let mut execution = Execution::new(vec![ResultRef::scratch()]);
             execution.set(0, output, MadeLayer { content: record.content, bytes: record.bytes });
             Ok(execution)
+        };
+        tokio::task::spawn_blocking(work).await?
+    }
+
+    /// The layers of a COPY whose own one is kept already.
+    async fn find_file(
+        &self,
+        op: &FileOp,
+        inputs: &[ResultRef],
+        session: &Arc<dyn Session>,
+    ) -> Result<Option<Vec<ResultRef>>, WorkError> {
+        let (store, lease, op) = (self.store.clone(), self.lease.clone(), op.clone());
+        let (inputs, session, contexts) = (inputs.to_vec(), session.clone(), self.contexts.clone());
+        let work = move || -> Result<Option<Vec<ResultRef>>, WorkError> {
+            let times = keys::file_times(&op, |input| matches!(inputs[input], ResultRef::Context { .. }));
+            let inputs = file_inputs(&store, inputs, session, &contexts)?;
+            let found = file::packed::find(&op, times, &store, &lease, &inputs, SystemTime::now())?;
+            Ok(found.map(|layers| vec![ResultRef::Layers(layers)]))
         };
         tokio::task::spawn_blocking(work).await?
     }
@@ -191,6 +207,18 @@ impl LocalWorker {
     }
 }
 
+/// Opens what a file operation reads.
+fn file_inputs<'a>(
+    store: &Store,
+    results: Vec<ResultRef>,
+    session: Arc<dyn Session>,
+    contexts: &'a ContextFiles,
+) -> Result<file::Inputs<'a>, WorkError> {
+    let trees = results.iter().map(|input| source_tree(store, input, &session));
+    let trees = trees.collect::<Result<Vec<_>, _>>()?;
+    Ok(file::Inputs { results, trees, contexts, stop: Stop(session) })
+}
+
 #[async_trait]
 impl Worker for LocalWorker {
     async fn cache_map(&self, vertex: &Vertex, session: &Arc<dyn Session>) -> Result<CacheMap, WorkerError> {
@@ -203,6 +231,19 @@ impl Worker for LocalWorker {
                 self.sources.get(source, vertex.platform.as_ref()).cache_map(&asked).await?
             }
         })
+    }
+
+    async fn find(
+        &self,
+        request: ExecuteRequest,
+        session: &Arc<dyn Session>,
+    ) -> Result<Option<Vec<ResultRef>>, WorkerError> {
+        let Op::File(op) = &request.vertex.op else { return Ok(None) };
+        match self.find_file(op, &request.inputs, session).await {
+            // What is not here is fetched when the step runs.
+            Err(error) if error.is_absent_layer() => Ok(None),
+            found => Ok(found?),
+        }
     }
 
     async fn execute(&self, request: ExecuteRequest, session: &Arc<dyn Session>) -> Result<Execution, WorkerError> {

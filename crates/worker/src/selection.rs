@@ -7,6 +7,7 @@ use crate::source_tree::{Hidden, SourceEntry, SourceError, SourceKind, SourceTre
 use forge_cache::SelectedPath;
 use forge_session::{ContextPath, PatternError, PatternMatcher};
 use rayon::prelude::*;
+use std::num::NonZero;
 
 /// Why sources select nothing.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,12 @@ impl PathFilter {
     }
 }
 
+/// So few entries are looked at by whoever wants them: threads that wait for work have to be made first.
+const FEW: usize = 32;
+
+const FEW_FOLDERS: usize = 4;
+const FEW_BYTES: u64 = 4 << 20;
+
 /// Everything that a source selects, in the order of the names.
 #[derive(Debug, Default)]
 pub(crate) struct Selection {
@@ -74,10 +81,23 @@ impl Selection {
             .flat_map(|root| std::iter::once(&root.entry).chain(root.below.iter().map(|selected| &selected.entry)))
     }
 
-    /// All entries, in order.
-    pub(crate) fn entries_mut(&mut self) -> impl Iterator<Item = &mut SourceEntry> {
-        self.roots.iter_mut().flat_map(|root| {
-            std::iter::once(&mut root.entry).chain(root.below.iter_mut().map(|selected| &mut selected.entry))
+    /// Does something with each entry, in whatever order, on several threads where that is worth starting them.
+    pub(crate) fn for_each<E: Send>(
+        &mut self,
+        work: impl Fn(&mut SourceEntry) -> Result<(), E> + Sync + Send,
+    ) -> Result<(), E> {
+        let count: usize = self.roots.iter().map(|root| 1 + root.below.order.len()).sum();
+        if count <= FEW && self.entries().map(SourceEntry::size).sum::<u64>() <= FEW_BYTES {
+            return self.roots.iter_mut().try_for_each(|root| {
+                work(&mut root.entry)?;
+                let mut below = root.below.folders.iter_mut().flatten();
+                below.try_for_each(|selected| work(&mut selected.entry))
+            });
+        }
+        self.roots.par_iter_mut().try_for_each(|root| {
+            work(&mut root.entry)?;
+            let below = root.below.folders.par_iter_mut().flatten();
+            below.try_for_each(|selected| work(&mut selected.entry))
         })
     }
 }
@@ -90,17 +110,50 @@ pub(crate) struct SelectedRoot {
     /// What is there, links followed.
     pub entry: SourceEntry,
     /// For a folder: what is below it, parents before children.
-    pub below: Vec<SelectedEntry>,
+    pub below: Below,
+}
+
+impl SelectedRoot {
+    /// The path of something below, from here on.
+    pub(crate) fn relative<'a>(&self, below: &'a SelectedEntry) -> &'a [u8] {
+        &below.entry.path.as_bytes()[skipped(&self.entry.path)..]
+    }
+}
+
+/// So many bytes of the paths below a folder are its own path.
+fn skipped(folder: &ContextPath) -> usize {
+    folder.as_bytes().len() + usize::from(!folder.is_root())
+}
+
+/// What is below a folder, in order. There may be a million entries: they stay where the walk put them.
+#[derive(Debug, Default)]
+pub(crate) struct Below {
+    /// What is in each folder that the walk came by.
+    folders: Vec<Vec<SelectedEntry>>,
+    /// The entries that are selected, by folder and place in it.
+    order: Vec<(u32, u32)>,
+}
+
+impl Below {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &SelectedEntry> {
+        self.order.iter().map(|(folder, place)| &self.folders[*folder as usize][*place as usize])
+    }
+
+    fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
 }
 
 /// Something below a selected folder.
 #[derive(Debug)]
 pub(crate) struct SelectedEntry {
-    /// Relative to the folder.
-    pub relative: ContextPath,
     pub entry: SourceEntry,
     /// Whether it is a folder that is not taken itself: it is here for the sake of what is below it.
     pub on_the_way: bool,
+    /// Whether it is taken itself, and not only when something below it is.
+    shown: bool,
+    /// For a folder that is entered: the position of what is in it.
+    inside: Option<NonZero<u32>>,
 }
 
 /// Selects what a source names. A pattern that matches nothing is fine, a plain path is not.
@@ -113,7 +166,9 @@ pub(crate) fn select(tree: &SourceTree, source: &SelectedPath) -> Result<Selecti
         selection.roots.extend(select_root(tree, path, source, &filter)?);
     }
     for (required, matcher) in &filter.required {
-        let matched = |root: &SelectedRoot| root.below.iter().any(|selected| matcher.matches(&selected.relative));
+        let matched = |root: &SelectedRoot| {
+            root.below.iter().any(|selected| matcher.matches(&ContextPath::clean(root.relative(selected))))
+        };
         if !selection.roots.iter().any(matched) {
             return Err(unselected(tree, &ContextPath::clean([&source.path, "/", required].concat())));
         }
@@ -193,7 +248,7 @@ fn select_root(
         }
         let exclude = &filter.exclude;
         let excluded = exclude.matches(&ContextPath::clean(&name)) || exclude.matches(&path);
-        return Ok((!excluded).then_some(SelectedRoot { name, entry, below: Vec::new() }));
+        return Ok((!excluded).then_some(SelectedRoot { name, entry, below: Below::default() }));
     }
     let below = walk(tree, &entry, filter)?;
     if below.is_empty() && tree.hidden(&entry.path).is_some() {
@@ -206,90 +261,94 @@ fn last_component(path: &ContextPath) -> Vec<u8> {
     path.components().last().unwrap_or_default().to_vec()
 }
 
-/// Something that the walk came by.
-struct Candidate {
-    selected: SelectedEntry,
-    /// Whether it is taken itself, and not only when something below it is.
-    shown: bool,
-    /// For a folder that is entered: the position of the list of its children.
-    below: Option<usize>,
-}
-
 /// Everything below a folder. A hidden folder appears only when something below it does.
 ///
 /// Folders of one depth are read at the same time, and no depth overflows the stack (A60).
-fn walk(tree: &SourceTree, root: &SourceEntry, filter: &PathFilter) -> Result<Vec<SelectedEntry>, SelectError> {
-    let mut lists: Vec<Vec<Candidate>> = Vec::new();
-    let mut wave = vec![(ContextPath::default(), root.clone())];
+fn walk(tree: &SourceTree, root: &SourceEntry, filter: &PathFilter) -> Result<Below, SelectError> {
+    let skipped = skipped(&root.path);
+    let mut folders: Vec<Vec<SelectedEntry>> = Vec::new();
+    let mut wave = vec![root.clone()];
     while !wave.is_empty() {
-        let read = |(relative, folder): &(ContextPath, SourceEntry)| read_folder(tree, relative, folder, filter);
-        let mut read: Vec<Vec<Candidate>> = wave.par_iter().map(read).collect::<Result<_, SelectError>>()?;
+        let read = |folder: &SourceEntry| read_folder(tree, skipped, folder, filter);
+        let mut read: Vec<Vec<SelectedEntry>> = match wave.len() <= FEW_FOLDERS {
+            true => wave.iter().map(read).collect::<Result<_, SelectError>>()?,
+            false => wave.par_iter().map(read).collect::<Result<_, SelectError>>()?,
+        };
         wave.clear();
-        let next = lists.len() + read.len();
-        for candidate in read.iter_mut().flatten() {
-            if let Some(below) = &mut candidate.below {
-                *below = next + wave.len();
-                wave.push((candidate.selected.relative.clone(), candidate.selected.entry.clone()));
+        let next = folders.len() + read.len();
+        for selected in read.iter_mut().flatten() {
+            if let Some(inside) = &mut selected.inside {
+                let position = u32::try_from(next + wave.len()).ok().and_then(NonZero::new);
+                *inside = position.expect("no context has so many folders");
+                wave.push(selected.entry.clone());
             }
         }
-        lists.append(&mut read);
+        folders.append(&mut read);
     }
-    Ok(in_order(lists))
+    let order = in_order(&folders);
+    Ok(Below { folders, order })
 }
 
-/// What is in one folder and may be taken, or lead to something that is.
+/// What is in one folder and may be taken, or lead to something that is. A folder that is entered gets its number later.
 fn read_folder(
     tree: &SourceTree,
-    relative: &ContextPath,
+    skipped: usize,
     folder: &SourceEntry,
     filter: &PathFilter,
-) -> Result<Vec<Candidate>, SelectError> {
-    let mut found = Vec::new();
-    for entry in tree.children(folder)? {
+) -> Result<Vec<SelectedEntry>, SelectError> {
+    let children = tree.children(folder)?;
+    let above = ContextPath::clean(folder.path.as_bytes().get(skipped..).unwrap_or_default());
+    let mut found = Vec::with_capacity(children.len());
+    for entry in children {
         // A socket says nothing once its server is gone; docker skips it too.
         if entry.kind == SourceKind::Other {
             continue;
         }
-        let relative = relative.join(entry.path.components().last().unwrap_or_default());
+        let relative = above.join(entry.path.components().last().unwrap_or_default());
         let is_directory = entry.kind == SourceKind::Directory;
         let taken = filter.takes(&relative);
         let shown = tree.hidden(&entry.path).is_none() && taken;
         let entered = is_directory && !tree.prunes(&entry.path) && filter.may_take_below(&relative);
         if shown || entered {
-            let below = entered.then_some(0);
-            found.push(Candidate { selected: SelectedEntry { relative, entry, on_the_way: !taken }, shown, below });
+            found.push(SelectedEntry {
+                entry,
+                on_the_way: !taken,
+                shown,
+                inside: entered.then_some(NonZero::<u32>::MAX),
+            });
         }
     }
     Ok(found)
 }
 
-/// A folder whose list is being gone through.
+/// A folder that is being gone through.
 struct Level {
-    children: std::vec::IntoIter<Candidate>,
+    folder: u32,
+    next: u32,
     /// How many folders were pending when it was entered, itself included.
     pending: usize,
 }
 
 /// Parents before children, and folders that are not shown themselves only where something below them is.
-fn in_order(mut lists: Vec<Vec<Candidate>>) -> Vec<SelectedEntry> {
-    let mut found = Vec::new();
-    let mut pending: Vec<SelectedEntry> = Vec::new();
-    let mut enter =
-        |list: usize, pending: usize| Level { children: std::mem::take(&mut lists[list]).into_iter(), pending };
-    let mut levels = vec![enter(0, 0)];
-    while let Some(level) = levels.last_mut() {
-        let Some(Candidate { selected, shown, below }) = level.children.next() else {
+fn in_order(folders: &[Vec<SelectedEntry>]) -> Vec<(u32, u32)> {
+    let mut found = Vec::with_capacity(folders.iter().map(Vec::len).sum());
+    let mut pending: Vec<(u32, u32)> = Vec::new();
+    let mut levels = vec![Level { folder: 0, next: 0, pending: 0 }];
+    while let Some(Level { folder, next, .. }) = levels.last_mut() {
+        let place = (*folder, *next);
+        let Some(selected) = folders[place.0 as usize].get(place.1 as usize) else {
             let ended = levels.pop().expect("the loop holds a level");
             pending.truncate(ended.pending.saturating_sub(1));
             continue;
         };
-        pending.push(selected);
-        if shown {
+        *next += 1;
+        pending.push(place);
+        if selected.shown {
             found.append(&mut pending);
         }
-        if let Some(list) = below {
-            levels.push(enter(list, pending.len()));
-        } else if !shown {
+        if let Some(inside) = selected.inside {
+            levels.push(Level { folder: inside.get(), next: 0, pending: pending.len() });
+        } else if !selected.shown {
             pending.pop();
         }
     }

@@ -89,15 +89,30 @@ pub(crate) struct SourceEntry {
     pub gid: u32,
     /// Seconds and nanoseconds.
     pub mtime: (i64, u32),
-    pub xattrs: BTreeMap<OsString, Vec<u8>>,
     /// Whether the modification time is something that a step set, and not when it happened to run.
     pub set_time: bool,
-    /// Equal for the names of one file, where the tree knows.
-    pub link_group: Option<(u64, u64)>,
-    /// What tells whether a file of a context changed, where that can be told.
-    pub stamp: Option<FileStamp>,
     /// What a file's bytes hashed to, once they were read.
     pub bytes: Option<blake3::Hash>,
+    stamp: Stamp,
+    /// What only layers have: a context may have a million entries.
+    layered: Option<Box<Layered>>,
+}
+
+/// What tells beside the modification time whether a file of a context changed. No file has the inode 0, which stands for
+/// nothing that could tell.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stamp {
+    changed: i64,
+    inode: u64,
+    changed_nanoseconds: u32,
+    device: u32,
+}
+
+/// What an entry of a layer has, and none of a context.
+#[derive(Clone, Debug)]
+struct Layered {
+    xattrs: BTreeMap<OsString, Vec<u8>>,
+    link_group: Option<(u64, u64)>,
     place: Place,
 }
 
@@ -226,7 +241,7 @@ impl SourceTree {
     /// The children of a folder, sorted by name. Hidden ones are shown.
     pub(crate) fn children(&self, folder: &SourceEntry) -> Result<Vec<SourceEntry>, SourceError> {
         self.stop.check()?;
-        match (&self.files, &folder.place) {
+        match (&self.files, folder.place()) {
             (Files::Context { context, .. }, _) => {
                 Ok(context.children(&folder.path)?.into_iter().map(from_context).collect())
             }
@@ -243,7 +258,7 @@ impl SourceTree {
     /// Opens a regular file.
     pub(crate) fn open(&self, entry: &SourceEntry) -> Result<File, SourceError> {
         self.stop.check()?;
-        match (&self.files, &entry.kind, &entry.place) {
+        match (&self.files, &entry.kind, entry.place()) {
             (Files::Context { context, .. }, SourceKind::File { .. }, _) => Ok(context.open(&entry.path)?),
             (Files::Layers { tree, .. }, SourceKind::File { .. }, Place::File(file)) => Ok(tree.open_file(file)?),
             _ => Err(SourceError::Special { path: entry.path.display().into_owned() }),
@@ -252,7 +267,7 @@ impl SourceTree {
 
     /// What a file's bytes hash to where a layer's index says so.
     pub(crate) fn known_hash(&self, entry: &SourceEntry) -> Result<Option<blake3::Hash>, SourceError> {
-        match (&self.files, &entry.place) {
+        match (&self.files, entry.place()) {
             (Files::Layers { tree, .. }, Place::File(file)) => Ok(tree.hash(file)?.map(blake3::Hash::from_bytes)),
             _ => Ok(None),
         }
@@ -260,7 +275,7 @@ impl SourceTree {
 
     /// Where the bytes of a file are, if it is of a packed layer.
     pub(crate) fn packed(&self, entry: &SourceEntry) -> Option<(&Pack, PackedBytes)> {
-        match (&self.files, &entry.place) {
+        match (&self.files, entry.place()) {
             (Files::Layers { tree, .. }, Place::File(file)) => tree.packed(file),
             _ => None,
         }
@@ -282,7 +297,34 @@ impl SourceEntry {
     /// Whether an open file is the one that was looked at, as it was then.
     pub(crate) fn is_as_seen(&self, file: &File) -> bool {
         let Ok((stamp, size)) = FileStamp::of(file) else { return false };
-        self.stamp == Some(stamp) && self.kind == SourceKind::File { size }
+        self.stamp() == Some(stamp) && self.kind == SourceKind::File { size }
+    }
+
+    /// What tells whether a file of a context changed, where that can be told.
+    pub(crate) fn stamp(&self) -> Option<FileStamp> {
+        let Stamp { changed, inode, changed_nanoseconds, device } = self.stamp;
+        let (seconds, rest) = self.mtime;
+        (inode != 0).then(|| FileStamp {
+            mtime_ns: nanoseconds(seconds, rest),
+            ctime_ns: nanoseconds(changed, changed_nanoseconds),
+            inode,
+            device: device.into(),
+        })
+    }
+
+    /// Extended attributes, of layers.
+    pub(crate) fn xattrs(&self) -> &BTreeMap<OsString, Vec<u8>> {
+        static NONE: BTreeMap<OsString, Vec<u8>> = BTreeMap::new();
+        self.layered.as_ref().map_or(&NONE, |layered| &layered.xattrs)
+    }
+
+    /// Equal for the names of one file, where the tree knows.
+    pub(crate) fn link_group(&self) -> Option<(u64, u64)> {
+        self.layered.as_ref()?.link_group
+    }
+
+    fn place(&self) -> &Place {
+        self.layered.as_ref().map_or(&Place::Unknown, |layered| &layered.place)
     }
 
     /// The bytes of a file when it was looked at.
@@ -304,10 +346,11 @@ fn absolute(path: &ContextPath) -> PathBuf {
 }
 
 fn from_context(entry: forge_session::ContextEntry) -> SourceEntry {
-    let nanoseconds = entry.stamp.mtime_ns;
-    let seconds = nanoseconds.div_euclid(1_000_000_000);
-    let rest = nanoseconds.rem_euclid(1_000_000_000);
     let is_root = entry.path.is_root();
+    let (changed, changed_nanoseconds) = seconds(entry.stamp.ctime_ns);
+    // Without a number that fits there is no stamp, and the file is read.
+    let device = u32::try_from(entry.stamp.device).ok();
+    let stamp = device.map(|device| Stamp { changed, inode: entry.stamp.inode, changed_nanoseconds, device });
     SourceEntry {
         path: entry.path,
         kind: match entry.kind {
@@ -320,14 +363,22 @@ fn from_context(entry: forge_session::ContextEntry) -> SourceEntry {
         mode: if is_root { 0o755 } else { entry.mode },
         uid: 0,
         gid: 0,
-        mtime: (i64::try_from(seconds).unwrap_or_default(), u32::try_from(rest).unwrap_or_default()),
-        xattrs: BTreeMap::new(),
+        mtime: seconds(entry.stamp.mtime_ns),
         set_time: false,
-        link_group: None,
-        stamp: Some(entry.stamp).filter(|stamp| *stamp != FileStamp::default()),
         bytes: None,
-        place: Place::Unknown,
+        stamp: stamp.unwrap_or_default(),
+        layered: None,
     }
+}
+
+/// Seconds, and the nanoseconds above them.
+fn seconds(nanoseconds: i128) -> (i64, u32) {
+    let (seconds, rest) = (nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000));
+    (i64::try_from(seconds).unwrap_or_default(), u32::try_from(rest).unwrap_or_default())
+}
+
+fn nanoseconds(seconds: i64, rest: u32) -> i128 {
+    i128::from(seconds) * 1_000_000_000 + i128::from(rest)
 }
 
 /// The root of the empty file system.
@@ -339,12 +390,10 @@ fn empty_root() -> SourceEntry {
         uid: 0,
         gid: 0,
         mtime: (0, 0),
-        xattrs: BTreeMap::new(),
         set_time: false,
-        link_group: None,
-        stamp: None,
         bytes: None,
-        place: Place::Unknown,
+        stamp: Stamp::default(),
+        layered: None,
     }
 }
 
@@ -356,6 +405,8 @@ fn from_layers(path: ContextPath, entry: TreeEntry, times: &[FileTimes]) -> Sour
         (_, Some(folder)) => Place::Folder(folder),
         _ => Place::Unknown,
     };
+    let link_group = (entry.links > 1).then_some(entry.inode);
+    let layered = Some(Box::new(Layered { xattrs: entry.xattrs, link_group, place }));
     let kind = match entry.kind {
         TreeKind::File { size } => SourceKind::File { size },
         TreeKind::Directory => SourceKind::Directory,
@@ -374,11 +425,9 @@ fn from_layers(path: ContextPath, entry: TreeEntry, times: &[FileTimes]) -> Sour
         uid: entry.uid,
         gid: entry.gid,
         mtime: entry.mtime,
-        xattrs: entry.xattrs,
         set_time,
-        link_group: (entry.links > 1).then_some(entry.inode),
-        stamp: None,
         bytes: None,
-        place,
+        stamp: Stamp::default(),
+        layered,
     }
 }

@@ -3,7 +3,6 @@
 use crate::source_tree::SourceEntry;
 use blake3::Hash;
 use forge_session::{ContextPath, FileStamp};
-use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -37,7 +36,8 @@ pub(crate) struct StatIndex {
     known: Vec<u8>,
     /// Which of them were asked for.
     used: Box<[AtomicBool]>,
-    fresh: Mutex<HashMap<[u8; 16], [u8; RECORD]>>,
+    /// The records that are new, in no order: whoever opens the index again finds them.
+    fresh: Mutex<Vec<[u8; RECORD]>>,
     /// When the files that are asked about were looked at, at the earliest.
     opened_ns: i128,
 }
@@ -57,6 +57,9 @@ const COARSE_TICK_NS: i128 = 2_000_000_000;
 /// So many indexes are kept, the last ones that were written: contexts come and go.
 const INDEXES: usize = 100;
 
+/// An index of more records (9 MB) is not kept in memory for the steps that may follow.
+const LARGE: usize = 100_000;
+
 /// So many records that nobody asked for may be carried along.
 const SPARE: usize = 4096;
 
@@ -72,31 +75,32 @@ impl StatIndex {
     /// What a file hashed to, if it is as it was then.
     pub(crate) fn find(&self, entry: &SourceEntry, size: u64) -> Option<Hash> {
         let name = name(&entry.path);
-        let stamp = stamp_bytes(&entry.stamp?, size)?;
-        let same = |record: &[u8]| {
-            let hash: [u8; 32] = record[NAME + STAMP..].try_into().expect("a record ends with a hash");
-            (record[NAME..NAME + STAMP] == stamp).then_some(Hash::from_bytes(hash))
-        };
-        if let Ok(position) = self.position(&name)
-            && let Some(hash) = same(self.record(position))
-        {
-            self.used[position].store(true, Ordering::Relaxed);
-            return Some(hash);
+        let stamp = stamp_bytes(&entry.stamp()?, size)?;
+        let position = self.position(&name).ok()?;
+        let record = self.record(position);
+        if record[NAME..NAME + STAMP] != stamp {
+            return None;
         }
-        let fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
-        fresh.get(&name).and_then(|record| same(record))
+        self.used[position].store(true, Ordering::Relaxed);
+        let hash: [u8; 32] = record[NAME + STAMP..].try_into().expect("a record ends with a hash");
+        Some(Hash::from_bytes(hash))
+    }
+
+    /// Whether it is worth more than being read again by whoever comes next in the same build.
+    pub(crate) fn is_large(&self) -> bool {
+        self.used.len() > LARGE
     }
 
     /// Notes what a file hashed to that had this stamp before and after it was read.
     pub(crate) fn add(&self, entry: &SourceEntry, size: u64, hash: &Hash) {
-        let Some(stamp) = entry.stamp.filter(|stamp| self.is_settled(stamp)) else { return };
+        let Some(stamp) = entry.stamp().filter(|stamp| self.is_settled(stamp)) else { return };
         let Some(stamp) = stamp_bytes(&stamp, size) else { return };
         let name = name(&entry.path);
         let mut record = [0; RECORD];
         record[..NAME].copy_from_slice(&name);
         record[NAME..NAME + STAMP].copy_from_slice(&stamp);
         record[NAME + STAMP..].copy_from_slice(hash.as_bytes());
-        self.fresh.lock().unwrap_or_else(PoisonError::into_inner).insert(name, record);
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner).push(record);
     }
 
     /// Whether a write after the file was looked at would have changed its times.
@@ -105,25 +109,25 @@ impl StatIndex {
         stamp.mtime_ns.max(stamp.ctime_ns) + tick < self.opened_ns
     }
 
-    /// Writes what is new, atomically. Whoever writes at the same time wins or loses: both indexes are true.
+    /// Writes what is new, atomically; `false` where nothing is. Whoever writes at the same time wins or loses: both
+    /// indexes are true.
     ///
     /// # Errors
     /// The file system failed; nothing but time is lost then.
-    pub(crate) fn save(&self) -> std::io::Result<()> {
-        let fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    pub(crate) fn save(&self) -> std::io::Result<bool> {
+        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
         if fresh.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
+        fresh.sort_unstable();
+        // Two steps may have read one file.
+        fresh.dedup_by(|a, b| a[..NAME] == b[..NAME]);
         let used = self.used.iter().filter(|used| used.load(Ordering::Relaxed)).count();
         let forgets = self.used.len() > 2 * (used + fresh.len()) + SPARE;
-        let kept = (0..self.used.len()).filter(|position| {
-            let name: &[u8; NAME] = self.record(*position)[..NAME].try_into().expect("a record begins with a name");
-            !fresh.contains_key(name) && (!forgets || self.used[*position].load(Ordering::Relaxed))
-        });
-        let mut records: Vec<&[u8]> = kept.map(|position| self.record(position)).collect();
-        records.extend(fresh.values().map(|record| &record[..]));
-        records.sort_unstable();
-        write(&self.path, &records)
+        let kept = (0..self.used.len()).filter(|position| !forgets || self.used[*position].load(Ordering::Relaxed));
+        write(&self.path, merged(kept.map(|position| self.record(position)), &fresh))?;
+        *fresh = Vec::new();
+        Ok(true)
     }
 
     fn record(&self, position: usize) -> &[u8] {
@@ -155,20 +159,35 @@ fn checked(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-fn write(path: &Path, records: &[&[u8]]) -> std::io::Result<()> {
+/// Both lists as one, by name; where both have a name, the fresh record counts.
+fn merged<'a>(known: impl Iterator<Item = &'a [u8]>, fresh: &'a [[u8; RECORD]]) -> impl Iterator<Item = &'a [u8]> {
+    let (mut known, mut fresh) = (known.peekable(), fresh.iter().map(|record| &record[..]).peekable());
+    std::iter::from_fn(move || {
+        let order = match (known.peek(), fresh.peek()) {
+            (Some(known), Some(fresh)) => known[..NAME].cmp(&fresh[..NAME]),
+            (Some(_), None) => std::cmp::Ordering::Less,
+            (None, _) => std::cmp::Ordering::Greater,
+        };
+        let old = if order.is_le() { known.next() } else { None };
+        if order.is_ge() { fresh.next() } else { old }
+    })
+}
+
+fn write<'a>(path: &Path, records: impl Iterator<Item = &'a [u8]>) -> std::io::Result<()> {
     let folder = path.parent().expect("an index lies in a folder");
     std::fs::create_dir_all(folder)?;
-    let mut bytes = Vec::with_capacity(MAGIC.len() + records.len() * RECORD + CHECKSUM);
-    bytes.extend_from_slice(MAGIC);
-    records.iter().for_each(|record| bytes.extend_from_slice(record));
-    let checksum = blake3::hash(&bytes);
-    bytes.extend_from_slice(checksum.as_bytes());
     // Several builds of one process may write at the same time, and several processes.
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let new = path.with_extension(format!("new-{}-{number}", std::process::id()));
-    let mut file = std::fs::File::create(&new)?;
-    file.write_all(&bytes)?;
+    let mut file = std::io::BufWriter::with_capacity(1 << 20, std::fs::File::create(&new)?);
+    let mut hasher = blake3::Hasher::new();
+    for bytes in std::iter::once(&MAGIC[..]).chain(records) {
+        hasher.update(bytes);
+        file.write_all(bytes)?;
+    }
+    file.write_all(hasher.finalize().as_bytes())?;
+    file.flush()?;
     std::fs::rename(&new, path)?;
     forget_oldest(folder)
 }

@@ -60,7 +60,10 @@ fn line(step: &PlannedStep) -> String {
         StepFate::Runs(reason) => {
             format!("runs     {name}{}\n         {}\n", expected(step), sanitise::line(&reason.text))
         }
-        StepFate::Unknown => format!("unknown  {name}{}\n", expected(step)),
+        StepFate::Unknown => {
+            let after = step.after.as_ref().map(|after| format!("         it depends on {}\n", sanitise::line(after)));
+            format!("unknown  {name}{}\n{}", expected(step), after.unwrap_or_default())
+        }
     }
 }
 
@@ -148,6 +151,7 @@ fn step(step: &PlannedStep) -> Value {
         "reason": reason.map(|reason| reason.kind),
         "text": reason.map(|reason| reason.text.as_str()),
         "changes": changes,
+        "after": step.after,
         "expectedMilliseconds": step.expected_ms,
         "expectedBytes": step.expected_bytes,
     }))

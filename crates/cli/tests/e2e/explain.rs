@@ -85,6 +85,10 @@ fn privileged_a_plan_says_what_a_build_would_do_and_does_nothing() {
     };
     let cold = plan(2, &[]);
     assert_eq!(states(&cold), ["unknown", "unknown", "unknown"], "the base comes first");
+    let after = |step: &Value| step["after"].as_str().is_some_and(|after| after.contains("FROM"));
+    assert!(
+        cold["platforms"][0]["steps"].as_array().unwrap().iter().all(|step| step["isSource"] == true || after(step))
+    );
     assert_eq!(forge.ok(&["images", "-q"]).stdout.lines().count(), 1, "a plan makes no image");
     let steps = forge.build(&["-t", "x", &context]);
     assert!(steps.iter().all(|(_, state)| *state != Step::Cached) || state(&steps, "RUN cat /proc") == Step::Ran);
@@ -151,6 +155,50 @@ fn privileged_what_came_out_as_before_has_the_times_that_later_steps_saw() {
     std::thread::sleep(Duration::from_millis(1100));
     forge.context("context", &[("Dockerfile", &dockerfile("two"))]);
     assert_eq!(id(), before);
+}
+
+/// What Python looks at: a compiled file names the time and the size of its source, and is of no use beside another one.
+/// Whatever is run again, copied again or touched, the two in the image belong together. Seen to fail when a step's new tree
+/// is kept beside what was made from the old one, and when unchanged files are linked to earlier ones of other times.
+#[test]
+fn privileged_a_compiled_file_names_the_time_of_the_source_beside_it() {
+    let Some(forge) = Forge::privileged("a_compiled_file_names_the_time_of_the_source_beside_it") else { return };
+    let compile = |file: &str| format!("stat -c '%Y %s' {file} > {file}c");
+    let dockerfile = |remark: &str| {
+        format!(
+            "FROM busybox AS generated\nRUN echo 'x = 1' > /made.py # {remark}\n\
+             FROM generated AS compiled\nRUN {}\n\
+             FROM busybox\nCOPY src /src\nRUN {}\nCOPY --from=generated /made.py /\nCOPY --from=compiled /made.pyc /\n",
+            compile("/made.py"),
+            compile("/src/a.py")
+        )
+    };
+    let context =
+        forge.context("context", &[("Dockerfile", &dockerfile("one")), ("src/a.py", "a = 1"), ("src/b.py", "b = 1")]);
+    let touch = |name: &str, second: u64| {
+        let time = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+        fs::File::open(forge.path(&format!("context/src/{name}"))).unwrap().set_modified(time).unwrap();
+    };
+    let build = || {
+        let steps = forge.build(&["-t", "x", &context]);
+        let check = "for f in /made.py /src/a.py; do [ \"$(stat -c '%Y %s' $f)\" = \"$(cat ${f}c)\" ] || echo $f; done";
+        assert_eq!(forge.shell("x", check), "", "a compiled file is of another source");
+        (state(&steps, "COPY src"), forge.shell("x", "stat -c %Y /src/a.py"))
+    };
+    touch("a.py", 1_000_000_000);
+    assert_eq!(build(), (Step::Ran, "1000000000\n".to_owned()));
+    // The time of a file of the context is no reason to run anything, and the earlier result is as it was.
+    touch("a.py", 1_100_000_000);
+    assert_eq!(build(), (Step::Cached, "1000000000\n".to_owned()));
+    // With a file beside it that did change, it is copied as it is now, and compiled again.
+    forge.context("context", &[("src/b.py", "b = 2")]);
+    assert_eq!(build(), (Step::Ran, "1100000000\n".to_owned()));
+    // Back to the earlier files: the earlier result, with what was made of it.
+    forge.context("context", &[("src/b.py", "b = 1")]);
+    assert_eq!(build(), (Step::Cached, "1000000000\n".to_owned()));
+    std::thread::sleep(Duration::from_millis(1100));
+    forge.context("context", &[("Dockerfile", &dockerfile("two"))]);
+    assert_eq!(build().0, Step::Cached);
 }
 
 /// The folders above a copy's destination, and links among them, are those of what it is copied onto.

@@ -37,6 +37,10 @@ pub struct Behaviour {
     pub text: Option<String>,
     /// Never kept.
     pub uncacheable: bool,
+    /// The input that it lies on.
+    pub beneath: Option<usize>,
+    /// Whether what it made on another input will do: the same text.
+    pub is_kept: bool,
     /// It has to wait for another step's end, as for a folder that both use.
     pub waits_for: Option<String>,
 }
@@ -234,8 +238,19 @@ impl Worker for Fake {
             op: behaviour.context.is_none().then(|| OpKey::new(op.as_bytes())),
             inputs: (0..vertex.inputs.len()).map(key).collect(),
             readable: vec![("op".to_owned(), name.clone())],
+            beneath: behaviour.beneath,
             cacheable: behaviour.context.is_none() && !behaviour.uncacheable,
         })
+    }
+
+    async fn find(
+        &self,
+        request: ExecuteRequest,
+        _session: &Arc<dyn Session>,
+    ) -> Result<Option<Vec<ResultRef>>, WorkerError> {
+        let behaviour = self.behaviour(&request.vertex.metadata.name);
+        let text = behaviour.text.filter(|_| behaviour.is_kept);
+        Ok(text.map(|text| vec![self.keep(text)]))
     }
 
     async fn execute(&self, request: ExecuteRequest, session: &Arc<dyn Session>) -> Result<Execution, WorkerError> {

@@ -112,7 +112,7 @@ impl Layers {
         let diff_id = (*diff_id).clone();
         let descriptor = (*blob).clone();
         let carrier = LayerBlob { descriptor, diff_id: diff_id.clone(), compression, clamp: None, foreign: false };
-        let made = self.record_of(&index, *times);
+        let made = self.record_of_index(&index, *times);
         let record = LayerRecord { diff_id: Some(diff_id), blobs: vec![carrier], ..made };
         match self.publish(&staged, &index, &record, chain.as_ref(), lease)? {
             Published::Stored => Ok(Some(record)),

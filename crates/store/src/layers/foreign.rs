@@ -88,7 +88,7 @@ impl Layers {
         let blob =
             LayerBlob { descriptor: blob.clone(), diff_id: diff_id.clone(), compression, clamp: None, foreign: true };
         let content = ContentDigest::of_tar(&diff_id);
-        let made = self.record_of(&index, FileTimes::Content);
+        let made = self.record_of_index(&index, FileTimes::Content);
         let record = LayerRecord { content, diff_id: Some(diff_id), foreign: true, blobs: vec![blob], ..made };
         if let Some(known) = known {
             return self.fill(&staged, &index, LayerRecord { id: known.id, ..record }, chain.as_ref(), lease);

@@ -32,6 +32,9 @@ pub struct LayerIndex {
     entries: Vec<LayerEntry>,
 }
 
+/// What tells hashes of layers from others.
+pub(super) const CONTENT: &str = "forge layer content 2";
+
 impl LayerIndex {
     /// Takes entries that are in order and complete.
     ///
@@ -85,11 +88,12 @@ impl LayerIndex {
     ///
     /// Modification times take part where they are content, implied folders, which belong to lower layers, never.
     pub fn content_digest(&self, times: &FileTimes) -> ContentDigest {
-        let mut hasher = blake3::Hasher::new_derive_key("forge layer content 2");
+        let mut hasher = blake3::Hasher::new_derive_key(CONTENT);
         let mut record = Vec::new();
         for entry in self.entries.iter().filter(|entry| entry.is_change()) {
             record.clear();
-            index_format::content_record(&self.entries, entry, times, &mut record);
+            let first = entry.link.map(|first| &self.entries[first as usize].path[..]);
+            index_format::content_record(first, entry, times, &mut record);
             hasher.update(&record);
         }
         hasher.finalize().into()
@@ -148,7 +152,7 @@ impl LayerIndex {
     }
 }
 
-fn is_clean(path: &[u8]) -> bool {
+pub(super) fn is_clean(path: &[u8]) -> bool {
     path.is_empty()
         || path.split(|byte| *byte == b'/').all(|part| !matches!(part, b"" | b"." | b"..") && !part.contains(&0))
 }

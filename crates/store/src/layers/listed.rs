@@ -37,6 +37,13 @@ impl PackedList {
     }
 }
 
+impl PackedList {
+    /// The number of entries.
+    pub(super) fn len(&self) -> usize {
+        self.index.entries().len()
+    }
+}
+
 /// Larger files are opened in the tree, which is made for them.
 const IN_MEMORY: u64 = 1 << 20;
 

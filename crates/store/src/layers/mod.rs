@@ -29,6 +29,7 @@ mod folder;
 mod foreign;
 mod index;
 mod index_format;
+mod index_writer;
 mod known;
 mod limits;
 mod listed;
@@ -64,12 +65,13 @@ pub use limits::UnpackLimits;
 pub(crate) use origin::Origin;
 pub use pack::{Pack, PackedBytes};
 pub(crate) use pack_check::{check_layer, has_contents};
-pub use pack_writer::{PackWriter, PackedEntry};
+pub use pack_writer::{PackContents, PackWriter, PackedEntry};
 pub(crate) use remote::record_of;
 pub(crate) use root::Remembered;
 pub use tree::{MergedTree, TreeEntry, TreeFile, TreeFolder, TreeKind};
 pub(crate) use xattr::lacks_own_marks;
 
+use index_writer::IndexSums;
 use listed::{ListedTree, PackedList};
 
 use crate::background::LAYER_FOLDERS;
@@ -174,6 +176,10 @@ impl Layers {
     /// Where a layer is read: its tree if it has one, else its index.
     fn root(&self, id: &LayerId) -> Result<root::Root, StoreError> {
         let (remembered, path) = (self.opened.remembered(), self.tree_folder(id));
+        // Its tree may be there by now, and says the same.
+        if let Some(list) = remembered.known_list(id) {
+            return Ok(root::Root::of_list(path, ListedTree::new(self.clone(), *id, list)));
+        }
         if let Some(root) = remembered.root(id, path.clone())? {
             return Ok(root);
         }
@@ -235,7 +241,7 @@ impl Layers {
         lease: &Lease,
     ) -> Result<LayerRecord, StoreError> {
         let index = commit::diff(&active.upper, &active.lower, known)?;
-        let record = self.record_of(&index, active.times);
+        let record = self.record_of_index(&index, active.times);
         self.publish(&active.staged, &index, &record, None, lease)?;
         active.scratch.remove_later();
         Ok(record)
@@ -270,13 +276,18 @@ impl Layers {
         }
     }
 
-    fn record_of(&self, index: &LayerIndex, times: FileTimes) -> LayerRecord {
+    fn record_of_index(&self, index: &LayerIndex, times: FileTimes) -> LayerRecord {
+        let sums = IndexSums { entries: index.entries().len(), changes: index.changes(), bytes: index.bytes() };
+        self.record_of(index.content_digest(&times), sums, times)
+    }
+
+    fn record_of(&self, content: ContentDigest, sums: IndexSums, times: FileTimes) -> LayerRecord {
         LayerRecord {
             id: LayerId::random(),
-            content: index.content_digest(&times),
+            content,
             times,
-            bytes: index.bytes(),
-            entries: index.changes(),
+            bytes: sums.bytes,
+            entries: sums.changes,
             diff_id: None,
             foreign: false,
             blobs: Vec::new(),
@@ -292,6 +303,17 @@ impl Layers {
         lease: &Lease,
     ) -> Result<Published, StoreError> {
         self.write_beside(staged, index, record, chain)?;
+        self.publish_written(staged, record, chain, lease)
+    }
+
+    /// The same, where everything is written already.
+    fn publish_written(
+        &self,
+        staged: &Path,
+        record: &LayerRecord,
+        chain: Option<&ChainId>,
+        lease: &Lease,
+    ) -> Result<Published, StoreError> {
         let published = layer_rows::publish(&self.opened, staged, record, chain, lease)?;
         self.opened.remembered().remember_content(&record.id, record.content);
         Ok(published)

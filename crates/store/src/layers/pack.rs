@@ -1,3 +1,4 @@
+use super::entry::LayerEntry;
 use super::error::LayerError;
 use super::index::LayerIndex;
 use super::pack_format::{self, Map};
@@ -58,6 +59,14 @@ struct DataFile {
 impl Pack {
     /// Opens the pack of a layer; `None` where it has none.
     pub(super) fn open(layer: &Path, index: &LayerIndex) -> Result<Option<Self>, StoreError> {
+        Self::with_sizes(layer, index.entries().iter().map(LayerEntry::size))
+    }
+
+    /// The same, where of the index nothing is known but the bytes of each entry.
+    pub(super) fn with_sizes(
+        layer: &Path,
+        sizes: impl ExactSizeIterator<Item = u64>,
+    ) -> Result<Option<Self>, StoreError> {
         let folder = layer.join(FOLDER);
         let path = folder.join(MAP);
         let map = match std::fs::read(&path) {
@@ -66,16 +75,16 @@ impl Pack {
             Err(error) => return Err(StoreError::io("read", &path)(error)),
         };
         let files = map.files.iter().map(|name| DataFile::find(&folder, name)).collect::<Result<_, _>>()?;
-        let mut pack = Self { folder, files, places: Vec::with_capacity(index.entries().len()) };
-        pack.place(index, map)?;
+        let mut pack = Self { folder, files, places: Vec::with_capacity(sizes.len()) };
+        pack.place(sizes, map)?;
         Ok(Some(pack))
     }
 
     /// Gives each entry its place, all of them within their files.
-    fn place(&mut self, index: &LayerIndex, map: Map) -> Result<(), LayerError> {
+    fn place(&mut self, sizes: impl Iterator<Item = u64>, map: Map) -> Result<(), LayerError> {
         let mut places = map.places.into_iter();
-        for entry in index.entries() {
-            let place = match entry.size() {
+        for size in sizes {
+            let place = match size {
                 0 => None,
                 size => {
                     let place = places.next().ok_or(broken("it lacks a file"))?;

@@ -1,6 +1,8 @@
 use super::Layers;
 use super::entry::LayerEntry;
 use super::index::LayerIndex;
+use super::index_format::{self, FileBytes};
+use super::index_writer::IndexWriter;
 use super::owners::Owners;
 use super::pack::{FOLDER, LAST, MAP, Pack, PackedBytes};
 use super::pack_format::{self, Map};
@@ -37,6 +39,24 @@ pub struct PackedEntry {
     pub entry: LayerEntry,
     /// Where its bytes are; only a file has any, and of several names of one file the first.
     pub bytes: Option<PackedBytes>,
+    /// The path of the first name, for a further name of a file.
+    pub first: Option<Vec<u8>>,
+}
+
+/// The files of a pack by the hashes of their bytes.
+pub struct PackContents {
+    /// The pack.
+    pub pack: Pack,
+    /// Hashes in ascending order, each with a place where such bytes are.
+    places: Vec<([u8; 32], PackedBytes)>,
+}
+
+impl PackContents {
+    /// Where bytes with this hash are.
+    pub fn find(&self, hash: &[u8; 32]) -> Option<PackedBytes> {
+        let found = self.places.binary_search_by(|(other, _)| other.cmp(hash)).ok()?;
+        Some(self.places[found].1)
+    }
 }
 
 /// The number of the data file that is written, beside those that are linked to.
@@ -80,6 +100,23 @@ impl Layers {
         Ok(Pack::open(&self.path(id), &index)?.map(|pack| (index, pack)))
     }
 
+    /// What the pack of a layer holds; nothing for a layer that has none.
+    ///
+    /// # Errors
+    /// No such layer, or its files are damaged.
+    pub fn pack_contents(&self, id: &LayerId) -> Result<Option<PackContents>, StoreError> {
+        let path = self.path(id).join("index");
+        let bytes = std::fs::read(&path).map_err(StoreError::io("read", &path))?;
+        let files = index_format::files(&bytes)?;
+        drop(bytes);
+        let sizes = files.iter().map(|file| file.map_or(0, |(size, _)| size));
+        let Some(pack) = Pack::with_sizes(&self.path(id), sizes)? else { return Ok(None) };
+        let place = |(position, file): (usize, Option<FileBytes>)| Some((file?.1, pack.get(position)?));
+        let mut places: Vec<_> = files.into_iter().enumerate().filter_map(place).collect();
+        places.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(Some(PackContents { pack, places }))
+    }
+
     /// Makes a layer of entries whose bytes were written. They stand in the order of an index, the root first, and are
     /// what is to be in the layer: nothing is compared with the layers below. Should it need a tree, that is made with
     /// links to the tree of `last`, an earlier layer of the same paths, for the files that are the same in both. `times` says which times are content.
@@ -89,15 +126,18 @@ impl Layers {
     pub fn commit_pack(
         &self,
         writer: PackWriter,
-        entries: Vec<PackedEntry>,
+        entries: impl ExactSizeIterator<Item = PackedEntry>,
         last: Option<&LayerId>,
         times: FileTimes,
         lease: &Lease,
     ) -> Result<LayerRecord, StoreError> {
-        let with_bytes = |packed: &PackedEntry| packed.entry.size() > 0;
-        let places = entries.iter().filter(|packed| with_bytes(packed));
-        let places = places.map(|packed| packed.bytes.expect("a file with bytes has a place")).collect();
-        let index = LayerIndex::new(entries.into_iter().map(|packed| packed.entry).collect())?;
+        let mut index = IndexWriter::new(&writer.staged.join("index"), entries.len(), times)?;
+        let mut places = Vec::new();
+        for PackedEntry { entry, bytes, first } in entries {
+            index.push(&entry, first.as_deref())?;
+            places.extend((entry.size() > 0).then(|| bytes.expect("a file with bytes has a place")));
+        }
+        let (content, sums) = index.finish()?;
         let map = pack_format::encode(&Map { files: writer.names.clone(), places });
         let path = writer.folder.join(MAP);
         std::fs::write(&path, map).map_err(StoreError::io("write", &path))?;
@@ -105,8 +145,8 @@ impl Layers {
             let path = writer.folder.join(LAST);
             std::fs::write(&path, last.as_str()).map_err(StoreError::io("write", &path))?;
         }
-        let record = self.record_of(&index, times);
-        self.publish(&writer.staged, &index, &record, None, lease)?;
+        let record = self.record_of(content, sums, times);
+        self.publish_written(&writer.staged, &record, None, lease)?;
         Ok(record)
     }
 }

@@ -46,7 +46,7 @@ impl Layers {
         crate::scratch::create_private(&staged)?;
         crate::scratch::create_private(&tree)?;
         link_tree(&self.tree_path(layer)?, &tree, &index)?;
-        let fresh = self.record_of(&index, record.times);
+        let fresh = self.record_of_index(&index, record.times);
         let record = match same_tar {
             true => LayerRecord { id: fresh.id, ..record },
             false => fresh,

@@ -141,8 +141,10 @@ impl Root {
     }
 }
 
-/// As many lists are remembered, each of which keeps a file open; they are read again when they are needed again.
-const MOST_LISTS: usize = 64;
+/// As many lists are remembered, and with as many entries in all (some 20 MB); they are read again when they are needed
+/// again. Fewer lists than a high stack has layers would be read again for each step of a chain.
+const MOST_LISTS: usize = 2048;
+const MOST_LISTED: usize = 65_536;
 
 /// As many layers are remembered otherwise: a process that serves many builds must not grow with each.
 const MOST_LAYERS: usize = 16_384;
@@ -151,8 +153,14 @@ const MOST_LAYERS: usize = 16_384;
 #[derive(Default)]
 pub(crate) struct Remembered {
     names: Mutex<HashMap<LayerId, Names>>,
-    lists: Mutex<HashMap<LayerId, Arc<PackedList>>>,
+    lists: Mutex<Lists>,
     contents: Mutex<HashMap<LayerId, ContentDigest>>,
+}
+
+#[derive(Default)]
+struct Lists {
+    by_layer: HashMap<LayerId, Arc<PackedList>>,
+    entries: usize,
 }
 
 impl Remembered {
@@ -179,11 +187,21 @@ impl Remembered {
         id: &LayerId,
         open: impl FnOnce() -> Result<PackedList, StoreError>,
     ) -> Result<Arc<PackedList>, StoreError> {
-        if let Some(list) = lock(&self.lists).get(id) {
-            return Ok(list.clone());
+        if let Some(list) = self.known_list(id) {
+            return Ok(list);
         }
         let list = Arc::new(open()?);
-        Ok(bounded(&mut lock(&self.lists), MOST_LISTS).entry(id.clone()).or_insert(list).clone())
+        let mut lists = lock(&self.lists);
+        lists.entries += list.len();
+        if lists.by_layer.len() >= MOST_LISTS || lists.entries > MOST_LISTED {
+            *lists = Lists { entries: list.len(), ..Lists::default() };
+        }
+        Ok(lists.by_layer.entry(*id).or_insert(list).clone())
+    }
+
+    /// The list of a packed layer, if it was read before.
+    pub(super) fn known_list(&self, id: &LayerId) -> Option<Arc<PackedList>> {
+        lock(&self.lists).by_layer.get(id).cloned()
     }
 
     pub(crate) fn content(&self, id: &LayerId) -> Option<ContentDigest> {

@@ -237,6 +237,16 @@ impl MergedTree {
         Ok(children)
     }
 
+    /// What has that name in a folder that was found before; a link is not followed.
+    ///
+    /// # Errors
+    /// A file system call failed, or the folder is there no more.
+    pub fn child_of(&self, folder: &TreeFolder, name: &OsStr) -> Result<Option<TreeEntry>, StoreError> {
+        let TreeFolder(level) = folder;
+        let found = self.open_level(level)?.find(name.as_bytes())?;
+        Ok(found.map(|found| tree_entry(join_path(&level.path, name.as_bytes()), found)))
+    }
+
     /// Opens a regular file for reading; the last component is not followed.
     ///
     /// # Errors

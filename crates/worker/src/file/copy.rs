@@ -91,9 +91,10 @@ impl<'a, 'e> Copier<'a, 'e> {
         let destination = self.placing.folder_destination(&self.editor.tree(), root)?;
         let top = self.destination_folder(&destination, made)?;
         let mut trail: Vec<Folder> = vec![top];
-        for selected in &root.below {
-            trail.truncate(selected.relative.components().count());
-            let name = last_name(selected.relative.as_bytes());
+        for selected in root.below.iter() {
+            let relative = root.relative(selected);
+            trail.truncate(relative.iter().filter(|byte| **byte == b'/').count() + 1);
+            let name = last_name(relative);
             let metadata = self.metadata(&selected.entry)?;
             let parent = trail.last_mut().expect("the destination stays on the trail");
             self.editor.reopen(parent)?;
@@ -193,13 +194,13 @@ impl<'a, 'e> Copier<'a, 'e> {
         entry: &SourceEntry,
         metadata: &EntryMetadata,
     ) -> Result<(), FileError> {
-        if let Some(first) = self.links.first(entry.link_group, self.editor) {
+        if let Some(first) = self.links.first(entry.link_group(), self.editor) {
             return Ok(self.editor.hard_link(parent, name, first)?);
         }
         let to = self.editor.create_file(parent, name)?;
         let path = parent.path().join(name);
         self.unfilled.push(Filling { entry: entry.clone(), to, path, metadata: metadata.clone() });
-        match entry.link_group {
+        match entry.link_group() {
             Some(group) => {
                 // Further names may come at any moment.
                 self.flush()?;

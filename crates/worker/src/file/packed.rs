@@ -1,20 +1,21 @@
 //! A COPY whose result is packed: its layer is known before a byte is written, and what is stored already is not written
 //! again.
 
-use super::packed_fill::{Filled, Origin};
-use super::packed_plan::{self, NoPlan, Planned, PlannedKind};
+use super::packed_fill::{self, Origin};
+use super::packed_plan::{self, NoPlan, Plan, Planned, PlannedKind};
 use super::placing::Placing;
 use super::{FileError, Inputs, Source, actions};
 use crate::selection::{SelectedRoot, Selection};
-use crate::source_tree::SourceTree;
+use crate::source_tree::{SourceEntry, SourceError, SourceTree};
 use blake3::Hasher;
 use forge_cache::{MadeLayer, ResultRef};
 use forge_llb::{CopyAction, FileInput, FileKind, FileOp};
 use forge_solver::Execution;
 use forge_store::{
-    ContentDigest, FileTimes, LayerEntry, LayerId, LayerIndex, LayerRecord, Lease, MergedTree, Pack, PackWriter,
-    PackedBytes, PackedEntry, Store,
+    ContentDigest, EntryKind, FileTimes, LayerEntry, LayerId, LayerRecord, Lease, MergedTree, Pack, PackContents,
+    PackWriter, PackedBytes, PackedEntry, Store,
 };
+use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -30,21 +31,26 @@ pub(crate) fn execute(
     inputs: &Inputs<'_>,
     now: SystemTime,
 ) -> Result<Option<Execution>, FileError> {
-    let [only] = &op.actions[..] else { return Ok(None) };
-    let (FileKind::Copy(action), FileInput::Input(from)) = (&only.kind, copied(&only.kind)) else { return Ok(None) };
-    let parents = match only.base {
-        FileInput::Scratch => &[][..],
-        FileInput::Input(base) if inputs.trees[base].keeps_owners() => inputs.results[base].layers(),
-        _ => return Ok(None),
-    };
-    if action.replace {
-        return Ok(None);
-    }
-    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let now = (i64::try_from(since.as_secs()).unwrap_or_default(), since.subsec_nanos());
-    let copy = Copy { op, times, action, store, lease, parents, source: inputs.source(from), now };
+    let Some(copy) = Copy::of(op, times, store, lease, inputs, now) else { return Ok(None) };
     match copy.run() {
-        Ok((layer, made)) => Ok(Some(execution([parents, &[layer]].concat(), made))),
+        Ok((layer, made)) => Ok(Some(execution([copy.parents, &[layer]].concat(), made))),
+        Err(NoPlan::Unusual) => Ok(None),
+        Err(NoPlan::Failed(error)) => Err(error),
+    }
+}
+
+/// The layers of a copy whose own one is kept already.
+pub(crate) fn find(
+    op: &FileOp,
+    times: FileTimes,
+    store: &Store,
+    lease: &Lease,
+    inputs: &Inputs<'_>,
+    now: SystemTime,
+) -> Result<Option<Vec<LayerId>>, FileError> {
+    let Some(copy) = Copy::of(op, times, store, lease, inputs, now) else { return Ok(None) };
+    match copy.find() {
+        Ok(found) => Ok(found.map(|layer| [copy.parents, &[layer]].concat())),
         Err(NoPlan::Unusual) => Ok(None),
         Err(NoPlan::Failed(error)) => Err(error),
     }
@@ -80,14 +86,76 @@ struct Copy<'a> {
 /// The last result of the same operation.
 struct Last {
     layer: LayerId,
-    pack: Pack,
-    /// By the hash of the bytes.
-    places: HashMap<[u8; 32], PackedBytes>,
+    contents: PackContents,
 }
 
-impl Copy<'_> {
+/// What the bytes of planned files hash to.
+enum Hashes {
+    /// The entries of the source say it.
+    OfEntries,
+    /// For each entry.
+    Listed(Vec<[u8; 32]>),
+}
+
+impl Hashes {
+    fn get(&self, position: usize, from: &SourceEntry) -> [u8; 32] {
+        match self {
+            Self::OfEntries => *from.bytes.expect("each of them is hashed").as_bytes(),
+            Self::Listed(hashes) => hashes[position],
+        }
+    }
+}
+
+impl<'a> Copy<'a> {
+    /// An operation that is one COPY onto layers.
+    fn of(
+        op: &'a FileOp,
+        times: FileTimes,
+        store: &'a Store,
+        lease: &'a Lease,
+        inputs: &'a Inputs<'_>,
+        now: SystemTime,
+    ) -> Option<Self> {
+        let [only] = &op.actions[..] else { return None };
+        let (FileKind::Copy(action), FileInput::Input(from)) = (&only.kind, copied(&only.kind)) else { return None };
+        let parents = match only.base {
+            FileInput::Scratch => &[][..],
+            FileInput::Input(base) if inputs.trees[base].keeps_owners() => inputs.results[base].layers(),
+            _ => return None,
+        };
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = (i64::try_from(since.as_secs()).unwrap_or_default(), since.subsec_nanos());
+        let source = inputs.source(from);
+        (!action.replace).then_some(Self { op, times, action, store, lease, parents, source, now })
+    }
+
     /// The layer, and what it amounts to if it was made now.
     fn run(&self) -> Result<(LayerId, Option<MadeLayer>), NoPlan> {
+        self.planned(|planned, same| {
+            if let Some(layer) = self.kept(same)? {
+                return Ok((layer, None));
+            }
+            let LayerRecord { id: layer, content, bytes, .. } = self.write(planned)?;
+            self.store.keep_selection(&self.identity(), &layer)?;
+            same.map(|same| self.store.keep_selection(&same, &layer)).transpose()?;
+            Ok((layer, Some(MadeLayer { content, bytes })))
+        })
+    }
+
+    /// The layer, if it is kept.
+    fn find(&self) -> Result<Option<LayerId>, NoPlan> {
+        self.planned(|_, same| self.kept(same))
+    }
+
+    fn kept(&self, same: Option<ContentDigest>) -> Result<Option<LayerId>, NoPlan> {
+        let Some(same) = same else { return Ok(None) };
+        let layer = self.store.selection(&same, self.lease)?;
+        // A tree cannot lie in one overlay twice.
+        Ok(layer.filter(|layer| !self.parents.contains(layer)))
+    }
+
+    /// Plans the layer; what it would be found by is known where all bytes are.
+    fn planned<T>(&self, then: impl FnOnce(Plan<'_>, Option<ContentDigest>) -> Result<T, NoPlan>) -> Result<T, NoPlan> {
         let lower = self.store.layers().tree(self.parents)?;
         let selections = super::select(self.source, self.action)?;
         let placing = self.placing(&lower)?;
@@ -96,17 +164,8 @@ impl Copy<'_> {
         let planned = packed_plan::plan(placing, self.source.tree(), &lower, &roots)?;
         let hashes = self.hashes(&planned)?;
         let same = hashes.as_ref().map(|hashes| self.fingerprint(&planned, hashes));
-        if let Some(same) = &same
-            && let Some(layer) = self.store.selection(same, self.lease)?
-            // A tree cannot lie in one overlay twice.
-            && !self.parents.contains(&layer)
-        {
-            return Ok((layer, None));
-        }
-        let LayerRecord { id: layer, content, bytes, .. } = self.write(&planned)?;
-        self.store.keep_selection(&self.identity(), &layer)?;
-        same.map(|same| self.store.keep_selection(&same, &layer)).transpose()?;
-        Ok((layer, Some(MadeLayer { content, bytes })))
+        drop(hashes);
+        then(planned, same)
     }
 
     fn placing<'p>(&'p self, lower: &MergedTree) -> Result<Placing<'p>, NoPlan> {
@@ -122,39 +181,42 @@ impl Copy<'_> {
     }
 
     /// What the bytes of every file hash to, where that is known without reading them.
-    fn hashes(&self, planned: &[Planned<'_>]) -> Result<Option<Vec<[u8; 32]>>, NoPlan> {
-        let tree = self.source.tree();
-        let mut hashes = Vec::with_capacity(planned.len());
-        for entry in planned {
-            let known = match &entry.kind {
-                PlannedKind::File { from } => match from.bytes {
-                    Some(hash) => Some(hash),
-                    None => tree.known_hash(from)?,
-                },
-                _ => Some([0; 32].into()),
+    fn hashes(&self, plan: &Plan<'_>) -> Result<Option<Hashes>, NoPlan> {
+        let is_hashed = |entry: &Planned<'_>| match entry.kind {
+            PlannedKind::File { from } => from.bytes.is_some(),
+            _ => true,
+        };
+        if plan.entries.iter().all(is_hashed) {
+            return Ok(Some(Hashes::OfEntries));
+        }
+        let mut hashes = Vec::with_capacity(plan.entries.len());
+        for entry in &plan.entries {
+            let known = match entry.kind {
+                PlannedKind::File { from } => known_hash(self.source.tree(), from)?,
+                _ => Some([0; 32]),
             };
             let Some(known) = known else { return Ok(None) };
-            hashes.push(*known.as_bytes());
+            hashes.push(known);
         }
-        Ok(Some(hashes))
+        Ok(Some(Hashes::Listed(hashes)))
     }
 
     /// What tells whether a layer is the one that would be written: all that its index says, but for the times of parents
     /// and of folders that are made now.
-    fn fingerprint(&self, planned: &[Planned<'_>], hashes: &[[u8; 32]]) -> ContentDigest {
+    fn fingerprint(&self, plan: &Plan<'_>, hashes: &Hashes) -> ContentDigest {
         let mut hasher = Hasher::new_derive_key("forge planned layer v1");
         hasher.update(&[u8::from(self.times == FileTimes::Content)]);
         let mut text = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
         };
-        for (entry, hash) in planned.iter().zip(hashes) {
-            text(&entry.path);
+        for (position, entry) in plan.entries.iter().enumerate() {
+            text(&plan.path(entry));
             match &entry.kind {
-                PlannedKind::Folder { implied } => text(&[b'd', u8::from(*implied)]),
+                PlannedKind::Folder { implied, .. } => text(&[b'd', u8::from(*implied)]),
                 PlannedKind::File { from } => {
                     text(b"f");
                     text(&from.size().to_le_bytes());
-                    text(hash);
+                    text(&hashes.get(position, from));
                 }
                 PlannedKind::Name { first } => text(&first.to_le_bytes()),
                 PlannedKind::Symlink { target } => {
@@ -162,9 +224,9 @@ impl Copy<'_> {
                     text(target);
                 }
             }
-            let metadata = &entry.metadata;
+            let metadata = entry.given.metadata();
             // A parent's time changes with whatever is written into it, and is no word of this layer.
-            let is_implied = matches!(entry.kind, PlannedKind::Folder { implied: true });
+            let is_implied = matches!(entry.kind, PlannedKind::Folder { implied: true, .. });
             let says_nothing = is_implied || metadata.mtime == self.now;
             let (seconds, nanoseconds) = if says_nothing { (0, u32::MAX) } else { metadata.mtime };
             for number in [metadata.mode, metadata.uid, metadata.gid, nanoseconds] {
@@ -191,65 +253,61 @@ impl Copy<'_> {
     fn last(&self) -> Result<Option<Last>, NoPlan> {
         let Some(layer) = self.store.selection(&self.identity(), self.lease)? else { return Ok(None) };
         // Damage there is no reason to fail here: the bytes are at hand.
-        let Ok(Some((index, pack))) = self.store.layers().packed(&layer) else { return Ok(None) };
-        let places = places(&index, &pack);
-        Ok(Some(Last { layer, pack, places }))
+        let Ok(Some(contents)) = self.store.layers().pack_contents(&layer) else { return Ok(None) };
+        Ok(Some(Last { layer, contents }))
     }
 
-    fn write(&self, planned: &[Planned<'_>]) -> Result<LayerRecord, NoPlan> {
-        let last = self.last()?;
+    fn write(&self, plan: Plan<'_>) -> Result<LayerRecord, NoPlan> {
         let tree = self.source.tree();
         let mut writer = self.store.layers().pack()?;
-        let stored = stored(planned, tree, last.as_ref());
-        let origins = origins(planned, &stored, &mut writer)?;
-        let filled = Filled::of(tree, &writer, origins)?;
-        let last = last.as_ref().map(|last| &last.layer);
+        let (origins, last) = {
+            let last = self.last()?;
+            let stored = stored(&plan.entries, tree, last.as_ref());
+            let origins = origins(&plan.entries, &stored, &mut writer)?;
+            (origins, last.map(|last| last.layer))
+        };
+        let unhashed = packed_fill::fill(tree, &writer, &plan.entries, &origins)?;
         let layers = self.store.layers();
-        Ok(layers.commit_pack(writer, entries(planned, filled), last, self.times, self.lease)?)
+        Ok(layers.commit_pack(writer, entries(&plan, &origins, unhashed), last.as_ref(), self.times, self.lease)?)
     }
 }
 
-fn places(index: &LayerIndex, pack: &Pack) -> HashMap<[u8; 32], PackedBytes> {
-    let file = |(position, entry): (usize, &LayerEntry)| match entry.kind {
-        forge_store::EntryKind::File { blake3, .. } => Some((blake3, pack.get(position)?)),
-        _ => None,
+/// What the bytes of a file hash to, where that is known without reading them.
+fn known_hash(tree: &SourceTree, from: &SourceEntry) -> Result<Option<[u8; 32]>, SourceError> {
+    let known = match from.bytes {
+        Some(hash) => Some(hash),
+        None => tree.known_hash(from)?,
     };
-    index.entries().iter().enumerate().filter_map(file).collect()
+    Ok(known.map(|hash| *hash.as_bytes()))
 }
 
-/// Bytes that a pack holds already, and what they hash to.
-type Stored<'p> = Option<(&'p Pack, PackedBytes, [u8; 32])>;
+/// Bytes that a pack holds already.
+type Stored<'p> = Option<(&'p Pack, PackedBytes)>;
 
-/// Where the bytes of each entry are stored already, if they are.
+/// Where the bytes of each entry are stored already, if they are; nothing at all where none can be.
 fn stored<'p>(planned: &[Planned<'_>], tree: &'p SourceTree, last: Option<&'p Last>) -> Vec<Stored<'p>> {
+    if last.is_none() && !tree.keeps_owners() {
+        return Vec::new();
+    }
     let find = |entry: &Planned<'_>| {
         let PlannedKind::File { from } = entry.kind else { return None };
-        let hash = *match from.bytes {
-            Some(hash) => hash,
-            None => tree.known_hash(from).ok()??,
+        if let Some(packed) = tree.packed(from) {
+            return Some(packed);
         }
-        .as_bytes();
-        if let Some((pack, place)) = tree.packed(from) {
-            return Some((pack, place, hash));
-        }
-        let last = last?;
-        Some((&last.pack, *last.places.get(&hash)?, hash))
+        let contents = &last?.contents;
+        Some((&contents.pack, contents.find(&known_hash(tree, from).ok()??)?))
     };
-    planned.iter().map(find).collect()
+    planned.par_iter().map(find).collect()
 }
 
 /// A pack, and what of it could be shared: where the bytes lie, and how many they are.
 type Wanted<'p> = (&'p Pack, Vec<(PackedBytes, u64)>);
 
 /// Decides of each entry whether its bytes are shared, and reserves places for the others.
-fn origins<'p>(
-    planned: &[Planned<'p>],
-    stored: &[Stored<'_>],
-    writer: &mut PackWriter,
-) -> Result<Vec<Origin<'p>>, NoPlan> {
+fn origins(planned: &[Planned<'_>], stored: &[Stored<'_>], writer: &mut PackWriter) -> Result<Vec<Origin>, NoPlan> {
     let mut wanted: HashMap<*const Pack, Wanted<'_>> = HashMap::new();
     for (entry, stored) in planned.iter().zip(stored) {
-        if let (PlannedKind::File { from }, Some((pack, place, _))) = (&entry.kind, stored) {
+        if let (PlannedKind::File { from }, Some((pack, place))) = (&entry.kind, stored) {
             let pack: &Pack = pack;
             wanted.entry(std::ptr::from_ref(pack)).or_insert((pack, Vec::new())).1.push((*place, from.size()));
         }
@@ -258,38 +316,54 @@ fn origins<'p>(
     let chosen: HashMap<*const Pack, HashSet<u32>> =
         wanted.iter().map(|(key, wanted)| (*key, choose(wanted))).collect();
     let mut origins = Vec::with_capacity(planned.len());
-    for (entry, stored) in planned.iter().zip(stored) {
+    for (position, entry) in planned.iter().enumerate() {
         let PlannedKind::File { from } = entry.kind else {
             origins.push(Origin::None);
             continue;
         };
-        let worth = stored.filter(|(pack, place, _)| {
+        let worth = stored.get(position).copied().flatten().filter(|(pack, place)| {
             chosen.get(&std::ptr::from_ref::<Pack>(pack)).is_some_and(|files| files.contains(&place.file()))
         });
         let shared = match worth {
-            Some((pack, place, hash)) => writer.share(pack, place)?.map(|place| (place, hash)),
+            Some((pack, place)) => writer.share(pack, place)?,
             None => None,
         };
         origins.push(match shared {
-            Some((place, hash)) => Origin::Shared { place, hash },
-            None => Origin::Read { from, place: writer.reserve(from.size()) },
+            Some(place) => Origin::Shared(place),
+            None => Origin::Read(writer.reserve(from.size())),
         });
     }
     Ok(origins)
 }
 
-fn entries(planned: &[Planned<'_>], filled: Vec<Filled>) -> Vec<PackedEntry> {
-    let mut entries: Vec<PackedEntry> = Vec::with_capacity(planned.len());
-    for (planned, filled) in planned.iter().zip(filled) {
-        let packed = match planned.kind {
-            PlannedKind::Name { first } => {
-                let entry =
-                    LayerEntry { path: planned.path.clone(), link: Some(first as u32), ..entries[first].entry.clone() };
-                PackedEntry { entry, bytes: None }
-            }
-            _ => PackedEntry { entry: planned.entry(filled.hash), bytes: filled.place },
+/// The entries of the index, one after the other. `unhashed`: what those files hash to that do not say it themselves.
+fn entries<'p>(
+    plan: &'p Plan<'_>,
+    origins: &'p [Origin],
+    unhashed: Vec<[u8; 32]>,
+) -> impl ExactSizeIterator<Item = PackedEntry> {
+    let mut unhashed = unhashed.into_iter();
+    // Of the files with several names, what they are.
+    let mut firsts: HashMap<usize, EntryKind> = HashMap::new();
+    plan.entries.iter().zip(origins).enumerate().map(move |(position, (planned, origin))| {
+        let (path, metadata) = (plan.path(planned), planned.given.metadata());
+        if let PlannedKind::Name { first } = planned.kind {
+            let entry = LayerEntry { path, kind: firsts[&first].clone(), metadata, link: Some(first as u32) };
+            return PackedEntry { entry, bytes: None, first: Some(plan.path(&plan.entries[first])) };
+        }
+        let hash = match planned.kind {
+            PlannedKind::File { from } => match from.bytes {
+                Some(hash) => *hash.as_bytes(),
+                None => unhashed.next().expect("one for each file that has none"),
+            },
+            _ => [0; 32],
         };
-        entries.push(packed);
-    }
-    entries
+        let kind = planned.kind(hash);
+        if let PlannedKind::File { from } = planned.kind
+            && from.link_group().is_some()
+        {
+            firsts.insert(position, kind.clone());
+        }
+        PackedEntry { entry: LayerEntry { path, kind, metadata, link: None }, bytes: origin.place(), first: None }
+    })
 }

@@ -1,6 +1,7 @@
 //! The bytes of a pack: read, compared with what the step's key was made of, and written, on several threads.
 
 use super::FileError;
+use super::packed_plan::{Planned, PlannedKind};
 use crate::source_tree::{SourceEntry, SourceError, SourceTree};
 use blake3::Hasher;
 use forge_store::{PackWriter, PackedBytes};
@@ -9,22 +10,24 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 
-/// Where the bytes of an entry come from.
+/// Where the bytes of an entry are or will be.
 #[derive(Clone, Copy)]
-pub(super) enum Origin<'a> {
+pub(super) enum Origin {
     /// There are none.
     None,
     /// Another layer's pack holds them.
-    Shared { place: PackedBytes, hash: [u8; 32] },
+    Shared(PackedBytes),
     /// They are read, and written to a place of their own.
-    Read { from: &'a SourceEntry, place: PackedBytes },
+    Read(PackedBytes),
 }
 
-/// Where the bytes of an entry are now, and what they hash to.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Filled {
-    pub place: Option<PackedBytes>,
-    pub hash: [u8; 32],
+impl Origin {
+    pub(super) fn place(&self) -> Option<PackedBytes> {
+        match self {
+            Self::None => None,
+            Self::Shared(place) | Self::Read(place) => Some(*place),
+        }
+    }
 }
 
 /// So many bytes are read before they are written as one.
@@ -34,30 +37,38 @@ thread_local! {
     static SPACE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Filled {
-    /// Reads and writes what is to be. Bytes that are others than when the step's key was made are an error: the result
-    /// would be found again under the key of what is there no more (A40).
-    pub(super) fn of(tree: &SourceTree, writer: &PackWriter, origins: Vec<Origin<'_>>) -> Result<Vec<Self>, FileError> {
-        let batches = batches(&origins);
-        let fill = |range: &std::ops::Range<usize>| -> Result<Vec<Self>, FileError> {
-            match &origins[range.clone()] {
-                [Origin::Read { from, place }] if from.size() > TOGETHER => {
-                    Ok(vec![large(tree, writer, from, *place)?])
-                }
-                together => SPACE.with_borrow_mut(|space| batch(tree, writer, together, space)),
+/// Reads and writes what is to be. Bytes that are others than when the step's key was made are an error: the result
+/// would be found again under the key of what is there no more (A40). What the files hash to that did not say it, in order.
+pub(super) fn fill(
+    tree: &SourceTree,
+    writer: &PackWriter,
+    planned: &[Planned<'_>],
+    origins: &[Origin],
+) -> Result<Vec<[u8; 32]>, FileError> {
+    let fill = |range: &std::ops::Range<usize>| -> Result<Vec<[u8; 32]>, FileError> {
+        let (planned, origins) = (&planned[range.clone()], &origins[range.clone()]);
+        match (planned, origins) {
+            ([Planned { kind: PlannedKind::File { from }, .. }], [Origin::Read(place)]) if from.size() > TOGETHER => {
+                Ok(unsaid(from, large(tree, writer, from, *place)?).into_iter().collect())
             }
-        };
-        let filled: Vec<Vec<Self>> = batches.par_iter().map(fill).collect::<Result<_, _>>()?;
-        Ok(filled.into_iter().flatten().collect())
-    }
+            _ => SPACE.with_borrow_mut(|space| batch(tree, writer, planned, origins, space)),
+        }
+    };
+    let unhashed: Vec<Vec<[u8; 32]>> = batches(planned, origins).par_iter().map(fill).collect::<Result<_, _>>()?;
+    Ok(unhashed.into_iter().flatten().collect())
+}
+
+/// A file's hash, where the file does not say it.
+fn unsaid(from: &SourceEntry, hash: [u8; 32]) -> Option<[u8; 32]> {
+    from.bytes.is_none().then_some(hash)
 }
 
 /// Ranges of entries whose bytes are written as one: what is read lies together, and there is not too much of it.
-fn batches(origins: &[Origin<'_>]) -> Vec<std::ops::Range<usize>> {
+fn batches(planned: &[Planned<'_>], origins: &[Origin]) -> Vec<std::ops::Range<usize>> {
     let mut batches = Vec::new();
     let (mut begin, mut sum, mut end) = (0, 0, None);
-    for (position, origin) in origins.iter().enumerate() {
-        let Origin::Read { from, place } = origin else { continue };
+    for (position, (entry, origin)) in planned.iter().zip(origins).enumerate() {
+        let (PlannedKind::File { from }, Origin::Read(place)) = (&entry.kind, origin) else { continue };
         let follows = end.is_none_or(|end| *place == end);
         if !follows || sum + from.size() > TOGETHER {
             if position > begin {
@@ -77,26 +88,31 @@ fn batches(origins: &[Origin<'_>]) -> Vec<std::ops::Range<usize>> {
 fn batch(
     tree: &SourceTree,
     writer: &PackWriter,
-    origins: &[Origin<'_>],
+    planned: &[Planned<'_>],
+    origins: &[Origin],
     space: &mut Vec<u8>,
-) -> Result<Vec<Filled>, FileError> {
+) -> Result<Vec<[u8; 32]>, FileError> {
     space.clear();
-    let mut filled = Vec::with_capacity(origins.len());
+    let mut unhashed = Vec::new();
     let mut first = None;
-    for origin in origins {
-        filled.push(match *origin {
-            Origin::None => Filled::default(),
-            Origin::Shared { place, hash } => Filled { place: Some(place), hash },
-            Origin::Read { from, place } => {
-                first.get_or_insert(place);
-                Filled { place: Some(place), hash: append(tree, from, space)? }
+    for (entry, origin) in planned.iter().zip(origins) {
+        let PlannedKind::File { from } = entry.kind else { continue };
+        match origin {
+            Origin::Read(place) => {
+                first.get_or_insert(*place);
+                unhashed.extend(unsaid(from, append(tree, from, space)?));
             }
-        });
+            Origin::Shared(_) if from.bytes.is_none() => {
+                let hash = tree.known_hash(from)?.ok_or_else(|| changed(from))?;
+                unhashed.push(hash.into());
+            }
+            Origin::Shared(_) | Origin::None => {}
+        }
     }
     if let Some(first) = first {
         writer.write(first, 0, space)?;
     }
-    Ok(filled)
+    Ok(unhashed)
 }
 
 /// Appends the bytes of a file, exactly as many as it had; says what they hash to.
@@ -106,7 +122,7 @@ fn append(tree: &SourceTree, from: &SourceEntry, space: &mut Vec<u8>) -> Result<
     let size = usize::try_from(from.size()).map_err(|_| changed(from))?;
     // One more, to see that the file ends there.
     space.resize(begin + size + 1, 0);
-    let read = fill(&mut file, &mut space[begin..]).map_err(|source| read_error(from, source))?;
+    let read = read_full(&mut file, &mut space[begin..]).map_err(|source| read_error(from, source))?;
     space.truncate(begin + size);
     if read != size {
         return Err(changed(from));
@@ -114,12 +130,17 @@ fn append(tree: &SourceTree, from: &SourceEntry, space: &mut Vec<u8>) -> Result<
     checked(from, blake3::hash(&space[begin..]).into())
 }
 
-fn large(tree: &SourceTree, writer: &PackWriter, from: &SourceEntry, place: PackedBytes) -> Result<Filled, FileError> {
+fn large(
+    tree: &SourceTree,
+    writer: &PackWriter,
+    from: &SourceEntry,
+    place: PackedBytes,
+) -> Result<[u8; 32], FileError> {
     let mut file = tree.open(from)?;
     let mut space = vec![0; TOGETHER as usize];
     let mut hasher = Hasher::new();
     loop {
-        let read = fill(&mut file, &mut space).map_err(|source| read_error(from, source))?;
+        let read = read_full(&mut file, &mut space).map_err(|source| read_error(from, source))?;
         if hasher.count() + read as u64 > from.size() {
             return Err(changed(from));
         }
@@ -133,7 +154,7 @@ fn large(tree: &SourceTree, writer: &PackWriter, from: &SourceEntry, place: Pack
     if hasher.count() != from.size() {
         return Err(changed(from));
     }
-    Ok(Filled { place: Some(place), hash: checked(from, hasher.finalize().into())? })
+    checked(from, hasher.finalize().into())
 }
 
 fn checked(from: &SourceEntry, hash: [u8; 32]) -> Result<[u8; 32], FileError> {
@@ -144,7 +165,7 @@ fn checked(from: &SourceEntry, hash: [u8; 32]) -> Result<[u8; 32], FileError> {
 }
 
 /// Reads until the buffer is full or the file ends.
-fn fill(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
+fn read_full(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match file.read(&mut buffer[filled..]) {

@@ -5,13 +5,12 @@ use super::editor::EntryMetadata;
 use super::placing::{Place, Placing};
 use crate::selection::{SelectedEntry, SelectedRoot};
 use crate::source_tree::{SourceEntry, SourceKind, SourceTree};
-use forge_store::{
-    EntryKind, LayerEntry, MergedTree, Metadata, PackWriter, TreeEntry, TreeFolder, TreeKind, path_order,
-};
-use std::collections::{HashMap, HashSet};
+use forge_store::{EntryKind, MergedTree, Metadata, PackWriter, TreeEntry, TreeFolder, TreeKind, path_order};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 /// Why there is no plan.
 pub(super) enum NoPlan {
@@ -27,16 +26,38 @@ impl<E: Into<FileError>> From<E> for NoPlan {
     }
 }
 
+/// The entries that the layer will have: parents before children, the root first. There may be a million.
+pub(super) struct Plan<'a> {
+    pub entries: Vec<Planned<'a>>,
+    /// The path of each folder, by its number.
+    folders: Vec<Vec<u8>>,
+}
+
 /// An entry that the layer will have.
 pub(super) struct Planned<'a> {
-    pub path: Vec<u8>,
-    pub metadata: Metadata,
+    /// The number of the folder that it is in.
+    folder: u32,
+    /// Empty for the root.
+    name: Cow<'a, [u8]>,
+    pub given: Given,
     pub kind: PlannedKind<'a>,
 }
 
+/// What [`Metadata`] says, in half of its memory.
+pub(super) struct Given {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    nanoseconds: u32,
+    seconds: i64,
+    xattrs: Option<Box<BTreeMap<OsString, Vec<u8>>>>,
+}
+
 pub(super) enum PlannedKind<'a> {
+    /// `number`: that of the folder itself.
     Folder {
         implied: bool,
+        number: u32,
     },
     File {
         from: &'a SourceEntry,
@@ -65,11 +86,14 @@ pub(super) fn plan<'a>(
     from: &'a SourceTree,
     lower: &'a MergedTree,
     roots: &[&'a SelectedRoot],
-) -> Result<Vec<Planned<'a>>, NoPlan> {
+) -> Result<Plan<'a>, NoPlan> {
     if roots.len() > 1 && !placing.destination_is_folder() {
         return Err(NoPlan::Unusual);
     }
-    let mut planner = Planner { placing, from, lower, planned: Vec::new(), folders: HashMap::new() };
+    let expected = roots.iter().map(|root| 1 + root.below.iter().size_hint().0).sum::<usize>();
+    // Besides the folders above the destination, which have doubled it otherwise.
+    let plan = Plan { entries: Vec::with_capacity(expected + 16), folders: Vec::new() };
+    let mut planner = Planner { placing, from, lower, plan, folders: HashMap::new() };
     planner.begin()?;
     for root in roots {
         match root.entry.kind {
@@ -84,7 +108,7 @@ struct Planner<'a> {
     placing: Placing<'a>,
     from: &'a SourceTree,
     lower: &'a MergedTree,
-    planned: Vec<Planned<'a>>,
+    plan: Plan<'a>,
     /// The destination and its parents, which several roots may share.
     folders: HashMap<Vec<u8>, Folder>,
 }
@@ -92,6 +116,7 @@ struct Planner<'a> {
 /// A folder that is planned, with what the layers below have in it.
 #[derive(Clone)]
 struct Folder {
+    number: u32,
     path: Vec<u8>,
     below: Below,
 }
@@ -109,8 +134,10 @@ impl<'a> Planner<'a> {
         let root = self.lower.lookup(Path::new("/"))?;
         let metadata = root.as_ref().map_or_else(default_root, TreeEntry::metadata);
         let below = Below::of(root.as_ref());
-        self.planned.push(Planned { path: Vec::new(), metadata, kind: PlannedKind::Folder { implied: true } });
-        self.folders.insert(Vec::new(), Folder { path: Vec::new(), below });
+        self.plan.folders.push(Vec::new());
+        let kind = PlannedKind::Folder { implied: true, number: 0 };
+        self.plan.entries.push(Planned { folder: 0, name: Cow::default(), given: metadata.into(), kind });
+        self.folders.insert(Vec::new(), Folder { number: 0, path: Vec::new(), below });
         Ok(())
     }
 
@@ -120,8 +147,8 @@ impl<'a> Planner<'a> {
         let made = self.placing.destination_metadata(root)?;
         let top = self.destination(&destination, &made)?;
         let mut trail = vec![top];
-        for selected in &root.below {
-            let relative = selected.relative.as_bytes();
+        for selected in root.below.iter() {
+            let relative = root.relative(selected);
             trail.truncate(relative.iter().filter(|byte| **byte == b'/').count() + 1);
             let name = relative.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
             let parent = trail.last_mut().expect("the destination stays on the trail");
@@ -130,7 +157,7 @@ impl<'a> Planner<'a> {
                     let child = self.child_folder(parent, name, selected)?;
                     trail.push(child);
                 }
-                _ => self.leaf(parent, name, &selected.entry)?,
+                _ => self.leaf(parent, name.into(), &selected.entry)?,
             }
         }
         let top = trail.swap_remove(0);
@@ -145,11 +172,11 @@ impl<'a> Planner<'a> {
             return Err(NoPlan::Unusual);
         }
         let (folder, name) = match self.placing.single_destination(self.lower)? {
-            Place::Within(folder) => (folder, OsStr::from_bytes(&root.name).into()),
-            Place::Named(folder, name) => (folder, name),
+            Place::Within(folder) => (folder, Cow::Borrowed(&root.name[..])),
+            Place::Named(folder, name) => (folder, Cow::Owned(name.as_bytes().to_vec())),
         };
         let mut parent = self.destination(&folder, &self.placing.made_on_the_way())?;
-        self.leaf(&mut parent, name.as_bytes(), &root.entry)?;
+        self.leaf(&mut parent, name, &root.entry)?;
         self.folders.insert(parent.path.clone(), parent);
         Ok(())
     }
@@ -158,20 +185,20 @@ impl<'a> Planner<'a> {
     /// are made on the way.
     fn destination(&mut self, path: &Path, made: &EntryMetadata) -> Result<Folder, NoPlan> {
         let mut folder = self.folders.get(&b""[..]).expect("the root is planned first").clone();
-        let names: Vec<&OsStr> = path.components().filter_map(normal).collect();
+        let names: Vec<&[u8]> = path.components().filter_map(normal).map(OsStr::as_bytes).collect();
         for (position, name) in names.iter().enumerate() {
-            let child = join(&folder.path, name.as_bytes());
+            let child = join(&folder.path, name);
             if let Some(known) = self.folders.get(&child) {
                 folder = known.clone();
                 continue;
             }
             let on_the_way = self.placing.made_on_the_way();
             let missing = if position + 1 == names.len() { made } else { &on_the_way };
-            let found = self.look_up(&mut folder, name.as_bytes())?;
+            let found = self.look_up(&mut folder, name)?;
             let next = match found {
-                None => self.push_folder(child, metadata_of(missing), false, Below::Nothing)?,
+                None => self.push_folder(&folder, name, metadata_of(missing), false, Below::Nothing)?,
                 Some(entry) if entry.kind == TreeKind::Directory => {
-                    self.push_folder(child, entry.metadata(), true, Below::of(Some(&entry)))?
+                    self.push_folder(&folder, name, entry.metadata(), true, Below::of(Some(&entry)))?
                 }
                 Some(_) => return Err(NoPlan::Unusual),
             };
@@ -194,23 +221,27 @@ impl<'a> Planner<'a> {
         };
         let implied = found.as_ref().is_some_and(|found| found.metadata() == metadata);
         let below = Below::of(found.as_ref());
-        self.push_folder(join(&parent.path, name), metadata, implied, below)
+        self.push_folder(parent, name, metadata, implied, below)
     }
 
     fn push_folder(
         &mut self,
-        path: Vec<u8>,
+        parent: &Folder,
+        name: &[u8],
         metadata: Metadata,
         implied: bool,
         below: Below,
     ) -> Result<Folder, NoPlan> {
-        self.push(path.clone(), metadata, PlannedKind::Folder { implied })?;
-        Ok(Folder { path, below })
+        let path = join(&parent.path, name);
+        let number = u32::try_from(self.plan.folders.len()).map_err(|_| NoPlan::Unusual)?;
+        self.plan.folders.push(path.clone());
+        self.push(parent, name.to_vec().into(), metadata, PlannedKind::Folder { implied, number })?;
+        Ok(Folder { number, path, below })
     }
 
     /// Something that is not a folder.
-    fn leaf(&mut self, parent: &mut Folder, name: &[u8], entry: &'a SourceEntry) -> Result<(), NoPlan> {
-        let found = self.look_up(parent, name)?;
+    fn leaf(&mut self, parent: &mut Folder, name: Cow<'a, [u8]>, entry: &'a SourceEntry) -> Result<(), NoPlan> {
+        let found = self.look_up(parent, &name)?;
         let kind = match &entry.kind {
             SourceKind::File { .. } => PlannedKind::File { from: entry },
             SourceKind::Symlink { target } => PlannedKind::Symlink { target },
@@ -229,7 +260,7 @@ impl<'a> Planner<'a> {
             // A folder is not replaced, and what is there already is left out: both as the slow way has it.
             return if found.kind == TreeKind::Directory { Err(NoPlan::Unusual) } else { Ok(()) };
         }
-        self.push(join(&parent.path, name), metadata, kind)
+        self.push(parent, name, metadata, kind)
     }
 
     /// Whether the layers below have the same thing there, by metadata and bytes.
@@ -241,7 +272,7 @@ impl<'a> Planner<'a> {
             (TreeKind::Symlink { target: there }, SourceKind::Symlink { target }) => Ok(there.as_bytes() == target),
             (TreeKind::File { size: there }, SourceKind::File { size }) if there == size => {
                 // The names of a linked file stay or go together.
-                if found.links > 1 || entry.link_group.is_some() {
+                if found.links > 1 || entry.link_group().is_some() {
                     return Err(NoPlan::Unusual);
                 }
                 let there = self.lower.hash(&found.file())?.ok_or(NoPlan::Unusual)?;
@@ -264,9 +295,9 @@ impl<'a> Planner<'a> {
         Ok(match &mut folder.below {
             Below::Nothing => None,
             Below::Listed(entries) => entries.get(name).cloned(),
-            Below::Asked(_, count) if *count < LOOK_UPS => {
+            Below::Asked(below, count) if *count < LOOK_UPS => {
                 *count += 1;
-                self.lower.lookup(&absolute(&folder.path).join(name))?
+                self.lower.child_of(below, name)?
             }
             Below::Asked(below, _) => {
                 let children = self.lower.children_of(below)?.into_iter();
@@ -278,30 +309,49 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn push(&mut self, path: Vec<u8>, metadata: Metadata, kind: PlannedKind<'a>) -> Result<(), NoPlan> {
-        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        let fits = !name.starts_with(RESERVED) && path.len() <= MAX_PATH;
+    fn push(
+        &mut self,
+        parent: &Folder,
+        name: Cow<'a, [u8]>,
+        metadata: Metadata,
+        kind: PlannedKind<'a>,
+    ) -> Result<(), NoPlan> {
+        let fits = !name.starts_with(RESERVED) && parent.path.len() + 1 + name.len() <= MAX_PATH;
         if !fits || !PackWriter::can_own(metadata.uid, metadata.gid) {
             return Err(NoPlan::Unusual);
         }
-        self.planned.push(Planned { path, metadata, kind });
+        self.plan.entries.push(Planned { folder: parent.number, name, given: metadata.into(), kind });
         Ok(())
     }
 
-    fn finish(self) -> Result<Vec<Planned<'a>>, NoPlan> {
-        let mut planned = self.planned;
-        let is_after = |pair: &[Planned<'_>]| path_order(&pair[0].path, &pair[1].path).is_lt();
-        if !planned.windows(2).all(is_after) {
-            planned.sort_by(|a, b| path_order(&a.path, &b.path));
+    fn finish(self) -> Result<Plan<'a>, NoPlan> {
+        let Plan { mut entries, folders } = self.plan;
+        let order = |a: &Planned<'_>, b: &Planned<'_>| match a.folder == b.folder {
+            true => a.name.cmp(&b.name),
+            false => path_order(&path(&folders, a), &path(&folders, b)),
+        };
+        if !entries.is_sorted_by(|a, b| order(a, b).is_lt()) {
+            entries.sort_by(order);
             // One path twice: what the last one makes of the first depends on both.
-            if !planned.windows(2).all(is_after) {
+            if !entries.is_sorted_by(|a, b| order(a, b).is_lt()) {
                 return Err(NoPlan::Unusual);
             }
         }
-        drop_needless_folders(&mut planned);
-        join_names(&mut planned);
-        Ok(planned)
+        drop_needless_folders(&mut entries, folders.len());
+        join_names(&mut entries);
+        Ok(Plan { entries, folders })
     }
+}
+
+impl Plan<'_> {
+    /// The path of an entry.
+    pub(super) fn path(&self, entry: &Planned<'_>) -> Vec<u8> {
+        path(&self.folders, entry)
+    }
+}
+
+fn path(folders: &[Vec<u8>], entry: &Planned<'_>) -> Vec<u8> {
+    join(&folders[entry.folder as usize], &entry.name)
 }
 
 impl Below {
@@ -314,15 +364,16 @@ impl Below {
 }
 
 /// Folders that are as they were, and below which nothing changes, say nothing.
-fn drop_needless_folders(planned: &mut Vec<Planned<'_>>) {
-    let mut needed: HashSet<&[u8]> = HashSet::from([&b""[..]]);
+fn drop_needless_folders(planned: &mut Vec<Planned<'_>>, folders: usize) {
+    let mut needed = vec![false; folders];
+    needed[0] = true;
     let mut keeps = vec![true; planned.len()];
     for (position, entry) in planned.iter().enumerate().rev() {
-        let implied = matches!(entry.kind, PlannedKind::Folder { implied: true });
-        keeps[position] = !implied || needed.contains(&entry.path[..]);
-        if let (true, Some(parent)) = (keeps[position], parent(&entry.path)) {
-            needed.insert(parent);
-        }
+        keeps[position] = match entry.kind {
+            PlannedKind::Folder { implied: true, number } => needed[number as usize],
+            _ => true,
+        };
+        needed[entry.folder as usize] |= keeps[position];
     }
     let mut keeps = keeps.into_iter();
     planned.retain(|_| keeps.next().unwrap_or(true));
@@ -333,11 +384,11 @@ fn join_names(planned: &mut [Planned<'_>]) {
     let mut firsts: HashMap<(u64, u64), usize> = HashMap::new();
     for position in 0..planned.len() {
         let PlannedKind::File { from } = planned[position].kind else { continue };
-        let Some(group) = from.link_group else { continue };
+        let Some(group) = from.link_group() else { continue };
         let first = *firsts.entry(group).or_insert(position);
         if first != position {
             planned[position].kind = PlannedKind::Name { first };
-            planned[position].metadata = planned[first].metadata.clone();
+            planned[position].given = planned[first].given.metadata().into();
         }
     }
 }
@@ -359,32 +410,34 @@ fn metadata_of(given: &EntryMetadata) -> Metadata {
     Metadata { mode: mode & 0o7777, uid, gid, mtime, xattrs }
 }
 
-fn absolute(path: &[u8]) -> PathBuf {
-    PathBuf::from(OsString::from_vec([b"/", path].concat()))
-}
-
 fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
     let slash: &[u8] = if parent.is_empty() { b"" } else { b"/" };
     [parent, slash, name].concat()
 }
 
-fn parent(path: &[u8]) -> Option<&[u8]> {
-    match path.iter().rposition(|byte| *byte == b'/') {
-        Some(slash) => Some(&path[..slash]),
-        None if path.is_empty() => None,
-        None => Some(b""),
+impl From<Metadata> for Given {
+    fn from(Metadata { mode, uid, gid, mtime: (seconds, nanoseconds), xattrs }: Metadata) -> Self {
+        let xattrs = (!xattrs.is_empty()).then(|| Box::new(xattrs));
+        Self { mode, uid, gid, nanoseconds, seconds, xattrs }
+    }
+}
+
+impl Given {
+    pub(super) fn metadata(&self) -> Metadata {
+        let Self { mode, uid, gid, nanoseconds, seconds, xattrs } = self;
+        let xattrs = xattrs.as_ref().map(|xattrs| (**xattrs).clone()).unwrap_or_default();
+        Metadata { mode: *mode, uid: *uid, gid: *gid, mtime: (*seconds, *nanoseconds), xattrs }
     }
 }
 
 impl Planned<'_> {
-    /// The entry of the index, where a file's bytes hash to `blake3`. A further name has the kind of the first.
-    pub(super) fn entry(&self, blake3: [u8; 32]) -> LayerEntry {
-        let kind = match &self.kind {
-            PlannedKind::Folder { implied } => EntryKind::Directory { opaque: false, implied: *implied },
+    /// What the index says of it, where a file's bytes hash to `blake3`. A further name has the kind of the first.
+    pub(super) fn kind(&self, blake3: [u8; 32]) -> EntryKind {
+        match &self.kind {
+            PlannedKind::Folder { implied, .. } => EntryKind::Directory { opaque: false, implied: *implied },
             PlannedKind::File { from } => EntryKind::File { size: from.size(), blake3 },
             PlannedKind::Symlink { target } => EntryKind::Symlink { target: OsString::from_vec(target.to_vec()) },
             PlannedKind::Name { .. } => unreachable!("made from the first name"),
-        };
-        LayerEntry { path: self.path.clone(), kind, metadata: self.metadata.clone(), link: None }
+        }
     }
 }

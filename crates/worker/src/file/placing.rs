@@ -78,7 +78,7 @@ impl Placing<'_> {
         };
         let (uid, gid) = self.owner.unwrap_or((entry.uid, entry.gid));
         let mtime = self.action.timestamp.map_or(entry.mtime, |seconds| (seconds, 0));
-        Ok(EntryMetadata { mode, uid, gid, mtime, xattrs: entry.xattrs.clone() })
+        Ok(EntryMetadata { mode, uid, gid, mtime, xattrs: entry.xattrs().clone() })
     }
 
     /// What folders are given that the destination lacks.

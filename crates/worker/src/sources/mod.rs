@@ -144,6 +144,7 @@ fn remote_key<const N: usize>(key: &str, readable: [(&str, String); N]) -> Cache
         op: Some(OpKey::new(key.as_bytes())),
         inputs: Vec::new(),
         readable: readable.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        beneath: None,
         cacheable: true,
     }
 }
