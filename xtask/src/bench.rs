@@ -2,6 +2,7 @@
 
 mod cases;
 mod contexts;
+mod growth;
 mod measure;
 
 use crate::demo::{Forge, release_binary};
@@ -15,19 +16,35 @@ pub enum Size {
     Full,
     /// A tenth, for a first look.
     Quick,
+    /// Contexts up to a million files.
+    Million,
 }
 
 pub fn run(size: Size) -> Result<()> {
     packages::ensure(packages::BENCH)?;
-    let binary = release_binary()?;
-    std::fs::create_dir_all("target")?;
-    std::fs::create_dir_all("target")?;
-    let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(std::path::absolute("target")?)?;
-    let forge = Forge { binary, root: folder.path().join("store") };
+    let folder = folder()?;
+    let forge = Forge { binary: release_binary()?, root: folder.path().join("store") };
     let archive = folder.path().join("busybox.tar");
     busybox::write_archive(&archive)?;
     crate::command::output(&mut forge.command(&format!("load -i {}", archive.display())))?;
     let bench = cases::Bench { forge, folder: folder.path().to_owned(), size };
     println!("{:<44} {:>10} {:>10} {:>7} {:>8}   bare job", "case", "forge", "bare", "ratio", "goal");
     bench.run()
+}
+
+/// Only how costs grow with files, layers and steps.
+pub fn growth(size: Size) -> Result<()> {
+    packages::ensure(packages::BENCH)?;
+    let folder = folder()?;
+    let forge = Forge { binary: release_binary()?, root: folder.path().join("store") };
+    let bench = cases::Bench { forge, folder: folder.path().to_owned(), size };
+    match size {
+        Size::Million => bench.growth_of_files(&[growth::MILLION / 5, growth::MILLION]),
+        Size::Full | Size::Quick => bench.curves(),
+    }
+}
+
+fn folder() -> Result<tempfile::TempDir> {
+    std::fs::create_dir_all("target")?;
+    Ok(tempfile::Builder::new().prefix("bench-").tempdir_in(std::path::absolute("target")?)?)
 }

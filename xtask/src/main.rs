@@ -43,6 +43,8 @@ const USAGE: &str = "cargo xtask COMMAND
                    random commands, kills, clocks and collections, an hour (L12)
   load             the load tests in full, with their figures (L01, L11, L13, L15)
   bench [--quick]  forge beside the bare cost of each job, as ratios
+  growth [--quick | --million]
+                   how time and memory grow with files, layers and steps (--million: contexts up to a million files)
   busybox FILE     write a busybox base image, as an archive for `forge load`";
 
 fn main() -> ExitCode {
@@ -70,6 +72,9 @@ fn run() -> Result<()> {
         ["load"] => load(),
         ["bench"] => bench::run(bench::Size::Full),
         ["bench", "--quick"] => bench::run(bench::Size::Quick),
+        ["growth"] => bench::growth(bench::Size::Full),
+        ["growth", "--quick"] => bench::growth(bench::Size::Quick),
+        ["growth", "--million"] => bench::growth(bench::Size::Million),
         ["corpus"] => corpus::check(&[], false),
         ["corpus", "--offline"] => corpus::check(&[], true),
         ["corpus", ref names @ ..] => corpus::check(names, false),

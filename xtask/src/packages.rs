@@ -39,8 +39,13 @@ pub const DIFFERENTIAL: &[Need] = &[need("busybox", "busybox-static"), need("bui
 pub const CORPUS: &[Need] = &[need("debootstrap", "debootstrap")];
 
 /// What the benchmark compares with.
-pub const BENCH: &[Need] =
-    &[need("busybox", "busybox-static"), need("zstd", "zstd"), need("pigz", "pigz"), need("unshare", "util-linux")];
+pub const BENCH: &[Need] = &[
+    need("busybox", "busybox-static"),
+    need("zstd", "zstd"),
+    need("pigz", "pigz"),
+    need("unshare", "util-linux"),
+    need("time", "time"),
+];
 
 /// Installs what is missing when root, else says what to install.
 pub fn ensure(needs: &[Need]) -> Result<()> {

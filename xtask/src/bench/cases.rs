@@ -47,6 +47,7 @@ impl Bench {
         self.hundred_cached()?;
         self.container()?;
         self.contexts()?;
+        self.curves()?;
         self.layer()?;
         self.pull()
     }
@@ -61,7 +62,7 @@ impl Bench {
 
     pub(super) fn scaled(&self, full: usize) -> usize {
         match self.size {
-            Size::Full => full,
+            Size::Full | Size::Million => full,
             Size::Quick => full / 10,
         }
     }

@@ -1,10 +1,9 @@
-//! Contexts of many files, and how what they cost grows.
+//! Contexts of many files.
 
 use super::cases::{Bench, Row};
 use super::measure::{once, plain, shell};
 use crate::demo::Forge;
 use anyhow::Result;
-use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,9 +21,7 @@ impl Bench {
         self.cold(count, &context)?;
         self.unchanged(count, &context)?;
         self.one_changed(count, &context)?;
-        self.one_changed_before_run(count, &context)?;
-        self.growth_of_files()?;
-        self.growth_of_layers()
+        self.one_changed_before_run(count, &context)
     }
 
     fn files(&self, count: usize) -> Result<PathBuf> {
@@ -34,7 +31,7 @@ impl Bench {
     }
 
     /// A store of its own, empty.
-    fn fresh(&self, name: &str) -> Forge {
+    pub(super) fn fresh(&self, name: &str) -> Forge {
         Forge { binary: self.forge.binary.clone(), root: self.folder.join("stores").join(name) }
     }
 
@@ -114,51 +111,6 @@ impl Bench {
         Row { case: &case, forge, bare, goal: "1.3", bare_job: "cp -a" }.print();
         Ok(())
     }
-
-    /// Time for each thousand files must not grow with their number.
-    fn growth_of_files(&self) -> Result<()> {
-        println!("{:<44} {:>10} {:>10} {:>10}", "files", "cold", "same", "cold/1000");
-        for count in [2_000, 5_000, 10_000, 20_000].map(|full| self.scaled(full)) {
-            let context = self.files(count)?;
-            fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY . /srv/\n")?;
-            let mut rounds = Vec::new();
-            let forge = self.fresh(&format!("growth-{count}-0"));
-            for round in 0..3 {
-                let forge = self.fresh(&format!("growth-{count}-{round}"));
-                rounds.push(once(&mut self.to_archive(&forge, &context, "zstd"))?);
-            }
-            let cold = middle(rounds);
-            let same = plain(5, || self.to_archive(&forge, &context, "zstd"))?;
-            line(count, cold, same, cold / (count / 1000).max(1) as u32);
-        }
-        Ok(())
-    }
-
-    /// Time for each layer must not grow with their number.
-    fn growth_of_layers(&self) -> Result<()> {
-        println!("{:<44} {:>10} {:>10} {:>10}", "layers", "cold", "same", "cold/10");
-        for count in [10, 30, 60, 120] {
-            let mut dockerfile = "FROM scratch\n".to_owned();
-            (0..count).try_for_each(|layer| writeln!(dockerfile, "COPY file-{layer} /folder/file-{layer}"))?;
-            let context = self.context_of(&format!("layers-{count}"), &dockerfile)?;
-            (0..count).try_for_each(|layer| fs::write(context.join(format!("file-{layer}")), format!("{layer}\n")))?;
-            let mut rounds = Vec::new();
-            let forge = self.fresh(&format!("layers-{count}-0"));
-            for round in 0..3 {
-                let forge = self.fresh(&format!("layers-{count}-{round}"));
-                rounds.push(once(&mut self.to_archive(&forge, &context, "zstd"))?);
-            }
-            let cold = middle(rounds);
-            let same = plain(5, || self.to_archive(&forge, &context, "zstd"))?;
-            line(count, cold, same, cold / (count / 10) as u32);
-        }
-        Ok(())
-    }
-}
-
-fn line(count: usize, cold: Duration, same: Duration, part: Duration) {
-    let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1000.0);
-    println!("{count:>44} {:>10} {:>10} {:>10}", ms(cold), ms(same), ms(part));
 }
 
 /// The median.
@@ -168,7 +120,7 @@ fn middle(mut times: Vec<Duration>) -> Duration {
 }
 
 /// Small files of different sizes, a hundred in a folder, as a checkout has them.
-fn write_files(folder: &Path, count: usize) -> Result<()> {
+pub(super) fn write_files(folder: &Path, count: usize) -> Result<()> {
     for number in 0..count {
         let folder = folder.join((number / 100).to_string());
         if number % 100 == 0 {

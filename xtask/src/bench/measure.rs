@@ -39,3 +39,29 @@ pub fn shell(line: &str) -> Command {
     shell.args(["-c", line]);
     shell
 }
+
+/// What a command took.
+#[derive(Clone, Copy)]
+pub struct Used {
+    pub time: Duration,
+    /// The most memory that it had at once.
+    pub kilobytes: u64,
+}
+
+impl Used {
+    pub fn shown(&self) -> String {
+        format!("{:.1} ms", self.time.as_secs_f64() * 1000.0)
+    }
+}
+
+/// Runs a command under time(1), which is told by the kernel what it used.
+pub fn used(command: &mut Command) -> Result<Used> {
+    let report = tempfile::NamedTempFile::new()?;
+    let mut timed = Command::new("time");
+    timed.args(["-f", "%M", "-o"]).arg(report.path()).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        timed.env(name, value.unwrap_or_default());
+    }
+    let time = once(&mut timed)?;
+    Ok(Used { time, kilobytes: std::fs::read_to_string(report.path())?.trim().parse()? })
+}
