@@ -312,7 +312,8 @@ impl Bench {
     }
 
     fn disturb(&self, case: &Case, call: &Call) -> Result<Output> {
-        let mut strace = command("strace -f -qqq -o /dev/null");
+        // Longer than any of the commands takes, and short enough for a hang to be told.
+        let mut strace = command("timeout -k 5 180 strace -f -qqq -o /dev/null");
         let inject = format!("inject={}:{}:when={}", call.name, self.fault.injection(), call.number);
         strace.args(["-e", &format!("trace={}", call.name), "-e", &inject]);
         Ok(self.forge_after(&mut strace, case.killed).stdin(Stdio::null()).output()?)
@@ -325,6 +326,7 @@ impl Bench {
             return Ok(());
         }
         ensure!(!told.contains("panicked at"), "it panicked: {told}");
+        ensure!(ended.status.code() != Some(124), "it did not end within three minutes: {told}");
         match (self.fault, ended.status.code()) {
             (Fault::Kill, _) => Ok(()),
             (_, Some(0)) => {

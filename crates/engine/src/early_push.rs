@@ -67,8 +67,8 @@ impl Build {
                     let results = done.results.iter().enumerate();
                     let results = results.filter(|(output, _)| is_part(&done, *output));
                     for layer in results.flat_map(|(_, result)| result.layers()) {
-                        if sent.insert(layer.clone()) {
-                            running.push(self.send_layer(layer.clone(), &destined, &gate));
+                        if sent.insert(*layer) {
+                            running.push(self.send_layer(*layer, &destined, &gate));
                         }
                     }
                 }

@@ -156,9 +156,7 @@ impl Engine {
 }
 
 async fn run(engine: Engine, stop: CancellationToken) -> Option<String> {
-    if stop.run_until_cancelled(tokio::time::sleep(SOON)).await.is_none() {
-        return None;
-    }
+    stop.run_until_cancelled(tokio::time::sleep(SOON)).await?;
     match engine.age_of_collection() {
         Some(age) if age < INTERVAL => return None,
         Some(age) if age < OVERDUE => stop.run_until_cancelled(tokio::time::sleep(LATER)).await?,

@@ -101,7 +101,7 @@ impl Engine {
         let (mut rows, mut candidates, mut counted) = (Vec::new(), Vec::new(), HashSet::new());
         for (key, record) in &records {
             let mut number = |layer: &LayerId| {
-                *numbers.entry(layer.clone()).or_insert_with(|| {
+                *numbers.entry(*layer).or_insert_with(|| {
                     let bytes = sizes.get(layer).copied().unwrap_or(0);
                     weights.push(Weight { bytes, pinned: shared.contains(layer) });
                     weights.len() - 1

@@ -93,7 +93,7 @@ pub(crate) fn row(
     counted: &mut HashSet<LayerId>,
 ) -> UsageRow {
     let own = record.outputs.first().and_then(|output| output.layers().last());
-    let first = own.filter(|layer| counted.insert((*layer).clone()));
+    let first = own.filter(|layer| counted.insert(*(*layer)));
     UsageRow {
         id: key.to_string(),
         kind: if record.is_source { "source.image" } else { "regular" }.to_owned(),
@@ -115,7 +115,7 @@ pub(crate) fn makers(records: &[(CacheKey, StepRecord)]) -> Makers {
     let mut makers = Makers::new();
     for (key, record) in records {
         if let Some(layer) = record.outputs.first().and_then(|output| output.layers().last()) {
-            makers.entry(layer.clone()).or_default().push(key.to_string());
+            makers.entry(*layer).or_default().push(key.to_string());
         }
     }
     makers

@@ -77,7 +77,7 @@ pub(crate) fn layer(
         (_, Some(compression)) => made_diff_id(context, id, tar, compression)?,
         _ => context.store.layers().diff_id(id, &tar).map_err(ExportError::store("compute a layer's digest"))?,
     };
-    Ok(AssembledLayer { id: id.clone(), diff_id, tar, foreign: record.foreign })
+    Ok(AssembledLayer { id: *id, diff_id, tar, foreign: record.foreign })
 }
 
 fn made_diff_id(
@@ -96,7 +96,7 @@ fn made_diff_id(
 
 /// Reads a layer's record and holds the layer.
 pub(crate) fn held_record(context: &TransferContext, id: &LayerId) -> Result<LayerRecord, ExportError> {
-    let gone = || ExportError::LayerGone { layer: id.clone() };
+    let gone = || ExportError::LayerGone { layer: *id };
     if !context.lease.hold_layer(id).map_err(ExportError::store("hold a layer"))? {
         return Err(gone());
     }
@@ -195,7 +195,7 @@ fn stored_layer(
 ) -> Result<AssembledLayer, ExportError> {
     let record = held_record(context, id)?;
     let tar = dialect(context.store.layers(), &record, diff_id, created)?;
-    Ok(AssembledLayer { id: id.clone(), diff_id: diff_id.clone(), tar, foreign: record.foreign })
+    Ok(AssembledLayer { id: *id, diff_id: diff_id.clone(), tar, foreign: record.foreign })
 }
 
 /// The dialect in which a layer has the DiffId that a config lists. An image that was exported with clamped times
@@ -212,7 +212,7 @@ fn dialect(
     if let Some(blob) = record.blobs.iter().find(|blob| blob.diff_id == *diff_id) {
         return Ok(TarOptions { clamp_mtime: blob.clamp });
     }
-    let mismatch = || ExportError::DiffIdMismatch { layer: record.id.clone(), diff_id: diff_id.digest().clone() };
+    let mismatch = || ExportError::DiffIdMismatch { layer: record.id, diff_id: diff_id.digest().clone() };
     if record.foreign {
         return Err(mismatch());
     }

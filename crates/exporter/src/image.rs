@@ -50,6 +50,6 @@ pub struct AssembledLayer {
 impl AssembledImage {
     /// The layer ids, lowest first.
     pub fn layer_ids(&self) -> Vec<LayerId> {
-        self.layers.iter().map(|layer| layer.id.clone()).collect()
+        self.layers.iter().map(|layer| layer.id).collect()
     }
 }

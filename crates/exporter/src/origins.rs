@@ -28,7 +28,7 @@ impl Origins {
         let pairs = images.images().iter().zip(&bundle.packages);
         let blobs: Vec<(LayerId, Digest)> = pairs
             .flat_map(|(image, package)| image.layers.iter().zip(&package.layers))
-            .map(|(layer, blob)| (layer.id.clone(), blob.digest.clone()))
+            .map(|(layer, blob)| (layer.id, blob.digest.clone()))
             .collect();
         Self::of_layers(context, place, blobs).await
     }

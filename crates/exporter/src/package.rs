@@ -390,7 +390,7 @@ fn layer_blob(
         _ => make_blob(context, layer, wanted)?,
     };
     if blob.diff_id != layer.diff_id {
-        let (layer, diff_id) = (layer.id.clone(), layer.diff_id.digest().clone());
+        let (layer, diff_id) = (layer.id, layer.diff_id.digest().clone());
         return Err(ExportError::DiffIdMismatch { layer, diff_id });
     }
     let digest = &blob.descriptor.digest;

@@ -21,7 +21,7 @@ pub async fn push_layer(
     layer: &LayerId,
     settings: &ExportSettings,
 ) -> Result<(), ExportError> {
-    let (worker, id, tar) = (context.clone(), layer.clone(), settings.tar_options());
+    let (worker, id, tar) = (context.clone(), *layer, settings.tar_options());
     let leaving = settings.leaving;
     let assembled = blocking(move || {
         let absent = worker.store.layers().absent(std::slice::from_ref(&id));
@@ -38,7 +38,7 @@ pub async fn push_layer(
     let places: BTreeMap<String, _> = settings.names.iter().map(|name| (name.name(), name)).collect();
     let mut done = Vec::new();
     for place in places.into_values() {
-        let mut origins = Origins::of_layers(context, place, vec![(layer.clone(), blob.digest.clone())]).await?;
+        let mut origins = Origins::of_layers(context, place, vec![(*layer, blob.digest.clone())]).await?;
         for earlier in done.iter().filter(|earlier: &&&forge_image::Reference| earlier.registry() == place.registry()) {
             origins.prefer(&blob.digest, earlier.repository());
         }

@@ -82,17 +82,17 @@ async fn absent(context: &TransferContext, layers: &[LayerId]) -> Result<Vec<(Re
         let mut wanted = Vec::new();
         for remote in all.absent(&layers).map_err(failed())? {
             let mut stack = vec![remote];
-            while let Some(parent) = stack.last().and_then(|remote| remote.parent.clone()) {
+            while let Some(parent) = stack.last().and_then(|remote| remote.parent) {
                 match all.remote(&parent).map_err(failed())? {
                     Some(below) => stack.push(below),
                     None => break,
                 }
             }
             stack.reverse();
-            let ids: Vec<LayerId> = stack.iter().map(|remote| remote.layer.clone()).collect();
+            let ids: Vec<LayerId> = stack.iter().map(|remote| remote.layer).collect();
             context.lease.hold_layers(&ids).map_err(failed())?;
             for (height, remote) in stack.into_iter().enumerate() {
-                if remote.absent && seen.insert(remote.layer.clone()) {
+                if remote.absent && seen.insert(remote.layer) {
                     wanted.push((remote, ids[..height].to_vec()));
                 }
             }

@@ -46,7 +46,7 @@ pub(crate) fn replace(connection: &Connection, image: &Image) -> Result<(), Stor
 fn require_parts(connection: &Connection, image: &Image) -> Result<(), StoreError> {
     for layer in &image.layers {
         if !layer_rows::exists(connection, layer)? {
-            return Err(StoreError::LayerNotFound { layer: layer.clone() });
+            return Err(StoreError::LayerNotFound { layer: *layer });
         }
     }
     for digest in image.manifest.iter().map(|manifest| &manifest.digest).chain([image.id.digest()]) {

@@ -29,7 +29,7 @@ pub(crate) fn know(
 ) -> Result<LayerId, StoreError> {
     opened.database().write(|transaction| {
         if let Some(known) = chain_row(transaction, chain)? {
-            remote_rows::insert(transaction, &RemoteLayer { layer: known.clone(), absent: false, ..remote })?;
+            remote_rows::insert(transaction, &RemoteLayer { layer: known, absent: false, ..remote })?;
             lease.insert_layer(transaction, &known)?;
             return Ok(known);
         }
@@ -55,7 +55,7 @@ pub(crate) fn fill(
         require(transaction, &record.id)?;
         lease.insert_layer(transaction, &record.id)?;
         if !remote_rows::is_absent(transaction, &record.id)? {
-            return Ok(Published::Existing(record.id.clone()));
+            return Ok(Published::Existing(record.id));
         }
         let sql = "UPDATE layers SET bytes = ?2, entries = ?3, index_checksum = ?4, boot_id = ?5,
                    serial = (SELECT max(serial) + 1 FROM layers) WHERE id = ?1";
@@ -182,7 +182,7 @@ pub(crate) fn get(opened: &Opened, id: &LayerId) -> Result<Option<LayerRecord>, 
         let content: ContentDigest = parse("content digest", &content)?;
         let diff_id = diff_id.map(|text| parse("diff id", &text)).transpose()?;
         let blobs = blobs_of(connection, id)?;
-        Ok(Some(LayerRecord { id: id.clone(), content, times, bytes, entries, diff_id, foreign, blobs }))
+        Ok(Some(LayerRecord { id: *id, content, times, bytes, entries, diff_id, foreign, blobs }))
     })
 }
 
@@ -272,7 +272,7 @@ pub(crate) fn diff_id(opened: &Opened, id: &LayerId, tar: &TarOptions) -> Result
 fn require(connection: &Connection, id: &LayerId) -> Result<(), StoreError> {
     match exists(connection, id)? {
         true => Ok(()),
-        false => Err(StoreError::LayerNotFound { layer: id.clone() }),
+        false => Err(StoreError::LayerNotFound { layer: *id }),
     }
 }
 

@@ -47,7 +47,7 @@ impl Lease {
     /// # Errors
     /// The database failed.
     pub fn hold_layers(&self, ids: &[LayerId]) -> Result<bool, StoreError> {
-        let new: Vec<&LayerId> = ids.iter().filter(|id| !self.holds(&Held::Layer((*id).clone()))).collect();
+        let new: Vec<&LayerId> = ids.iter().filter(|id| !self.holds(&Held::Layer(*(*id)))).collect();
         for id in &new {
             if !layer_rows::settle(&self.opened, id)? {
                 return Ok(false);
@@ -65,7 +65,7 @@ impl Lease {
             new.iter().try_for_each(|id| self.insert_layer(transaction, id))?;
             Ok(true)
         })?;
-        new.into_iter().for_each(|id| self.remember(held, Held::Layer(id.clone())));
+        new.into_iter().for_each(|id| self.remember(held, Held::Layer(*id)));
         Ok(held)
     }
 
@@ -114,7 +114,7 @@ impl Lease {
 
     /// Before that: who asks for the layer again is told the truth.
     pub(crate) fn forget_layer(&self, id: &LayerId) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&Held::Layer(id.clone()));
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&Held::Layer(*id));
     }
 
     fn holds(&self, what: &Held) -> bool {

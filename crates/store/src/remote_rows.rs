@@ -62,7 +62,7 @@ pub(crate) fn get(connection: &Connection, id: &LayerId) -> Result<Option<Remote
     });
     let Some(((parent, blob, diff_id), repository, absent)) = row.optional()? else { return Ok(None) };
     Ok(Some(RemoteLayer {
-        layer: id.clone(),
+        layer: *id,
         parent: parent.map(|parent| parse("layer id", &parent)).transpose()?,
         blob: from_json("descriptor", &blob)?,
         diff_id: parse("diff id", &diff_id)?,

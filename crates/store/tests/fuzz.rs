@@ -4,7 +4,6 @@
 #[allow(dead_code, reason = "targets use parts of it")]
 mod fuzz;
 mod layer_store;
-#[allow(dead_code, reason = "targets use parts of it")]
 mod raw_tar;
 
 use forge_image::{DiffId, Digest};
@@ -56,7 +55,7 @@ fn fuzz_p05_random_layers_stay_in_their_tree() {
         let below = archive(random, &canary);
         let Ok(base) = fixture.unpack(&[], &below) else { return refused += 1 };
         let tar = archive(random, &canary);
-        match fixture.unpack(&[base.id.clone()], &tar) {
+        match fixture.unpack(std::slice::from_ref(&base.id), &tar) {
             Err(_) => refused += 1,
             Ok(record) => {
                 taken += 1;
@@ -113,7 +112,10 @@ fn fuzz_p06_layers_survive_their_tars() {
         let other = Fixture::new();
         let unpacked = other.unpack(&[], &tar).unwrap();
         let text = |text: String| text.lines().map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(text(other.tree(&[unpacked.id.clone()])), text(fixture.tree(&[layer.clone()])));
+        assert_eq!(
+            text(other.tree(std::slice::from_ref(&unpacked.id))),
+            text(fixture.tree(std::slice::from_ref(&layer)))
+        );
         let index = other.layers().index(&unpacked.id).unwrap();
         let bytes = |index: &LayerIndex| index.entries().iter().map(|entry| entry.kind.clone()).collect::<Vec<_>>();
         assert_eq!(bytes(&index), bytes(&fixture.layers().index(&layer).unwrap()));

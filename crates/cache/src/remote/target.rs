@@ -175,7 +175,7 @@ impl CacheTarget {
     ) -> Result<OfferedLayer, CacheError> {
         let cell = {
             let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-            layers.entry(layer.clone()).or_default().clone()
+            layers.entry(*layer).or_default().clone()
         };
         cell.get_or_try_init(|| self.send_layer(context, registry, layer)).await.cloned()
     }
@@ -186,7 +186,7 @@ impl CacheTarget {
         registry: &Arc<Registry>,
         layer: &LayerId,
     ) -> Result<OfferedLayer, CacheError> {
-        let (store, id) = (context.store.clone(), layer.clone());
+        let (store, id) = (context.store.clone(), *layer);
         let known = blocking(move || store.layers().remote(&id).map_err(store_failed)).await?;
         if let Some(RemoteLayer { blob, diff_id, repository, absent, .. }) = known.filter(|_| !self.force) {
             if self.store.mount(context, &blob, &repository).await? {
@@ -197,7 +197,7 @@ impl CacheTarget {
                 brought.map_err(|error| failed(repository.to_string(), error))?;
             }
         }
-        let (packed, id, compression, force) = (context.clone(), layer.clone(), self.compression, self.force);
+        let (packed, id, compression, force) = (context.clone(), *layer, self.compression, self.force);
         let sent = blocking(move || pack(&packed, &id, &compression, force).map_err(store_failed)).await?;
         self.store.put_blob(context, &sent.blob).await?;
         Ok(sent)

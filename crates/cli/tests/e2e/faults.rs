@@ -49,7 +49,7 @@ impl SmallDisk {
 
     /// Fills the disk up to so many bytes.
     fn fill(&self, left: u64) {
-        let found = rustix::fs::statvfs(&self.mount()).unwrap();
+        let found = rustix::fs::statvfs(self.mount()).unwrap();
         let free = found.f_bavail * found.f_frsize;
         let ballast = fs::File::create(self.mount().join("ballast")).unwrap();
         let bytes = free.saturating_sub(left + 32 * 1024);
@@ -128,7 +128,7 @@ fn privileged_f09_prune_works_on_a_full_disk() {
     fs::write(disk.mount().join("more"), vec![1; 1 << 20]).unwrap_err();
     let pruned = forge.ok(&["prune", "-af"]).stdout;
     assert!(pruned.contains("Total reclaimed space: "), "{pruned}");
-    let free = rustix::fs::statvfs(&disk.mount()).unwrap();
+    let free = rustix::fs::statvfs(disk.mount()).unwrap();
     assert!(free.f_bavail * free.f_frsize > 500_000, "{}", free.f_bavail);
     disk.empty();
     fs::remove_file(disk.mount().join("more")).unwrap();
@@ -303,7 +303,7 @@ fn privileged_p19_f08_files_are_moved_into_place_synced_named_and_only_then_ackn
     assert!(moved.len() >= 5, "layers, blobs and a name: {moved:?}");
     let synced = *calls(&["syncfs"]).last().expect("the store is synced");
     let of_log = |number: &usize| lines[*number].contains("forge.db-wal");
-    let recorded = calls(&["fsync", "fdatasync"]).into_iter().filter(of_log).next_back().expect("the name is synced");
+    let recorded = calls(&["fsync", "fdatasync"]).into_iter().rfind(of_log).expect("the name is synced");
     let told = |number: &usize| lines[*number].starts_with("write(1<") && lines[*number].contains("sha256:");
     let acknowledged = calls(&["write"]).into_iter().find(told).expect("the image's id is printed");
     let last = *moved.last().unwrap();

@@ -200,7 +200,8 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_refused() {
-        let cases: [(&str, &[(&str, &str)], &str); 5] = [
+        type Case = (&'static str, &'static [(&'static str, &'static str)], &'static str);
+        let cases: [Case; 5] = [
             ("x", &[], "unknown attestation type \"x\""),
             ("provenance", &[("mode", "x")], "invalid mode \"x\""),
             ("provenance", &[("version", "v2")], "invalid provenance SLSA version: v2"),

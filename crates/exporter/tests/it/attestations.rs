@@ -109,7 +109,7 @@ async fn privileged_statements_lie_beside_the_files() {
     let layer = site.layer(&[], |upper| std::fs::write(upper.join("hello"), "hello\n").unwrap());
     let tree = |platform: &str, file_name: &str| BuiltTree {
         platform: platform.parse::<Platform>().unwrap(),
-        layers: vec![layer.clone()],
+        layers: vec![layer],
         attestations: vec![Attestation { file_name: file_name.to_owned(), ..attestation("x", &json!(1)) }],
     };
     let trees = [tree("linux/amd64", "p.said.json"), tree("linux/arm64", "p.said.json")];

@@ -49,7 +49,7 @@ impl Site {
             std::fs::write(upper.join("data"), vec![7_u8; 300_000]).unwrap();
         });
         let empty = self.layer(std::slice::from_ref(&base), |_| {});
-        let top = self.layer(&[base.clone(), empty.clone()], |upper| {
+        let top = self.layer(&[base, empty], |upper| {
             std::fs::write(upper.join("hello"), "hello\n").unwrap();
         });
         let platform = Platform::new("linux", "amd64", None);

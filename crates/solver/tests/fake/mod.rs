@@ -194,7 +194,7 @@ impl Fake {
         if let Some(folder) = &*self.0.folder.lock().unwrap() {
             std::fs::write(folder.join(layer.as_str()), &text).unwrap();
         }
-        self.0.texts.lock().unwrap().insert(layer.clone(), text);
+        self.0.texts.lock().unwrap().insert(layer, text);
         ResultRef::Layers(vec![layer])
     }
 

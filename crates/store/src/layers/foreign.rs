@@ -172,6 +172,6 @@ impl Layers {
     }
 
     pub(super) fn require(&self, id: &LayerId) -> Result<LayerRecord, StoreError> {
-        self.get(id)?.ok_or_else(|| StoreError::LayerNotFound { layer: id.clone() })
+        self.get(id)?.ok_or_else(|| StoreError::LayerNotFound { layer: *id })
     }
 }

@@ -187,7 +187,7 @@ impl Layers {
             Some((index, pack)) => Ok(PackedList::new(index, pack)),
             None => self.no_files(id),
         };
-        let list = ListedTree::new(self.clone(), id.clone(), remembered.list(id, list)?);
+        let list = ListedTree::new(self.clone(), *id, remembered.list(id, list)?);
         Ok(root::Root::of_list(path, list))
     }
 
@@ -374,7 +374,7 @@ impl Layers {
             Some(RemoteLayer { layer, repository, .. }) => {
                 Err(StoreError::LayerAbsent { layer, repository: Box::new(repository) })
             }
-            None => Err(StoreError::LayerNotFound { layer: id.clone() }),
+            None => Err(StoreError::LayerNotFound { layer: *id }),
         }
     }
 }

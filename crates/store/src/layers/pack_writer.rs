@@ -113,7 +113,7 @@ impl Layers {
         let Some(pack) = Pack::with_sizes(&self.path(id), sizes)? else { return Ok(None) };
         let place = |(position, file): (usize, Option<FileBytes>)| Some((file?.1, pack.get(position)?));
         let mut places: Vec<_> = files.into_iter().enumerate().filter_map(place).collect();
-        places.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        places.sort_unstable_by_key(|(a, _)| *a);
         Ok(Some(PackContents { pack, places }))
     }
 

@@ -75,7 +75,7 @@ pub(crate) fn record_of(remote: &RemoteLayer) -> LayerRecord {
         foreign: true,
     };
     LayerRecord {
-        id: remote.layer.clone(),
+        id: remote.layer,
         content: ContentDigest::of_tar(&remote.diff_id),
         times: FileTimes::Content,
         bytes: 0,

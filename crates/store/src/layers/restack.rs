@@ -28,14 +28,14 @@ impl Layers {
     pub fn restack(&self, below: &[LayerId], layer: &LayerId, lease: &Lease) -> Result<LayerId, StoreError> {
         let old = self.index(layer)?;
         if !below.contains(layer) && old.entries()[1..].iter().all(says_all) && !self.absent(below)?.is_empty() {
-            return Ok(layer.clone());
+            return Ok(*layer);
         }
         let lower = self.tree(below)?;
         let entries: Vec<LayerEntry> =
             old.entries().iter().map(|entry| fitted(entry, &lower)).collect::<Result<_, _>>()?;
         let fits = |(old, new): (&LayerEntry, &LayerEntry)| old.kind == new.kind && same_but_time(old, new);
         if !below.contains(layer) && old.entries().iter().zip(&entries).all(fits) {
-            return Ok(layer.clone());
+            return Ok(*layer);
         }
         let Some(record) = self.get(layer)? else { return self.no_files(layer) };
         let same_tar = old.entries().iter().zip(&entries).all(|(old, new)| old.kind == new.kind);

@@ -176,7 +176,7 @@ impl Remembered {
         };
         let names = folder::names(&folder).map_err(StoreError::os("read", &path))?;
         let names = (names.len() <= MOST_NAMES).then(|| Arc::from(names));
-        bounded(&mut lock(&self.names), MOST_LAYERS).insert(id.clone(), names.clone());
+        bounded(&mut lock(&self.names), MOST_LAYERS).insert(*id, names.clone());
         // Not kept open: a stack may be higher than a process may have descriptors.
         Ok(Some(Root::of_layer(path, names)))
     }
@@ -209,7 +209,7 @@ impl Remembered {
     }
 
     pub(crate) fn remember_content(&self, id: &LayerId, content: ContentDigest) {
-        bounded(&mut lock(&self.contents), MOST_LAYERS).insert(id.clone(), content);
+        bounded(&mut lock(&self.contents), MOST_LAYERS).insert(*id, content);
     }
 }
 

@@ -411,14 +411,10 @@ fn binary(field: &[u8]) -> Option<i64> {
 mod raw_tar;
 
 #[cfg(test)]
-#[path = "../../../testkit/src/fuzz.rs"]
-#[allow(dead_code, reason = "targets use parts of it")]
-mod fuzz;
-
-#[cfg(test)]
 mod tests {
     use super::raw_tar::{self, RawHeader, RawTar};
     use super::*;
+    use crate::tests::fuzz;
 
     #[test]
     fn a61_numbers_are_read_whole_or_not_at_all() {

@@ -45,11 +45,11 @@ fn only_what_nothing_needs_is_collected() {
     let unneeded_blob = blob_of(&unneeded, "unneeded tar");
     let leased = store.blobs().write(b"leased", &lease).unwrap();
 
-    let roots = HashSet::from([of_root.clone()]);
+    let roots = HashSet::from([of_root]);
     assert_eq!(store.collect(&roots, false).unwrap().bytes, 0);
     drop(passing);
     let planned = store.collect(&roots, true).unwrap();
-    assert_eq!(planned.layers, [(unneeded.clone(), 8)]);
+    assert_eq!(planned.layers, [(unneeded, 8)]);
     assert_eq!(planned.blobs, [(unneeded_blob, 12)]);
     assert_eq!(planned.bytes, 20);
     assert_eq!(layer_folders(&store).len(), 4);
@@ -63,7 +63,7 @@ fn only_what_nothing_needs_is_collected() {
     assert_eq!(files, expect.into_iter().collect());
     let other = store.lease("other").unwrap();
     assert!(!other.hold_layer(&unneeded).unwrap());
-    assert!(!other.hold_layers(&[of_lease.clone(), unneeded]).unwrap());
+    assert!(!other.hold_layers(&[of_lease, unneeded]).unwrap());
     drop(lease);
     assert_eq!(store.collect(&roots, true).unwrap().layers.len(), 1);
     assert!(!store.lease("late").unwrap().hold_layers(&[LayerId::random()]).unwrap());
@@ -128,9 +128,9 @@ fn the_first_layer_of_a_stack_wins() {
     let (first, published) = put_layer(&store, &lease, "x", Some(&chain));
     assert_eq!(published, Published::Stored);
     let (_, published) = put_layer(&store, &lease, "x", Some(&chain));
-    assert_eq!(published, Published::Existing(first.clone()));
+    assert_eq!(published, Published::Existing(first));
     assert_eq!(layer_folders(&store), [first.as_str()]);
-    assert_eq!(layer_rows::find_by_chain(&store.opened, &chain).unwrap(), Some(first.clone()));
+    assert_eq!(layer_rows::find_by_chain(&store.opened, &chain).unwrap(), Some(first));
     let (one, two) = (DiffId::new(Digest::sha256(b"1")), DiffId::new(Digest::sha256(b"2")));
     let clamped = TarOptions { clamp_mtime: Some(0) };
     layer_rows::set_diff_id(&store.opened, &first, &TarOptions::default(), &one).unwrap();

@@ -6,7 +6,7 @@ mod cache_mounts;
 mod collection;
 #[allow(dead_code, reason = "other targets use the rest of it")]
 #[path = "../../../testkit/src/fuzz.rs"]
-mod fuzz;
+pub(crate) mod fuzz;
 mod images;
 mod opening;
 mod power;

@@ -41,11 +41,11 @@ fn a_layer_is_known_before_it_is_here() {
     let known = store.layers().know(&[entry(&a), entry(&b)], &repository, &lease).unwrap();
     assert_eq!(store.layers().know(&[entry(&a), entry(&b)], &repository, &lease).unwrap(), known, "known once");
     let absent = store.layers().absent(&known).unwrap();
-    let of = |remote: &RemoteLayer| (remote.layer.clone(), remote.parent.clone(), remote.repository.to_string());
+    let of = |remote: &RemoteLayer| (remote.layer, remote.parent, remote.repository.to_string());
     let place = repository.to_string();
     assert_eq!(
         absent.iter().map(of).collect::<Vec<_>>(),
-        [(known[0].clone(), None, place.clone()), (known[1].clone(), Some(known[0].clone()), place)]
+        [(known[0], None, place.clone()), (known[1], Some(known[0]), place)]
     );
     assert_eq!(store.layers().diff_id(&known[1], &Default::default()).unwrap(), entry(&b).1);
     assert!(matches!(store.layers().tree(&known), Err(StoreError::LayerAbsent { .. })));
@@ -99,7 +99,7 @@ fn what_nobody_needs_is_forgotten() {
     let known = store.layers().know(&[entry(&tar("a"))], &"r.test/base".parse().unwrap(), &lease).unwrap();
     assert!(store.collect(&HashSet::new(), false).unwrap().layers.is_empty());
     drop(lease);
-    assert_eq!(store.collect(&HashSet::new(), false).unwrap().layers, [(known[0].clone(), 0)]);
+    assert_eq!(store.collect(&HashSet::new(), false).unwrap().layers, [(known[0], 0)]);
     assert!(store.layers().remote(&known[0]).unwrap().is_none());
 }
 

@@ -37,7 +37,7 @@ pub(crate) fn verify(opened: &Arc<Opened>, depth: VerifyDepth) -> Result<Verific
     for layer in &held.layers {
         let (read, fault) = look_at_layer(opened, layer, depth);
         bytes += read;
-        findings.extend(fault.map(|fault| Finding::Layer { id: layer.id.clone(), fault }));
+        findings.extend(fault.map(|fault| Finding::Layer { id: layer.id, fault }));
     }
     findings.extend(opened.database().read(incomplete_images)?);
     findings.extend(opened.database().read(incomplete_names)?);

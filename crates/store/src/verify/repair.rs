@@ -49,7 +49,7 @@ fn drop_damaged(transaction: &Transaction<'_>, finding: &Finding, repair: &mut R
                 repair.blobs.push(digest.clone());
             }
         }
-        Finding::Layer { id, .. } => repair.layers.push(id.clone()),
+        Finding::Layer { id, .. } => repair.layers.push(*id),
         Finding::Database { .. } | Finding::Image { .. } | Finding::Name { .. } | Finding::Stray { .. } => {}
     }
     Ok(())

@@ -50,6 +50,7 @@ pub(super) struct Given {
     gid: u32,
     nanoseconds: u32,
     seconds: i64,
+    #[expect(clippy::box_collection, reason = "few entries have any, and a map is three words")]
     xattrs: Option<Box<BTreeMap<OsString, Vec<u8>>>>,
 }
 

@@ -52,7 +52,7 @@ fn inode(path: &Path) -> u64 {
 fn lazily() {
     let site = Site::new().context("d/f =F\nd/l -> f\ng =G 4711 @5");
     let layer = copy(&site, "COPY . /app/");
-    let stack = [layer.clone()];
+    let stack = [layer];
     let seen = site.store.layers().tree(&stack).unwrap();
     let lines = |folder: &str| -> Vec<String> {
         let children = seen.children(Path::new(folder)).unwrap();
@@ -117,7 +117,7 @@ fn other_base() {
 fn shared() {
     let mut site = Site::new().context("d/f =some-bytes\ng =other");
     let stage = copy(&site, "COPY . /app/");
-    site.stage = ResultRef::Layers(vec![stage.clone()]);
+    site.stage = ResultRef::Layers(vec![stage]);
     let layer = copy(&site, "COPY --from=stage /app /srv");
     assert_eq!(data(&site, &layer), [(0, 1), (15, 2)]);
     assert!(!folder(&site, &stage).join("tree").exists());

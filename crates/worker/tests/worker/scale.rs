@@ -58,7 +58,7 @@ fn other_ways() {
     let mut site = Site::new();
     fill(&site.path("context"), 30);
     let record = site.execute("COPY . /app/").unwrap();
-    site.base = ResultRef::Layers(vec![record.id.clone()]);
+    site.base = ResultRef::Layers(vec![record.id]);
     site.stage = site.base.clone();
     timed("COPY over the same files", || {
         assert_eq!(site.execute("COPY --chown=1 . /app/").unwrap().entries as usize, 30 * FILES + 51);
