@@ -41,7 +41,7 @@ fn attack(fixture: &Fixture, parents: &[LayerId], tar: &[u8]) -> Result<LayerRec
 /// The same at the door of `ADD`: an archive is refused for the same reason, or taken, and nothing outside changes either
 /// way.
 fn attack_extraction(fixture: &Fixture, tar: &[u8], text: &str, accepted: bool) {
-    let extracted = fixture.layers().extract(&mut &tar[..]);
+    let extracted = fixture.layers().extract(&mut &tar[..], &|| tar.len() as u64);
     fixture.check_canary();
     match extracted {
         Ok(_) => assert!(accepted, "a layer is refused, an archive is not: {text}"),
@@ -527,6 +527,10 @@ fn privileged_a59_bombs_stop_at_the_limits() {
     for packed in [Packed::Gzip, Packed::Zstd] {
         assert!(unpack(packed, small).contains("uncompressed bytes"), "{packed:?}");
         assert!(unpack(packed, narrow).contains("per compressed byte"), "{packed:?}");
+    }
+    for (limits, reason) in [(small, "uncompressed bytes"), (narrow, "per compressed byte")] {
+        let refused = fixture.layers().with_limits(limits).extract(&mut &tar[..], &|| 1000).map(drop);
+        assert!(chain(&refused.unwrap_err()).contains(reason), "an archive of ADD");
     }
     // A frame that asks for a window of 2 GiB: magic, descriptor without content size, window descriptor.
     let window = [&[0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3][..], &[1, 0, 0]].concat();

@@ -79,16 +79,7 @@ impl Tar {
         bytes.truncate(count);
         hasher.update(&bytes);
         *total += count as u64;
-        let compressed = self.compressed.load(Ordering::Relaxed);
-        if *total > limits.bytes {
-            return Err(LayerError::LimitExceeded { what: "uncompressed bytes", limit: limits.bytes });
-        }
-        if *total > limits.ratio_floor && *total / limits.ratio.max(1) > compressed {
-            return Err(LayerError::LimitExceeded {
-                what: "uncompressed bytes per compressed byte",
-                limit: limits.ratio,
-            });
-        }
+        limits.check_bytes(*total, self.compressed.load(Ordering::Relaxed))?;
         Ok((count > 0).then_some(bytes))
     }
 

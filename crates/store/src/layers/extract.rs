@@ -2,12 +2,13 @@
 
 use super::entry::EntryKind;
 use super::error::{LayerError, shown};
+use super::limits::UnpackLimits;
 use super::tar_reader::TarReader;
 use super::tree::MergedTree;
 use super::unpack::{self, UnpackError};
 use super::{LayerIndex, Layers};
 use crate::{ScratchDir, StoreError};
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// The files of an archive, in a private folder that goes when this is dropped.
@@ -46,11 +47,13 @@ fn require_nodes(index: &LayerIndex, files: &Path) -> Result<(), StoreError> {
 impl Layers {
     /// Unpacks an uncompressed tar into a private folder, by the rules for strangers' layers: nothing is written
     /// outside of it, whatever the tar says (A38). Names that mean a deletion in a layer are left out, since no layer
-    /// could hold them as files.
+    /// could hold them as files. `packed` says how many bytes the archive has while it is compressed, or how many of them
+    /// were read so far.
     ///
     /// # Errors
     /// The tar is malformed, hostile or beyond the limits; it cannot be read, or the folder not be written.
-    pub fn extract(&self, tar: &mut dyn Read) -> Result<Extracted, StoreError> {
+    pub fn extract(&self, tar: &mut dyn Read, packed: &dyn Fn() -> u64) -> Result<Extracted, StoreError> {
+        let tar = Bounded { tar, unpacked: 0, packed, limits: self.limits };
         let folder = self.opened.scratch("extract")?;
         let below = folder.path().join("below");
         let files = folder.path().join("files");
@@ -61,11 +64,31 @@ impl Layers {
         Ok(Extracted { tree: MergedTree::new(vec![files.clone()])?, files, _folder: folder })
     }
 
-    fn extract_into(&self, tar: &mut dyn Read, below: &MergedTree, files: &Path) -> Result<LayerIndex, StoreError> {
+    fn extract_into(&self, tar: Bounded<'_>, below: &MergedTree, files: &Path) -> Result<LayerIndex, StoreError> {
         let mut reader = TarReader::new(tar, self.limits);
         unpack::unpack(&mut reader, below, files).map_err(|error| match error {
             UnpackError::Store(error) => error,
-            UnpackError::Source(source) => LayerError::Unreadable { source }.into(),
+            UnpackError::Source(source) => match source.downcast::<LayerError>() {
+                Ok(limit) => limit.into(),
+                Err(source) => LayerError::Unreadable { source }.into(),
+            },
         })
+    }
+}
+
+/// A tar that ends with an error, a [`LayerError`], once it is beyond the limits.
+struct Bounded<'a> {
+    tar: &'a mut dyn Read,
+    unpacked: u64,
+    packed: &'a dyn Fn() -> u64,
+    limits: UnpackLimits,
+}
+
+impl Read for Bounded<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.tar.read(buffer)?;
+        self.unpacked += count as u64;
+        self.limits.check_bytes(self.unpacked, (self.packed)()).map_err(io::Error::other)?;
+        Ok(count)
     }
 }

@@ -21,6 +21,20 @@ pub struct UnpackLimits {
 }
 
 impl UnpackLimits {
+    /// Refuses that many bytes of a tar, of which so many were read while they were compressed.
+    pub(super) fn check_bytes(&self, unpacked: u64, packed: u64) -> Result<(), LayerError> {
+        if unpacked > self.bytes {
+            return Err(LayerError::LimitExceeded { what: "uncompressed bytes", limit: self.bytes });
+        }
+        if unpacked > self.ratio_floor && unpacked / self.ratio.max(1) > packed {
+            return Err(LayerError::LimitExceeded {
+                what: "uncompressed bytes per compressed byte",
+                limit: self.ratio,
+            });
+        }
+        Ok(())
+    }
+
     /// Refuses a path of that many names where it is too deep.
     pub(super) fn check_depth(&self, names: usize) -> Result<(), LayerError> {
         match names as u64 > self.depth {

@@ -73,8 +73,9 @@ pub(crate) fn extract(file: File, store: &Store, name: &str, stop: &Stop) -> Res
         Ok(()) => FileError::Archive { path: name.to_owned(), source },
         Err(cancelled) => cancelled.into(),
     };
+    let packed = file.metadata().map_err(|error| failed(error.into()))?.len();
     let tar = decompress(file).map_err(|error| failed(error.into()))?;
-    store.layers().extract(&mut Stoppable { tar, stop }).map_err(|error| failed(error.into()))
+    store.layers().extract(&mut Stoppable { tar, stop }, &|| packed).map_err(|error| failed(error.into()))
 }
 
 /// Ends in the middle when the build is to stop: an archive may be far larger than its file.
