@@ -77,8 +77,8 @@ fn a_record_comes_back_as_it_was_under_each_key() {
     });
 }
 
-/// L03: what a step of a chain adds to the file does not grow with the chain. Seen to fail with each record holding all of
-/// its layers: the last five hundred steps took six times the bytes of the first.
+/// L03: what a step of a chain adds to the file does not grow with the chain. Meant to fail with each record holding all of
+/// its layers, as they once did.
 #[test]
 fn l03_records_of_a_chain_share_their_stacks() {
     let folder = tempfile::tempdir().unwrap();

@@ -158,7 +158,7 @@ fn privileged_what_came_out_as_before_has_the_times_that_later_steps_saw() {
 }
 
 /// What Python looks at: a compiled file names the time and the size of its source, and is of no use beside another one.
-/// Whatever is run again, copied again or touched, the two in the image belong together. Seen to fail when a step's new tree
+/// Whatever is run again, copied again or touched, the two in the image belong together. Meant to fail when a step's new tree
 /// is kept beside what was made from the old one, and when unchanged files are linked to earlier ones of other times.
 #[test]
 fn privileged_a_compiled_file_names_the_time_of_the_source_beside_it() {
