@@ -6,6 +6,9 @@ use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 /// Which tests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +52,9 @@ const RUNC: &str = "/usr/sbin/runc";
 const THROUGH_RUNC: &str = "cargo test --workspace --test e2e --no-fail-fast -- --show-output run:: sandbox:: mounts:: \
                             --skip names_ids_and_init --skip stop_signals --skip a96_a_step";
 
+/// How long cargo may be silent before it is looked whether it has ended.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// In CI, a skipped test is a failed one.
 fn must_be_privileged() -> bool {
     rustix::process::geteuid().is_root() && std::env::var("CI").is_ok_and(|value| value == "true")
@@ -71,10 +77,25 @@ impl Report {
             cargo.env("FORGE_REQUIRE_PRIVILEGED", "1");
         }
         let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
-        for line in BufReader::new(child.stdout.take().context("cargo's output was not kept")?).split(b'\n') {
-            let line = String::from_utf8_lossy(&line?).into_owned();
-            if self.take(&line) {
-                println!("{line}");
+        let output = child.stdout.take().context("cargo's output was not kept")?;
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            BufReader::new(output).split(b'\n').map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        loop {
+            match lines.recv_timeout(PATIENCE) {
+                Ok(line) => {
+                    let line = String::from_utf8_lossy(&line).into_owned();
+                    if self.take(&line) {
+                        println!("{line}");
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) if child.try_wait()?.is_none() => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    println!("error: a program that a test started runs on, and holds cargo's output");
+                    return Ok(false);
+                }
             }
         }
         Ok(child.wait()?.success())

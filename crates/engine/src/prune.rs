@@ -111,7 +111,9 @@ impl Engine {
             let own = record.outputs.first().and_then(|output| output.layers().last()).map(&mut number);
             let mut row = row(key, record, &shared, &leased, &sizes, &mut counted);
             row.parents = parents(record, &makers);
-            row.in_use = record.layers().any(|layer| leased.contains(layer));
+            // Not by what it stands on: builds that run have the base of most records.
+            row.in_use =
+                record.outputs.iter().filter_map(|output| output.layers().last()).any(|own| leased.contains(own));
             row.shared =
                 record.layers().any(|layer| shared.contains(layer)) && own.is_none_or(|own| weights[own].pinned);
             candidates.push(Candidate {

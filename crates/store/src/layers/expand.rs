@@ -185,7 +185,7 @@ impl<'a> Expansion<'a> {
         let (mut from, mut left) = (place.offset, size);
         while left > 0 {
             let count = usize::try_from(left).unwrap_or(usize::MAX).min(1 << 30);
-            match rustix::fs::copy_file_range(data, Some(&mut from), &*file, None, count) {
+            match rustix::fs::copy_file_range(&*data, Some(&mut from), &*file, None, count) {
                 Ok(0) => {
                     let reason = "its bytes are cut off";
                     return Err(LayerError::TreeChanged { path: shown(&entry.path), reason }.into());

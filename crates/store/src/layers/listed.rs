@@ -42,6 +42,11 @@ impl PackedList {
     pub(super) fn len(&self) -> usize {
         self.index.entries().len()
     }
+
+    /// Closes the files of the pack until they are read again.
+    pub(super) fn close_files(&self) {
+        self.pack.close_files();
+    }
 }
 
 /// Larger files are opened in the tree, which is made for them.

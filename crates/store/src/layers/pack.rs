@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The folder of a layer that holds the bytes of its files instead of a tree.
 pub(super) const FOLDER: &str = "pack";
@@ -52,8 +52,8 @@ pub struct Pack {
 struct DataFile {
     name: String,
     size: u64,
-    /// Opened when it is first read.
-    file: OnceLock<File>,
+    /// Opened when it is read, and closed by [`Pack::close_files`].
+    file: Mutex<Option<Arc<File>>>,
 }
 
 impl Pack {
@@ -114,14 +114,21 @@ impl Pack {
     }
 
     /// The data file of a place, and its size.
-    pub(super) fn data(&self, place: PackedBytes) -> Result<(&File, u64), StoreError> {
+    pub(super) fn data(&self, place: PackedBytes) -> Result<(Arc<File>, u64), StoreError> {
         let data = &self.files[place.file as usize];
-        if data.file.get().is_none() {
-            let path = self.folder.join(&data.name);
-            // Another thread may have been faster; its file is as good.
-            drop(data.file.set(File::open(&path).map_err(StoreError::io("open", &path))?));
+        let mut open = data.file();
+        if let Some(file) = &*open {
+            return Ok((file.clone(), data.size));
         }
-        Ok((data.file.get().expect("it was set above"), data.size))
+        let path = self.folder.join(&data.name);
+        let file = Arc::new(File::open(&path).map_err(StoreError::io("open", &path))?);
+        *open = Some(file.clone());
+        Ok((file, data.size))
+    }
+
+    /// Closes what was opened; what is read again is opened again.
+    pub(super) fn close_files(&self) {
+        self.files.iter().for_each(|data| *data.file() = None);
     }
 
     /// The names and sizes of the data files.
@@ -138,7 +145,12 @@ impl DataFile {
     fn find(folder: &Path, name: &str) -> Result<Self, StoreError> {
         let path = folder.join(name);
         let found = std::fs::symlink_metadata(&path).map_err(StoreError::io("inspect", &path))?;
-        Ok(Self { name: name.to_owned(), size: found.len(), file: OnceLock::new() })
+        Ok(Self { name: name.to_owned(), size: found.len(), file: Mutex::default() })
+    }
+
+    /// The open file is whole at every moment.
+    fn file(&self) -> MutexGuard<'_, Option<Arc<File>>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

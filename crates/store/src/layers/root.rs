@@ -146,6 +146,9 @@ impl Root {
 const MOST_LISTS: usize = 2048;
 const MOST_LISTED: usize = 65_536;
 
+/// After so many lists the files of all of them are closed: a process may have no more than 1,024 open.
+const MOST_OPEN: usize = 32;
+
 /// As many layers are remembered otherwise: a process that serves many builds must not grow with each.
 const MOST_LAYERS: usize = 16_384;
 
@@ -195,6 +198,9 @@ impl Remembered {
         lists.entries += list.len();
         if lists.by_layer.len() >= MOST_LISTS || lists.entries > MOST_LISTED {
             *lists = Lists { entries: list.len(), ..Lists::default() };
+        }
+        if lists.by_layer.len() % MOST_OPEN == MOST_OPEN - 1 {
+            lists.by_layer.values().for_each(|list| list.close_files());
         }
         Ok(lists.by_layer.entry(*id).or_insert(list).clone())
     }
