@@ -53,8 +53,7 @@ impl Fault {
                  fallocate,linkat,symlinkat,mknodat,copy_file_range,setxattr,fsetxattr"
             }
             Self::Io => {
-                // Not `read`: most are of sockets and pipes, which cannot fail so.
-                "pread64,getdents64,write,pwrite64,fsync,fdatasync,syncfs,openat,rename,renameat2,unlinkat,\
+                "pread64,read,recvmsg,getdents64,write,pwrite64,fsync,fdatasync,syncfs,openat,rename,renameat2,unlinkat,\
                  statx,newfstatat"
             }
             Self::NoDescriptors => "openat,openat2,socket,pipe2,dup,dup3,epoll_create1,eventfd2,pidfd_open,accept4",

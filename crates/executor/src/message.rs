@@ -10,7 +10,7 @@ use crate::{DevicePolicy, ExecutorError, GroupPlacement, NetworkMode, Resources,
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    Shutdown, recvmsg, sendmsg, shutdown,
 };
 use serde::{Deserialize, Serialize};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -274,7 +274,20 @@ impl Channel {
     }
 
     /// Receives the next message, or `None` when the other side has closed its end between two messages.
+    ///
+    /// A conversation that failed once is over for both sides: nobody knows where the next message begins, and each would
+    /// wait for the other.
     pub(crate) fn receive(&self) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
+        self.receive_one().inspect_err(|_| self.end())
+    }
+
+    /// Ends the conversation, whoever else holds this end. What has come already can still be received.
+    pub(crate) fn end(&self) {
+        // It fails only where the other side has gone.
+        let _ = shutdown(&self.0, Shutdown::Both);
+    }
+
+    fn receive_one(&self) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
         let mut length = [0; 4];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -312,8 +325,15 @@ impl AsFd for Channel {
     }
 }
 
-/// As [`Channel::send`], for whoever does not own the channel.
+/// As [`Channel::send`], for whoever does not own the channel. What was sent in part is followed by the end.
 pub(crate) fn send(socket: BorrowedFd<'_>, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send_whole(socket, message, descriptors).inspect_err(|_| {
+        // It fails only where the other side has gone.
+        let _ = shutdown(socket, Shutdown::Write);
+    })
+}
+
+fn send_whole(socket: BorrowedFd<'_>, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let body = serde_json::to_vec(message)?;
     let length = u32::try_from(body.len()).map_err(|_| io::Error::from(Errno::TOOBIG))?;
     let mut bytes = length.to_le_bytes().to_vec();

@@ -90,12 +90,17 @@ impl NamespaceContainer {
         }
     }
 
-    /// Hands the specification over and waits until the container is ready.
+    /// Hands the specification over and waits until the container is ready. One that does not get so far is given up: whoever
+    /// makes it hears that nobody waits for it.
     pub(crate) fn configure(
         &self,
         configuration: Configuration,
         streams: &[BorrowedFd<'_>],
     ) -> Result<(), ExecutorError> {
+        self.try_configure(configuration, streams).inspect_err(|_| lock(&self.channel).end())
+    }
+
+    fn try_configure(&self, configuration: Configuration, streams: &[BorrowedFd<'_>]) -> Result<(), ExecutorError> {
         let message = Message::Configure(Box::new(configuration));
         let sent = lock(&self.channel).send(&message, streams);
         let mut outcome = None;
@@ -107,6 +112,7 @@ impl NamespaceContainer {
             outcome = self.take(message, descriptors).or(outcome);
         }
         match (outcome, sent) {
+            (Some(Ok(())), _) if self.pidfd.get().is_none() => Err(died("set a container up")),
             (Some(outcome), _) => outcome,
             // An init that fails early says why before it closes the channel.
             (None, Err(source)) => Err(ExecutorError::system("hand the specification over", source)),
@@ -324,7 +330,7 @@ impl Container for NamespaceContainer {
         let Some(signal) = Signal::from_named_raw(signal) else {
             return Err(ExecutorError::InvalidSpec { reason: format!("unknown signal {signal}") });
         };
-        // A container without a handle has lost its channel too, and ends by itself.
+        // A container without a handle was given up before it was ready, and ends by itself.
         let Some(pidfd) = self.pidfd.get() else {
             return Ok(());
         };
@@ -375,5 +381,59 @@ impl Drop for NamespaceContainer {
     fn drop(&mut self) {
         // Whoever wants to hear of errors calls `delete`.
         let _ = self.delete();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RootFs;
+    use crate::set_up_process::channel_pair;
+    use rustix::pipe::{PipeFlags, pipe_with};
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::process::Command;
+    use std::sync::mpsc;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    fn configuration() -> Configuration {
+        let spec = SandboxSpec::for_root(RootFs::Directory("/".into()), ProcessSpec::new(["true"]));
+        Configuration {
+            id: "test".into(),
+            spec,
+            streams: [false; 3],
+            runtime_dir: "/nowhere".into(),
+            oci_runtime: None,
+        }
+    }
+
+    /// The other side says something that is no message, before it has sent a handle of the container, and waits, as init does.
+    ///
+    /// Fails (nobody ends) when the channel stays open after an error.
+    #[test]
+    fn a_container_whose_conversation_has_failed_is_given_up_at_once() {
+        let (ours, theirs) = channel_pair().unwrap();
+        let (exit, exit_write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let init = std::thread::spawn(move || {
+            let mut stream = UnixStream::from(theirs);
+            stream.write_all(b"\x05\0\0\0hello").unwrap();
+            let heard = stream.read_to_end(&mut Vec::new());
+            drop(exit_write);
+            heard.unwrap()
+        });
+        let (told, tells) = mpsc::channel();
+        std::thread::spawn(move || {
+            let (unused, _) = channel_pair().unwrap();
+            let server = SetUpProcess::of(Command::new("true").spawn().unwrap(), unused);
+            let channel = Channel::new(ours);
+            let container = NamespaceContainer::new(Arc::new(server), Maker::Init, channel, exit, None);
+            let failure = container.configure(configuration(), &[]).unwrap_err();
+            drop(container);
+            told.send(failure.to_string())
+        });
+        let failure = tells.recv_timeout(DEADLINE).expect("it was given up");
+        assert!(failure.contains("set a container up"), "{failure}");
+        assert!(init.join().unwrap() > 0, "it was sent its configuration");
     }
 }

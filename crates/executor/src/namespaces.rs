@@ -3,7 +3,7 @@ use crate::copied::{self, Copies};
 use crate::init::{layout, sys};
 use crate::message::{Channel, Configuration, Maker, Message, Order};
 use crate::namespace_container::{NamespaceContainer, smallest_memory_limit};
-use crate::set_up_process::{SetUpProcess, channel_pair};
+use crate::set_up_process::{SetUpProcess, channel_pair, lock};
 use crate::{
     Capabilities, ContainerId, DevicePolicy, ExecutorError, GroupPlacement, NetworkMode, Resources, RootFs,
     SandboxSpec, Sysctl,
@@ -16,14 +16,15 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Runs containers on Linux namespaces, as root.
 ///
 /// One set-up process serves all containers of an executor; it ends, and every container with it, when the executor is
-/// dropped or its process dies. Cheap to keep, so make one and share it.
+/// dropped or its process dies. Where that process dies itself, or cannot be talked to, its containers end, and the next one
+/// has a new process. Cheap to keep, so make one and share it.
 pub struct NamespaceExecutor {
-    server: Arc<SetUpProcess>,
+    server: Mutex<Arc<SetUpProcess>>,
     runtime_dir: PathBuf,
     /// Whether anything can be mounted. Where nothing can, containers are processes in a changed root.
     mounts: bool,
@@ -49,7 +50,7 @@ impl NamespaceExecutor {
             .canonicalize()
             .map_err(|source| ExecutorError::system(format!("resolve {}", runtime_dir.display()), source))?;
         let mounts = sys::permitted().is_ok_and(|held| held.contains(Capabilities::SYS_ADMIN));
-        Ok(Self { server: Arc::new(server), runtime_dir, mounts })
+        Ok(Self { server: Mutex::new(Arc::new(server)), runtime_dir, mounts })
     }
 
     /// Creates a container, through an OCI runtime if one is given.
@@ -78,6 +79,30 @@ impl NamespaceExecutor {
 }
 
 impl NamespaceExecutor {
+    /// The set-up process, a new one where the last one was given up.
+    fn server(&self) -> Result<Arc<SetUpProcess>, ExecutorError> {
+        let mut server = lock(&self.server);
+        if server.has_failed() {
+            *server = Arc::new(server.start_again(&self.runtime_dir)?);
+        }
+        Ok(Arc::clone(&server))
+    }
+
+    /// Asks the set-up process, and a new one once more where it cannot be talked to: what it was asked for is not made then.
+    fn ask<T>(
+        &self,
+        question: impl Fn(&SetUpProcess) -> Result<T, ExecutorError>,
+    ) -> Result<(T, Arc<SetUpProcess>), ExecutorError> {
+        let server = self.server()?;
+        match question(&server) {
+            Err(_) if server.has_failed() => {
+                let server = self.server()?;
+                Ok((question(&server)?, server))
+            }
+            answer => Ok((answer?, server)),
+        }
+    }
+
     fn spawn(&self, configuration: Configuration, streams: &Streams) -> Result<NamespaceContainer, ExecutorError> {
         let failed = |source| ExecutorError::system("talk to the sandbox set-up process", source);
         let (ours, theirs) = channel_pair().map_err(failed)?;
@@ -88,10 +113,9 @@ impl NamespaceExecutor {
         let request = Message::Spawn(Box::new(order));
         let memory_limit = smallest_memory_limit(spec);
         // The answer comes through the container's own channel, so that nobody waits for anybody else's clone.
-        self.server.request(&request, &[theirs.as_fd(), exit_write.as_fd()])?;
+        let ((), server) = self.ask(|server| server.request(&request, &[theirs.as_fd(), exit_write.as_fd()]))?;
         drop((theirs, exit_write));
-        let channel = Channel::new(ours);
-        let container = NamespaceContainer::new(Arc::clone(&self.server), maker, channel, exit_read, memory_limit);
+        let container = NamespaceContainer::new(server, maker, Channel::new(ours), exit_read, memory_limit);
         container.configure(configuration, &streams.borrowed())?;
         Ok(container)
     }
@@ -104,7 +128,7 @@ impl NamespaceExecutor {
         };
         let Some(reason) = reason else { return Ok((Copies::default(), Vec::new())) };
         let notice = format!("the layers are copied for each step, which takes time and space: {reason}");
-        self.server.note([notice]);
+        self.server()?.note([notice]);
         let mut copies = Copies::replace(spec, &self.runtime_dir, id.as_str())?;
         let listeners = if self.mounts { Vec::new() } else { copies.place(spec)? };
         Ok((copies, listeners))
@@ -140,16 +164,16 @@ impl Executor for NamespaceExecutor {
     }
 
     fn private_network(&self) -> Result<Ipv4Addr, ExecutorError> {
-        let answer = self.server.private_network(&self.runtime_dir)?;
+        let (answer, _) = self.ask(|server| server.private_network(&self.runtime_dir))?;
         answer.map_err(|reason| ExecutorError::Unsupported { what: format!("a private network ({reason})") })
     }
 
     fn notices(&self) -> Vec<String> {
-        self.server.notices()
+        lock(&self.server).notices()
     }
 
     fn finish(&self) {
-        self.server.finish();
+        lock(&self.server).finish();
     }
 }
 

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The small process that clones containers, as whoever asks it sees it. It ends, and every container with it, when this
@@ -19,6 +20,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub struct SetUpProcess {
     connection: Mutex<Connection>,
     process: Mutex<Child>,
+    /// Whether it was given up, as is done when anything is wrong with the conversation.
+    has_failed: AtomicBool,
     /// What could not be enforced for some container, each once.
     limit_notices: Mutex<BTreeSet<String>>,
 }
@@ -62,8 +65,41 @@ impl SetUpProcess {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
+        Ok(Self::of(process, ours))
+    }
+
+    pub(crate) fn of(process: Child, ours: OwnedFd) -> Self {
         let connection = Connection { channel: Channel::new(ours), notices: None, network: NetworkAnswer::Unasked };
-        Ok(Self { connection: Mutex::new(connection), process: Mutex::new(process), limit_notices: Mutex::default() })
+        Self {
+            connection: Mutex::new(connection),
+            process: Mutex::new(process),
+            has_failed: AtomicBool::new(false),
+            limit_notices: Mutex::default(),
+        }
+    }
+
+    /// A new one in the place of one that was given up: with its notices, and with a private network if that had one.
+    pub(crate) fn start_again(&self, runtime: &Path) -> Result<Self, ExecutorError> {
+        let started = Self::start()?;
+        if !matches!(lock(&self.connection).network, NetworkAnswer::Unasked) {
+            started.expect_network(runtime)?;
+        }
+        started.note(lock(&self.limit_notices).iter().cloned());
+        Ok(started)
+    }
+
+    /// Whether it was given up. Its containers are gone then, and nothing can be asked of it any more.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Relaxed)
+    }
+
+    /// Gives it up where a conversation with it has failed. It ends then, and its containers with it: the next answer could be
+    /// that to any question, or never come.
+    fn unless_failed<T>(&self, result: Result<T, ExecutorError>) -> Result<T, ExecutorError> {
+        result.inspect_err(|_| {
+            self.has_failed.store(true, Ordering::Relaxed);
+            lock(&self.connection).channel.end();
+        })
     }
 
     /// Has a private network made beside whatever the caller does next; the answer is read by who needs it.
@@ -71,7 +107,8 @@ impl SetUpProcess {
     /// # Errors
     /// The process cannot be talked to.
     pub fn expect_network(&self, runtime: &Path) -> Result<(), ExecutorError> {
-        ask_for_network(&mut lock(&self.connection), runtime)
+        let asked = ask_for_network(&mut lock(&self.connection), runtime);
+        self.unless_failed(asked)
     }
 
     /// The connection, after the first word of the other side. Starting up goes on beside whatever the caller does.
@@ -92,6 +129,11 @@ impl SetUpProcess {
 
     /// Asks once.
     pub(crate) fn private_network(&self, runtime: &Path) -> Result<Result<Ipv4Addr, String>, ExecutorError> {
+        let answer = self.network_answer(runtime);
+        self.unless_failed(answer)
+    }
+
+    fn network_answer(&self, runtime: &Path) -> Result<Result<Ipv4Addr, String>, ExecutorError> {
         let mut connection = self.greeted()?;
         ask_for_network(&mut connection, runtime)?;
         if let NetworkAnswer::Known(answer) = &connection.network {
@@ -111,7 +153,8 @@ impl SetUpProcess {
 
     /// Sends a message that is answered elsewhere.
     pub(crate) fn request(&self, message: &Message, descriptors: &[BorrowedFd<'_>]) -> Result<(), ExecutorError> {
-        self.greeted()?.channel.send(message, descriptors).map_err(not_talking)
+        let sent = self.greeted().and_then(|it| it.channel.send(message, descriptors).map_err(not_talking));
+        self.unless_failed(sent)
     }
 
     /// Lets it end by itself after the last of its containers, which takes a while that nobody has to wait for then.
@@ -127,21 +170,18 @@ impl SetUpProcess {
 
     /// What this machine does not offer, and what could not be enforced so far.
     pub(crate) fn notices(&self) -> Vec<String> {
-        let machine = match self.greeted() {
-            Ok(connection) => connection.notices.clone().unwrap_or_default(),
-            Err(_) => Vec::new(), // the next container says why
-        };
+        let machine = self.greeted().map(|connection| connection.notices.clone().unwrap_or_default());
+        // The next container says why, or has a new process.
+        let machine = self.unless_failed(machine).unwrap_or_default();
         machine.into_iter().chain(lock(&self.limit_notices).iter().cloned()).collect()
     }
 }
 
 impl Drop for SetUpProcess {
     fn drop(&mut self) {
-        // Closing the connection is what ends it; the socket must go before the wait.
-        if let Ok((replacement, _)) = channel_pair() {
-            lock(&self.connection).channel = Channel::new(replacement);
-            let _ = lock(&self.process).wait();
-        }
+        // The end of the conversation is what ends it.
+        lock(&self.connection).channel.end();
+        let _ = lock(&self.process).wait();
     }
 }
 
@@ -173,4 +213,29 @@ pub(crate) fn channel_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every critical section leaves its data usable at each point where it could panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    /// Fails (the second question waits for an answer) when the channel is used again after an error.
+    #[test]
+    fn a_process_that_answers_with_nonsense_is_given_up() {
+        let (ours, theirs) = channel_pair().unwrap();
+        let process = SetUpProcess::of(Command::new("true").spawn().unwrap(), ours);
+        let other = std::thread::spawn(move || {
+            let mut stream = UnixStream::from(theirs);
+            stream.write_all(b"\x05\0\0\0hello").unwrap();
+            stream.read_to_end(&mut Vec::new()).unwrap()
+        });
+        assert!(!process.has_failed());
+        assert!(process.private_network(Path::new("/nowhere")).is_err());
+        assert!(process.has_failed());
+        assert_eq!(other.join().unwrap(), 0, "it hears that it was given up");
+        assert!(process.private_network(Path::new("/nowhere")).is_err());
+        assert!(process.request(&Message::Finish, &[]).is_err());
+    }
 }

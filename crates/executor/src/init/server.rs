@@ -65,23 +65,31 @@ fn serve() -> io::Result<()> {
     control.send(&Message::Serving { notices }, &[])?;
     crate::seccomp::compile_common();
     let mut children = Vec::new();
-    // Liveness: every iteration answers one request or reaps; nothing else in the loop blocks.
-    loop {
-        let (request, child_ended) = wait_for_work(&control, &signals)?;
-        if child_ended {
-            drain(&signals);
-            reap(&mut children, &mut machine);
-        }
-        if request && !answer(&control, &mut machine, &mut children)? {
-            break;
-        }
-        if machine.finishing && children.is_empty() {
-            break;
-        }
-    }
+    let served = serve_until_the_end(&control, &signals, &mut machine, &mut children);
+    // Whoever asks for more hears at once that there will be no answer.
+    control.end();
     end_all(children, &mut machine);
     sweep_afterwards();
-    Ok(())
+    served
+}
+
+/// Liveness: every iteration answers one request or reaps; nothing else in the loop blocks.
+fn serve_until_the_end(
+    control: &Channel,
+    signals: &OwnedFd,
+    machine: &mut Machine,
+    children: &mut Vec<Child>,
+) -> io::Result<()> {
+    loop {
+        let (request, child_ended) = wait_for_work(control, signals)?;
+        if child_ended {
+            drain(signals);
+            reap(children, machine);
+        }
+        if request && !answer(control, machine, children)? || machine.finishing && children.is_empty() {
+            return Ok(());
+        }
+    }
 }
 
 /// Removes what killed containers left, in a process of its own: the caller, who waits for the end of this one, does not wait

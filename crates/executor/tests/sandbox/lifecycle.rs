@@ -96,7 +96,8 @@ fn dies_with_executor() {
     assert_eq!(wait(&container).expect("ends"), ExitStatus::Signaled { signal: 9 });
 }
 
-/// The set-up process is found by its parent and killed: no container may go on, and nobody may hang.
+/// The set-up process is found by its parent and killed: no container may go on, and nobody may hang. The next container has
+/// a new one. Fails when a process that cannot be talked to is kept.
 fn dies_with_server() {
     let fixture = Fixture::new();
     let executor = NamespaceExecutor::new(&fixture.path("run")).expect("executor");
@@ -115,7 +116,11 @@ fn dies_with_server() {
         .expect("kills");
     assert!(wait(&container).is_err());
     reader.read_line(&mut line).expect("end of file");
-    assert!(executor.create(&id(), &fixture.shell("true"), Stdio::default()).is_err());
+    let again = Fixture::new();
+    let next: Arc<dyn Container> =
+        executor.create(&id(), &again.shell("exit 7"), Stdio::default()).expect("a new set-up process").into();
+    next.start().expect("starts");
+    assert_eq!(wait(&next).expect("ends"), ExitStatus::Exited(7));
 }
 
 /// Processes whose parent is this one.
