@@ -113,17 +113,18 @@ impl SqliteIndex {
         self.emptied
     }
 
-    /// Removes the records of some keys at once; gives how many there were.
+    /// Removes the records of some keys at once; says of each key whether it led to one.
     ///
     /// # Errors
     /// The file cannot be changed.
-    pub fn remove_all(&self, keys: &[CacheKey]) -> Result<usize, CacheError> {
+    pub fn remove_all(&self, keys: &[CacheKey]) -> Result<Vec<bool>, CacheError> {
         self.write(|transaction| {
-            let mut removed = 0;
+            let mut removed = Vec::with_capacity(keys.len());
             for key in keys {
-                if let Some(id) = record_of(transaction, key)? {
-                    removed += usize::from(delete(transaction, id)?);
-                }
+                removed.push(match record_of(transaction, key)? {
+                    Some(id) => delete(transaction, id)?,
+                    None => false,
+                });
             }
             stacks::drop_unused(transaction)?;
             Ok(removed)

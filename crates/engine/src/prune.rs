@@ -9,6 +9,9 @@ use forge_store::LayerId;
 use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 
+/// Records that go in one transaction, for which builds wait a few milliseconds.
+const BATCH: usize = 200;
+
 /// The cache as the selection sees it.
 pub(crate) struct Prunable {
     records: Vec<(CacheKey, StepRecord)>,
@@ -42,17 +45,15 @@ impl Engine {
         }
         let space = self.space()?;
         let selected = select(std::slice::from_ref(policy), &candidates, &cache.weights, space, SystemTime::now());
+        let evicted: HashSet<usize> = selected.evictions.iter().map(|eviction| eviction.candidate).collect();
+        let gone = if request.dry_run { evicted.clone() } else { self.evict(&cache, &evicted)? };
         let mut removed = Vec::new();
         let mut mount_bytes = 0;
-        for eviction in &selected.evictions {
+        for eviction in selected.evictions.iter().filter(|eviction| gone.contains(&eviction.candidate)) {
             let row = &cache.rows[eviction.candidate];
-            let gone = request.dry_run || self.evict(&cache, eviction.candidate)?;
-            if gone {
-                mount_bytes += if row.mutable { row.bytes } else { 0 };
-                removed.push(UsageRow { reason: Some(eviction.reason), ..row.clone() });
-            }
+            mount_bytes += if row.mutable { row.bytes } else { 0 };
+            removed.push(UsageRow { reason: Some(eviction.reason), ..row.clone() });
         }
-        let evicted: HashSet<usize> = selected.evictions.iter().map(|eviction| eviction.candidate).collect();
         let roots = match request.dry_run {
             true => cache.layers_without(&evicted),
             false => self.index()?.all_layers()?,
@@ -73,12 +74,24 @@ impl Engine {
         Ok(removed)
     }
 
-    /// `false` where it was taken into use in the meantime, or is gone already.
-    fn evict(&self, cache: &Prunable, number: usize) -> Result<bool, EngineError> {
-        Ok(match cache.records.get(number) {
-            Some((key, _)) => self.index()?.remove(key)?,
-            None => self.store().cache_mounts().remove(&cache.rows[number].id)?,
-        })
+    /// Removes candidates and gives those that were still there. Records go in the order in which the index has them, which
+    /// changes the fewest of its pages.
+    fn evict(&self, cache: &Prunable, candidates: &HashSet<usize>) -> Result<HashSet<usize>, EngineError> {
+        let mut numbers: Vec<usize> = candidates.iter().copied().collect();
+        numbers.sort_unstable();
+        let (records, mounts) = numbers.split_at(numbers.partition_point(|number| *number < cache.records.len()));
+        let mut gone = HashSet::new();
+        for batch in records.chunks(BATCH) {
+            let keys: Vec<CacheKey> = batch.iter().map(|number| cache.records[*number].0).collect();
+            let removed = self.index()?.remove_all(&keys)?;
+            gone.extend(batch.iter().zip(removed).filter_map(|(number, removed)| removed.then_some(*number)));
+        }
+        for mount in mounts {
+            if self.store().cache_mounts().remove(&cache.rows[*mount].id)? {
+                gone.insert(*mount);
+            }
+        }
+        Ok(gone)
     }
 
     /// Removes records at once; the next collection removes the files.

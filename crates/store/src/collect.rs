@@ -4,6 +4,7 @@ use crate::owner::DeadOwner;
 use crate::removal::remove_tree_while;
 use crate::{LayerId, StoreError, lock};
 use forge_image::Digest;
+use rayon::prelude::*;
 use rusqlite::{Connection, params};
 use std::collections::HashSet;
 use std::io;
@@ -12,8 +13,32 @@ use std::path::{Path, PathBuf};
 /// What the `trash` table calls the folder of a cache mount.
 pub(crate) const CACHE_MOUNT: &str = "cache-mount";
 
-/// Files moved per transaction: a build that wants to write meanwhile waits for one batch, a few milliseconds.
+/// Records and files that go in one transaction: a build that wants to write meanwhile waits for one batch, a few milliseconds.
 const BATCH: usize = 200;
+
+/// Files up to this size are removed while the database is locked, which takes no longer than giving them another name.
+const SMALL: u64 = 1 << 20;
+
+/// So many trees are worth the start of threads.
+const MANY: usize = 16;
+
+/// How a collection goes about its work.
+#[derive(Clone, Copy)]
+pub(crate) enum Pace<'a> {
+    /// As fast as the machine can.
+    Swift,
+    /// By one thread, in small pieces, as long as this says so.
+    Gentle(&'a dyn Fn() -> bool),
+}
+
+impl Pace<'_> {
+    fn goes_on(self) -> bool {
+        match self {
+            Self::Swift => true,
+            Self::Gentle(go_on) => go_on(),
+        }
+    }
+}
 
 /// What a collection removed, or would.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,29 +57,25 @@ pub(crate) fn plan(opened: &Opened, roots: &HashSet<LayerId>) -> Result<Collecte
     opened.database().read(|connection| unneeded(connection, roots))
 }
 
-/// Removes what nothing needs, as long as `go_on` says so: first records, then files by way of the `trash` table, so that
-/// a collection that dies or is stopped in between is completed by the next one.
+/// Removes what nothing needs, a batch of records and then their files at a time, so that a full disk has room again soon. A
+/// collection that dies or is stopped in between leaves files without a record, which the next one finds.
 ///
-/// What is unneeded is found out beside those who write. Records then go in batches; each is asked once more whether
-/// somebody has come to need it.
-pub(crate) fn collect(
-    opened: &Opened,
-    roots: &HashSet<LayerId>,
-    go_on: &dyn Fn() -> bool,
-) -> Result<Collected, StoreError> {
+/// What is unneeded is found out beside those who write. Of each record it is asked once more whether somebody has come to
+/// need it.
+pub(crate) fn collect(opened: &Opened, roots: &HashSet<LayerId>, pace: Pace<'_>) -> Result<Collected, StoreError> {
     opened.reap()?;
     let planned = opened.database().read(|connection| unneeded(connection, roots))?;
-    let collected = delete_records(opened, planned, go_on)?;
-    if go_on() {
-        sweep(opened, go_on)?;
+    let collected = remove_planned(opened, planned, pace)?;
+    if pace.goes_on() {
+        sweep(opened, pace)?;
     }
     Ok(collected)
 }
 
 /// Removes what no record names: files, and the remains of dead processes.
-pub(crate) fn sweep(opened: &Opened, go_on: &dyn Fn() -> bool) -> Result<(), StoreError> {
-    trash_files_without_record(opened)?;
-    empty_trash_while(opened, go_on)?;
+pub(crate) fn sweep(opened: &Opened, pace: Pace<'_>) -> Result<(), StoreError> {
+    remove_files_without_record(opened, pace)?;
+    empty_trash_at(opened, pace)?;
     remove_remains_of_owners(opened)?;
     lock::remove_free(&opened.root().join("locks"))
 }
@@ -112,55 +133,80 @@ fn unneeded_blobs(connection: &Connection, gone: &HashSet<&LayerId>) -> Result<V
 const INDEXES: &str = "CREATE INDEX IF NOT EXISTS layer_blobs_by_blob ON layer_blobs (blob);
                        CREATE INDEX IF NOT EXISTS images_by_manifest ON images (manifest_digest);";
 
-const DELETE_LAYER: &str = "DELETE FROM layers WHERE id = ?1
-    AND NOT EXISTS (SELECT 1 FROM image_layers WHERE layer = ?1)
-    AND NOT EXISTS (SELECT 1 FROM lease_layers WHERE layer = ?1)";
+/// What of one kind goes, and how it is asked whether it still may.
+struct Kind {
+    name: &'static str,
+    /// What somebody may have come to need, where no index leads to it: read once for a batch, not for each of it.
+    needed: &'static str,
+    delete: &'static str,
+}
 
-const DELETE_BLOB: &str = "DELETE FROM blobs WHERE digest = ?1
-    AND NOT EXISTS (SELECT 1 FROM lease_blobs WHERE blob = ?1)
-    AND NOT EXISTS (SELECT 1 FROM layer_blobs WHERE blob = ?1)
-    AND NOT EXISTS (SELECT 1 FROM images WHERE id = ?1)
-    AND NOT EXISTS (SELECT 1 FROM images WHERE manifest_digest = ?1)
-    AND NOT EXISTS (SELECT 1 FROM names WHERE index_digest = ?1)";
+const LAYERS: Kind = Kind {
+    name: "layer",
+    needed: "SELECT layer FROM lease_layers",
+    delete: "DELETE FROM layers WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM image_layers WHERE layer = ?1)",
+};
 
-/// Deletes the records that are still of no use to anybody, layers before the blobs that carry them.
-fn delete_records(opened: &Opened, planned: Collected, go_on: &dyn Fn() -> bool) -> Result<Collected, StoreError> {
+const BLOBS: Kind = Kind {
+    name: "blob",
+    needed: "SELECT blob FROM lease_blobs
+        UNION ALL SELECT index_digest FROM names WHERE index_digest IS NOT NULL",
+    delete: "DELETE FROM blobs WHERE digest = ?1
+        AND NOT EXISTS (SELECT 1 FROM layer_blobs WHERE blob = ?1)
+        AND NOT EXISTS (SELECT 1 FROM images WHERE id = ?1)
+        AND NOT EXISTS (SELECT 1 FROM images WHERE manifest_digest = ?1)",
+};
+
+/// Removes what is still of no use to anybody, layers before the blobs that carry them.
+fn remove_planned(opened: &Opened, planned: Collected, pace: Pace<'_>) -> Result<Collected, StoreError> {
     let Collected { layers, blobs, .. } = planned;
     if !blobs.is_empty() {
         opened.database().write(|transaction| Ok(transaction.execute_batch(INDEXES)?))?;
     }
-    let layers = delete_in_batches(opened, layers, ("layer", DELETE_LAYER), LayerId::as_str, go_on)?;
-    let blobs = delete_in_batches(opened, blobs, ("blob", DELETE_BLOB), Digest::as_str, go_on)?;
+    let layers = remove_in_batches(opened, &layers, &LAYERS, LayerId::as_str, pace)?;
+    let blobs = remove_in_batches(opened, &blobs, &BLOBS, Digest::as_str, pace)?;
     let bytes = layers.iter().map(|(_, bytes)| bytes).chain(blobs.iter().map(|(_, bytes)| bytes)).sum();
     Ok(Collected { layers, blobs, bytes })
 }
 
-fn delete_in_batches<T: Clone>(
+fn remove_in_batches<T: Clone>(
     opened: &Opened,
-    planned: Vec<(T, u64)>,
-    (kind, sql): (&str, &str),
+    planned: &[(T, u64)],
+    kind: &Kind,
     name: impl Fn(&T) -> &str,
-    go_on: &dyn Fn() -> bool,
+    pace: Pace<'_>,
 ) -> Result<Vec<(T, u64)>, StoreError> {
-    let mut deleted = Vec::with_capacity(planned.len());
+    let mut removed = Vec::with_capacity(planned.len());
     for batch in planned.chunks(BATCH) {
-        if !go_on() {
+        if !pace.goes_on() {
             break;
         }
-        let gone = opened.database().write(|transaction| {
-            let mut gone = Vec::new();
-            let mut delete = transaction.prepare_cached(sql)?;
-            for (what, bytes) in batch {
-                if delete.execute([name(what)])? > 0 {
-                    insert_trash(transaction, kind, name(what))?;
-                    gone.push((what.clone(), *bytes));
-                }
-            }
-            Ok(gone)
-        })?;
-        deleted.extend(gone);
+        let gone = opened.database().write(|transaction| delete_batch(transaction, batch, kind, &name))?;
+        let files = gone.iter().map(|(what, _)| (kind.name.to_owned(), name(what).to_owned())).collect();
+        if pace.goes_on() {
+            discard(opened, files, pace)?;
+        }
+        removed.extend(gone);
     }
-    Ok(deleted)
+    Ok(removed)
+}
+
+fn delete_batch<T: Clone>(
+    connection: &Connection,
+    batch: &[(T, u64)],
+    kind: &Kind,
+    name: impl Fn(&T) -> &str,
+) -> Result<Vec<(T, u64)>, StoreError> {
+    let mut select = connection.prepare_cached(kind.needed)?;
+    let needed: HashSet<String> = select.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    let mut delete = connection.prepare_cached(kind.delete)?;
+    let mut gone = Vec::with_capacity(batch.len());
+    for (what, bytes) in batch.iter().filter(|(what, _)| !needed.contains(name(what))) {
+        if delete.execute([name(what)])? > 0 {
+            gone.push((what.clone(), *bytes));
+        }
+    }
+    Ok(gone)
 }
 
 pub(crate) fn insert_trash(connection: &Connection, kind: &str, name: &str) -> Result<(), StoreError> {
@@ -169,32 +215,20 @@ pub(crate) fn insert_trash(connection: &Connection, kind: &str, name: &str) -> R
 }
 
 /// Moves the files of all that is in the `trash` table out of the way and removes them.
-///
-/// Each batch is moved inside a write transaction that has seen that there is no record, and whoever writes a record
-/// moves its file in the same way: what was stored again in the meantime stays.
 pub(crate) fn empty_trash(opened: &Opened) -> Result<(), StoreError> {
-    empty_trash_while(opened, &|| true)
+    empty_trash_at(opened, Pace::Swift)
 }
 
-/// The same as long as `go_on` says so. What is left then lies where it lay, so that nobody has to wait for its removal.
-fn empty_trash_while(opened: &Opened, go_on: &dyn Fn() -> bool) -> Result<(), StoreError> {
+/// The same at some pace. What is left then lies where it lay, so that nobody has to wait for its removal.
+fn empty_trash_at(opened: &Opened, pace: Pace<'_>) -> Result<(), StoreError> {
     // Registered before the transaction: it writes too.
     opened.owner_id()?;
-    while go_on() {
-        let mut moved = Vec::new();
-        let taken = opened.database().write(|transaction| {
+    while pace.goes_on() {
+        let (taken, moved) = opened.database().write(|transaction| {
             let rows = take_trash(transaction)?;
-            let taken = rows.len();
-            for (kind, name) in rows {
-                if !has_record(transaction, &kind, &name)?
-                    && let Some(path) = move_away(opened, &kind, &name)?
-                {
-                    moved.push(Moved { kind, name, path });
-                }
-            }
-            Ok(taken)
+            Ok((rows.len(), take_away(opened, transaction, rows)?))
         })?;
-        remove_moved(opened, moved, go_on)?;
+        remove_moved(opened, moved, pace)?;
         if taken < BATCH {
             break;
         }
@@ -202,18 +236,59 @@ fn empty_trash_while(opened: &Opened, go_on: &dyn Fn() -> bool) -> Result<(), St
     Ok(())
 }
 
-/// Something out of the `trash` table, on its way.
+/// Removes one batch of files that have no record, unless they have one again.
+fn discard(opened: &Opened, names: Vec<(String, String)>, pace: Pace<'_>) -> Result<(), StoreError> {
+    opened.owner_id()?;
+    let moved = opened.database().write(|transaction| take_away(opened, transaction, names))?;
+    remove_moved(opened, moved, pace)
+}
+
+/// Something without a record, on its way.
 struct Moved {
     kind: String,
     name: String,
     path: PathBuf,
 }
 
-fn remove_moved(opened: &Opened, moved: Vec<Moved>, go_on: &dyn Fn() -> bool) -> Result<(), StoreError> {
+/// Takes files from where they are found by their names; what is still to be removed is given back.
+///
+/// The caller's write transaction sees that there is no record, and whoever writes a record moves its file in such a
+/// transaction too: what was stored again in the meantime stays.
+fn take_away(opened: &Opened, connection: &Connection, names: Vec<(String, String)>) -> Result<Vec<Moved>, StoreError> {
+    let mut moved = Vec::new();
+    for (kind, name) in names {
+        if has_record(connection, &kind, &name)? {
+            continue;
+        }
+        let place = place_of(opened, &kind, &name)?;
+        if !is_removed_at_once(&place)
+            && let Some(path) = move_away(opened, &place)?
+        {
+            moved.push(Moved { kind, name, path });
+        }
+    }
+    Ok(moved)
+}
+
+/// Removes a small file.
+fn is_removed_at_once(place: &Path) -> bool {
+    let is_small = place.symlink_metadata().is_ok_and(|found| found.is_file() && found.len() <= SMALL);
+    // Where it fails, there is another way.
+    is_small && std::fs::remove_file(place).is_ok()
+}
+
+fn remove_moved(opened: &Opened, moved: Vec<Moved>, pace: Pace<'_>) -> Result<(), StoreError> {
+    match pace {
+        Pace::Swift if moved.len() >= MANY => moved.par_iter().try_for_each(|moved| moved.remove(&|| true).map(drop)),
+        Pace::Swift => moved.iter().try_for_each(|moved| moved.remove(&|| true).map(drop)),
+        Pace::Gentle(go_on) => remove_while(opened, moved, go_on),
+    }
+}
+
+fn remove_while(opened: &Opened, moved: Vec<Moved>, go_on: &dyn Fn() -> bool) -> Result<(), StoreError> {
     let mut left = Vec::new();
     for moved in moved {
-        let (Some(folder), Some(name)) = (moved.path.parent(), moved.path.file_name()) else { continue };
-        if !go_on() || !remove_tree_while(folder, name, go_on)? {
+        if !go_on() || !moved.remove(go_on)? {
             left.push(moved);
         }
     }
@@ -222,6 +297,14 @@ fn remove_moved(opened: &Opened, moved: Vec<Moved>, go_on: &dyn Fn() -> bool) ->
         false => {
             opened.database().write(|transaction| left.iter().try_for_each(|it| put_back(opened, transaction, it)))
         }
+    }
+}
+
+impl Moved {
+    /// `false` where something is left.
+    fn remove(&self, go_on: &dyn Fn() -> bool) -> Result<bool, StoreError> {
+        let (Some(folder), Some(name)) = (self.path.parent(), self.path.file_name()) else { return Ok(true) };
+        remove_tree_while(folder, name, go_on)
     }
 }
 
@@ -264,13 +347,12 @@ fn place_of(opened: &Opened, kind: &str, name: &str) -> Result<PathBuf, StoreErr
     })
 }
 
-fn move_away(opened: &Opened, kind: &str, name: &str) -> Result<Option<PathBuf>, StoreError> {
-    let from = place_of(opened, kind, name)?;
+fn move_away(opened: &Opened, from: &Path) -> Result<Option<PathBuf>, StoreError> {
     let to = opened.scratch_path("trash")?;
-    match std::fs::rename(&from, &to) {
+    match std::fs::rename(from, &to) {
         Ok(()) => Ok(Some(to)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(StoreError::io("move away", &from)(error)),
+        Err(error) => Err(StoreError::io("move away", from)(error)),
     }
 }
 
@@ -279,26 +361,24 @@ fn move_away(opened: &Opened, kind: &str, name: &str) -> Result<Option<PathBuf>,
 /// so in one too.
 pub(crate) fn without_record(opened: &Opened) -> Result<Vec<(&'static str, String)>, StoreError> {
     let names = candidates(opened)?;
-    let suspects = opened.database().read(|connection| unknown(connection, names))?;
-    match suspects.is_empty() {
-        true => Ok(suspects),
-        false => opened.database().write(|transaction| {
-            let mut found = unknown(transaction, suspects)?;
-            // Whoever took it away in the meantime has done what is to be done.
-            found.retain(|(kind, name)| place_of(opened, kind, name).is_ok_and(|it| it.symlink_metadata().is_ok()));
-            Ok(found)
-        }),
+    let suspects = opened.database().read(|connection| unknown(connection, &names))?;
+    let mut found = Vec::new();
+    for batch in suspects.chunks(BATCH) {
+        found.extend(opened.database().write(|transaction| unknown(transaction, batch))?);
     }
+    // Whoever took it away in the meantime has done what is to be done.
+    found.retain(|(kind, name)| place_of(opened, kind, name).is_ok_and(|it| it.symlink_metadata().is_ok()));
+    Ok(found)
 }
 
 fn unknown(
     connection: &Connection,
-    names: Vec<(&'static str, String)>,
+    names: &[(&'static str, String)],
 ) -> Result<Vec<(&'static str, String)>, StoreError> {
     let mut unknown = Vec::new();
     for (kind, name) in names {
-        if !has_record(connection, kind, &name)? {
-            unknown.push((kind, name));
+        if !has_record(connection, kind, name)? {
+            unknown.push((*kind, name.clone()));
         }
     }
     Ok(unknown)
@@ -319,14 +399,14 @@ fn candidates(opened: &Opened) -> Result<Vec<(&'static str, String)>, StoreError
     Ok(candidates)
 }
 
-fn trash_files_without_record(opened: &Opened) -> Result<(), StoreError> {
-    let without_record = without_record(opened)?;
-    if without_record.is_empty() {
-        return Ok(());
+fn remove_files_without_record(opened: &Opened, pace: Pace<'_>) -> Result<(), StoreError> {
+    for batch in without_record(opened)?.chunks(BATCH) {
+        if !pace.goes_on() {
+            break;
+        }
+        discard(opened, batch.iter().map(|(kind, name)| ((*kind).to_owned(), name.clone())).collect(), pace)?;
     }
-    opened
-        .database()
-        .write(|transaction| without_record.iter().try_for_each(|(kind, name)| insert_trash(transaction, kind, name)))
+    Ok(())
 }
 
 /// Lock files and scratch folders of processes that died before or after they had a record.

@@ -1,4 +1,4 @@
-use crate::collect::{self, Collected};
+use crate::collect::{self, Collected, Pace};
 use crate::opened::Opened;
 use crate::usage::{self, Usage};
 use crate::verify;
@@ -146,7 +146,7 @@ impl Store {
     pub fn collect(&self, roots: &HashSet<LayerId>, dry_run: bool) -> Result<Collected, StoreError> {
         match dry_run {
             true => collect::plan(&self.opened, roots),
-            false => collect::collect(&self.opened, roots, &|| true),
+            false => collect::collect(&self.opened, roots, Pace::Swift),
         }
     }
 
@@ -156,7 +156,7 @@ impl Store {
     /// # Errors
     /// As [`Store::collect`].
     pub fn collect_while(&self, roots: &HashSet<LayerId>, go_on: &dyn Fn() -> bool) -> Result<Collected, StoreError> {
-        collect::collect(&self.opened, roots, go_on)
+        collect::collect(&self.opened, roots, Pace::Gentle(go_on))
     }
 
     /// Makes everything in the store survive a power cut: one `syncfs`, then one synced commit.

@@ -29,7 +29,7 @@ pub(crate) fn repair(opened: &Opened, findings: &[Finding]) -> Result<Repair, St
     let gone = repair.images.iter().flat_map(|(_, names)| names);
     gone.into_iter().try_for_each(|name| name_files::remove(opened, name))?;
     repair.strays = findings.iter().filter_map(stray).collect();
-    collect::sweep(opened, &|| true)?;
+    collect::sweep(opened, collect::Pace::Swift)?;
     Ok(repair)
 }
 
