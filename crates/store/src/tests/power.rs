@@ -41,8 +41,14 @@ impl World {
 
     /// Everything is on the disk now.
     fn synced(&self) {
+        self.settle();
         let _ = fs::remove_dir_all(self.disk());
         copy_tree(self.store.root(), &self.disk());
+    }
+
+    /// Waits for what is done beside: folders that go while they are copied are no power cut.
+    fn settle(&self) {
+        self.store.opened.background().finish();
     }
 
     fn put(&mut self, lease: &Lease) -> (String, ImageId) {
@@ -93,6 +99,7 @@ impl World {
 
     /// Cuts the power and looks at what there is after the next boot.
     fn cut(&self, random: &mut Random) {
+        self.settle();
         let after = self.folder.path().join("after");
         let _ = fs::remove_dir_all(&after);
         Cut { disk: &self.disk(), live: self.store.root(), after: &after, random }.folder(Path::new(""));
@@ -128,7 +135,7 @@ impl World {
     }
 }
 
-fn put(store: &Store, text: &str, lease: &Lease) -> ImageId {
+pub(super) fn put(store: &Store, text: &str, lease: &Lease) -> ImageId {
     let active = store.layers().prepare(&[]).unwrap();
     fs::create_dir(active.upper().join("folder")).unwrap();
     fs::write(active.upper().join("folder/file"), text.repeat(300)).unwrap();
@@ -143,11 +150,11 @@ fn put(store: &Store, text: &str, lease: &Lease) -> ImageId {
     image.id
 }
 
-fn text_of(store: &Store, target: &Target) -> String {
+pub(super) fn text_of(store: &Store, target: &Target) -> String {
     store.images().config(&target.images[0]).unwrap().author.unwrap()
 }
 
-fn check_image(store: &Store, target: &Target) {
+pub(super) fn check_image(store: &Store, target: &Target) {
     let lease = store.lease("check").unwrap();
     let image = store.images().get(&target.images[0]).unwrap().unwrap();
     for layer in &image.layers {
