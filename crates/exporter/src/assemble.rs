@@ -28,6 +28,9 @@ pub async fn assemble(
     built: &BuiltImage,
     settings: &ExportSettings,
 ) -> Result<AssembledImage, ExportError> {
+    if let Some(image) = assemble_known(context, built, settings).await? {
+        return Ok(image);
+    }
     let (tar, leaving) = (settings.tar_options(), settings.leaving);
     let one = |id: LayerId| {
         let context = context.clone();
@@ -36,6 +39,29 @@ pub async fn assemble(
     let layers = stream::iter(built.layers.clone()).map(one).buffered(CONCURRENT_LAYERS).try_collect().await?;
     let (context, built, settings) = (context.clone(), built.clone(), settings.clone());
     blocking(move || with_layers(&context, built, layers, &settings)).await
+}
+
+/// The same where no layer has to be read: then everything is looked up on one thread, since a thread and a connection for
+/// each layer would take longer than all of it.
+async fn assemble_known(
+    context: &TransferContext,
+    built: &BuiltImage,
+    settings: &ExportSettings,
+) -> Result<Option<AssembledImage>, ExportError> {
+    let (context, built, settings) = (context.clone(), built.clone(), settings.clone());
+    blocking(move || {
+        if !context.lease.hold_layers(&built.layers).map_err(ExportError::store("hold a layer"))? {
+            return Ok(None);
+        }
+        let mut layers = Vec::with_capacity(built.layers.len());
+        for id in &built.layers {
+            let (record, tar) = (held_record(&context, id)?, settings.tar_options());
+            let Some(layer) = known_layer(&record, tar, settings.leaving) else { return Ok(None) };
+            layers.push(layer);
+        }
+        with_layers(&context, built, layers, &settings).map(Some)
+    })
+    .await
 }
 
 fn with_layers(
@@ -69,15 +95,24 @@ pub(crate) fn layer(
     leaving: Option<Compression>,
 ) -> Result<AssembledLayer, ExportError> {
     let record = held_record(context, id)?;
+    if let Some(known) = known_layer(&record, tar, leaving) {
+        return Ok(known);
+    }
     let tar = if record.foreign { TarOptions::default() } else { tar };
-    let own = leaving.filter(|_| !record.foreign);
-    let diff_id = match (&record.diff_id, own) {
-        (_, Some(compression @ Compression::Estargz { .. })) => made_diff_id(context, id, tar, compression)?,
-        (Some(known), _) if tar.clamp_mtime.is_none() => known.clone(),
-        (_, Some(compression)) => made_diff_id(context, id, tar, compression)?,
-        _ => context.store.layers().diff_id(id, &tar).map_err(ExportError::store("compute a layer's digest"))?,
+    let diff_id = match leaving.filter(|_| !record.foreign) {
+        Some(compression) => made_diff_id(context, id, tar, compression)?,
+        None => context.store.layers().diff_id(id, &tar).map_err(ExportError::store("compute a layer's digest"))?,
     };
     Ok(AssembledLayer { id: *id, diff_id, tar, foreign: record.foreign })
+}
+
+/// A layer whose digest in the image is known already.
+fn known_layer(record: &LayerRecord, tar: TarOptions, leaving: Option<Compression>) -> Option<AssembledLayer> {
+    let tar = if record.foreign { TarOptions::default() } else { tar };
+    // With a table of contents it is another one.
+    let is_listed = matches!(leaving, Some(Compression::Estargz { .. })) && !record.foreign;
+    let diff_id = record.diff_id.clone().filter(|_| tar.clamp_mtime.is_none() && !is_listed)?;
+    Some(AssembledLayer { id: record.id, diff_id, tar, foreign: record.foreign })
 }
 
 fn made_diff_id(

@@ -398,17 +398,21 @@ fn layer_blob(
     if !here && !is_elsewhere(context, &layer.id, digest)? {
         return Err(ExportError::BlobGone { digest: digest.clone() });
     }
-    let mut descriptor = match blob.compression {
-        // Without its annotations nobody would find the table of contents.
-        Compression::Estargz { .. } | Compression::ZstdChunked { .. } => blob.descriptor,
-        _ => plain(&blob.descriptor),
-    };
+    let mut descriptor = plain(&blob.descriptor);
+    // Without them nobody would find the table of contents, be it ours or that of a base.
+    let of_table =
+        blob.descriptor.annotations.into_iter().filter(|(key, _)| OF_TABLES.iter().any(|start| key.starts_with(start)));
+    descriptor.annotations.extend(of_table);
     if let Some(epoch) = layer.tar.clamp_mtime.filter(|_| !blob.foreign) {
         // As BuildKit notes it, so that nobody rewrites the layer once more.
         descriptor.annotations.insert(REWRITTEN.to_owned(), epoch.to_string().into());
     }
     Ok(descriptor)
 }
+
+/// What annotations begin with that say where a layer's table of contents lies (eStargz, zstd:chunked).
+const OF_TABLES: [&str; 3] =
+    ["containerd.io/snapshot/stargz/", "io.containers.estargz.", "io.github.containers.zstd-chunked."];
 
 /// Says of a layer which time its files were brought to.
 const REWRITTEN: &str = "buildkit/rewritten-timestamp";

@@ -16,6 +16,7 @@ use forge_store::{BlobWriter, Lease};
 use futures_util::StreamExt as _;
 use reqwest::header::RANGE;
 use reqwest::{Method, StatusCode, Url};
+use std::ops::Range;
 
 /// A try that brought this much is not counted against the policy: long downloads over bad lines end, and a server that
 /// hangs up after every byte is given up soon.
@@ -49,6 +50,36 @@ impl Registry {
         let mut download = Download { descriptor, sink: Sink::new(into), hash, done: 0, progress };
         let url = until_cancelled(session, download.ask_all(self, &sources, session)).await?;
         download.sink.finish(descriptor, lease, &url).await
+    }
+
+    /// Fetches a part of a blob, which nothing can verify by itself; `None` where no source serves parts.
+    ///
+    /// # Errors
+    /// No source has it or lets forge in.
+    pub async fn fetch_part(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        range: Range<u64>,
+        session: &dyn Session,
+    ) -> Result<Option<Vec<u8>>, RegistryError> {
+        let sources = Endpoint::sources(self.transport.options(), reference)?;
+        let ask = async {
+            let last = sources.len() - 1;
+            for (number, endpoint) in sources.iter().enumerate() {
+                let scope = Scope::pull(&endpoint.repository);
+                let exchange = self.exchange(endpoint, &scope, session);
+                let url = endpoint.url(&format!("blobs/{}", descriptor.digest));
+                let ranges = Ranges { exchange: &exchange, url: &url, descriptor };
+                match ranges.part(range.clone()).await {
+                    Ok(None) if number < last => {}
+                    Err(error) if number < last && error.next_source_may_help() => {}
+                    result => return result,
+                }
+            }
+            Ok(None)
+        };
+        until_cancelled(session, ask).await
     }
 }
 

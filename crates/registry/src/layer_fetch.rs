@@ -72,7 +72,10 @@ fn untimely(error: FetchError, remote: RemoteLayer) -> FetchError {
 }
 
 /// What is absent of some layers and of those below them, lowest first, each with the layers below it.
-async fn absent(context: &TransferContext, layers: &[LayerId]) -> Result<Vec<(RemoteLayer, Vec<LayerId>)>, FetchError> {
+pub(crate) async fn absent(
+    context: &TransferContext,
+    layers: &[LayerId],
+) -> Result<Vec<(RemoteLayer, Vec<LayerId>)>, FetchError> {
     let (store, layers) = (context.store.clone(), layers.to_vec());
     let context = context.clone();
     blocking(move || {

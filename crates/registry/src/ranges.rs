@@ -44,6 +44,14 @@ impl<'a> Ranges<'a> {
         stream::once(piece(0)).chain(stream::iter(starts).map(piece).buffered(AT_ONCE))
     }
 
+    /// One part of the blob, unverified; `None` where the server serves the whole or nothing.
+    pub(crate) async fn part(self, range: Range<u64>) -> Result<Option<Vec<u8>>, RegistryError> {
+        Ok(match self.piece(range).await? {
+            Fetched::Range(chunks) => Some(chunks.concat()),
+            Fetched::NotServed => None,
+        })
+    }
+
     async fn piece(self, range: Range<u64>) -> Result<Fetched, RegistryError> {
         let mut tries = Tries::new(self.exchange.transport.options().retry).telling(self.exchange.session);
         let (mut chunks, mut at) = (Vec::new(), range.start);

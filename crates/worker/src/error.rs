@@ -110,7 +110,13 @@ impl WorkError {
 
     /// Whether a layer was to be read that nobody has fetched.
     pub(crate) fn is_absent_layer(&self) -> bool {
-        matches!(self, Self::Store(StoreError::LayerAbsent { .. }))
+        let error = match self {
+            Self::Store(error) => Some(error),
+            Self::File(FileFailure(error)) => error.store(),
+            Self::Input(CacheError::Result { source: Some(error), .. }) => error.downcast_ref(),
+            _ => None,
+        };
+        matches!(error, Some(StoreError::LayerAbsent { .. }))
     }
 
     /// Who is to blame.

@@ -6,7 +6,7 @@ use forge_image::{Digest, ImageConfig, ImageId, Platform, Reference};
 use forge_llb::{ImageSource, OciLayoutSource, ResolveMode};
 use forge_registry::{
     FetchError, LayoutName, OciLayout, Pulled, Registry, ResolvedImage, TransferContext, bring_layers, fetch_layers,
-    know_layers, record, resolve_image, resolve_oci_layout,
+    know_layers, record, resolve_image, resolve_oci_layout, tell_layers,
 };
 use forge_store::{Image, LayerId, StoreError};
 use std::collections::{BTreeMap, HashMap};
@@ -186,6 +186,25 @@ impl ImageResolver {
             });
         }
         Ok(present)
+    }
+
+    /// The same for all but one of them, of which nothing is to be read.
+    pub(crate) async fn present_but(
+        &self,
+        unread: usize,
+        results: &[ResultRef],
+        vertex: &Digest,
+    ) -> Result<Vec<ResultRef>, WorkError> {
+        let mut present = self.present(&results[..unread], vertex).await?;
+        present.push(results[unread].clone());
+        present.extend(self.present(&results[unread + 1..], vertex).await?);
+        Ok(present)
+    }
+
+    /// Has known what the tables of contents of absent layers say. `false` where that is not to be known.
+    pub(crate) async fn tell(&self, result: &ResultRef, vertex: &Digest) -> Result<bool, WorkError> {
+        let context = TransferContext { vertex: vertex.clone(), ..self.context.clone() };
+        Ok(tell_layers(&context, &self.registry, result.layers()).await?)
     }
 
     async fn present_stack(&self, stack: &[LayerId], vertex: &Digest) -> Result<Vec<LayerId>, WorkError> {

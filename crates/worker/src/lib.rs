@@ -25,6 +25,7 @@ mod source_tree;
 mod sources;
 mod stack;
 mod stat_index;
+mod unread;
 mod users;
 
 pub use context_files::ContextFiles;

@@ -25,11 +25,11 @@ use std::time::SystemTime;
 
 /// Does the steps of one build on this machine.
 pub struct LocalWorker {
-    store: Store,
-    lease: Arc<Lease>,
+    pub(crate) store: Store,
+    pub(crate) lease: Arc<Lease>,
     executor: Arc<dyn Executor>,
     contexts: Arc<ContextFiles>,
-    sources: Sources,
+    pub(crate) sources: Sources,
     device_folders: Arc<[PathBuf]>,
     shared_mounts: Option<Arc<dyn RemoteMounts>>,
 }
@@ -123,7 +123,7 @@ impl LocalWorker {
         self.sources.get(source, platform).snapshot(&asked).await
     }
 
-    async fn file(
+    pub(crate) async fn file(
         &self,
         op: &FileOp,
         inputs: &[ResultRef],
@@ -208,7 +208,7 @@ impl LocalWorker {
 }
 
 /// Opens what a file operation reads.
-fn file_inputs<'a>(
+pub(crate) fn file_inputs<'a>(
     store: &Store,
     results: Vec<ResultRef>,
     session: Arc<dyn Session>,
@@ -257,7 +257,7 @@ impl Worker for LocalWorker {
                 let asked = Asked { vertex: request.digest.digest().clone(), session };
                 self.sources.get(source, vertex.platform.as_ref()).snapshot(&asked).await?
             }
-            Op::File(op) => return Ok(self.file(op, &self.present(&request).await?, session).await?),
+            Op::File(op) => return Ok(self.file_step(op, &request, session).await?),
             Op::Merge => match self.stack(&request.inputs, session, Place::merge).await {
                 // Most layers can be laid over others without either being here.
                 Err(error) if error.is_absent_layer() => {

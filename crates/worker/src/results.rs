@@ -49,7 +49,7 @@ impl LocalResults {
     }
 }
 
-/// Opens what a result shows, for reading.
+/// Opens what a result shows, for reading. Layers may be absent, until something of them is read.
 ///
 /// # Errors
 /// The session has no context of that name, or the layers cannot be read.
@@ -60,7 +60,7 @@ pub(crate) fn source_tree(
 ) -> Result<SourceTree, CacheError> {
     match result {
         ResultRef::Layers(layers) => {
-            let tree = store.layers().tree(layers).map_err(|error| failed(error.kind(), error))?;
+            let tree = store.layers().known_tree(layers).map_err(|error| failed(error.kind(), error))?;
             Ok(SourceTree::of_layers(tree, Stop(session.clone())))
         }
         ResultRef::Context { name, include, exclude } => {

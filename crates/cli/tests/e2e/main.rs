@@ -49,3 +49,4 @@ mod runtime;
 mod sandbox;
 mod shared_cache;
 mod store;
+mod unread_bases;

@@ -166,7 +166,12 @@ impl Layers {
         sink: &mut dyn TarSink,
     ) -> Result<(), StoreError> {
         match foreign(record, tar) {
-            Some(blob) => self.copy_foreign(blob, sink),
+            Some(blob) => match self.copy_foreign(blob, sink) {
+                Err(StoreError::BlobNotFound { .. }) if !self.absent(&[record.id])?.is_empty() => {
+                    self.no_files(&record.id)
+                }
+                copied => copied,
+            },
             None => self.emit_own(&record.id, tar, vigilance, sink),
         }
     }

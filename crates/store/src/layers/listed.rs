@@ -23,24 +23,18 @@ pub(super) struct ListedTree {
 
 /// What a packed layer's files say, which never changes.
 pub(super) struct PackedList {
-    index: LayerIndex,
+    entries: EntryList,
     pack: Pack,
-    /// For each entry the position behind everything that is below it.
-    ends: Vec<u32>,
-    /// The number of names of those files that have several, by the position of the first.
-    names: HashMap<u32, u64>,
 }
 
 impl PackedList {
-    pub(super) fn new(index: LayerIndex, pack: Pack) -> Self {
-        Self { ends: ends(index.entries()), names: names(index.entries()), index, pack }
+    pub(super) fn new(id: &LayerId, index: LayerIndex, pack: Pack) -> Self {
+        Self { entries: EntryList::new(id, index), pack }
     }
-}
 
-impl PackedList {
     /// The number of entries.
     pub(super) fn len(&self) -> usize {
-        self.index.entries().len()
+        self.entries.len()
     }
 
     /// Closes the files of the pack until they are read again.
@@ -57,41 +51,16 @@ impl ListedTree {
         Self { layers, id, list, tree: OnceLock::new() }
     }
 
-    /// What is at a path.
-    pub(super) fn node(&self, path: &[u8]) -> Option<Node> {
-        self.list.index.position(path).map(|position| self.node_at(position))
-    }
-
-    /// The names in a folder, sorted by their bytes.
-    pub(super) fn names(&self, folder: &[u8]) -> Vec<Vec<u8>> {
-        let Some(position) = self.list.index.position(folder) else { return Vec::new() };
-        let below = if folder.is_empty() { 0 } else { folder.len() + 1 };
-        let mut names = Vec::new();
-        let mut child = position + 1;
-        while child < self.list.ends[position] as usize {
-            names.push(self.list.index.entries()[child].path[below..].to_vec());
-            child = self.list.ends[child] as usize;
-        }
-        names.sort_unstable();
-        names
-    }
-
-    fn node_at(&self, position: usize) -> Node {
-        let entry = &self.list.index.entries()[position];
-        let first = entry.link.unwrap_or(position as u32);
-        let links = self.list.names.get(&first).copied().unwrap_or(1);
-        Node { kind: kind(&entry.kind), metadata: entry.metadata.clone(), inode: (self.device(), first.into()), links }
-    }
-
-    /// A number that no other layer has.
-    fn device(&self) -> u64 {
-        u64::from_str_radix(&self.id.as_str()[..16], 16).expect("an id is hexadecimal")
+    /// What the layer lists.
+    pub(super) fn entries(&self) -> &EntryList {
+        &self.list.entries
     }
 
     /// Opens a regular file.
     pub(super) fn open(&self, path: &[u8]) -> Result<File, StoreError> {
-        let position = self.list.index.position(path);
-        let entry = position.map(|position| &self.list.index.entries()[position]);
+        let index = self.index();
+        let position = index.position(path);
+        let entry = position.map(|position| &index.entries()[position]);
         match entry.map(|entry| &entry.kind) {
             Some(EntryKind::File { size, .. }) if *size <= IN_MEMORY => {
                 let entry = entry.and_then(|entry| entry.link).map_or(position, |first| Some(first as usize));
@@ -123,7 +92,7 @@ impl ListedTree {
     }
 
     pub(super) fn index(&self) -> &LayerIndex {
-        &self.list.index
+        &self.list.entries.index
     }
 
     pub(super) fn pack(&self) -> &Pack {
@@ -132,8 +101,8 @@ impl ListedTree {
 
     /// Where the bytes of a file are, whichever of its names is asked for.
     pub(super) fn place(&self, path: &[u8]) -> Option<PackedBytes> {
-        let position = self.list.index.position(path)?;
-        let first = self.list.index.entries()[position].link;
+        let position = self.index().position(path)?;
+        let first = self.index().entries()[position].link;
         self.list.pack.get(first.map_or(position, |first| first as usize))
     }
 
@@ -144,6 +113,55 @@ impl ListedTree {
             drop(self.tree.set(self.layers.tree_path(&self.id)?));
         }
         Ok(self.tree.get().expect("it was set above"))
+    }
+}
+
+/// The entries of a layer, read as if they were a tree.
+pub(super) struct EntryList {
+    index: LayerIndex,
+    /// For each entry the position behind everything that is below it.
+    ends: Vec<u32>,
+    /// The number of names of those files that have several, by the position of the first.
+    names: HashMap<u32, u64>,
+    /// A number that no other layer has.
+    device: u64,
+}
+
+impl EntryList {
+    pub(super) fn new(id: &LayerId, index: LayerIndex) -> Self {
+        let device = u64::from_str_radix(&id.as_str()[..16], 16).expect("an id is hexadecimal");
+        Self { ends: ends(index.entries()), names: names(index.entries()), index, device }
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.index.entries().len()
+    }
+
+    /// What is at a path.
+    pub(super) fn node(&self, path: &[u8]) -> Option<Node> {
+        self.index.position(path).map(|position| self.node_at(position))
+    }
+
+    /// The names in a folder, sorted by their bytes.
+    pub(super) fn names(&self, folder: &[u8]) -> Vec<Vec<u8>> {
+        let Some(position) = self.index.position(folder) else { return Vec::new() };
+        let below = if folder.is_empty() { 0 } else { folder.len() + 1 };
+        let mut names = Vec::new();
+        let mut child = position + 1;
+        while child < self.ends[position] as usize {
+            names.push(self.index.entries()[child].path[below..].to_vec());
+            child = self.ends[child] as usize;
+        }
+        names.sort_unstable();
+        names
+    }
+
+    fn node_at(&self, position: usize) -> Node {
+        let entry = &self.index.entries()[position];
+        let first = entry.link.unwrap_or(position as u32);
+        let links = self.names.get(&first).copied().unwrap_or(1);
+        Node { kind: kind(&entry.kind), metadata: entry.metadata.clone(), inode: (self.device, first.into()), links }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`LayerEntry`], [`LayerIndex`] (what a layer says); [`MergedTree`] (what a stack shows);
 //! [`ActiveLayer`] and `commit` (from changes to a layer); [`PackWriter`], [`Pack`], `listed`, `expand` (layers without a
-//! tree); `blob`, `emit`, `tar_writer`, `chunks`, `compress`, `members` (from a layer
+//! tree), `told` (layers that are not here); `blob`, `emit`, `tar_writer`, `chunks`, `compress`, `members` (from a layer
 //! to its tar); `foreign`, `adopt`, `decompress`, `tar_reader`, `pax`, `entry_name`, `placement`, `unpack` (from a stranger's tar to a
 //! layer); `folder`, `xattr`, `apply` (the system calls).
 
@@ -47,6 +47,7 @@ mod restack;
 mod root;
 mod tar_reader;
 mod tar_writer;
+mod told;
 mod tree;
 mod unpack;
 mod xattr;
@@ -68,6 +69,7 @@ pub(crate) use pack_check::{check_layer, has_contents};
 pub use pack_writer::{PackContents, PackWriter, PackedEntry};
 pub(crate) use remote::record_of;
 pub(crate) use root::Remembered;
+pub use told::TableOfContents;
 pub use tree::{MergedTree, TreeEntry, TreeFile, TreeFolder, TreeKind};
 pub(crate) use xattr::lacks_own_marks;
 
@@ -173,6 +175,24 @@ impl Layers {
         Ok(MergedTree::of(roots.collect::<Result<_, _>>()?))
     }
 
+    /// The same where layers may be absent. What their tables of contents told is known ([`Layers::tell`]); whoever looks at
+    /// anything else of them is told [`StoreError::LayerAbsent`] then.
+    ///
+    /// # Errors
+    /// A layer is not known to the store.
+    pub fn known_tree(&self, layers: &[LayerId]) -> Result<MergedTree, StoreError> {
+        let root = |id: &LayerId| match self.root(id) {
+            Err(StoreError::LayerAbsent { layer, repository }) => {
+                let told = self.opened.remembered().told(id);
+                let absent = root::AbsentLayer { layer, repository: *repository, told };
+                Ok(root::Root::of_absent(self.tree_folder(id), absent))
+            }
+            root => root,
+        };
+        let roots = layers.iter().rev().map(|id| root(id).map(Arc::new));
+        Ok(MergedTree::of(roots.collect::<Result<_, _>>()?))
+    }
+
     /// Where a layer is read: its tree if it has one, else its index.
     fn root(&self, id: &LayerId) -> Result<root::Root, StoreError> {
         let (remembered, path) = (self.opened.remembered(), self.tree_folder(id));
@@ -184,7 +204,7 @@ impl Layers {
             return Ok(root);
         }
         let list = || match self.packed(id)? {
-            Some((index, pack)) => Ok(PackedList::new(index, pack)),
+            Some((index, pack)) => Ok(PackedList::new(id, index, pack)),
             None => self.no_files(id),
         };
         let list = ListedTree::new(self.clone(), *id, remembered.list(id, list)?);

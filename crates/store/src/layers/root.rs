@@ -1,11 +1,13 @@
 //! The tree of one layer as a stack sees it, and what the process remembers of such trees.
 
+use super::apply::default_root;
 use super::entry::split_path;
-use super::folder::{self, Node};
+use super::folder::{self, Node, NodeKind};
 use super::index::LayerIndex;
-use super::listed::{ListedTree, PackedList};
+use super::listed::{EntryList, ListedTree, PackedList};
 use super::xattr::Markers;
 use crate::{ContentDigest, LayerId, StoreError};
+use forge_image::Reference;
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -37,12 +39,22 @@ enum RootKind {
     Layer(OnceLock<LayerIndex>),
     /// There is only an index and a pack.
     Listed(Box<ListedTree>),
+    /// Nothing of it is here.
+    Absent(Box<AbsentLayer>),
 }
 
-/// What is below a path of a layer.
-pub(super) enum Place<'a> {
-    Folder(OwnedFd),
-    Listed(&'a ListedTree),
+/// A layer that lies in a registry.
+pub(super) struct AbsentLayer {
+    pub layer: LayerId,
+    pub repository: Reference,
+    /// What its table of contents said, if it was asked.
+    pub told: Option<Arc<EntryList>>,
+}
+
+impl AbsentLayer {
+    fn error(&self) -> StoreError {
+        StoreError::LayerAbsent { layer: self.layer, repository: Box::new(self.repository.clone()) }
+    }
 }
 
 impl Root {
@@ -55,11 +67,33 @@ impl Root {
         Self { path, kind: RootKind::Listed(Box::new(list)), folder: OnceLock::new(), names: None }
     }
 
+    /// A layer that is not here; the path is where its tree would be.
+    pub(super) fn of_absent(path: PathBuf, absent: AbsentLayer) -> Self {
+        Self { path, kind: RootKind::Absent(Box::new(absent)), folder: OnceLock::new(), names: None }
+    }
+
     /// The layer's index instead of a tree, where that is all there is.
     pub(super) fn listed(&self) -> Option<&ListedTree> {
         match &self.kind {
             RootKind::Listed(list) => Some(list),
+            RootKind::Changing | RootKind::Layer(_) | RootKind::Absent(_) => None,
+        }
+    }
+
+    /// The entries, where they are read instead of a tree.
+    pub(super) fn entries(&self) -> Option<&EntryList> {
+        match &self.kind {
+            RootKind::Listed(list) => Some(list.entries()),
+            RootKind::Absent(absent) => absent.told.as_deref(),
             RootKind::Changing | RootKind::Layer(_) => None,
+        }
+    }
+
+    /// That the layer is here.
+    pub(super) fn require(&self) -> Result<(), StoreError> {
+        match &self.kind {
+            RootKind::Absent(absent) => Err(absent.error()),
+            RootKind::Changing | RootKind::Layer(_) | RootKind::Listed(_) => Ok(()),
         }
     }
 
@@ -67,6 +101,7 @@ impl Root {
     pub(super) fn index(&self) -> Result<Option<&LayerIndex>, StoreError> {
         match &self.kind {
             RootKind::Changing => Ok(None),
+            RootKind::Absent(absent) => Err(absent.error()),
             RootKind::Listed(list) => Ok(Some(list.index())),
             RootKind::Layer(index) => {
                 if index.get().is_none() {
@@ -85,23 +120,25 @@ impl Root {
         match &self.kind {
             RootKind::Listed(list) => list.tree(),
             RootKind::Changing | RootKind::Layer(_) => Ok(&self.path),
+            RootKind::Absent(absent) => Err(absent.error()),
         }
     }
 
     /// Opens one of its folders.
-    pub(super) fn place(&self, path: &[u8]) -> Result<Place<'_>, StoreError> {
-        if let Some(list) = self.listed() {
-            return Ok(Place::Listed(list));
-        }
+    pub(super) fn open_folder(&self, path: &[u8]) -> Result<OwnedFd, StoreError> {
         let error = StoreError::os("open", self.path.join(OsStr::from_bytes(path)));
-        Ok(Place::Folder(folder::open_folder(self.folder()?, path).map_err(error)?))
+        folder::open_folder(self.folder()?, path).map_err(error)
     }
 
-    /// What the root folder itself is.
+    /// What the root folder itself is. That of a layer of which nothing is known is taken for one like all others.
     pub(super) fn node(&self, markers: Markers) -> Result<Node, StoreError> {
-        match self.listed() {
-            Some(list) => Ok(list.node(b"").expect("every index has the root")),
-            None => folder::read_root(self.folder()?, markers).map_err(StoreError::os("read", &self.path)),
+        match (self.entries(), &self.kind) {
+            (Some(list), _) => Ok(list.node(b"").expect("every index has the root")),
+            (None, RootKind::Absent(_)) => {
+                let kind = NodeKind::Directory { opaque: false };
+                Ok(Node { kind, metadata: default_root(), inode: (0, 0), links: 1 })
+            }
+            _ => folder::read_root(self.folder()?, markers).map_err(StoreError::os("read", &self.path)),
         }
     }
 
@@ -127,6 +164,7 @@ impl Root {
     }
 
     pub(super) fn folder(&self) -> Result<BorrowedFd<'_>, StoreError> {
+        self.require()?;
         if self.folder.get().is_none() {
             let opened = folder::open_root(&self.path).map_err(StoreError::os("open", &self.path))?;
             // Another thread may have been faster; its folder is as good.
@@ -146,6 +184,9 @@ impl Root {
 const MOST_LISTS: usize = 2048;
 const MOST_LISTED: usize = 65_536;
 
+/// The same for what tables of contents said, which a large image needs all of at once (some 300 MB).
+const MOST_TOLD: usize = 1 << 20;
+
 /// After so many lists the files of all of them are closed: a process may have no more than 1,024 open.
 const MOST_OPEN: usize = 32;
 
@@ -158,6 +199,8 @@ pub(crate) struct Remembered {
     names: Mutex<HashMap<LayerId, Names>>,
     lists: Mutex<Lists>,
     contents: Mutex<HashMap<LayerId, ContentDigest>>,
+    /// What tables of contents of absent layers said, and the number of all their entries.
+    told: Mutex<(HashMap<LayerId, Arc<EntryList>>, usize)>,
 }
 
 #[derive(Default)]
@@ -208,6 +251,23 @@ impl Remembered {
     /// The list of a packed layer, if it was read before.
     pub(super) fn known_list(&self, id: &LayerId) -> Option<Arc<PackedList>> {
         lock(&self.lists).by_layer.get(id).cloned()
+    }
+
+    /// What the table of contents of an absent layer said, if it was asked.
+    pub(super) fn told(&self, id: &LayerId) -> Option<Arc<EntryList>> {
+        lock(&self.told).0.get(id).cloned()
+    }
+
+    /// Remembers what a table of contents said.
+    pub(super) fn tell(&self, id: &LayerId, list: EntryList) {
+        let mut told = lock(&self.told);
+        let (known, entries) = &mut *told;
+        *entries += list.len();
+        if *entries > MOST_TOLD {
+            known.clear();
+            *entries = list.len();
+        }
+        known.insert(*id, Arc::new(list));
     }
 
     pub(crate) fn content(&self, id: &LayerId) -> Option<ContentDigest> {

@@ -1,9 +1,9 @@
 use super::entry::{EntryKind, Metadata, join_path};
 use super::error::{LayerError, shown};
 use super::folder::{self, Node, NodeKind};
-use super::listed::ListedTree;
+use super::listed::EntryList;
 use super::pack::{Pack, PackedBytes};
-use super::root::{self, Root};
+use super::root::Root;
 use super::xattr::Markers;
 use crate::StoreError;
 use rustix::io::Errno;
@@ -118,7 +118,7 @@ pub(super) struct Level {
 enum Part<'a> {
     Root(&'a Root),
     Opened(OwnedFd),
-    Listed(&'a ListedTree),
+    Listed(&'a EntryList),
 }
 
 impl Part<'_> {
@@ -180,7 +180,9 @@ impl MergedTree {
 
     /// A stack of trees, top-most first.
     pub(super) fn of(roots: Vec<Arc<Root>>) -> Self {
-        let markers = roots.first().map_or(Markers::User, |top| Markers::of(top.path()));
+        // All trees lie in one file system, and some are not there.
+        let here = roots.iter().find(|root| root.require().is_ok()).or(roots.first());
+        let markers = here.map_or(Markers::User, |top| Markers::of(top.path()));
         Self { roots: roots.into(), markers }
     }
 
@@ -302,6 +304,14 @@ impl MergedTree {
         }
     }
 
+    /// That an entry is not only told of by a table of contents, which gives times to the second, and no bytes.
+    ///
+    /// # Errors
+    /// Its layer is not here.
+    pub fn require(&self, entry: &TreeEntry) -> Result<(), StoreError> {
+        self.roots[entry.layer].require()
+    }
+
     /// Where the bytes of a file are, if its layer is packed.
     pub fn packed(&self, file: &TreeFile) -> Option<(&Pack, PackedBytes)> {
         let list = self.roots[file.layer].listed()?;
@@ -339,12 +349,10 @@ impl MergedTree {
         let mut parts = Vec::with_capacity(level.layers.len());
         for &layer in &level.layers {
             let root = &self.roots[layer];
-            let part = match root.listed() {
+            let part = match root.entries() {
+                Some(list) => Part::Listed(list),
                 None if level.path.is_empty() => Part::Root(root),
-                _ => match root.place(&level.path)? {
-                    root::Place::Folder(folder) => Part::Opened(folder),
-                    root::Place::Listed(list) => Part::Listed(list),
-                },
+                None => Part::Opened(root.open_folder(&level.path)?),
             };
             parts.push((layer, part));
         }

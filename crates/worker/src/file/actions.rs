@@ -100,7 +100,18 @@ fn made(
     timestamp: Option<i64>,
     now: Moment,
 ) -> Result<EntryMetadata, FileError> {
-    let (uid, gid) = find_owner(editor, owner)?.unwrap_or((0, 0));
+    made_in(&editor.tree(), owner, mode, timestamp, now)
+}
+
+/// What something new is given in a tree.
+pub(super) fn made_in(
+    tree: &MergedTree,
+    owner: Option<&Owner>,
+    mode: u32,
+    timestamp: Option<i64>,
+    now: Moment,
+) -> Result<EntryMetadata, FileError> {
+    let (uid, gid) = find_owner_in(tree, owner)?.unwrap_or((0, 0));
     let mtime = timestamp.map_or(now, |seconds| (seconds, 0));
     Ok(EntryMetadata { mode, uid, gid, mtime, xattrs: BTreeMap::new() })
 }

@@ -10,6 +10,7 @@ pub(crate) mod glob;
 mod mode;
 pub(crate) mod packed;
 mod packed_fill;
+pub(crate) mod packed_folder;
 mod packed_plan;
 mod placing;
 mod plan;
@@ -59,6 +60,18 @@ pub(crate) enum FileError {
 }
 
 impl FileError {
+    /// The store's part of it, if that failed.
+    pub(crate) fn store(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error)
+            | Self::Edit(EditError::Store(error))
+            | Self::User(UserError::Store(error))
+            | Self::Source(SourceError::Store(error))
+            | Self::Select(SelectError::Source(SourceError::Store(error))) => Some(error),
+            _ => None,
+        }
+    }
+
     /// Who is to blame.
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {

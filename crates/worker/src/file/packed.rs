@@ -33,7 +33,7 @@ pub(crate) fn execute(
 ) -> Result<Option<Execution>, FileError> {
     let Some(copy) = Copy::of(op, times, store, lease, inputs, now) else { return Ok(None) };
     match copy.run() {
-        Ok((layer, made)) => Ok(Some(execution([copy.parents, &[layer]].concat(), made))),
+        Ok(execution) => Ok(Some(execution)),
         Err(NoPlan::Unusual) => Ok(None),
         Err(NoPlan::Failed(error)) => Err(error),
     }
@@ -56,13 +56,17 @@ pub(crate) fn find(
     }
 }
 
-fn execution(layers: Vec<LayerId>, made: Option<MadeLayer>) -> Execution {
-    let output = ResultRef::Layers(layers);
+/// A layer that was made on others.
+pub(super) fn execution(parents: &[LayerId], made: &LayerRecord) -> Execution {
+    let output = ResultRef::Layers([parents, &[made.id]].concat());
     let mut execution = Execution::new(vec![output.clone()]);
-    if let Some(made) = made {
-        execution.set(0, output, made);
-    }
+    execution.set(0, output, MadeLayer { content: made.content, bytes: made.bytes });
     execution
+}
+
+/// One that was found.
+fn found(parents: &[LayerId], layer: LayerId) -> Execution {
+    Execution::new(vec![ResultRef::Layers([parents, &[layer]].concat())])
 }
 
 fn copied(kind: &FileKind) -> FileInput {
@@ -129,16 +133,15 @@ impl<'a> Copy<'a> {
         (!action.replace).then_some(Self { op, times, action, store, lease, parents, source, now })
     }
 
-    /// The layer, and what it amounts to if it was made now.
-    fn run(&self) -> Result<(LayerId, Option<MadeLayer>), NoPlan> {
+    fn run(&self) -> Result<Execution, NoPlan> {
         self.planned(|planned, same| {
             if let Some(layer) = self.kept(same)? {
-                return Ok((layer, None));
+                return Ok(found(self.parents, layer));
             }
-            let LayerRecord { id: layer, content, bytes, .. } = self.write(planned)?;
-            self.store.keep_selection(&self.identity(), &layer)?;
-            same.map(|same| self.store.keep_selection(&same, &layer)).transpose()?;
-            Ok((layer, Some(MadeLayer { content, bytes })))
+            let made = self.write(planned)?;
+            self.store.keep_selection(&self.identity(), &made.id)?;
+            same.map(|same| self.store.keep_selection(&same, &made.id)).transpose()?;
+            Ok(execution(self.parents, &made))
         })
     }
 
@@ -156,7 +159,7 @@ impl<'a> Copy<'a> {
 
     /// Plans the layer; what it would be found by is known where all bytes are.
     fn planned<T>(&self, then: impl FnOnce(Plan<'_>, Option<ContentDigest>) -> Result<T, NoPlan>) -> Result<T, NoPlan> {
-        let lower = self.store.layers().tree(self.parents)?;
+        let lower = self.store.layers().known_tree(self.parents)?;
         let selections = super::select(self.source, self.action)?;
         let placing = self.placing(&lower)?;
         let roots: Vec<&SelectedRoot> =

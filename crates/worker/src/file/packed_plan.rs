@@ -5,7 +5,9 @@ use super::editor::EntryMetadata;
 use super::placing::{Place, Placing};
 use crate::selection::{SelectedEntry, SelectedRoot};
 use crate::source_tree::{SourceEntry, SourceKind, SourceTree};
-use forge_store::{EntryKind, MergedTree, Metadata, PackWriter, TreeEntry, TreeFolder, TreeKind, path_order};
+use forge_store::{
+    EntryKind, MergedTree, Metadata, PackWriter, StoreError, TreeEntry, TreeFolder, TreeKind, path_order,
+};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -75,6 +77,19 @@ pub(super) enum PlannedKind<'a> {
 /// Names like this mean deletions in a layer, and longer paths could not be put back: such a copy fails, in its own words.
 const RESERVED: &[u8] = b".wh.";
 const MAX_PATH: usize = 4095;
+
+/// What is a folder in the root of every Linux system, or leads to one: a file of that name is a mistake.
+const FOLDERS: [&str; 21] = [
+    "bin", "boot", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32", "media", "mnt", "opt", "proc", "root",
+    "run", "sbin", "srv", "sys", "tmp", "usr", "var",
+];
+
+/// Whether nothing is known of a name in the root folder, and it is not one that may be a folder's: then what is written
+/// there takes the place of whatever may be there.
+fn is_no_folder(name: &[u8], error: &FileError) -> bool {
+    matches!(error.store(), Some(StoreError::LayerAbsent { .. }))
+        && !FOLDERS.iter().any(|folder| folder.as_bytes() == name)
+}
 
 /// After so many single look-ups in a folder it is listed once.
 const LOOK_UPS: usize = 16;
@@ -217,10 +232,18 @@ impl<'a> Planner<'a> {
         }
         let copied = metadata_of(&self.placing.metadata(&selected.entry)?);
         let metadata = match &found {
-            Some(found) if selected.on_the_way => Metadata { mode: selected.entry.mode, ..found.metadata() },
+            Some(found) if selected.on_the_way => {
+                if found.mode != selected.entry.mode {
+                    self.lower.require(found)?;
+                }
+                Metadata { mode: selected.entry.mode, ..found.metadata() }
+            }
             _ => copied,
         };
-        let implied = found.as_ref().is_some_and(|found| found.metadata() == metadata);
+        let implied = match &found {
+            Some(found) => self.is_as(found, &metadata)?,
+            None => false,
+        };
         let below = Below::of(found.as_ref());
         self.push_folder(parent, name, metadata, implied, below)
     }
@@ -242,7 +265,10 @@ impl<'a> Planner<'a> {
 
     /// Something that is not a folder.
     fn leaf(&mut self, parent: &mut Folder, name: Cow<'a, [u8]>, entry: &'a SourceEntry) -> Result<(), NoPlan> {
-        let found = self.look_up(parent, &name)?;
+        let found = match self.look_up(parent, &name) {
+            Err(NoPlan::Failed(error)) if parent.path.is_empty() && is_no_folder(&name, &error) => None,
+            found => found?,
+        };
         let kind = match &entry.kind {
             SourceKind::File { .. } => PlannedKind::File { from: entry },
             SourceKind::Symlink { target } => PlannedKind::Symlink { target },
@@ -255,18 +281,32 @@ impl<'a> Planner<'a> {
             // What the kernel says of every link; it can have nothing else.
             metadata = Metadata { mode: 0o777, xattrs: Default::default(), ..metadata };
         }
-        if let Some(found) = found
-            && (found.kind == TreeKind::Directory || self.says_the_same(&found, entry, &metadata)?)
-        {
+        if let Some(found) = found {
             // A folder is not replaced, and what is there already is left out: both as the slow way has it.
-            return if found.kind == TreeKind::Directory { Err(NoPlan::Unusual) } else { Ok(()) };
+            if found.kind == TreeKind::Directory {
+                return Err(NoPlan::Unusual);
+            }
+            // But not in the root folder: there it must be the same whether or not the base is here to be looked at.
+            if !parent.path.is_empty() && self.says_the_same(&found, entry, &metadata)? {
+                return Ok(());
+            }
         }
         self.push(parent, name, metadata, kind)
     }
 
+    /// Whether something that is there has that metadata.
+    fn is_as(&self, found: &TreeEntry, metadata: &Metadata) -> Result<bool, NoPlan> {
+        let (there, but_time) = (found.metadata(), Metadata { mtime: found.mtime, ..metadata.clone() });
+        if there == but_time && there.mtime.0.abs_diff(metadata.mtime.0) <= 1 {
+            // Of what is only told of, the time is known to the second.
+            self.lower.require(found)?;
+        }
+        Ok(there == *metadata)
+    }
+
     /// Whether the layers below have the same thing there, by metadata and bytes.
     fn says_the_same(&self, found: &TreeEntry, entry: &SourceEntry, metadata: &Metadata) -> Result<bool, NoPlan> {
-        if found.metadata() != *metadata {
+        if !self.is_as(found, metadata)? {
             return Ok(false);
         }
         match (&found.kind, &entry.kind) {
