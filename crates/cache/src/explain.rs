@@ -89,6 +89,7 @@ mod tests {
                 InputPart::Content(blake3::hash(&[file]).into()),
             ],
             listings: vec![(1, Listing::new(vec![listed]))],
+            keys: Vec::new(),
         }
     }
 

@@ -39,13 +39,17 @@ pub struct StepInputs {
     pub parts: Vec<InputPart>,
     /// For inputs of which only a part was read, by their number: what that was.
     pub listings: Vec<(usize, Listing)>,
+    /// The keys under which shared caches have the record too; none in records of earlier versions.
+    pub keys: Vec<CacheKey>,
 }
 
 impl StepInputs {
-    /// The bytes that [`StepInputs::from_bytes`] reads: the length of a JSON document with the readable values and the
-    /// parts (4 bytes, little endian), the document, then for each listing the number of its input (4 bytes) and itself.
+    /// The bytes that [`StepInputs::from_bytes`] reads: the length of a JSON document with the readable values, the
+    /// parts and the keys (4 bytes, little endian), the document, then for each listing the number of its input (4 bytes)
+    /// and itself.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let document = serde_json::to_vec(&(&self.readable, &self.parts)).expect("lists of strings have a JSON form");
+        let document = (&self.readable, &self.parts, &self.keys);
+        let document = serde_json::to_vec(&document).expect("lists of strings have a JSON form");
         let mut out = Vec::with_capacity(document.len() + 64);
         out.extend_from_slice(&(document.len() as u32).to_le_bytes());
         out.extend_from_slice(&document);
@@ -66,13 +70,21 @@ impl StepInputs {
 
     fn decode(mut bytes: &[u8]) -> Option<Self> {
         let length = usize::try_from(number(&mut bytes)?).ok()?;
-        let (readable, parts) = serde_json::from_slice(bytes.split_off(..length)?).ok()?;
+        let document = bytes.split_off(..length)?;
+        let (readable, parts, keys) = match serde_json::from_slice(document) {
+            Ok(document) => document,
+            // Earlier versions wrote no keys.
+            Err(_) => {
+                let (readable, parts) = serde_json::from_slice(document).ok()?;
+                (readable, parts, Vec::new())
+            }
+        };
         let mut listings = Vec::new();
         while !bytes.is_empty() {
             let input = usize::try_from(number(&mut bytes)?).ok()?;
             listings.push((input, Listing::decode(&mut bytes)?));
         }
-        Some(Self { readable, parts, listings })
+        Some(Self { readable, parts, listings, keys })
     }
 
     /// What an input showed, where only a part of it was read.
@@ -110,5 +122,23 @@ impl StepRecord {
     /// The layers that it needs.
     pub fn layers(&self) -> impl Iterator<Item = &LayerId> {
         self.outputs.iter().flat_map(ResultRef::layers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inputs_of_earlier_versions_are_read() {
+        let inputs = StepInputs {
+            readable: vec![("args".to_owned(), "make".to_owned())],
+            keys: vec![CacheKey::from_bytes([1; 32])],
+            ..StepInputs::default()
+        };
+        assert_eq!(StepInputs::from_bytes(&inputs.to_bytes()).unwrap(), inputs);
+        let document = serde_json::to_vec(&(&inputs.readable, &inputs.parts)).unwrap();
+        let earlier = [&(document.len() as u32).to_le_bytes()[..], &document].concat();
+        assert_eq!(StepInputs::from_bytes(&earlier).unwrap(), StepInputs { keys: Vec::new(), ..inputs });
     }
 }

@@ -46,6 +46,7 @@ fn inputs() -> StepInputs {
             InputPart::Content(blake3::hash(b"content").into()),
         ],
         listings: vec![(1, Listing::new(vec![listed]))],
+        keys: vec![key("content"), key("definition")],
     }
 }
 

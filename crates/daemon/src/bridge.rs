@@ -128,6 +128,11 @@ impl Bridge {
     }
 
     pub(crate) async fn solve(&self, request: SolveRequest) -> Result<SolveResponse, Status> {
+        let (imports, remarks) = crate::caches::further(&request, self.context.client.as_ref());
+        remarks.into_iter().for_each(|remark| self.context.build.progress.warn(remark));
+        if !imports.is_empty() {
+            self.job().ask_also(&imports).await.map_err(|error| reply::status(&error))?;
+        }
         let asked = FrontendRequest {
             frontend: request.frontend,
             options: request.frontend_opt,

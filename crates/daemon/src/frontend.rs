@@ -25,6 +25,7 @@ pub(crate) fn empty_request(allowed: Allowed) -> BuildRequest {
         target: None,
         no_cache: false,
         no_cache_stages: Vec::new(),
+        renew_cache_mounts: true,
         pull: false,
         platforms: Vec::new(),
         named_contexts: BTreeMap::new(),

@@ -17,6 +17,7 @@ use forge_buildkit_proto::pb;
 use forge_engine::{Allowed, Attest, BuildContext, BuildRequest, ContextStream, Invocation, Job};
 use forge_session::{Event, EventSink, Session, WarningNotice};
 use prost::Message;
+use serde_json::json;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -58,7 +59,6 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
         ..BuildHistoryRecord::default()
     };
     let build = shared.builds.begin(record)?;
-    crate::caches::remarks(&request).into_iter().for_each(|remark| build.progress.warn(remark));
     // Whoever waits may go away; the build then ends in its own time, and is noted.
     let _cancel = build.cancel.clone().drop_guard();
     let running = tokio::spawn(async move {
@@ -103,8 +103,9 @@ async fn run(
         "" => None,
         id => Some(shared.sessions.get(id).await?),
     };
-    let base =
-        BuildRequest { attest: attest.clone(), caches: crate::caches::read(&request)?, ..empty_request(allowed) };
+    let caches = crate::caches::read(&request, client.as_ref())?;
+    caches.remarks.into_iter().for_each(|remark| build.progress.warn(remark));
+    let base = BuildRequest { attest: attest.clone(), caches: caches.caches, ..empty_request(allowed) };
     let mut session =
         RemoteSession::new(client.clone(), shared.files.clone(), build.progress.clone(), build.cancel.clone());
     for (name, id) in &request.frontend_attrs {
@@ -145,9 +146,8 @@ async fn run(
             exporters::export(plan, number, &context.job, base, context.client.as_ref(), &solution, &shared.files);
         response.extend(exported.await?);
     }
-    if plans.is_empty() {
-        context.job.finish_caches().await;
-    }
+    let cached = context.job.finish_caches(&solution.images).await.map_err(|error| reply::status(&error))?;
+    response.extend(cached.map(|bundle| ("cache.manifest".to_owned(), json!(bundle).to_string())));
     let told = solution.metadata.iter().filter(|(name, _)| name.starts_with("frontend."));
     response.extend(told.map(|(name, value)| (name.clone(), String::from_utf8_lossy(value).into_owned())));
     Ok(SolveResponse { exporter_response: response })

@@ -1,6 +1,5 @@
 //! What clients can ask of a builder and this one does not do: refused by name, or told where the build is as good without.
 
-use crate::caches;
 use forge_buildkit_proto::moby::buildkit::v1::SolveRequest;
 use tonic::Status;
 
@@ -17,7 +16,6 @@ pub(crate) fn refuse(request: &SolveRequest) -> Result<(), Status> {
     if request.enable_session_exporter {
         return refused("a session exporter");
     }
-    caches::read(request)?;
     Ok(())
 }
 

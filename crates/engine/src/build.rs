@@ -245,7 +245,10 @@ impl Build {
         });
         let results = self.attested(results.collect(), &text).await?;
         self.worker.get().inspect(|worker| worker.contexts().forget());
-        self.export(results, warnings).await
+        let stacks: Vec<_> = results.iter().map(|result| result.solved.result.layers().to_vec()).collect();
+        let outcome = self.export(results, warnings).await?;
+        self.finish_caches(&stacks).await?;
+        Ok(outcome)
     }
 
     /// What the Dockerfile calls a layout.
@@ -449,7 +452,7 @@ impl Build {
     async fn new_solver(&self) -> Result<Solver, EngineError> {
         let (transfer, images) = (self.transfer.clone(), self.images.clone());
         let (on_failure, max_parallelism) = (self.request.on_failure, self.request.max_parallelism);
-        let caches = self.request.caches.clone();
+        let (caches, renews) = (self.request.caches.clone(), self.request.renew_cache_mounts);
         let (each, together) = (self.request.limits.resources.clone(), self.request.total_limits.clone());
         let solver = self.engine.blocking(move |engine| {
             let shared = caches.open(engine, &transfer)?;
@@ -458,6 +461,7 @@ impl Build {
             let worker = LocalWorker::new(store.clone(), lease.clone(), executor, images.clone());
             let worker = worker.with_devices(&engine.options().device_folders);
             let worker = worker.with_shared_mounts(shared.clone().map(|shared| shared as Arc<dyn RemoteMounts>));
+            let worker = if renews { worker.renewing_mounts() } else { worker };
             let results = Arc::new(LocalResults::new(store, lease, worker.contexts()).fetching(images));
             let worker = Arc::new(worker.with_index(engine.index()?));
             let solver = Solver {

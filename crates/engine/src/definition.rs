@@ -103,7 +103,10 @@ impl Build {
         let said = Vec::new();
         let text = nowhere;
         let results = self.attested(vec![PlatformResult { lowered, solved, platform, said }], &text).await?;
-        self.export(results, Vec::new()).await
+        let stacks: Vec<_> = results.iter().map(|result| result.solved.result.layers().to_vec()).collect();
+        let outcome = self.export(results, Vec::new()).await?;
+        self.finish_caches(&stacks).await?;
+        Ok(outcome)
     }
 
     /// The graph with what a Dockerfile would have said beside it.

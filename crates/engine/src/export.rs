@@ -84,7 +84,6 @@ impl Build {
                 }
             });
         }
-        self.finish_caches(&results).await;
         for remark in exported.iter().flat_map(|exported| &exported.remarks) {
             let short = remark.clone();
             let notice = WarningNotice {

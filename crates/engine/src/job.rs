@@ -11,11 +11,13 @@ use crate::engine::blocking;
 use crate::entitlements;
 use crate::provided::{Below, ProvidedContexts, TreeContext};
 use crate::steps::ShownStep;
-use crate::{BuildContext, BuildOutcome, BuildRequest, Call, CallOutcome, Engine, EngineError, NamedContext};
+use crate::{
+    BuildContext, BuildOutcome, BuildRequest, CacheImport, Call, CallOutcome, Engine, EngineError, NamedContext,
+};
 use forge_buildkit_proto::{Decoded, SourceFile};
 use forge_exporter::{Attestation, StatementFile};
 use forge_frontend::{GraphInput, LoweredImage};
-use forge_image::{Digest, ErrorKind, ImageConfig, Platform, Reference};
+use forge_image::{Descriptor, Digest, ErrorKind, ImageConfig, Platform, Reference};
 use forge_llb::{
     CopyAction, FileAction, FileInput, FileKind, FileOp, Graph, Metadata, Op, ResolveMode, SourceOp, Vertex,
 };
@@ -359,9 +361,25 @@ impl Job {
         build.export(results, Vec::new()).await
     }
 
-    /// Waits, within bounds, until the shared caches have what this build made: for a build that exports nothing.
-    pub async fn finish_caches(&self) {
-        self.0.finish_caches(&[]).await;
+    /// Waits, within bounds, until the shared caches have what this build made; gives back the document that names it all,
+    /// where there is one. To be called last.
+    ///
+    /// # Errors
+    /// Something was not sent to a cache that is required; a step fails, where it was not run yet.
+    pub async fn finish_caches(&self, images: &[JobImage]) -> Result<Option<Descriptor>, EngineError> {
+        let mut stacks = Vec::new();
+        for result in images.iter().filter_map(|image| image.result.as_ref()) {
+            stacks.push(self.solved(result).await?.result.layers().to_vec());
+        }
+        self.0.finish_caches(&stacks).await
+    }
+
+    /// Asks further caches from now on: for a build that may come to do so.
+    ///
+    /// # Errors
+    /// One cannot be used.
+    pub async fn ask_also(&self, imports: &[CacheImport]) -> Result<(), EngineError> {
+        self.0.ask_also(imports).await
     }
 
     async fn platform_result(&self, image: &JobImage) -> Result<PlatformResult, EngineError> {

@@ -114,7 +114,7 @@ pub use request::{
     IntakeLimits, Isolation, KeyPair, NamedContext, Network, Proxy, PullPolicy, RegistryHost, Rights, RunRequest,
     RunStreams, TmpfsMount,
 };
-pub use shared_cache::{CacheExport, CacheImport, CacheMode, CachePlace, SharedCaches};
+pub use shared_cache::{CacheBundle, CacheExport, CacheImport, CacheMode, CachePlace, ClientFolder, SharedCaches};
 pub use verify::VerifyReport;
 
 /// Runs the set-up of a container, and does not return, if this process was started for that. To be called first

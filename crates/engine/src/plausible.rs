@@ -91,6 +91,7 @@ mod tests {
             target: None,
             no_cache: false,
             no_cache_stages: Vec::new(),
+            renew_cache_mounts: false,
             pull: false,
             platforms: platforms.iter().map(|platform| platform.parse().unwrap()).collect(),
             named_contexts: BTreeMap::new(),

@@ -106,6 +106,8 @@ pub struct BuildRequest {
     pub no_cache: bool,
     /// The stages, by name, that ask no cache (`--no-cache-filter`).
     pub no_cache_stages: Vec<String>,
+    /// Has the cache mounts of steps that ask no cache begin anew.
+    pub renew_cache_mounts: bool,
     /// Ask registries for newer base images.
     pub pull: bool,
     /// The platforms; the host's where empty.

@@ -270,7 +270,6 @@ async fn package(
 fn check_settings(settings: &ExportSettings) -> Result<(), ExportError> {
     let second = "docker media types";
     match settings.compression.filter(|_| !settings.oci_mediatypes) {
-        Some(Compression::Zstd { .. }) => Err(ExportError::Conflict { first: "zstd compression", second }),
         Some(Compression::ZstdChunked { .. }) => {
             Err(ExportError::Conflict { first: "zstd:chunked compression", second })
         }

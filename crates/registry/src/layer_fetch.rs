@@ -6,6 +6,7 @@ use forge_image::{Descriptor, DiffId, Digest, Reference};
 use forge_store::{Adoption, BlobFollower, FileTimes, LayerId, LayerRecord, RemoteLayer, StoreError};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::SystemTime;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
@@ -114,6 +115,8 @@ pub struct OfferedLayer {
     pub diff_id: DiffId,
     /// Where forge made it, which of its times are content. What turns out to be made by others is kept as that.
     pub made: Option<FileTimes>,
+    /// When it was made, where that is known: images say so of their layers.
+    pub created: Option<SystemTime>,
 }
 
 /// Has the layers of a resolved image in the store, unpacked, from a source that may not be there later.
@@ -131,6 +134,7 @@ pub async fn fetch_layers(
         blob: blob.clone(),
         diff_id: diff_id.clone(),
         made: None,
+        created: None,
     };
     let missing: Vec<_> = image.layers().skip(present.len()).map(offer).collect();
     fetch_above(context, source, present, &missing).await
@@ -160,10 +164,16 @@ async fn fetch_above(
     let blobs: Vec<_> = missing.iter().map(|offered| (source.clone(), offered.blob.clone())).collect();
     let mut incoming = Incoming::start(context, blobs);
     for offered in missing {
-        let OfferedLayer { blob, diff_id, made } = offered.clone();
+        let OfferedLayer { blob, diff_id, made, created } = offered.clone();
         let name = format!("{} {diff_id}", layers.last().map_or("", LayerId::as_str));
         let wanted = Wanted { source: source.clone(), blob, diff_id, made, parents: layers.clone(), name };
-        layers.push(incoming.unpack(context, wanted).await?);
+        let layer = incoming.unpack(context, wanted).await?;
+        if let Some(created) = created {
+            let (context, layer) = (context.clone(), layer);
+            let dated = move || context.store.layers().date(&layer, created).map_err(FetchError::store("date a layer"));
+            blocking(dated).await?;
+        }
+        layers.push(layer);
     }
     Ok(layers)
 }

@@ -18,6 +18,33 @@ struct PrivateAddress {
     host: String,
 }
 
+/// Words that BuildKit's clients know.
+#[derive(Debug, thiserror::Error)]
+#[error("dial tcp: lookup {host}: no such host")]
+struct NoSuchHost {
+    host: String,
+}
+
+/// Finds the addresses of all names.
+pub(crate) struct AllNames(pub PublicNames);
+
+impl Resolve for AllNames {
+    fn resolve(&self, name: Name) -> Resolving {
+        let names = self.0.clone();
+        Box::pin(async move {
+            let found = names.lookup(name.as_str()).await;
+            let addresses = found.map_err(|error| -> Box<dyn std::error::Error + Send + Sync> {
+                match error.is_no_records_found() || error.is_nx_domain() {
+                    true => NoSuchHost { host: name.as_str().to_owned() }.into(),
+                    false => error.into(),
+                }
+            })?;
+            let addresses: Addrs = Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0)));
+            Ok(addresses)
+        })
+    }
+}
+
 impl PublicNames {
     /// Whether an address lies in a private network, or a name leads there. What cannot be found leads nowhere.
     pub(crate) async fn is_private(&self, url: &Url) -> bool {

@@ -1,7 +1,7 @@
 use crate::answer::Answer;
 use crate::endpoint::options_for;
 use crate::proxy::ProxyRules;
-use crate::resolver::PublicNames;
+use crate::resolver::{AllNames, PublicNames};
 use crate::upload_body::UploadBody;
 use crate::{HostOptions, RegistryError, RegistryOptions, tls};
 use bytes::Bytes;
@@ -185,7 +185,7 @@ impl Transport {
         };
         let rules = Arc::clone(&self.proxy);
         let builder = match reach {
-            Reach::Everything => Client::builder().hickory_dns(true),
+            Reach::Everything => Client::builder().dns_resolver(Arc::new(AllNames(self.names.clone()))),
             Reach::Public => Client::builder().dns_resolver(Arc::new(self.names.clone())),
         };
         builder

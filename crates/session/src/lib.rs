@@ -4,10 +4,11 @@
 //! far end of a connection; nothing in these traits lets a caller tell.
 //!
 //! Reading order: [`Session`], [`ContextSelection`]; [`Context`], [`ContextEntry`], [`ContextPath`], [`LocalContext`]; [`Credentials`]; [`Secret`];
-//! [`SingleFlight`]; [`Event`], [`EventSink`]; [`PatternMatcher`].
+//! [`BlobFolder`]; [`SingleFlight`]; [`Event`], [`EventSink`]; [`PatternMatcher`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod blob_folder;
 mod context;
 mod credentials;
 mod event;
@@ -16,6 +17,7 @@ mod patterns;
 mod secret;
 mod single_flight;
 
+pub use blob_folder::BlobFolder;
 pub use context::{Context, ContextEntry, ContextError, ContextPath, EntryKind, FileStamp};
 pub use credentials::{CredentialError, Credentials, Redacted};
 pub use event::{Event, EventSink, LogStream, ProgressGroup, SourceSpan, StatusUpdate, VertexUpdate, WarningNotice};

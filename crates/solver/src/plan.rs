@@ -21,7 +21,7 @@ pub(crate) struct PlannedStep {
 }
 
 /// One output of a step.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Input {
     pub step: usize,
     pub output: usize,
@@ -53,6 +53,12 @@ impl Plan {
 
     pub fn step(&self, step: usize) -> &PlannedStep {
         &self.graph[NodeIndex::new(step)]
+    }
+
+    /// Whether an output is read by a step, or is the goal.
+    pub fn reads(&self, output: Input) -> bool {
+        let mut inputs = self.consumers(output.step).flat_map(|consumer| &self.step(consumer).inputs);
+        self.goal == Some(output) || inputs.any(|input| *input == output)
     }
 
     /// The steps among the inputs, each once, ascending.

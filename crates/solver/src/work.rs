@@ -1,10 +1,11 @@
 //! What is done for a step beside the loop: asking the worker, reading inputs, asking the cache, running.
 
 use crate::explain::{Explain, MissCause, Missed, Notes, ReadInputs, Remembered};
-use crate::plan::{Plan, PlannedStep};
+use crate::plan::{Input, Plan, PlannedStep};
 use crate::session::StepSession;
 use crate::step::{ContentPart, Keys, Known};
 use crate::{CacheMap, ExecuteRequest, Execution, Expected, InputKey, Mode, Solver, WorkerError, progress};
+use forge_cache::remote::FoundRecord;
 use forge_cache::{
     CacheError, CacheIndex, CacheKey, EarlierSteps, FlightGuard, InputPart, OpKey, ResultRef, Selector, StepInputs,
     StepRecord,
@@ -115,16 +116,25 @@ impl StepWork {
             return Ok(None);
         }
         let asked = remote.find(&key, planned.digest.digest());
-        let Some(Some(mut record)) = self.session().cancellation().run_until_cancelled(asked).await else {
+        let Some(Some(found)) = self.session().cancellation().run_until_cancelled(asked).await else {
             return Ok(None);
         };
+        let FoundRecord { keys, mut record, absent } = found;
+        if absent.iter().any(|output| self.shared.plan.reads(Input { step: self.step, output: *output })) {
+            return Ok(None);
+        }
         if record.outputs.len() < planned.vertex.op.outputs() || !self.acquire(&record.outputs).await? {
             return Ok(None);
+        }
+        if !absent.is_empty() {
+            // It is of use for what this build reads of it, and may not be for another one.
+            return Ok(Some(record.outputs));
         }
         // What others call the step is not for this machine's lists.
         record.name.clone_from(&planned.vertex.metadata.name);
         let outputs = record.outputs.clone();
-        self.on_index(move |index| index.save(&[key], &record, &StepInputs::default())).await?;
+        let made_of = StepInputs { keys, ..StepInputs::default() };
+        self.on_index(move |index| index.save(&[key], &record, &made_of)).await?;
         Ok(Some(outputs))
     }
 
@@ -297,7 +307,8 @@ impl StepWork {
                 listings.push((number, listing));
             }
         }
-        StepInputs { readable: known.map.readable.clone(), parts: content.parts.clone(), listings }
+        let (readable, parts) = (known.map.readable.clone(), content.parts.clone());
+        StepInputs { readable, parts, listings, keys: content.keys() }
     }
 
     /// Why the step was not found; `None` where nobody asks.

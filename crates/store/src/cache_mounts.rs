@@ -215,6 +215,26 @@ impl CacheMounts {
         })
     }
 
+    /// Has nobody find what is kept under a key any more: whoever asks next begins anew. Who uses a folder goes on with it;
+    /// it is removed with the next collection.
+    ///
+    /// # Errors
+    /// The file system or the database failed.
+    pub fn forget(&self, key: &CacheMountKey) -> Result<(), StoreError> {
+        for record in self.opened.database().read(|connection| of_key(connection, key))? {
+            if self.give_up(&record.name)? {
+                continue;
+            }
+            let old = CacheMountKey { id: format!("{} (forgotten)", key.id), ..key.clone() };
+            self.opened.database().write(|transaction| {
+                let sql = "UPDATE cache_mounts SET key = ?2 WHERE name = ?1";
+                transaction.prepare_cached(sql)?.execute(params![record.name, old.to_text()])?;
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
     fn try_lock(&self, name: &str, usage: CacheMountUse) -> Result<Option<LockGuard>, StoreError> {
         let lock = format!("cache mount {name}");
         match usage {

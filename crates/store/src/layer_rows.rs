@@ -186,7 +186,17 @@ pub(crate) fn get(opened: &Opened, id: &LayerId) -> Result<Option<LayerRecord>, 
     })
 }
 
-/// When a layer came into the store.
+/// Says when a layer was made. Nothing is made after it came.
+pub(crate) fn date(opened: &Opened, id: &LayerId, made: SystemTime) -> Result<(), StoreError> {
+    let seconds = made.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    opened.database().write(|transaction| {
+        let sql = "UPDATE layers SET stored = MIN(stored, ?2) WHERE id = ?1";
+        transaction.prepare_cached(sql)?.execute(params![id.as_str(), seconds.cast_signed()])?;
+        Ok(())
+    })
+}
+
+/// When a layer was made, or came into the store.
 pub(crate) fn stored(opened: &Opened, id: &LayerId) -> Result<Option<SystemTime>, StoreError> {
     opened.database().read(|connection| {
         let mut select = connection.prepare_cached("SELECT stored FROM layers WHERE id = ?1")?;

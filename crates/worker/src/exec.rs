@@ -23,15 +23,15 @@ use forge_executor::{
 use forge_image::{Digest, ErrorKind};
 use forge_llb::{ExecOp, SecurityMode};
 use forge_session::{Event, EventSink, LogStream, SecretError, Session};
-use forge_store::{ActiveLayer, Lease, Store, StoreError};
+use forge_store::{ActiveLayer, CacheMountKey, Lease, Store, StoreError};
 use rustix::event::{PollFd, PollFlags, poll};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 /// What BuildKit calls its sandboxes; scripts look at it.
@@ -101,6 +101,9 @@ impl ExecError {
     }
 }
 
+/// The cache mounts that began anew in a build.
+pub(crate) type RenewedMounts = Arc<Mutex<HashSet<CacheMountKey>>>;
+
 /// What a step works with.
 #[derive(Clone)]
 pub(crate) struct StepContext {
@@ -117,6 +120,8 @@ pub(crate) struct StepContext {
     pub(crate) device_folders: Arc<[PathBuf]>,
     /// Where cache mounts are looked for that are not here.
     pub(crate) shared_mounts: Option<Arc<dyn RemoteMounts>>,
+    /// The cache mounts that began anew in this build; `None` where the step takes them as they are.
+    pub(crate) renewed_mounts: Option<RenewedMounts>,
 }
 
 /// What a process gets beyond what its op says.

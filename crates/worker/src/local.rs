@@ -2,7 +2,7 @@
 
 use crate::context_files::ContextFiles;
 use crate::error::WorkError;
-use crate::exec::{self, StepContext};
+use crate::exec::{self, RenewedMounts, StepContext};
 use crate::file;
 use crate::images::ImageResolver;
 use crate::keys;
@@ -32,6 +32,7 @@ pub struct LocalWorker {
     pub(crate) sources: Sources,
     device_folders: Arc<[PathBuf]>,
     shared_mounts: Option<Arc<dyn RemoteMounts>>,
+    renewed_mounts: Option<RenewedMounts>,
 }
 
 impl LocalWorker {
@@ -39,7 +40,16 @@ impl LocalWorker {
     pub fn new(store: Store, lease: Arc<Lease>, executor: Arc<dyn Executor>, images: Arc<ImageResolver>) -> Self {
         let contexts = Arc::new(ContextFiles::new(&store));
         let sources = Sources::new(store.clone(), lease.clone(), executor.clone(), images);
-        Self { store, lease, executor, contexts, sources, device_folders: Arc::default(), shared_mounts: None }
+        Self {
+            store,
+            lease,
+            executor,
+            contexts,
+            sources,
+            device_folders: Arc::default(),
+            shared_mounts: None,
+            renewed_mounts: None,
+        }
     }
 
     /// What the build sees of its contexts; its [`LocalResults`](crate::LocalResults) must see the same.
@@ -58,6 +68,12 @@ impl LocalWorker {
     #[must_use]
     pub fn with_shared_mounts(self, shared_mounts: Option<Arc<dyn RemoteMounts>>) -> Self {
         Self { shared_mounts, ..self }
+    }
+
+    /// Has the cache mounts of steps that ask no cache begin anew, each once in this build.
+    #[must_use]
+    pub fn renewing_mounts(self) -> Self {
+        Self { renewed_mounts: Some(RenewedMounts::default()), ..self }
     }
 
     /// Grants the devices that specifications of the Container Device Interface in these folders describe. Without it there
@@ -202,6 +218,7 @@ impl LocalWorker {
             inputs: request.inputs.clone(),
             device_folders: self.device_folders.clone(),
             shared_mounts: self.shared_mounts.clone(),
+            renewed_mounts: self.renewed_mounts.clone().filter(|_| request.vertex.metadata.ignore_cache),
         };
         exec::run(op, &self.executor, &context).await
     }

@@ -27,8 +27,8 @@ const MOST_OUTPUTS: usize = 64;
 pub(super) struct SentRecord {
     pub keys: Vec<CacheKey>,
     pub name: String,
-    /// The stack of each output, lowest first.
-    pub outputs: Vec<Vec<OfferedLayer>>,
+    /// The stack of each output, lowest first; `None` for one that is not kept.
+    pub outputs: Vec<Option<Vec<OfferedLayer>>>,
     pub bytes: u64,
     pub wall_ms: u64,
     pub usage: Option<StepUsage>,
@@ -40,7 +40,7 @@ struct Text {
     version: u32,
     keys: Vec<CacheKey>,
     name: String,
-    outputs: Vec<Vec<TextLayer>>,
+    outputs: Vec<Option<Vec<TextLayer>>>,
     bytes: u64,
     wall_ms: u64,
     cpu_us: Option<u64>,
@@ -56,6 +56,9 @@ struct TextLayer {
     /// There where forge made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     made: Option<TextTimes>,
+    /// When it was made, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    created: Option<u64>,
 }
 
 /// Which times of a layer are content.
@@ -94,7 +97,7 @@ impl SentRecord {
         Self {
             keys: keys.to_vec(),
             name: record.name.clone(),
-            outputs,
+            outputs: outputs.into_iter().map(Some).collect(),
             bytes: record.bytes,
             wall_ms: record.wall_ms,
             usage: record.usage,
@@ -104,16 +107,25 @@ impl SentRecord {
 
     /// The document, signed where there is a key. The same record is the same bytes on every machine that made it.
     pub fn to_document(&self, signer: Option<&RecordSigner>) -> Vec<u8> {
-        let mut layers: Vec<Descriptor> = Vec::new();
+        let mut layers = Vec::new();
+        let text = self.to_text(&mut layers);
+        let signature = signer.map(|signer| signer.sign(&text));
+        envelope(text, signature, layers)
+    }
+
+    /// The record's text; the blobs that it names are added to `layers`, each once.
+    pub fn to_text(&self, layers: &mut Vec<Descriptor>) -> String {
         let mut place = |layer: &OfferedLayer| {
             let blob = layers.iter().position(|known| known.digest == layer.blob.digest).unwrap_or_else(|| {
                 let blob = &layer.blob;
                 layers.push(Descriptor::new(blob.media_type.clone(), blob.digest.clone(), blob.size));
                 layers.len() - 1
             });
-            TextLayer { blob, diff_id: layer.diff_id.digest().clone(), made: layer.made.map(TextTimes::from) }
+            let created = layer.created.map(seconds);
+            TextLayer { blob, diff_id: layer.diff_id.digest().clone(), made: layer.made.map(TextTimes::from), created }
         };
-        let outputs = self.outputs.iter().map(|stack| stack.iter().map(&mut place).collect()).collect();
+        let mut stack = |stack: &Vec<OfferedLayer>| stack.iter().map(&mut place).collect();
+        let outputs = self.outputs.iter().map(|output| output.as_ref().map(&mut stack)).collect();
         let text = Text {
             version: VERSION,
             keys: self.keys.clone(),
@@ -123,20 +135,9 @@ impl SentRecord {
             wall_ms: self.wall_ms,
             cpu_us: self.usage.map(|usage| usage.cpu_us),
             peak_memory: self.usage.map(|usage| usage.peak_memory),
-            created: self.created.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            created: seconds(self.created),
         };
-        let text = serde_json::to_string(&text).expect("a record holds only JSON values");
-        let signature = signer.map(|signer| (SIGNATURE.to_owned(), signer.sign(&text).into()));
-        let annotations = Annotations::from_iter([(ANNOTATION.to_owned(), text.into())].into_iter().chain(signature));
-        let manifest = Manifest {
-            schema_version: 2,
-            media_type: Some(MediaType::OciManifest),
-            config: config(),
-            layers,
-            annotations,
-            unknown: serde_json::Map::new(),
-        };
-        manifest.to_json()
+        serde_json::to_string(&text).expect("a record holds only JSON values")
     }
 
     /// Reads what somebody put under a key, whom the reader trusts.
@@ -160,7 +161,7 @@ impl SentRecord {
         if !text.keys.contains(key) {
             return Err("it is the record of another step".to_owned());
         }
-        if text.outputs.len() > MOST_OUTPUTS || text.outputs.iter().any(|stack| stack.len() > MOST_LAYERS) {
+        if text.outputs.len() > MOST_OUTPUTS || text.outputs.iter().flatten().any(|stack| stack.len() > MOST_LAYERS) {
             return Err("it has too many layers".to_owned());
         }
         let layer = |layer: &TextLayer| {
@@ -170,9 +171,16 @@ impl SentRecord {
             }
             let blob = Descriptor::new(blob.media_type.clone(), blob.digest.clone(), blob.size);
             let made = layer.made.map(FileTimes::from);
-            Ok(OfferedLayer { blob, diff_id: DiffId::new(layer.diff_id.clone()), made })
+            Ok(OfferedLayer {
+                blob,
+                diff_id: DiffId::new(layer.diff_id.clone()),
+                made,
+                created: layer.created.map(moment),
+            })
         };
-        let outputs = text.outputs.iter().map(|stack| stack.iter().map(layer).collect()).collect::<Result<_, _>>()?;
+        let stack = |stack: &Vec<TextLayer>| stack.iter().map(layer).collect::<Result<Vec<_>, _>>();
+        let outputs = text.outputs.iter().map(|output| output.as_ref().map(stack).transpose());
+        let outputs = outputs.collect::<Result<_, _>>()?;
         let usage = text.cpu_us.zip(text.peak_memory);
         Ok(Self {
             keys: text.keys,
@@ -181,13 +189,33 @@ impl SentRecord {
             bytes: text.bytes,
             wall_ms: text.wall_ms,
             usage: usage.map(|(cpu_us, peak_memory)| StepUsage { cpu_us, peak_memory }),
-            // What nobody can have made yet was made now.
-            created: UNIX_EPOCH
-                .checked_add(Duration::from_secs(text.created))
-                .unwrap_or(UNIX_EPOCH)
-                .min(SystemTime::now()),
+            created: moment(text.created),
         })
     }
+}
+
+/// A record's text as a document.
+pub(super) fn envelope(text: String, signature: Option<String>, layers: Vec<Descriptor>) -> Vec<u8> {
+    let signature = signature.map(|signature| (SIGNATURE.to_owned(), signature.into()));
+    let annotations = Annotations::from_iter([(ANNOTATION.to_owned(), text.into())].into_iter().chain(signature));
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: Some(MediaType::OciManifest),
+        config: config(),
+        layers,
+        annotations,
+        unknown: serde_json::Map::new(),
+    };
+    manifest.to_json()
+}
+
+fn seconds(moment: SystemTime) -> u64 {
+    moment.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// What nobody can have made yet was made now.
+fn moment(seconds: u64) -> SystemTime {
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH).min(SystemTime::now())
 }
 
 /// The config that every such manifest has.
@@ -211,14 +239,15 @@ mod tests {
     fn layer(text: &str) -> OfferedLayer {
         let blob = Descriptor::of(MediaType::OciLayerGzip, text.as_bytes());
         let made = Some(FileTimes::ContentOutside { from: -1, until: 5 });
-        OfferedLayer { blob, diff_id: DiffId::new(Digest::sha256(text.as_bytes())), made }
+        let created = Some(UNIX_EPOCH + Duration::from_secs(8));
+        OfferedLayer { blob, diff_id: DiffId::new(Digest::sha256(text.as_bytes())), made, created }
     }
 
     fn record() -> SentRecord {
         SentRecord {
             keys: vec![key(1), key(2)],
             name: "RUN x".to_owned(),
-            outputs: vec![vec![layer("a"), layer("b")], vec![layer("a")], Vec::new()],
+            outputs: vec![Some(vec![layer("a"), layer("b")]), Some(vec![layer("a")]), Some(Vec::new()), None],
             bytes: 3,
             wall_ms: 4,
             usage: Some(StepUsage { cpu_us: 5, peak_memory: 6 }),
@@ -253,7 +282,7 @@ mod tests {
         assert_eq!(refused("cache.step.v1", "cache.other.v1", &first), "it is no record of a step");
         assert_eq!(refused(r#"\"version\":1"#, r#"\"version\":2"#, &first), "it has version 2, known is 1");
         assert!(refused(r#"\"diff_id\":\"sha256:"#, r#"\"diff_id\":\"../../"#, &first).contains("digest"));
-        let many = SentRecord { outputs: vec![vec![layer("a"); MOST_LAYERS + 1]], ..record() };
+        let many = SentRecord { outputs: vec![Some(vec![layer("a"); MOST_LAYERS + 1])], ..record() };
         let read = |bytes: &[u8]| SentRecord::from_document(bytes, &first, &Trust::Everybody);
         assert_eq!(read(&many.to_document(None)).unwrap_err(), "it has too many layers");
         assert!(read(b"{}").is_err());

@@ -1,5 +1,6 @@
 //! A folder as a shared cache: an OCI image layout, with a file for each key.
 
+use super::bundle::{self, Bundle};
 use super::{RecordStore, blocking, document, failed};
 use crate::{CacheError, CacheKey};
 use async_trait::async_trait;
@@ -9,13 +10,15 @@ use rustix::fs::{Mode, OFlags};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Keys lie in `forge-cache/TAG/KEY`: each file holds the descriptor of its record.
 const KEYS: &str = "forge-cache";
 const MARKER: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const INDEX: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+/// How the index of a layout says what an entry is called.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const OF_OTHERS: &str = "it holds no records of forge; the keys of a cache of BuildKit are others";
 /// No descriptor of ours is longer.
 const LONGEST_KEY: u64 = 4096;
@@ -25,6 +28,8 @@ const LONGEST_KEY: u64 = 4096;
 pub struct LayoutRecords {
     folder: PathBuf,
     tag: String,
+    /// What the index names by the tag, where that is a cache; read when the first key is not found.
+    bundle: Arc<OnceLock<Option<Bundle>>>,
 }
 
 impl LayoutRecords {
@@ -32,7 +37,7 @@ impl LayoutRecords {
     pub fn new(folder: &Path, tag: &str) -> Option<Self> {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
         let is_tag = !tag.is_empty() && tag.len() <= 63 && tag.bytes().all(fits) && !tag.starts_with(['.', '-']);
-        is_tag.then(|| Self { folder: folder.to_owned(), tag: tag.to_owned() })
+        is_tag.then(|| Self { folder: folder.to_owned(), tag: tag.to_owned(), bundle: Arc::default() })
     }
 
     fn key_path(&self, key: &CacheKey) -> PathBuf {
@@ -55,7 +60,11 @@ impl LayoutRecords {
         self.open()?;
         let path = self.key_path(key);
         let text = match read_bounded(&path, LONGEST_KEY) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return self.nothing(),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let bundle = self.bundle.get_or_init(|| self.bundle_of_index());
+                let found = bundle.as_ref().and_then(|bundle| bundle.document(key));
+                return found.map_or_else(|| self.nothing(), |found| Ok(Some(found)));
+            }
             text => text.map_err(self.io(&path))?,
         };
         let refused = |reason: String| CacheError::RemoteRecord { place: self.name(), reason };
@@ -68,6 +77,39 @@ impl LayoutRecords {
         };
         let same = bytes.len() as u64 == descriptor.size && Digest::sha256(&bytes) == descriptor.digest;
         same.then_some(Some(bytes)).ok_or_else(|| refused(format!("{} is damaged", descriptor.digest)))
+    }
+
+    /// What the index names by the tag; `None` where that is no cache of forge, or is damaged.
+    fn bundle_of_index(&self) -> Option<Bundle> {
+        let index = read_bounded(&self.folder.join("index.json"), MAX_MANIFEST).ok()?;
+        let index: serde_json::Value = serde_json::from_slice(&index).ok()?;
+        let is_it = |entry: &&serde_json::Value| entry["annotations"][REF_NAME] == self.tag;
+        let entry = index["manifests"].as_array()?.iter().find(is_it)?;
+        let verified = |descriptor: &Descriptor, limit: u64| {
+            let bytes = read_bounded(&self.blob_path(&descriptor.digest), limit).ok()?;
+            (Digest::sha256(&bytes) == descriptor.digest).then_some(bytes)
+        };
+        let named: Descriptor = serde_json::from_value(entry.clone()).ok()?;
+        let (config, layers) = bundle::parts(&verified(&named, MAX_MANIFEST)?)?;
+        Bundle::read(&verified(&config, bundle::MOST_CONFIG)?, layers)
+    }
+
+    /// Has the index name a document by the tag. Of two that write at once the last one counts.
+    fn name_in_index(&self, media_type: &MediaType, document: &[u8]) -> Result<(), CacheError> {
+        self.prepare()?;
+        let descriptor = Descriptor::of(media_type.clone(), document);
+        let mut bytes = document;
+        self.place(&self.blob_path(&descriptor.digest), &mut bytes)?;
+        let path = self.folder.join("index.json");
+        let text = read_bounded(&path, MAX_MANIFEST).map_err(self.io(&path))?;
+        let mut index: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        let mut entry = serde_json::json!(descriptor);
+        entry["annotations"] = serde_json::json!({ REF_NAME: self.tag });
+        let mut entries = index["manifests"].as_array().cloned().unwrap_or_default();
+        entries.retain(|other| other["annotations"][REF_NAME] != self.tag);
+        entries.push(entry);
+        index["manifests"] = entries.into();
+        self.place(&path, &mut index.to_string().as_bytes())
     }
 
     /// What it means that there is no record: nothing, or that the folder is somebody else's.
@@ -175,5 +217,10 @@ impl RecordStore for LayoutRecords {
     async fn put_record(&self, _: &TransferContext, key: &CacheKey, document: &[u8]) -> Result<(), CacheError> {
         let (records, key, document) = (self.clone(), *key, document.to_vec());
         blocking(move || records.write(&key, &document)).await
+    }
+
+    async fn put_bundle(&self, _: &TransferContext, kind: &MediaType, document: &[u8]) -> Result<(), CacheError> {
+        let (records, kind, document) = (self.clone(), kind.clone(), document.to_vec());
+        blocking(move || records.name_in_index(&kind, &document)).await
     }
 }

@@ -7,9 +7,11 @@
 //!
 //! Reading order: [`RemoteCache`] (what the solver asks), [`RemoteMounts`] (what
 //! steps ask), [`SharedCache`] (the answer); [`RecordStore`], [`LayoutRecords`],
-//! [`RegistryRecords`], `inline`, `objects`, [`s3_records`], [`gha_records`], [`reapi_records`] (places); `document` (a record on its way),
+//! [`RegistryRecords`], [`ContentRecords`], `inline`, `bundle`, `objects`, [`s3_records`], [`gha_records`], [`reapi_records`] (places); `document` (a record on its way),
 //! [`Trust`], `source` (in), [`CacheTarget`] (out); `mounts`.
 
+mod bundle;
+mod content;
 mod document;
 mod gha;
 mod inline;
@@ -25,13 +27,15 @@ mod source;
 mod target;
 mod trust;
 
+pub use bundle::BundleForm;
+pub use content::ContentRecords;
 pub use gha::{GhaPlace, gha_records};
 pub use inline::forget_inline;
 pub use layout::LayoutRecords;
 pub use reapi::{ReapiPlace, reapi_records};
 pub use repository::RegistryRecords;
 pub use s3::{S3Place, s3_records};
-pub use shared::SharedCache;
+pub use shared::{CachesSent, SharedCache};
 pub use signature_v4::S3Credentials;
 pub use source::CacheOrigin;
 pub use target::{CacheTarget, Dispatch, Extent};
@@ -39,7 +43,7 @@ pub use trust::{KeyError, RecordSigner, Trust};
 
 use crate::{CacheError, CacheKey, StepRecord};
 use async_trait::async_trait;
-use forge_image::{Descriptor, Digest};
+use forge_image::{Descriptor, Digest, MediaType};
 use forge_registry::{ImageSource, TransferContext};
 use forge_store::CacheMountKey;
 use std::path::Path;
@@ -48,15 +52,28 @@ use std::sync::Arc;
 /// A cache beside this machine's own, asked where that has nothing.
 #[async_trait]
 pub trait RemoteCache: Send + Sync {
-    /// The record under a key; its layers are in the store then and held by the build's lease. `vertex` is who wants it.
+    /// What is kept under a key; its layers are in the store then and held by the build's lease. `vertex` is who wants it.
     /// Whatever fails is `None`.
-    async fn find(&self, key: &CacheKey, vertex: &Digest) -> Option<StepRecord>;
+    async fn find(&self, key: &CacheKey, vertex: &Digest) -> Option<FoundRecord>;
 
     /// Takes note that a step ran. Returns at once.
     fn made(&self, keys: &[CacheKey], record: &StepRecord);
 
     /// Takes note that a record of this machine was used. Returns at once.
-    fn used(&self, key: &CacheKey, record: &StepRecord);
+    fn used(&self, keys: &[CacheKey], record: &StepRecord);
+
+    /// Takes note that steps were neither needed nor found here, because what follows from them was.
+    async fn skipped(&self, keys: &[CacheKey]);
+}
+
+/// What a cache elsewhere has of a step.
+pub struct FoundRecord {
+    /// All keys that it is kept under.
+    pub keys: Vec<CacheKey>,
+    /// The record.
+    pub record: StepRecord,
+    /// The outputs that are not kept there, by their numbers: the record has nothing in their places.
+    pub absent: Vec<usize>,
 }
 
 /// Cache mounts beside this machine's own.
@@ -112,6 +129,44 @@ pub trait RecordStore: Send + Sync {
     /// # Errors
     /// The place cannot be reached or written.
     async fn put_record(&self, context: &TransferContext, key: &CacheKey, document: &[u8]) -> Result<(), CacheError>;
+
+    /// Gives the place's own name to a document that names all records of a build; what it names is there already.
+    /// Nothing where records are found by their keys alone.
+    ///
+    /// # Errors
+    /// The place cannot be reached or written.
+    async fn put_bundle(
+        &self,
+        _context: &TransferContext,
+        _media_type: &MediaType,
+        _document: &[u8],
+    ) -> Result<(), CacheError> {
+        Ok(())
+    }
+}
+
+/// Reads a blob of a place into memory.
+async fn read_blob(
+    context: &TransferContext,
+    source: &dyn ImageSource,
+    blob: &Descriptor,
+    limit: u64,
+) -> Result<Vec<u8>, CacheError> {
+    if blob.size > limit {
+        return Err(failed("the cache", std::io::Error::other(format!("{} has {} bytes", blob.digest, blob.size))));
+    }
+    let (store, named) = (context.store.clone(), blob.clone());
+    let writer = move || store.blobs().writer(Some((&named.digest, named.size))).map_err(store_failed);
+    let writer = blocking(writer).await?;
+    source.blob(context, blob, writer, &|_| {}).await.map_err(|error| failed("the cache", error))?;
+    let (store, digest) = (context.store.clone(), blob.digest.clone());
+    blocking(move || {
+        let mut bytes = Vec::new();
+        let mut file = store.blobs().open(&digest).map_err(store_failed)?;
+        std::io::Read::read_to_end(&mut file, &mut bytes).map_err(|error| failed("the store", error))?;
+        Ok(bytes)
+    })
+    .await
 }
 
 /// Something failed between here and a place.

@@ -43,8 +43,8 @@ impl RegistryRecords {
         let source = RegistrySource::new(self.registry.clone(), self.reference.clone());
         let load = || inline::load(context, &self.registry, &source, &self.image);
         let inline = self.inline.get_or_try_init(load).await?;
-        match (inline.records.get(key), inline.remark) {
-            (Some(document), _) => Ok(Some(document.clone())),
+        match (inline.find(key), inline.remark) {
+            (Some(document), _) => Ok(Some(document)),
             (None, Some(remark)) => Err(CacheError::RemoteRecord { place: self.name(), reason: remark.to_owned() }),
             (None, None) => Ok(None),
         }
@@ -108,6 +108,17 @@ impl RecordStore for RegistryRecords {
         let place = self.place(key).map_err(|error| failed(self.name(), error))?;
         let session = &*context.session;
         let pushed = self.registry.push_manifest(&place, &MediaType::OciManifest, document, session).await;
+        pushed.map(drop).map_err(self.failed())
+    }
+
+    async fn put_bundle(
+        &self,
+        context: &TransferContext,
+        media_type: &MediaType,
+        document: &[u8],
+    ) -> Result<(), CacheError> {
+        let place = self.reference.with_tag(&self.tag).map_err(|error| failed(self.name(), error))?;
+        let pushed = self.registry.push_manifest(&place, media_type, document, &*context.session).await;
         pushed.map(drop).map_err(self.failed())
     }
 }

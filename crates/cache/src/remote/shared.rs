@@ -1,42 +1,58 @@
 //! The shared caches of one build.
 
+use super::inline::{self, InlineRecords};
 use super::source::{CacheOrigin, CacheSource};
 use super::target::{CacheTarget, Extent, News, Outgoing};
-use super::{RemoteCache, RemoteMounts, inline};
+use super::{FoundRecord, RemoteCache, RemoteMounts};
 use crate::{CacheError, CacheKey, StepRecord};
 use async_trait::async_trait;
-use forge_image::{Digest, ImageConfig, chain};
+use forge_image::{Descriptor, Digest, ImageConfig, chain};
 use forge_registry::{Registry, TransferContext};
 use forge_session::{Event, WarningNotice};
 use forge_store::{CacheMountKey, LayerId};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::task::JoinSet;
-
-/// A record and what it is found by.
-type Keyed = (Vec<CacheKey>, StepRecord);
 
 /// What a build asks beside its own cache, and what it tells.
 pub struct SharedCache {
     context: TransferContext,
     /// Where layers lie that are to be sent and are not here.
     registry: Arc<Registry>,
-    sources: Vec<CacheSource>,
+    sources: RwLock<Vec<Arc<CacheSource>>>,
     targets: Vec<Arc<CacheTarget>>,
     /// Records on their way.
     sending: Mutex<JoinSet<()>>,
     open: Arc<AtomicUsize>,
     /// What went wrong with sending.
-    failures: Arc<Mutex<Vec<String>>>,
+    failures: Arc<Mutex<Vec<Failure>>>,
     /// Records that the image is to name, where it is.
-    inline: Option<Mutex<Vec<Keyed>>>,
+    inline: Option<Mutex<InlineRecords>>,
     /// Cache mounts that steps used.
     mounts: Mutex<BTreeSet<CacheMountKey>>,
     /// Records of which only the end of the build says whether they are sent.
     held_back: Mutex<Vec<(Arc<CacheTarget>, Outgoing)>>,
+}
+
+/// Something that was not sent.
+struct Failure {
+    line: String,
+    /// Whether the build fails for it.
+    required: bool,
+}
+
+/// What came of sending.
+#[derive(Debug, Default)]
+pub struct CachesSent {
+    /// What was not sent, a line for each cache.
+    pub lines: Vec<String>,
+    /// The first of them for which the build fails.
+    pub failure: Option<String>,
+    /// The last document that names all records, where one was asked for.
+    pub bundle: Option<Descriptor>,
 }
 
 impl SharedCache {
@@ -50,7 +66,7 @@ impl SharedCache {
         Self {
             context,
             registry,
-            sources: sources.into_iter().map(CacheSource::new).collect(),
+            sources: RwLock::new(sources.into_iter().map(|origin| Arc::new(CacheSource::new(origin))).collect()),
             targets: targets.into_iter().map(Arc::new).collect(),
             sending: Mutex::default(),
             open: Arc::default(),
@@ -79,14 +95,24 @@ impl SharedCache {
         }
     }
 
+    /// Asks further places from now on, after the others.
+    pub fn ask_also(&self, sources: Vec<CacheOrigin>) {
+        let mut known = self.sources.write().unwrap_or_else(PoisonError::into_inner);
+        known.extend(sources.into_iter().map(|origin| Arc::new(CacheSource::new(origin))));
+    }
+
+    fn sources(&self) -> Vec<Arc<CacheSource>> {
+        self.sources.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The places that are sent to, as users see them.
     pub fn targets(&self) -> Vec<String> {
         self.targets.iter().map(|target| target.name()).collect()
     }
 
-    /// Waits until everything is sent, but not longer than that, and says what was not, a line for each cache. `results`
-    /// are the stacks of the build.
-    pub async fn finish(&self, results: &[Vec<LayerId>], patience: Duration) -> Vec<String> {
+    /// Waits until everything is sent, but not longer than that, and says what was not. `results` are the stacks of the
+    /// build.
+    pub async fn finish(&self, results: &[Vec<LayerId>], patience: Duration) -> CachesSent {
         let held_back = std::mem::take(&mut *lock(&self.held_back));
         for (target, outgoing) in held_back {
             let is_part = |layers: &[LayerId]| results.iter().any(|result| result.starts_with(layers));
@@ -101,13 +127,25 @@ impl SharedCache {
                 .for_each(|target| self.start_mount(target, &mount));
         }
         let mut sending = std::mem::take(&mut *lock(&self.sending));
-        let ended = async { while sending.join_next().await.is_some() {} };
+        let mut bundle = None;
+        let ended = async {
+            while sending.join_next().await.is_some() {}
+            for target in &self.targets {
+                match target.send_bundle(&self.context).await {
+                    Ok(sent) => bundle = sent.or(bundle.take()),
+                    Err(error) => lock(&self.failures).push(Failure::new(&error, target.is_required())),
+                }
+            }
+        };
         if tokio::time::timeout(patience, ended).await.is_err() {
             let left = self.open.load(Ordering::Relaxed);
-            let seconds = patience.as_secs();
-            lock(&self.failures).push(format!("cache export: {left} records were not sent within {seconds} s"));
+            let line = format!("cache export: {left} records were not sent within {} s", patience.as_secs());
+            let required = self.targets.iter().any(|target| target.is_required());
+            lock(&self.failures).push(Failure { line, required });
         }
-        std::mem::take(&mut *lock(&self.failures))
+        let failures = std::mem::take(&mut *lock(&self.failures));
+        let failure = failures.iter().find(|failure| failure.required).map(|failure| failure.line.clone());
+        CachesSent { lines: failures.into_iter().map(|failure| failure.line).collect(), failure, bundle }
     }
 
     fn offer(&self, keys: &[CacheKey], record: &StepRecord, news: News) {
@@ -116,7 +154,7 @@ impl SharedCache {
             return;
         }
         if let Some(inline) = &self.inline {
-            lock(inline).push((keys.to_vec(), record.clone()));
+            lock(inline).known.push((keys.to_vec(), record.clone()));
         }
         for target in &self.targets {
             let outgoing = Outgoing { keys: keys.to_vec(), record: record.clone(), news };
@@ -129,33 +167,41 @@ impl SharedCache {
 
     fn start(&self, target: &Arc<CacheTarget>, outgoing: Outgoing) {
         let (context, registry, target) = (self.context.clone(), self.registry.clone(), target.clone());
-        self.spawn(async move { target.send(&context, &registry, &outgoing).await });
+        let required = target.is_required();
+        self.spawn(required, async move { target.send(&context, &registry, &outgoing).await });
     }
 
     fn start_mount(&self, target: &Arc<CacheTarget>, mount: &CacheMountKey) {
         let (context, target, mount) = (self.context.clone(), target.clone(), mount.clone());
-        self.spawn(async move { target.send_mount(&context, &mount).await });
+        let required = target.is_required();
+        self.spawn(required, async move { target.send_mount(&context, &mount).await });
     }
 
-    fn spawn(&self, sending: impl Future<Output = Result<(), CacheError>> + Send + 'static) {
+    fn spawn(&self, required: bool, sending: impl Future<Output = Result<(), CacheError>> + Send + 'static) {
         let (open, failures) = (self.open.clone(), self.failures.clone());
         open.fetch_add(1, Ordering::Relaxed);
         lock(&self.sending).spawn(async move {
             if let Err(error) = sending.await {
-                lock(&failures).push(format!("cache export: {}", chain(&error)));
+                lock(&failures).push(Failure::new(&error, required));
             }
             open.fetch_sub(1, Ordering::Relaxed);
         });
     }
 }
 
+impl Failure {
+    fn new(error: &CacheError, required: bool) -> Self {
+        Self { line: format!("cache export: {}", chain(error)), required }
+    }
+}
+
 #[async_trait]
 impl RemoteCache for SharedCache {
-    async fn find(&self, key: &CacheKey, vertex: &Digest) -> Option<StepRecord> {
+    async fn find(&self, key: &CacheKey, vertex: &Digest) -> Option<FoundRecord> {
         let context = TransferContext { vertex: vertex.clone(), ..self.context.clone() };
-        for source in &self.sources {
+        for source in self.sources() {
             match source.find(&context, key).await {
-                Ok(Some(record)) => return Some(record),
+                Ok(Some(found)) => return Some(found),
                 Ok(None) => {}
                 Err(error) => tell(&context, &error),
             }
@@ -167,8 +213,21 @@ impl RemoteCache for SharedCache {
         self.offer(keys, record, News::Made);
     }
 
-    fn used(&self, key: &CacheKey, record: &StepRecord) {
-        self.offer(std::slice::from_ref(key), record, News::Used);
+    fn used(&self, keys: &[CacheKey], record: &StepRecord) {
+        self.offer(keys, record, News::Used);
+    }
+
+    async fn skipped(&self, keys: &[CacheKey]) {
+        // Layers can be sent when they are here; an image has its own.
+        let Some(inline) = &self.inline else { return };
+        for key in keys {
+            for source in self.sources() {
+                if let Ok(Some(record)) = source.look_up(&self.context, key).await {
+                    lock(inline).passed.push(record);
+                    break;
+                }
+            }
+        }
     }
 }
 
@@ -176,7 +235,7 @@ impl RemoteCache for SharedCache {
 impl RemoteMounts for SharedCache {
     async fn fill(&self, mount: &CacheMountKey, into: &Path, vertex: &Digest) -> bool {
         let context = TransferContext { vertex: vertex.clone(), ..self.context.clone() };
-        for source in &self.sources {
+        for source in self.sources() {
             match source.fill(&context, mount, into).await {
                 Ok(false) => {}
                 Ok(true) => return true,

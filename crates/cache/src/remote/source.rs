@@ -3,7 +3,7 @@
 use super::document::SentRecord;
 use super::mounts::{Carrier, mount_key};
 use super::trust::Trust;
-use super::{RecordStore, failed};
+use super::{FoundRecord, RecordStore, failed};
 use crate::{CacheError, CacheKey, ResultRef, StepRecord};
 use forge_registry::{OfferedLayer, TransferContext, fetch_stack};
 use forge_store::CacheMountKey;
@@ -43,7 +43,23 @@ impl CacheSource {
     }
 
     /// The record under a key with its layers here; `None` where the place has none, or is not asked any more.
-    pub async fn find(&self, context: &TransferContext, key: &CacheKey) -> Result<Option<StepRecord>, CacheError> {
+    pub async fn find(&self, context: &TransferContext, key: &CacheKey) -> Result<Option<FoundRecord>, CacheError> {
+        let Some(sent) = self.look_up(context, key).await? else { return Ok(None) };
+        let (mut outputs, mut absent) = (Vec::with_capacity(sent.outputs.len()), Vec::new());
+        for (number, stack) in sent.outputs.iter().enumerate() {
+            match stack {
+                Some(stack) => outputs.push(self.bring(context, stack).await?),
+                None => {
+                    outputs.push(ResultRef::scratch());
+                    absent.push(number);
+                }
+            }
+        }
+        Ok(Some(FoundRecord { keys: sent.keys.clone(), record: received(sent, outputs), absent }))
+    }
+
+    /// What the place says under a key, its layers still there.
+    pub async fn look_up(&self, context: &TransferContext, key: &CacheKey) -> Result<Option<SentRecord>, CacheError> {
         if self.given_up.load(Ordering::Relaxed) {
             return Ok(None);
         }
@@ -54,15 +70,7 @@ impl CacheSource {
             Ok(Err(error)) => return self.give_up(error),
             Err(elapsed) => return self.give_up(failed(self.store.name(), elapsed)),
         };
-        let sent = match SentRecord::from_document(&document, key, &self.trust) {
-            Ok(sent) => sent,
-            Err(reason) => return self.refuse(reason),
-        };
-        let mut outputs = Vec::with_capacity(sent.outputs.len());
-        for stack in &sent.outputs {
-            outputs.push(self.bring(context, stack).await?);
-        }
-        Ok(Some(received(sent, outputs)))
+        SentRecord::from_document(&document, key, &self.trust).map(Some).or_else(|reason| self.refuse(reason))
     }
 
     /// Fills an empty folder with what a cache mount holds there.

@@ -1,15 +1,17 @@
 //! Records that go out.
 
+use super::bundle::{self, BundleForm};
 use super::document::SentRecord;
 use super::mounts::{Carrier, mount_key};
-use super::trust::RecordSigner;
+use super::trust::{RecordSigner, Trust};
 use super::{RecordStore, blocking, failed, store_failed};
 use crate::{CacheError, CacheKey, ResultRef, StepRecord};
+use forge_image::Descriptor;
 use forge_registry::{OfferedLayer, Registry, TransferContext, bring_layers};
 use forge_store::{
     CacheMountFound, CacheMountKey, CacheMountUse, Compression, LayerId, RemoteLayer, StoreError, TarOptions,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OnceCell, Semaphore};
@@ -28,6 +30,10 @@ pub struct Dispatch {
     pub at_once: usize,
     /// Whether cache mounts are sent, and what tells those of this project apart.
     pub mounts: Option<String>,
+    /// What the document looks like that names all records, where there is to be one.
+    pub bundle: Option<BundleForm>,
+    /// Whether the build fails where something cannot be sent.
+    pub required: bool,
 }
 
 /// Which steps are sent.
@@ -49,6 +55,10 @@ pub struct CacheTarget {
     extent: Extent,
     signer: Option<RecordSigner>,
     mounts: Option<String>,
+    bundle: Option<BundleForm>,
+    required: bool,
+    /// What the bundle is to name.
+    sent: Mutex<BTreeMap<Vec<CacheKey>, SentRecord>>,
     slots: Semaphore,
     layers: Mutex<HashMap<LayerId, Arc<OnceCell<OfferedLayer>>>>,
     given_up: AtomicBool,
@@ -74,9 +84,51 @@ pub(super) enum News {
 impl CacheTarget {
     /// Sends to `store` as the dispatch says.
     pub fn new(store: Arc<dyn RecordStore>, dispatch: Dispatch) -> Self {
-        let Dispatch { compression, force, extent, signer, at_once, mounts } = dispatch;
-        let (slots, layers) = (Semaphore::new(at_once.clamp(1, 64)), Mutex::default());
-        Self { store, compression, force, extent, signer, mounts, slots, layers, given_up: AtomicBool::new(false) }
+        let Dispatch { compression, force, extent, signer, at_once, mounts, bundle, required } = dispatch;
+        let (slots, sent, layers) = (Semaphore::new(at_once.clamp(1, 64)), Mutex::default(), Mutex::default());
+        let given_up = AtomicBool::new(false);
+        Self { store, compression, force, extent, signer, mounts, bundle, required, sent, slots, layers, given_up }
+    }
+
+    /// Whether the build fails where something cannot be sent.
+    pub(super) fn is_required(&self) -> bool {
+        self.required
+    }
+
+    /// Writes the document that names everything that was sent; `None` where there is to be none, or nothing was sent.
+    pub(super) async fn send_bundle(&self, context: &TransferContext) -> Result<Option<Descriptor>, CacheError> {
+        let Some(form) = self.bundle.filter(|_| !self.given_up.load(Ordering::Relaxed)) else { return Ok(None) };
+        let sent = std::mem::take(&mut *self.sent.lock().unwrap_or_else(PoisonError::into_inner));
+        if sent.is_empty() {
+            return Ok(None);
+        }
+        let records: Vec<SentRecord> = sent.into_values().collect();
+        let written = bundle::write(&records, form, self.signer.as_ref());
+        let config = Descriptor::of(written.config_type, &written.config);
+        self.send_document(context, &config, written.config).await?;
+        let document = Descriptor::of(written.document_type.clone(), &written.document);
+        self.store.put_bundle(context, &written.document_type, &written.document).await?;
+        Ok(Some(document))
+    }
+
+    async fn send_document(
+        &self,
+        context: &TransferContext,
+        descriptor: &Descriptor,
+        bytes: Vec<u8>,
+    ) -> Result<(), CacheError> {
+        let kept = context.clone();
+        let keep = move || kept.store.blobs().write(&bytes, &kept.lease).map(drop).map_err(store_failed);
+        blocking(keep).await?;
+        self.store.put_blob(context, descriptor).await
+    }
+
+    /// Takes note of what the bundle is to name.
+    fn note(&self, record: SentRecord) {
+        if self.bundle.is_some() {
+            let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+            sent.insert(record.keys.clone(), record);
+        }
     }
 
     pub(super) fn extent(&self) -> Extent {
@@ -132,7 +184,10 @@ impl CacheTarget {
         Outgoing { keys, record, news }: &Outgoing,
     ) -> Result<(), CacheError> {
         // A folder that is not there yet has nothing.
-        if *news == News::Used && matches!(self.has_all(context, keys).await, Ok(true)) {
+        if *news == News::Used
+            && let Ok(Some(there)) = self.there(context, keys).await
+        {
+            self.note(there);
             return Ok(());
         }
         let layers: Vec<LayerId> = record.layers().cloned().collect();
@@ -150,20 +205,25 @@ impl CacheTarget {
             }
             outputs.push(sent);
         }
-        let document = SentRecord::of(keys, record, outputs).to_document(self.signer.as_ref());
+        let sent = SentRecord::of(keys, record, outputs);
+        let document = sent.to_document(self.signer.as_ref());
         for key in keys {
             self.store.put_record(context, key, &document).await?;
         }
+        self.note(sent);
         Ok(())
     }
 
-    async fn has_all(&self, context: &TransferContext, keys: &[CacheKey]) -> Result<bool, CacheError> {
+    /// The record that is there under all keys.
+    async fn there(&self, context: &TransferContext, keys: &[CacheKey]) -> Result<Option<SentRecord>, CacheError> {
+        let mut found = None;
         for key in keys {
-            if self.store.record(context, key).await?.is_none() {
-                return Ok(false);
-            }
+            let Some(document) = self.store.record(context, key).await? else { return Ok(None) };
+            // What was put there by somebody else may be as good, and cannot be judged: what is here is then sent.
+            let Ok(record) = SentRecord::from_document(&document, key, &Trust::Everybody) else { return Ok(None) };
+            found = Some(record);
         }
-        Ok(true)
+        Ok(found)
     }
 
     /// Sends a layer, once for all records that name it.
@@ -190,7 +250,7 @@ impl CacheTarget {
         let known = blocking(move || store.layers().remote(&id).map_err(store_failed)).await?;
         if let Some(RemoteLayer { blob, diff_id, repository, absent, .. }) = known.filter(|_| !self.force) {
             if self.store.mount(context, &blob, &repository).await? {
-                return Ok(OfferedLayer { blob, diff_id, made: None });
+                return Ok(OfferedLayer { blob, diff_id, made: None, created: None });
             }
             if absent {
                 let brought = bring_layers(context, registry, std::slice::from_ref(layer)).await;
@@ -218,5 +278,10 @@ fn pack(
         _ => layers.blob(id, compression, &TarOptions::default(), &context.lease, &mut |_| {})?,
     };
     let record = layers.get(id)?.filter(|record| !record.foreign);
-    Ok(OfferedLayer { blob: blob.descriptor, diff_id: blob.diff_id, made: record.map(|record| record.times) })
+    let created = match record.is_some() {
+        true => layers.stored(id)?,
+        false => None,
+    };
+    let made = record.map(|record| record.times);
+    Ok(OfferedLayer { blob: blob.descriptor, diff_id: blob.diff_id, made, created })
 }

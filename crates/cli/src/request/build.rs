@@ -89,6 +89,7 @@ pub fn build_request(
         target: args.target.clone().filter(|target| !target.is_empty()),
         no_cache: args.no_cache,
         no_cache_stages: args.no_cache_filter.clone(),
+        renew_cache_mounts: false,
         pull: args.pull,
         platforms: platforms(&args.platforms, environment)?,
         named_contexts: args.build_contexts.iter().map(|text| named_context(text)).collect::<anyhow::Result<_>>()?,

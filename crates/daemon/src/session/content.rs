@@ -1,13 +1,17 @@
 //! The content stores of a client: blobs by digest, read and written by containerd's protocol.
 
 use super::{ClientSession, MOST_MESSAGE};
+use async_trait::async_trait;
 use forge_image::Digest;
+use forge_session::BlobFolder;
 use prost::Message;
 use serde_json::{Value, json};
 use std::collections::HashSet;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::fs;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -16,10 +20,12 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 const READ: &str = "/containerd.services.content.v1.Content/Read";
+/// Names the store that a call is for.
+const STORE: &str = "buildkit-attachable-store-id";
 const WRITE: &str = "/containerd.services.content.v1.Content/Write";
 
 /// Documents are read into memory.
@@ -89,8 +95,11 @@ async fn grpc(session: &ClientSession) -> Result<Grpc<Channel>, Status> {
 
 fn of_store<T>(message: T, store: &str) -> Result<Request<T>, Status> {
     let mut request = Request::new(message);
-    let store = AsciiMetadataValue::try_from(store).map_err(|error| Status::invalid_argument(error.to_string()))?;
-    request.metadata_mut().insert("buildkit-attachable-store-id", store);
+    let refused =
+        || Status::internal(format!("header key {STORE:?} contains value with non-printable ASCII characters"));
+    let plain = Some(store).filter(|store| store.bytes().all(|byte| matches!(byte, b' '..=b'~')));
+    let store = plain.and_then(|store| AsciiMetadataValue::try_from(store).ok()).ok_or_else(refused)?;
+    request.metadata_mut().insert(STORE, store);
     Ok(request)
 }
 
@@ -155,12 +164,17 @@ fn named_by(document: &Value) -> Vec<Digest> {
     descriptors.filter_map(|descriptor| descriptor.get("digest")?.as_str()?.parse().ok()).collect()
 }
 
-async fn fetch(session: &ClientSession, store: &str, digest: &Digest, file: &Path) -> Result<(), Status> {
+/// The bytes of a blob, message by message.
+async fn read(session: &ClientSession, store: &str, digest: &Digest) -> Result<Streaming<ReadResponse>, Status> {
     let request = ReadRequest { digest: digest.to_string(), offset: 0, size: 0 };
     let codec = ProstCodec::<ReadRequest, ReadResponse>::default();
     let path = PathAndQuery::from_static(READ);
     let mut grpc = grpc(session).await?;
-    let mut messages = grpc.server_streaming(of_store(request, store)?, path, codec).await?.into_inner();
+    Ok(grpc.server_streaming(of_store(request, store)?, path, codec).await?.into_inner())
+}
+
+async fn fetch(session: &ClientSession, store: &str, digest: &Digest, file: &Path) -> Result<(), Status> {
+    let mut messages = read(session, store, digest).await?;
     let mut out = fs::File::create(file).await.map_err(|error| failed(&error))?;
     while let Some(message) = messages.message().await? {
         out.write_all(&message.data).await.map_err(|error| failed(&error))?;
@@ -176,7 +190,8 @@ pub(crate) async fn push_layout(session: &Arc<ClientSession>, store: &str, folde
     let mut entries = fs::read_dir(folder.join("blobs/sha256")).await.map_err(|error| failed(&error))?;
     while let Some(entry) = entries.next_entry().await.map_err(|error| failed(&error))? {
         let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
-        match push(session, store, &digest, &entry.path()).await {
+        let blob = fs::File::open(entry.path()).await.map_err(|error| failed(&error))?;
+        match push(session, store, &digest, blob).await {
             Err(status) if status.code() == Code::AlreadyExists => {}
             pushed => pushed?,
         }
@@ -184,14 +199,22 @@ pub(crate) async fn push_layout(session: &Arc<ClientSession>, store: &str, folde
     Ok(())
 }
 
-async fn push(session: &ClientSession, store: &str, digest: &str, file: &Path) -> Result<(), Status> {
-    let mut blob = fs::File::open(file).await.map_err(|error| failed(&error))?;
+/// A name for writing a blob. Clients give one to a single writer at a time, and let it go some time after the last word.
+fn new_reference(digest: &str) -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    format!("forge-{digest}-{now:x}-{number}")
+}
+
+async fn push(session: &ClientSession, store: &str, digest: &str, mut blob: fs::File) -> Result<(), Status> {
     let total = blob.metadata().await.map_err(|error| failed(&error))?.len();
     let total = i64::try_from(total).unwrap_or(i64::MAX);
     let (sender, receiver) = mpsc::channel(1);
+    let reference = new_reference(digest);
     let message = |action: Action, offset, data| WriteRequest {
         action: action.into(),
-        reference: format!("forge-{digest}"),
+        reference: reference.clone(),
         total,
         expected: digest.to_owned(),
         offset,
@@ -219,6 +242,60 @@ async fn push(session: &ClientSession, store: &str, digest: &str, file: &Path) -
     sender.send(message(Action::Commit, offset, Vec::new())).await.map_err(gone)?;
     answers.message().await?;
     Ok(())
+}
+
+/// A content store of a client as a place for blobs.
+pub(crate) struct ContentFolder {
+    session: Arc<ClientSession>,
+    store: String,
+}
+
+impl ContentFolder {
+    pub(crate) fn new(session: Arc<ClientSession>, store: String) -> Self {
+        Self { session, store }
+    }
+
+    /// Waits for the client as long as there is one.
+    async fn ask<T>(&self, call: impl Future<Output = Result<T, Status>>) -> io::Result<T> {
+        let answer = tokio::select! {
+            biased;
+            () = self.session.gone.cancelled() => Err(Status::unavailable("the client has gone")),
+            answer = call => answer,
+        };
+        answer.map_err(|status| match status.code() {
+            Code::NotFound => io::Error::new(io::ErrorKind::NotFound, status.message().to_owned()),
+            _ => io::Error::other(status.message().to_owned()),
+        })
+    }
+}
+
+#[async_trait]
+impl BlobFolder for ContentFolder {
+    fn name(&self) -> String {
+        self.store.clone()
+    }
+
+    async fn read(&self, digest: &Digest, into: &mut (dyn Write + Send)) -> io::Result<()> {
+        let mut messages = self.ask(read(&self.session, &self.store, digest)).await?;
+        while let Some(message) = self.ask(messages.message()).await? {
+            into.write_all(&message.data)?;
+        }
+        Ok(())
+    }
+
+    async fn write(&self, digest: &Digest, from: std::fs::File) -> io::Result<()> {
+        let blob = fs::File::from_std(from);
+        let pushed = async {
+            if !self.session.supports(WRITE) {
+                return Err(Status::unimplemented(format!("method {WRITE} not supported by the client")));
+            }
+            match push(&self.session, &self.store, digest.as_str(), blob).await {
+                Err(status) if status.code() == Code::AlreadyExists => Ok(()),
+                pushed => pushed,
+            }
+        };
+        self.ask(pushed).await
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Shared caches as users name them: a type and attributes, as buildx and BuildKit's clients write them.
 
-use super::{AT_ONCE, CacheExport, CacheImport, CacheMode, CachePlace, SharedCaches};
+use super::{AT_ONCE, CacheBundle, CacheExport, CacheImport, CacheMode, CachePlace, SharedCaches};
 use crate::{EngineError, LayerCompression, Transport};
 use forge_cache::remote::{GhaPlace, ReapiPlace, S3Credentials, S3Place};
 use forge_image::{ErrorKind, Reference};
@@ -42,34 +42,59 @@ impl SharedCaches {
     /// # Errors
     /// As [`SharedCaches::add_import`]; the same place a second time.
     pub fn add_export(&mut self, kind: &str, attributes: Vec<(String, String)>) -> Result<(), EngineError> {
-        let mut fields = Fields { kind, attributes };
+        self.add(None, Fields { kind, attributes })
+    }
+
+    /// Adds a cache that is told, of which nothing says where it is but the place itself.
+    ///
+    /// # Errors
+    /// As [`SharedCaches::add_export`].
+    pub fn add_export_into(
+        &mut self,
+        place: CachePlace,
+        kind: &str,
+        attributes: Vec<(String, String)>,
+    ) -> Result<(), EngineError> {
+        self.add(Some(place), Fields { kind, attributes })
+    }
+
+    fn add(&mut self, place: Option<CachePlace>, mut fields: Fields<'_>) -> Result<(), EngineError> {
         let mode = match fields.take("mode").as_deref() {
             None | Some("max") => CacheMode::Max,
             Some("min") => CacheMode::Min,
             Some(other) => return Err(invalid(format!("mode={}: expected min or max", other.escape_debug()))),
         };
-        // No failure of a cache is one of the build, whatever is said here.
-        fields.flag("ignore-error", false)?;
-        if kind == "inline" {
+        // No failure of a cache is one of the build, unless that is asked for.
+        let required = !fields.flag("ignore-error", true)?;
+        if fields.kind == "inline" {
             // Which steps' results are in the image is all that an image can say; more is no error to ask for.
             fields.finish()?;
             self.inline = true;
             return Ok(());
         }
-        let place = fields.place("dest")?;
-        fields.only("oci-mediatypes", true, "records are OCI manifests")?;
-        fields.only("image-manifest", true, "records are image manifests")?;
+        let place = place.map_or_else(|| fields.place("dest"), Ok)?;
         fields.only("reset", false, "others may be writing to the folder")?;
         let force_compression = fields.flag("force-compression", false)?;
         let compression = fields.compression()?;
         let mounts = fields.mounts()?;
+        let bundle = fields.bundle()?;
         let sign_key = fields.take("sign-key").map(PathBuf::from);
         let at_once = fields.number("upload_parallelism")?.map_or(AT_ONCE, |number| number as usize);
         fields.finish()?;
         if self.to.iter().any(|other| other.place == place) {
             return Err(invalid("duplicated cache exports to the same place"));
         }
-        self.to.push(CacheExport { place, mode, compression, force_compression, sign_key, at_once, mounts });
+        self.to.push(CacheExport {
+            place,
+            mode,
+            compression,
+            force_compression,
+            sign_key,
+            at_once,
+            mounts,
+            bundle,
+            required,
+        });
         Ok(())
     }
 }
@@ -171,6 +196,23 @@ impl Fields<'_> {
             (true, _) => Ok(Some(scope.unwrap_or_default())),
             (false, _) if scope.is_some() => Err(invalid("mounts-scope is of no use without mounts=true")),
             (false, _) => Ok(None),
+        }
+    }
+
+    /// What the document is to look like that names all records; `None` where nobody says so.
+    fn bundle(&mut self) -> Result<Option<CacheBundle>, EngineError> {
+        let is_said =
+            self.attributes.iter().any(|(key, _)| matches!(key.as_str(), "oci-mediatypes" | "image-manifest"));
+        match self.kind {
+            "registry" | "local" => {
+                let (docker, index) = (!self.flag("oci-mediatypes", true)?, !self.flag("image-manifest", true)?);
+                Ok(is_said.then_some(CacheBundle { index, docker }))
+            }
+            _ => {
+                self.only("oci-mediatypes", true, "records are OCI manifests")?;
+                self.only("image-manifest", true, "records are image manifests")?;
+                Ok(None)
+            }
         }
     }
 
@@ -299,6 +341,11 @@ mod tests {
             .add_export("registry", pairs("ref=r.test/app:cache,mode=min,compression=zstd,ignore-error=true"))
             .unwrap();
         assert_eq!((caches.to[0].mode, caches.to[0].compression), (CacheMode::Min, Some(LayerCompression::Zstd(None))));
+        assert_eq!((caches.to[0].bundle, caches.to[0].required), (None, false));
+        let mut named = SharedCaches::default();
+        named.add_export("registry", pairs("ref=r.test/x,image-manifest=false,ignore-error=false")).unwrap();
+        assert_eq!(named.to[0].bundle, Some(CacheBundle { index: true, docker: false }));
+        assert!(named.to[0].required);
         caches.add_export("inline", pairs("mode=max")).unwrap();
         assert!(caches.inline);
         let s3 =
@@ -319,7 +366,7 @@ mod tests {
     fn what_is_not_there_is_refused_by_name() {
         assert!(told("azblob", "").starts_with("type=azblob is not supported"));
         assert!(told("local", "dest=x,reset=true").starts_with("type=local reset=true is not supported"));
-        assert!(told("registry", "ref=x,oci-mediatypes=false").starts_with("type=registry oci-mediatypes=false is"));
+        assert!(told("s3", "bucket=b,region=r,oci-mediatypes=false").starts_with("type=s3 oci-mediatypes=false is"));
         assert!(told("local", "dest=x,colour=red").starts_with("type=local colour is not supported"));
         assert!(told("gha", "url=http://old,token=t").starts_with("type=gha version=1 is not supported"));
         assert!(told("reapi", "addr=grpcs://x:1").starts_with("type=reapi addr=grpcs:// is not supported"));

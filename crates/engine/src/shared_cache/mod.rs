@@ -2,20 +2,21 @@
 
 mod attributes;
 
-use crate::build::{Build, PlatformResult};
+use crate::build::Build;
 use crate::engine::{Engine, blocking};
 use crate::export::compression;
 use crate::steps::ShownStep;
 use crate::{EngineError, LayerCompression, Transport};
 use forge_cache::remote::{
-    CacheOrigin, CacheTarget, Dispatch, Extent, GhaPlace, LayoutRecords, ReapiPlace, RecordSigner, RecordStore,
-    RegistryRecords, S3Place, SharedCache, Trust, forget_inline, gha_records, reapi_records, s3_records,
+    BundleForm, CacheOrigin, CacheTarget, CachesSent, ContentRecords, Dispatch, Extent, GhaPlace, LayoutRecords,
+    ReapiPlace, RecordSigner, RecordStore, RegistryRecords, S3Place, SharedCache, Trust, forget_inline, gha_records,
+    reapi_records, s3_records,
 };
 use forge_exporter::BuiltImage;
-use forge_image::{ErrorKind, Reference, chain};
+use forge_image::{Descriptor, Digest, ErrorKind, Reference, chain};
 use forge_registry::TransferContext;
-use forge_session::{Event, WarningNotice};
-use forge_store::Compression;
+use forge_session::{BlobFolder, Event, WarningNotice};
+use forge_store::{Compression, LayerId};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,8 @@ pub struct SharedCaches {
     pub to: Vec<CacheExport>,
     /// Whether images say in their configs which steps they are made of.
     pub inline: bool,
+    /// Whether the build may come to ask further caches while it runs.
+    pub open_ended: bool,
 }
 
 /// Where step records and their layers lie.
@@ -56,7 +59,27 @@ pub enum CachePlace {
     Gha(GhaPlace),
     /// A server of Bazel's Remote Execution API.
     Reapi(ReapiPlace),
+    /// Blobs of the client, and the document among them that is read.
+    Client(ClientFolder, Option<Digest>),
 }
+
+/// Blobs that a client keeps. Two are the same if they are called the same.
+#[derive(Clone)]
+pub struct ClientFolder(pub Arc<dyn BlobFolder>);
+
+impl std::fmt::Debug for ClientFolder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("ClientFolder").field(&self.0.name()).finish()
+    }
+}
+
+impl PartialEq for ClientFolder {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name() == other.0.name()
+    }
+}
+
+impl Eq for ClientFolder {}
 
 /// Where steps are looked for, and whose are taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +109,19 @@ pub struct CacheExport {
     pub at_once: usize,
     /// Whether cache mounts are sent too, and what tells those of this project apart.
     pub mounts: Option<String>,
+    /// What the document looks like that names all records under the cache's own name, where there is to be one.
+    pub bundle: Option<CacheBundle>,
+    /// Whether the build fails where something cannot be sent.
+    pub required: bool,
+}
+
+/// A document that names all records of a build, shaped as BuildKit's caches are (`image-manifest=`, `oci-mediatypes=`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheBundle {
+    /// An index instead of a manifest.
+    pub index: bool,
+    /// Docker's media types.
+    pub docker: bool,
 }
 
 /// Which steps are sent (`mode=`).
@@ -134,6 +170,7 @@ impl CachePlace {
             }
             Self::S3(place) => s3_records(engine.hasty_registry(&[])?, place.clone()),
             Self::Reapi(place) => reapi_records(place.clone())?,
+            Self::Client(folder, root) => Arc::new(ContentRecords::new(folder.0.clone(), root.clone())),
             Self::Gha(place) => gha_records(engine.hasty_registry(&[])?, place.clone()),
         })
     }
@@ -163,6 +200,8 @@ impl CacheExport {
             signer: self.sign_key.as_ref().map(|path| read_key(path, RecordSigner::from_pem)).transpose()?,
             at_once: self.at_once,
             mounts: self.mounts.clone(),
+            bundle: self.bundle.map(|CacheBundle { index, docker }| BundleForm { index, docker }),
+            required: self.required,
         };
         Ok(CacheTarget::new(self.place.open(engine)?, dispatch))
     }
@@ -178,21 +217,37 @@ fn read_key<T, E: std::error::Error>(path: &Path, read: impl FnOnce(&str) -> Res
 }
 
 impl Build {
-    /// Waits, within bounds, until the shared caches have what this build made. No failure of theirs is the build's.
-    pub(crate) async fn finish_caches(&self, results: &[PlatformResult]) {
-        let Some(shared) = self.shared_cache().filter(|shared| !shared.targets().is_empty()) else { return };
-        let stacks: Vec<_> = results.iter().map(|result| result.solved.result.layers().to_vec()).collect();
+    /// Waits, within bounds, until the shared caches have what this build made; gives back the document that names it all,
+    /// where there is one. `stacks` are the layers of its results.
+    ///
+    /// # Errors
+    /// Something was not sent to a cache that is required.
+    pub(crate) async fn finish_caches(&self, stacks: &[Vec<LayerId>]) -> Result<Option<Descriptor>, EngineError> {
+        let Some(shared) = self.shared_cache().filter(|shared| !shared.targets().is_empty()) else { return Ok(None) };
         let name = format!("exporting cache to {}", shared.targets().join(", "));
         let shown = ShownStep::start(self.session.events(), &name);
         let cancel = self.session.cancellation();
-        let lines = cancel.run_until_cancelled(shared.finish(&stacks, PATIENCE)).await;
-        for short in lines.unwrap_or_default() {
+        let finished = cancel.run_until_cancelled(shared.finish(stacks, PATIENCE)).await;
+        let CachesSent { lines, failure, bundle } = finished.unwrap_or_default();
+        if let Some(failure) = failure {
+            return shown.end(Err(EngineError::new(ErrorKind::Remote, failure)));
+        }
+        for short in lines {
             let vertex = Some(ShownStep::digest_of(&name));
             let notice =
                 WarningNotice { vertex, level: 1, short, detail: Vec::new(), url: None, span: None, excerpt: None };
             self.session.events().emit(Event::Warning(notice));
         }
-        _ = shown.end(Ok::<(), EngineError>(()));
+        shown.end(Ok(bundle))
+    }
+
+    /// Asks further caches from now on.
+    pub(crate) async fn ask_also(&self, imports: &[CacheImport]) -> Result<(), EngineError> {
+        self.solver().await?;
+        let Some(shared) = self.shared_cache() else { return Ok(()) };
+        let opened = imports.iter().map(|import| import.open(&self.engine)).collect::<Result<_, _>>()?;
+        shared.ask_also(opened);
+        Ok(())
     }
 
     /// Lets what is being sent arrive, for a moment: what succeeded of a build that failed helps the next one.

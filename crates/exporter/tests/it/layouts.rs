@@ -116,9 +116,9 @@ async fn privileged_settings_that_exclude_each_other_are_refused() {
         assert_eq!(error.kind(), ErrorKind::UserInput);
         error.to_string()
     };
-    let zstd = Some(Compression::Zstd { level: None });
-    let docker_zstd = ExportSettings { oci_mediatypes: false, compression: zstd, ..settings(&[]) };
-    assert_eq!(refused(docker_zstd).await, "zstd compression cannot be combined with docker media types");
+    let estargz = Some(Compression::Estargz { level: None });
+    let docker_estargz = ExportSettings { oci_mediatypes: false, compression: estargz, ..settings(&[]) };
+    assert_eq!(refused(docker_estargz).await, "estargz compression cannot be combined with docker media types");
     let key = "a".to_owned();
     let index = Annotation { scope: AnnotationScope::Index, platform: None, key, value: String::new() };
     let annotated = ExportSettings { annotations: vec![index], ..settings(&[]) };

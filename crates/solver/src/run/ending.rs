@@ -49,14 +49,26 @@ impl Run {
     async fn offer_used(&self, keys: &[CacheKey]) {
         let Some(remote) = self.shared.solver.remote.clone() else { return };
         let keys = keys.to_vec();
+        let offered = remote.clone();
         let offer = move |index: &dyn CacheIndex| {
+            let mut skipped = Vec::new();
             for key in keys {
-                index.query(&key)?.iter().for_each(|record| remote.used(&key, record));
+                let Some(record) = index.query(&key)? else {
+                    skipped.push(key);
+                    continue;
+                };
+                let mut keys = index.inputs(&key)?.unwrap_or_default().keys;
+                if !keys.contains(&key) {
+                    keys.push(key);
+                }
+                offered.used(&keys, &record);
             }
-            Ok(())
+            Ok(skipped)
         };
         // What cannot be read is not told.
-        _ = self.shared.on_index(offer).await;
+        if let Ok(skipped) = self.shared.on_index(offer).await {
+            remote.skipped(&skipped).await;
+        }
     }
 
     /// Notes what the next build is to be compared with. Of a build that failed, that is what it came to, and what the one

@@ -129,7 +129,16 @@ impl Layers {
         Ok(content)
     }
 
-    /// When a layer came into the store, to the second; `None` for one that is not there.
+    /// Says when a layer was made that came from elsewhere.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn date(&self, id: &LayerId, made: SystemTime) -> Result<(), StoreError> {
+        layer_rows::date(&self.opened, id, made)
+    }
+
+    /// When a layer was made, or came into the store where nobody says that, to the second; `None` for one that is not
+    /// there.
     ///
     /// # Errors
     /// The database failed.

@@ -117,3 +117,18 @@ fn a_store_of_the_first_format_is_brought_up_to_this_one() {
     drop(made(&store, &key("k"), CacheMountUse::Shared));
     assert_eq!(store.cache_mounts().list().unwrap().len(), 1);
 }
+
+#[test]
+fn what_is_forgotten_is_found_by_nobody() {
+    let (_folder, store) = new_store();
+    let go = key("go");
+    drop(made(&store, &go, CacheMountUse::Shared));
+    store.cache_mounts().forget(&go).unwrap();
+    assert!(found(&store, &go, CacheMountUse::Shared).is_none());
+    // Whoever uses it goes on with it, and the next one begins anew all the same.
+    let used = made(&store, &go, CacheMountUse::Shared);
+    store.cache_mounts().forget(&go).unwrap();
+    assert!(used.tree().exists());
+    assert!(found(&store, &go, CacheMountUse::Shared).is_none());
+    drop(made(&store, &go, CacheMountUse::Locked));
+}

@@ -10,7 +10,7 @@ use forge_session::{Event, StatusUpdate};
 use forge_store::{CacheMountFound, CacheMountGuard, CacheMountKey, CacheMountRecord, CacheMountUse, ScratchDir};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// The first pauses between two looks at a folder that somebody else uses; the last one is repeated.
@@ -50,6 +50,12 @@ impl Caches {
             if last.as_ref() != Some(&key) {
                 let wanted = Wanted { mount, id, usage, key: key.clone() };
                 context.shared_mounts.iter().for_each(|shared| shared.mounted(&key));
+                if let Some(renewed) = &context.renewed_mounts
+                    && renewed.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone())
+                {
+                    let (store, key) = (context.store.clone(), key.clone());
+                    tokio::task::spawn_blocking(move || store.cache_mounts().forget(&key)).await??;
+                }
                 caches.guards.push(wanted.acquire(context).await?);
                 last = Some(key);
             }
