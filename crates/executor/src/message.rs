@@ -39,6 +39,12 @@ pub(crate) enum Message {
     Finish,
     /// Server to caller: the host's address in them, or why there are none.
     Network(Result<Ipv4Addr, String>),
+    /// Server to an init that waits: enter this network. Descriptor: its namespace; without one, an empty one is to be made.
+    Enter,
+    /// Server to an init that waits: a container is wanted. Descriptor: the container's channel.
+    Begin,
+    /// Init to server, never received. Descriptor: its mount namespace, which is kept until the server closes its end.
+    Room,
     /// Server to caller, on the container's channel. Descriptors: pidfd of the init, and its private network where the host has
     /// no way there.
     Spawned {

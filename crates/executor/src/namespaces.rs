@@ -143,14 +143,25 @@ fn prepare_directory(runtime: &Path) -> io::Result<()> {
     for name in [layout::ROOT, layout::STAGING, layout::EMPTY, layout::BUNDLE] {
         open.create(runtime.join(name))?;
     }
-    for layer in [layout::STUBS, layout::STUBS_ETC] {
-        for name in layout::DIRECTORIES {
-            open.create(runtime.join(layer).join(name))?;
-        }
+    prepare_stubs(&runtime.join(layout::STUBS), &[])?;
+    prepare_stubs(&runtime.join(layout::STUBS_NET), &layout::NET_FILES)?;
+    prepare_stubs(&runtime.join(layout::STUBS_ETC), &layout::ETC_FILES)
+}
+
+/// Makes a lowest layer with the standard mount points, and these files.
+fn prepare_stubs(layer: &Path, files: &[&str]) -> io::Result<()> {
+    // The last one is made last.
+    if layer.join(files.last().unwrap_or(&"sys")).exists() {
+        return Ok(());
     }
-    open.create(runtime.join(layout::STUBS_ETC).join("etc"))?;
-    for name in layout::ETC_FILES {
-        let path = runtime.join(layout::STUBS_ETC).join(name);
+    let mut open = DirBuilder::new();
+    open.recursive(true).mode(0o755);
+    for name in layout::DIRECTORIES {
+        open.create(layer.join(name))?;
+    }
+    for name in files {
+        let path = layer.join(name);
+        path.parent().map_or(Ok(()), |folder| open.create(folder))?;
         if !path.exists() {
             std::fs::File::create(path)?;
         }

@@ -1,5 +1,6 @@
 //! `/proc`, `/dev` and `/sys`, made by forge and never taken from the image.
 
+use super::early::Early;
 use super::mounts::{
     FsOption, LOCKED, attach, clone_tree, new_filesystem, refuse_kernel_file_system, restricted_clone, tmpfs,
 };
@@ -21,7 +22,7 @@ pub(crate) const NODES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
 /// `tty` in every distribution.
-const TERMINAL_GROUP: u32 = 5;
+pub(super) const TERMINAL_GROUP: u32 = 5;
 
 const LINKS: [(&str, &str); 5] = [
     ("fd", "/proc/self/fd"),
@@ -55,7 +56,12 @@ const HOST_PROC: &str = "processes outside of a container are listed in its /pro
 
 impl SystemMounts {
     /// `tasks` bounds the namespace's process numbers, and so the number of its tasks, without a cgroup.
-    pub(super) fn prepare(spec: &SandboxSpec, tasks: Option<u32>, rights: &Rights) -> Result<Self, Failure> {
+    pub(super) fn prepare(
+        spec: &SandboxSpec,
+        tasks: Option<u32>,
+        rights: &Rights,
+        early: &mut Early,
+    ) -> Result<Self, Failure> {
         let sys_attributes = match spec.writable_sys {
             true => LOCKED,
             false => LOCKED | MountAttrFlags::MOUNT_ATTR_RDONLY,
@@ -65,14 +71,17 @@ impl SystemMounts {
             false => Some(host_nodes()?),
         };
         let mut notices = Vec::new();
-        let proc = match new_proc(tasks) {
+        let proc = match new_proc(early.proc.take(), tasks) {
             Err(failure) if failure.is_refusal() => {
                 notices.push(HOST_PROC);
                 bind_host("/proc", LOCKED)?
             }
             other => other?,
         };
-        let sys = sysfs(spec, rights, sys_attributes)?;
+        let sys = match early.sys.take_if(|_| !spec.writable_sys) {
+            Some(made) => made,
+            None => sysfs(spec, rights, sys_attributes)?,
+        };
         let communication = match spec.shared.ipc {
             true => Some([bind_host("/dev/shm", LOCKED)?, host_queues()?]),
             false => None,
@@ -124,7 +133,7 @@ impl SystemMounts {
 }
 
 /// Those of this process's IPC namespace.
-fn queues() -> Result<OwnedFd, Failure> {
+pub(super) fn queues() -> Result<OwnedFd, Failure> {
     new_filesystem("mqueue", &[], LOCKED)
 }
 
@@ -134,8 +143,11 @@ fn host_queues() -> Result<OwnedFd, Failure> {
     queues().or_else(|_| bind_host("/dev/mqueue", LOCKED)).or_else(|_| nothing())
 }
 
-fn new_proc(tasks: Option<u32>) -> Result<OwnedFd, Failure> {
-    let proc = new_filesystem("proc", &[], LOCKED)?;
+fn new_proc(made: Option<OwnedFd>, tasks: Option<u32>) -> Result<OwnedFd, Failure> {
+    let proc = match made {
+        Some(made) => made,
+        None => new_filesystem("proc", &[], LOCKED)?,
+    };
     if let Some(count) = tasks {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         openat(&proc, "sys/kernel/pid_max", flags, Mode::empty())
@@ -207,11 +219,18 @@ impl Devices {
         spec: &SandboxSpec,
         root: &Root,
         system: &SystemMounts,
+        early: &mut Early,
         stubs: &mut Vec<Stub>,
     ) -> Result<Self, Failure> {
-        let directory = tmpfs(Some("65536k"), 0o755, MountAttrFlags::MOUNT_ATTR_NOSUID)?;
-        let kind = if system.nodes.is_some() { FileType::RegularFile } else { FileType::CharacterDevice };
-        populate(&directory, kind, spec.process.terminal).doing(|| "make device nodes".into())?;
+        let directory = match (early.devices.take(), &system.nodes) {
+            (Some(made), None) => made,
+            (_, None) => populated(FileType::CharacterDevice)?,
+            (_, Some(_)) => populated(FileType::RegularFile)?,
+        };
+        if spec.process.terminal {
+            mknodat(&directory, "console", FileType::RegularFile, Mode::from_raw_mode(0o600), 0)
+                .doing(|| "make /dev/console".into())?;
+        }
         place(root, "/dev", &directory, stubs)?;
         for ((name, ..), node) in NODES.into_iter().zip(system.nodes.iter().flatten()) {
             openat(&directory, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
@@ -219,12 +238,15 @@ impl Devices {
                 .doing(|| format!("bind /dev/{name}"))?;
         }
         let null = open_null(&directory)?;
-        let terminals = new_terminals(system.terminal_group)?;
+        let terminals = match early.terminals.take() {
+            Some(made) => made,
+            None => new_terminals(system.terminal_group)?,
+        };
         let own;
         let [shared_memory, queues] = match &system.communication {
             Some(host) => host,
             None => {
-                own = [tmpfs(Some(&spec.shm_size.to_string()), 0o1777, LOCKED)?, queues()?];
+                own = own_communication(spec.shm_size, early)?;
                 &own
             }
         };
@@ -268,7 +290,7 @@ pub(super) fn outer_terminal() -> Result<(OwnedFd, OwnedFd), Failure> {
     pair(CWD, "/dev/ptmx").doing(|| "allocate a terminal".into())
 }
 
-fn new_terminals(with_group: bool) -> Result<OwnedFd, Failure> {
+pub(super) fn new_terminals(with_group: bool) -> Result<OwnedFd, Failure> {
     let group = TERMINAL_GROUP.to_string();
     let mut options = vec![FsOption::Text("mode", Path::new("0620")), FsOption::Text("ptmxmode", Path::new("0666"))];
     if with_group {
@@ -277,8 +299,27 @@ fn new_terminals(with_group: bool) -> Result<OwnedFd, Failure> {
     new_filesystem("devpts", &options, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC)
 }
 
-/// Fills `/dev`; the nodes are of that kind, files being places to bind them on.
-fn populate(directory: &OwnedFd, kind: FileType, terminal: bool) -> SysResult<()> {
+/// `/dev/shm` and `/dev/mqueue` of the container's own IPC namespace.
+fn own_communication(size: u64, early: &mut Early) -> Result<[OwnedFd; 2], Failure> {
+    let memory = match early.take_shared_memory(size) {
+        Some(made) => made,
+        None => tmpfs(Some(&size.to_string()), 0o1777, LOCKED)?,
+    };
+    let queues = match early.queues.take() {
+        Some(made) => made,
+        None => queues()?,
+    };
+    Ok([memory, queues])
+}
+
+/// A `/dev` that is attached nowhere; the nodes are of that kind, files being places to bind them on.
+pub(super) fn populated(kind: FileType) -> Result<OwnedFd, Failure> {
+    let directory = tmpfs(Some("65536k"), 0o755, MountAttrFlags::MOUNT_ATTR_NOSUID)?;
+    populate(&directory, kind).doing(|| "make device nodes".into())?;
+    Ok(directory)
+}
+
+fn populate(directory: &OwnedFd, kind: FileType) -> SysResult<()> {
     let everyone = Mode::from_raw_mode(0o666);
     for (name, major, minor) in NODES {
         mknodat(directory, name, kind, everyone, makedev(major, minor))?;
@@ -288,9 +329,6 @@ fn populate(directory: &OwnedFd, kind: FileType, terminal: bool) -> SysResult<()
     }
     for name in ["pts", "shm", "mqueue"] {
         mkdirat(directory, name, Mode::from_raw_mode(0o755))?;
-    }
-    if terminal {
-        mknodat(directory, "console", FileType::RegularFile, Mode::from_raw_mode(0o600), 0)?;
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! The far side of the set-up: a small single-threaded process, started from the same binary, that clones containers.
 //!
-//! `server` loops over requests and children; `setup` is the life of one container's init from the clone to execve(2),
-//! with `mounts`, `root`, `devices`, `stubs`, `identity` and `launch` as its chapters; `shim` is that of a process which has an
+//! `server` loops over requests and children; `waiting` is an init that has no container yet, which `room` and `early` make
+//! ready for any; `setup` is the life of one container's init from the clone to execve(2), with `mounts`, `root`, `devices`,
+//! `identity` and `launch` as its chapters; `shim` is that of a process which has an
 //! OCI runtime do most of it, by a `bundle`.
 
 mod bpf;
@@ -9,6 +10,7 @@ mod bundle;
 mod cgroups;
 mod device_program;
 mod devices;
+mod early;
 mod identity;
 mod launch;
 mod limits;
@@ -18,12 +20,14 @@ mod network;
 mod paths;
 mod reaper;
 mod rights;
+mod room;
 mod root;
 mod server;
 mod setup;
 mod shim;
 pub(crate) mod sys;
 mod unified;
+mod waiting;
 
 pub(crate) use cgroups::GROUP_PREFIX;
 pub(crate) use devices::NODES;

@@ -138,6 +138,18 @@ pub(super) struct Preparation<'a> {
     pub(super) mounts: Vec<Prepared<'a>>,
     /// The listening sides of the sockets, in the order of their mounts.
     pub(super) listeners: Vec<OwnedFd>,
+    /// The generated files, if there are some that are attached nowhere yet.
+    pub(super) staging: Option<OwnedFd>,
+}
+
+/// Where generated files are until their mounts are attached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Staging {
+    /// On the host's side of a namespace of the caller's own. Kernels before 6.15 clone only mounts that are attached in the
+    /// caller's namespace.
+    Attached,
+    /// Nowhere.
+    Detached,
 }
 
 /// Opens the sources of all mounts. Must happen before the host's tree is left.
@@ -145,8 +157,9 @@ pub(super) fn prepare<'a>(
     mounts: &'a [MountSpec],
     runtime: &Path,
     rights: &Rights,
+    staging: Staging,
 ) -> std::result::Result<Preparation<'a>, Failure> {
-    let mut stage = Stage::new(runtime, rights);
+    let mut stage = Stage { runtime, rights, staging, mount: None, count: 0, listeners: Vec::new() };
     let prepared = mounts.iter().map(|spec| {
         check_target(&spec.target)?;
         let mount = open_source(spec, &mut stage)?;
@@ -158,7 +171,8 @@ pub(super) fn prepare<'a>(
         Ok(Prepared { spec, mount, kind })
     });
     let mounts = prepared.collect::<std::result::Result<_, Failure>>()?;
-    Ok(Preparation { mounts, listeners: stage.listeners })
+    let detached = stage.mount.filter(|_| staging == Staging::Detached);
+    Ok(Preparation { mounts, listeners: stage.listeners, staging: detached })
 }
 
 fn refused(target: &Path, reason: &str) -> Failure {
@@ -244,23 +258,18 @@ pub(super) fn tmpfs(
     new_filesystem("tmpfs", &options, attributes)
 }
 
-/// One tmpfs for all generated files of a container, which is also where overlays are attached to take parts of them.
-///
-/// Kernels before 6.15 clone only mounts that are attached in the caller's namespace, so it is attached on the host's
-/// side of the container's own namespace, and goes away with that.
+/// One tmpfs for all generated files of a container, which is also where overlays are attached to take parts of them. It goes
+/// away with a namespace of the container's: to give it up by itself would take longer than to make it.
 struct Stage<'a> {
     runtime: &'a Path,
     rights: &'a Rights,
+    staging: Staging,
     mount: Option<OwnedFd>,
     count: u32,
     listeners: Vec<OwnedFd>,
 }
 
-impl<'a> Stage<'a> {
-    fn new(runtime: &'a Path, rights: &'a Rights) -> Self {
-        Self { runtime, rights, mount: None, count: 0, listeners: Vec::new() }
-    }
-
+impl Stage<'_> {
     /// The tmpfs and a name in it that is free.
     fn place(&mut self) -> std::result::Result<(BorrowedFd<'_>, String), Failure> {
         let name = self.count.to_string();
@@ -274,6 +283,9 @@ impl<'a> Stage<'a> {
 
     fn open(&self) -> std::result::Result<OwnedFd, Failure> {
         let mount = tmpfs(Some("256m"), 0o755, LOCKED)?;
+        if self.staging == Staging::Detached {
+            return Ok(mount);
+        }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         openat(CWD, self.runtime.join(layout::STAGING), flags, Mode::empty())
             .and_then(|point| attach(mount.as_fd(), point.as_fd()))

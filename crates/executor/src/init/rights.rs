@@ -1,12 +1,14 @@
 //! What the set-up process may do beyond what root of any user namespace may. Found once, when it starts.
 
-use super::mounts::tmpfs;
+use super::mounts::{attach, clone_tree, tmpfs};
 use super::sys;
 use crate::message::Failure;
 use crate::{Capabilities, ProcessUser};
-use rustix::fs::{FileType, Mode, makedev, mknodat};
+use rustix::fs::{FileType, Mode, OFlags, makedev, mknodat, openat};
+use rustix::io::Result;
 use rustix::mount::MountAttrFlags;
 use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Rights and ids of this process.
 pub(super) struct Rights {
@@ -16,12 +18,16 @@ pub(super) struct Rights {
     pub(super) trusted: bool,
     /// Whether anything can be mounted. Where nothing can, containers are processes in a changed root, and nothing more.
     pub(super) mounts: bool,
+    /// Whether mounts that are attached nowhere can be cloned and mounted upon: since Linux 6.15.
+    pub(super) detached: bool,
     /// Whether a system call filter is in force already.
     pub(super) filtered: bool,
     /// Whether groups can be chosen: not where a user mapped themselves alone (user_namespaces(7)).
     groups: bool,
     uids: Ids,
     gids: Ids,
+    /// What was tried is kept: to give a mount up takes longer than to make it.
+    _trial: Option<OwnedFd>,
 }
 
 impl Rights {
@@ -32,7 +38,11 @@ impl Rights {
         let groups = read("/proc/self/setgroups").trim() != "deny";
         let mounts = sys::permitted().is_ok_and(|held| held.contains(Capabilities::SYS_ADMIN));
         let filtered = read("/proc/self/status").lines().any(|line| line.split_whitespace().eq(["Seccomp:", "2"]));
-        Self { nodes: can_make_nodes(), trusted: uids.is_everything(), mounts, filtered, groups, uids, gids }
+        let trial = tmpfs(Some("4k"), 0o700, MountAttrFlags::empty()).ok();
+        let nodes = trial.as_ref().is_some_and(|place| make_node(place).is_ok());
+        let detached = trial.as_ref().is_some_and(|place| mount_in(place).is_ok());
+        let trusted = uids.is_everything();
+        Self { nodes, trusted, mounts, detached, filtered, groups, uids, gids, _trial: trial }
     }
 
     /// Whether the group exists in this namespace.
@@ -46,7 +56,7 @@ impl Rights {
     }
 
     /// Refuses a user whom this namespace does not have.
-    pub(super) fn require(&self, user: &ProcessUser) -> Result<(), Failure> {
+    pub(super) fn require(&self, user: &ProcessUser) -> std::result::Result<(), Failure> {
         let missing = |kind: &str, id: u32| {
             let what = format!("a process of {kind} {id}, which is not mapped into forge's user namespace,");
             Err(Failure::Unsupported { what })
@@ -62,10 +72,17 @@ impl Rights {
     }
 }
 
-/// Tries it out of everybody's sight.
-fn can_make_nodes() -> bool {
-    tmpfs(Some("4k"), 0o700, MountAttrFlags::empty())
-        .is_ok_and(|place| mknodat(&place, "null", FileType::CharacterDevice, Mode::RUSR, makedev(1, 3)).is_ok())
+fn make_node(place: &OwnedFd) -> Result<()> {
+    mknodat(place, "null", FileType::CharacterDevice, Mode::RUSR, makedev(1, 3))
+}
+
+/// Mounts a file of a tree that is attached nowhere on another one there.
+fn mount_in(place: &OwnedFd) -> Result<()> {
+    for name in ["source", "target"] {
+        mknodat(place, name, FileType::RegularFile, Mode::RUSR, 0)?;
+    }
+    let open = |name: &str| openat(place, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    attach(clone_tree(open("source")?.as_fd(), false)?.as_fd(), open("target")?.as_fd())
 }
 
 /// The ids of a namespace, from within.
@@ -101,10 +118,12 @@ mod tests {
             nodes: false,
             trusted: false,
             mounts: true,
+            detached: false,
             filtered: false,
             groups: true,
             uids: Ids::parse(map),
             gids: Ids::parse(map),
+            _trial: None,
         }
     }
 

@@ -25,7 +25,11 @@ pub(crate) mod layout {
     pub(crate) const STAGING: &str = "staging";
     /// Lowest layer with the mount points every container needs.
     pub(crate) const STUBS: &str = "stubs";
-    /// The same, and the network's configuration files.
+    /// The same, and the network's configuration files that a step gets.
+    pub(crate) const STUBS_NET: &str = "stubs-net";
+    /// What [`STUBS_NET`] has beyond [`STUBS`].
+    pub(crate) const NET_FILES: [&str; 2] = ["etc/hosts", "etc/resolv.conf"];
+    /// The same, and those that a container gets.
     pub(crate) const STUBS_ETC: &str = "stubs-etc";
     /// What [`STUBS_ETC`] has beyond [`STUBS`].
     pub(crate) const ETC_FILES: [&str; 3] = ["etc/hosts", "etc/hostname", "etc/resolv.conf"];
@@ -39,13 +43,18 @@ pub(super) fn make_private() -> Result<(), Failure> {
         .doing(|| "make the mount namespace private".into())
 }
 
+/// Mounts the root, and attaches it nowhere.
+pub(super) fn tree(spec: &SandboxSpec, runtime: &Path, means: &Means<'_>) -> Result<OwnedFd, Failure> {
+    let attributes = means.cgroups.root_attributes(spec.devices);
+    match &spec.root {
+        RootFs::Overlay { .. } => overlay(spec, runtime, means, attributes),
+        RootFs::Directory(path) => directory(path, attributes),
+    }
+}
+
 /// Mounts the root at the runtime directory's mount point and returns it.
 pub(super) fn mount_root(spec: &SandboxSpec, runtime: &Path, means: &Means<'_>) -> Result<OwnedFd, Failure> {
-    let attributes = means.cgroups.root_attributes(spec.devices);
-    let root = match &spec.root {
-        RootFs::Overlay { .. } => overlay(spec, runtime, means, attributes)?,
-        RootFs::Directory(path) => directory(path, attributes)?,
-    };
+    let root = tree(spec, runtime, means)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(CWD, runtime.join(layout::ROOT), flags, Mode::empty())
         .and_then(|point| attach(root.as_fd(), point.as_fd()))
@@ -84,9 +93,10 @@ fn stub_layer(spec: &SandboxSpec) -> &'static str {
             mount.target == target && matches!(mount.source, MountSource::File { .. } | MountSource::Bind(_))
         })
     };
-    match layout::ETC_FILES.iter().all(mounted) {
-        true => layout::STUBS_ETC,
-        false => layout::STUBS,
+    match (layout::ETC_FILES.iter().all(mounted), layout::NET_FILES.iter().all(mounted)) {
+        (true, _) => layout::STUBS_ETC,
+        (false, true) => layout::STUBS_NET,
+        (false, false) => layout::STUBS,
     }
 }
 

@@ -1,20 +1,24 @@
 use super::cgroups::{Cgroups, GROUP_PREFIX, Group, Wish};
 use super::network::{Networks, PrivateNetwork};
 use super::rights::Rights;
+use super::setup::Means;
+use super::waiting::Waiting;
 use super::{setup, shim, sys};
 use crate::message::{self, Channel, Doing, ExitReport, Failure, Maker, Message, Order};
-use crate::{DevicePolicy, NetworkMode, SharedNamespaces};
+use crate::{DevicePolicy, GroupPlacement, NetworkMode, Resources, SharedNamespaces};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use rustix::process::{Signal, pidfd_send_signal};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Namespaces every container gets; the mount namespace keeps the host's table unchanged.
-const NAMESPACES: u64 = (libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) as u64;
+/// Namespaces every container is cloned into; an init makes its mount namespace itself.
+const NAMESPACES: u64 = (libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) as u64;
 
-/// Those of them that an OCI runtime makes itself.
-const MADE_BY_RUNTIMES: u64 = (libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) as u64;
+const TIME_NAMESPACE: u64 = libc::CLONE_NEWTIME as u64;
+
+/// Those that a shim gets; an OCI runtime makes the others.
+const OF_SHIMS: u64 = (libc::CLONE_NEWNS | libc::CLONE_NEWPID) as u64;
 
 /// A container whose end has to be reported.
 struct Child {
@@ -26,6 +30,8 @@ struct Child {
     group: Option<Group>,
     /// Its private network, and whether the next container may have it.
     network: Option<(PrivateNetwork, bool)>,
+    /// What keeps the mounts of an init.
+    control: Option<Channel>,
 }
 
 /// What the server works with.
@@ -36,6 +42,12 @@ struct Machine {
     networks: Networks,
     /// The caller wants no more containers.
     finishing: bool,
+    /// What will be the next container.
+    spare: Option<Waiting>,
+    /// The network of the last container, if a spare would have done for it.
+    likely: Option<NetworkMode>,
+    /// What keeps the mounts of containers that have ended.
+    ended: Vec<Channel>,
 }
 
 /// Serves the caller on standard input until it goes away, then kills every container and exits.
@@ -61,8 +73,18 @@ fn serve() -> io::Result<()> {
     let cgroups = Cgroups::establish(&rights);
     let notices = cgroups.notices();
     let networks = Networks::new(rights.trusted);
-    let mut machine = Machine { namespaces, rights, cgroups, networks, finishing: false };
+    let mut machine = Machine {
+        namespaces,
+        rights,
+        cgroups,
+        networks,
+        finishing: false,
+        spare: None,
+        likely: None,
+        ended: Vec::new(),
+    };
     control.send(&Message::Serving { notices }, &[])?;
+    machine.begin_spare(None);
     crate::seccomp::compile_common();
     let mut children = Vec::new();
     let served = serve_until_the_end(&control, &signals, &mut machine, &mut children);
@@ -85,6 +107,11 @@ fn serve_until_the_end(
         if child_ended {
             drain(signals);
             reap(children, machine);
+            // Beside what the caller does with the result; what takes time for nobody's sake comes last.
+            if let Some(network) = machine.likely {
+                machine.begin_spare(Some(network));
+            }
+            machine.ended.clear();
         }
         if request && !answer(control, machine, children)? || machine.finishing && children.is_empty() {
             return Ok(());
@@ -150,7 +177,7 @@ fn place_at_three(control: OwnedFd) -> io::Result<OwnedFd> {
 /// A time namespace, where the kernel has them. The cgroup namespace waits until the container is in its cgroup.
 fn time_namespace() -> u64 {
     match std::path::Path::new("/proc/self/ns/time").exists() {
-        true => libc::CLONE_NEWTIME as u64,
+        true => TIME_NAMESPACE,
         false => 0,
     }
 }
@@ -168,9 +195,17 @@ fn answer(control: &Channel, machine: &mut Machine, children: &mut Vec<Child>) -
     };
     match message {
         Message::PrepareNetwork { runtime_dir } => {
-            control.send(&Message::Network(machine.networks.prepare(&runtime_dir)), &[])?;
+            let answer = machine.networks.prepare(&runtime_dir);
+            let is_there = answer.is_ok();
+            control.send(&Message::Network(answer), &[])?;
+            if is_there {
+                machine.connect_spare();
+            }
         }
-        Message::Finish => machine.finishing = true,
+        Message::Finish => {
+            machine.finishing = true;
+            machine.dismiss_spare();
+        }
         Message::Spawn(order) => {
             let [channel, exit] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| io::ErrorKind::InvalidData)?;
             match spawn(&order, machine, &channel, exit) {
@@ -185,77 +220,172 @@ fn answer(control: &Channel, machine: &mut Machine, children: &mut Vec<Child>) -
 
 /// Clones what becomes, or makes, a container.
 fn spawn(order: &Order, machine: &mut Machine, channel: &OwnedFd, exit: OwnedFd) -> Result<Child, Failure> {
-    let (new_network, private) = network(order, machine)?;
-    let number = channel_number(channel);
-    let wish = Wish {
-        name: format!("{GROUP_PREFIX}{}-{}-{number}", order.id, std::process::id()),
-        resources: &setup::group_limits(&order.resources),
-        placement: &order.group,
-    };
     let mut notices = Vec::new();
-    let server = std::process::id();
-    let means = setup::Means { cgroups: &machine.cgroups, rights: &machine.rights, number, server };
-    let group = target(means.cgroups, order.devices, &wish, order.own_group.then_some(number), &mut notices)?;
-    let namespaces = match order.maker {
-        Maker::Init => (machine.namespaces | new_network) & !kept(order.shared),
-        Maker::Shim => machine.namespaces & !MADE_BY_RUNTIMES,
+    let child = match order.maker {
+        Maker::Init => machine.init(order, channel, exit, &mut notices)?,
+        Maker::Shim => machine.shim(order, channel, exit, &mut notices)?,
     };
-    // SAFETY: this process never starts a thread.
-    match unsafe { sys::clone3(namespaces, group.as_ref().map(Group::directory)) } {
-        Ok(sys::Cloned::Child) => {
-            let entered = private.map_or(Ok(()), |network| sys::enter_network(network.namespace()));
-            match order.maker {
-                Maker::Init => setup::run(channel.as_fd(), &means, entered),
-                Maker::Shim => shim::run(channel.as_fd(), &means, entered),
+    let network = child.network.as_ref().map(|(network, _)| network);
+    let apart = network.filter(|network| !network.is_routed()).map(PrivateNetwork::namespace);
+    let descriptors: Vec<_> = std::iter::once(child.pidfd.as_fd()).chain(apart).collect();
+    let spawned = Message::Spawned { address: network.map(|network| network.address), notices };
+    // A caller that has given this container up is no reason to end the others.
+    let _ = message::send(channel.as_fd(), &spawned, &descriptors);
+    Ok(child)
+}
+
+impl Machine {
+    /// The first process of a container: the one that waits for it, if that is as it has to be, or a new one.
+    fn init(
+        &mut self,
+        order: &Order,
+        channel: &OwnedFd,
+        exit: OwnedFd,
+        notices: &mut Vec<String>,
+    ) -> Result<Child, Failure> {
+        let plain = is_plain(order);
+        self.likely = plain.then_some(order.network);
+        let fits = |spare: &mut Waiting| plain && (spare.network.is_none() || order.network == NetworkMode::Private);
+        let spare = self.spare.take_if(fits);
+        let connected = spare.as_ref().is_some_and(|spare| spare.network.is_some());
+        let network = if connected { None } else { self.network(order.network)? };
+        let mut init = match spare {
+            Some(spare) => spare,
+            None => self.begin(order, channel_number(channel), notices)?,
+        };
+        let told = match (network, order.network) {
+            (Some(network), _) => init.enter(network),
+            (None, NetworkMode::None) => init.isolate(),
+            (None, _) => Ok(()),
+        };
+        if told.and_then(|()| init.begin(channel.as_fd())).is_err() {
+            init.dismiss();
+            return Err(Failure::Unsupported { what: "a container whose first process ended at once".into() });
+        }
+        let Waiting { pid, pidfd, group, network, control } = init;
+        let network = network.map(|network| (network, !order.owns_network));
+        Ok(Child { pid, pidfd, maker: Maker::Init, exit, group, network, control: Some(control) })
+    }
+
+    fn begin(&self, order: &Order, number: u64, notices: &mut Vec<String>) -> Result<Waiting, Failure> {
+        let group = self.group(order, number, notices)?;
+        let namespaces = self.namespaces & !kept(order.shared);
+        Waiting::clone(namespaces, group, &self.means(number)).map_err(|error| Failure::System {
+            action: "create namespaces".into(),
+            errno: error.raw_os_error().unwrap_or(libc::EIO),
+        })
+    }
+
+    /// Begins the first process of the next container.
+    fn begin_spare(&mut self, network: Option<NetworkMode>) {
+        if self.spare.is_some() || self.finishing || !self.rights.mounts {
+            return;
+        }
+        // What cannot be had now is told when it is asked for.
+        let Ok(group) = self.cgroups.target(DevicePolicy::Standard, None) else { return };
+        self.spare = Waiting::clone(self.namespaces, group, &self.means(0)).ok();
+        if network == Some(NetworkMode::Private) {
+            self.connect_spare();
+        }
+    }
+
+    /// Has the process that waits enter a private network.
+    fn connect_spare(&mut self) {
+        let Some(spare) = self.spare.as_mut().filter(|spare| spare.network.is_none()) else { return };
+        let Ok(network) = self.networks.take() else { return };
+        if spare.enter(network).is_err() {
+            self.dismiss_spare();
+        }
+    }
+
+    fn dismiss_spare(&mut self) {
+        if let Some(spare) = self.spare.take() {
+            spare.dismiss();
+        }
+    }
+
+    /// A process that has an OCI runtime make the container.
+    fn shim(
+        &mut self,
+        order: &Order,
+        channel: &OwnedFd,
+        exit: OwnedFd,
+        notices: &mut Vec<String>,
+    ) -> Result<Child, Failure> {
+        self.likely = None;
+        let network = self.network(order.network)?;
+        let number = channel_number(channel);
+        let group = self.group(order, number, notices)?;
+        let means = self.means(number);
+        let namespaces = match self.rights.mounts {
+            true => OF_SHIMS | self.namespaces & TIME_NAMESPACE,
+            false => 0,
+        };
+        // SAFETY: this process never starts a thread.
+        let cloned = unsafe { sys::clone3(namespaces, group.as_ref().map(Group::directory)) };
+        match cloned.doing(|| "create namespaces".into())? {
+            sys::Cloned::Child => {
+                let entered = network.map_or(Ok(()), |network| sys::enter_network(network.namespace()));
+                shim::run(channel.as_fd(), &means, entered)
+            }
+            sys::Cloned::Parent { pid, pidfd } => {
+                let network = network.map(|network| (network, !order.owns_network));
+                Ok(Child { pid, pidfd, maker: Maker::Shim, exit, group, network, control: None })
             }
         }
-        Ok(sys::Cloned::Parent { pid, pidfd }) => {
-            let address = private.as_ref().map(|network| network.address);
-            let apart = private.as_ref().filter(|network| !network.is_routed()).map(PrivateNetwork::namespace);
-            let descriptors: Vec<_> = std::iter::once(pidfd.as_fd()).chain(apart).collect();
-            // A caller that has given this container up is no reason to end the others.
-            let _ = message::send(channel.as_fd(), &Message::Spawned { address, notices }, &descriptors);
-            let network = private.map(|network| (network, !order.owns_network));
-            Ok(Child { pid, pidfd, maker: order.maker, exit, group, network })
-        }
-        Err(errno) => Err(errno).doing(|| "create namespaces".into()),
     }
+
+    fn means(&self, number: u64) -> Means<'_> {
+        Means { cgroups: &self.cgroups, rights: &self.rights, number, server: std::process::id() }
+    }
+
+    /// The group to clone into: one with limits, or what the device policy asks for.
+    fn group(&self, order: &Order, number: u64, notices: &mut Vec<String>) -> Result<Option<Group>, Failure> {
+        let Order { devices, .. } = *order;
+        let wish = Wish {
+            name: format!("{GROUP_PREFIX}{}-{}-{number}", order.id, std::process::id()),
+            resources: &setup::group_limits(&order.resources),
+            placement: &order.group,
+        };
+        self.cgroups.prepare_granted(devices).doing(|| "make a device cgroup".into())?;
+        match self.cgroups.limited(devices, &wish, notices)? {
+            Some(group) => Ok(Some(group)),
+            None => {
+                let own = order.own_group.then_some(number);
+                self.cgroups.target(devices, own).doing(|| "make a cgroup".into())
+            }
+        }
+    }
+
+    /// A network that was made ready, where one is wanted.
+    fn network(&mut self, wanted: NetworkMode) -> Result<Option<PrivateNetwork>, Failure> {
+        match wanted {
+            NetworkMode::Host => Ok(None),
+            NetworkMode::None if !self.rights.mounts => Err(Failure::Unsupported {
+                what: "a process without a network, where forge may make no namespaces,".into(),
+            }),
+            NetworkMode::None => Ok(None),
+            NetworkMode::Private => match self.networks.take() {
+                Ok(network) => Ok(Some(network)),
+                Err(reason) => Err(Failure::Unsupported { what: format!("a private network ({reason})") }),
+            },
+        }
+    }
+}
+
+/// Whether the first process can be cloned without knowing the order.
+fn is_plain(order: &Order) -> bool {
+    order.devices == DevicePolicy::Standard
+        && !order.own_group
+        && order.shared == SharedNamespaces::default()
+        && order.group == GroupPlacement::default()
+        && setup::group_limits(&order.resources) == Resources::default()
 }
 
 /// The flags for namespaces that are the caller's.
 fn kept(shared: SharedNamespaces) -> u64 {
     let flag = |shared: bool, flag: i32| if shared { flag as u64 } else { 0 };
     flag(shared.ipc, libc::CLONE_NEWIPC) | flag(shared.uts, libc::CLONE_NEWUTS)
-}
-
-/// The flag for a new network namespace, or one that was made ready.
-fn network(order: &Order, machine: &mut Machine) -> Result<(u64, Option<PrivateNetwork>), Failure> {
-    match order.network {
-        NetworkMode::Host => Ok((0, None)),
-        NetworkMode::None if !machine.rights.mounts => Err(Failure::Unsupported {
-            what: "a process without a network, where forge may make no namespaces,".into(),
-        }),
-        NetworkMode::None => Ok((libc::CLONE_NEWNET as u64, None)),
-        NetworkMode::Private => match machine.networks.take() {
-            Ok(network) => Ok((0, Some(network))),
-            Err(reason) => Err(Failure::Unsupported { what: format!("a private network ({reason})") }),
-        },
-    }
-}
-
-/// The group to clone into: one with limits, or what the device policy asks for.
-fn target(
-    cgroups: &Cgroups,
-    devices: DevicePolicy,
-    wish: &Wish<'_>,
-    own: Option<u64>,
-    notices: &mut Vec<String>,
-) -> Result<Option<Group>, Failure> {
-    cgroups.prepare_granted(devices).doing(|| "make a device cgroup".into())?;
-    match cgroups.limited(devices, wish, notices)? {
-        Some(group) => Ok(Some(group)),
-        None => cgroups.target(devices, own).doing(|| "make a cgroup".into()),
-    }
 }
 
 /// A number no other living container of this server has: that of its channel's inode.
@@ -281,6 +411,7 @@ fn reap(children: &mut Vec<Child>, machine: &mut Machine) {
 }
 
 fn report(children: &mut Vec<Child>, ended: &sys::Ended, machine: &mut Machine) {
+    machine.spare.take_if(|spare| spare.pid == ended.pid);
     let Some(index) = children.iter().position(|child| child.pid == ended.pid) else {
         return;
     };
@@ -289,8 +420,12 @@ fn report(children: &mut Vec<Child>, ended: &sys::Ended, machine: &mut Machine) 
         end_strays(children);
     }
     let (group_peak_bytes, memory_kills) = child.group.as_ref().and_then(Group::memory).unwrap_or_default();
-    // Before the caller hears of the end, after which nothing may be left.
+    // Before the caller hears of the end, after which nothing may be left. Mounts of the last container go before that, too:
+    // the caller may want to unmount what they are of.
     drop(child.group);
+    if !machine.finishing {
+        machine.ended.extend(child.control);
+    }
     if let Some((network, true)) = child.network {
         machine.networks.give_back(network);
     }
@@ -339,6 +474,7 @@ fn own_children() -> Vec<i32> {
 
 /// The parent-death signal is cleared by set-user-ID programs, so each init is killed by hand.
 fn end_all(mut children: Vec<Child>, machine: &mut Machine) {
+    machine.dismiss_spare();
     // A shim notices by itself that the caller has gone, and has its runtime clean up.
     for child in children.iter().filter(|child| child.maker == Maker::Init) {
         // It fails only for a child that has ended.

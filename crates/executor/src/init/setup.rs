@@ -1,9 +1,11 @@
 use super::cgroups::{self, Cgroups, GROUP_PREFIX, Limits, Wish};
 use super::devices::{self, Devices, SystemMounts};
+use super::early::Early;
 use super::launch::{Program, enter_directory};
-use super::mounts::{self, Masks};
+use super::mounts::{self, Masks, Staging};
 use super::paths::{Root, Stub};
 use super::rights::Rights;
+use super::room::Room;
 use super::root;
 use super::{identity, reaper, sys};
 use crate::message::{Channel, Configuration, Doing, Failure, Message};
@@ -27,33 +29,74 @@ pub(super) struct Means<'a> {
     pub(super) server: u32,
 }
 
-/// The life of a container's init, from the clone to the execution of the payload.
-///
-/// `entered` is what became of the way into its network.
-pub(super) fn run(channel: BorrowedFd<'_>, means: &Means<'_>, entered: rustix::io::Result<()>) -> ! {
-    let channel = isolate(channel);
+/// The life of a container's init, from the clone to the execution of the payload. `control` is where the server speaks.
+pub(super) fn run(control: BorrowedFd<'_>, means: &Means<'_>) -> ! {
     // Unwinding would end in the server's loop, of which this process is a copy.
-    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        channel.as_ref().map(|channel| (channel, live(channel, means, entered)))
-    }));
-    if let Ok(Ok((channel, Err(failure)))) = outcome {
-        // Without a listener there is nobody to tell.
-        let _ = channel.send(&Message::Failed(failure), &[]);
-    }
+    let _ = std::panic::catch_unwind(AssertUnwindSafe(|| wait_and_live(isolate(control).ok()?, means)));
     sys::exit_now(125)
 }
 
+/// Makes ready what every container needs, then waits for one; returns as [`live`] does.
+fn wait_and_live(control: Channel, means: &Means<'_>) -> Option<()> {
+    let mut ground = Ground::prepare(means);
+    let channel = loop {
+        let (message, descriptors) = control.receive().ok()??;
+        match message {
+            Message::Enter => ground = ground.and_then(|ground| ground.enter(descriptors.first())),
+            Message::Begin => break Channel::new(descriptors.into_iter().next()?),
+            _ => return None,
+        }
+    };
+    if let Err(failure) = ground.and_then(|ground| live(&channel, control, means, ground)) {
+        // Without a listener there is nobody to tell.
+        let _ = channel.send(&Message::Failed(failure), &[]);
+    }
+    Some(())
+}
+
+/// What an init has before it knows anything of its container.
+struct Ground {
+    /// `None` where nothing can be mounted.
+    room: Option<Room>,
+    early: Early,
+}
+
+impl Ground {
+    fn prepare(means: &Means<'_>) -> Result<Self, Failure> {
+        detach()?;
+        if !means.rights.mounts {
+            return Ok(Self { room: None, early: Early::default() });
+        }
+        let room = Room::make()?;
+        let early = Early::make(means.rights);
+        // The first one waits beside its server, which does the same.
+        crate::seccomp::compile_common();
+        Ok(Self { room: Some(room), early })
+    }
+
+    /// Enters a network, or makes an empty one.
+    fn enter(mut self, network: Option<&OwnedFd>) -> Result<Self, Failure> {
+        match network {
+            Some(network) => sys::enter_network(network.as_fd()),
+            None => sys::new_network_namespace(),
+        }
+        .doing(|| "enter the network".into())?;
+        if self.room.is_some() {
+            self.early.show_network();
+        }
+        Ok(self)
+    }
+}
+
 /// Returns only if something fails, or when the caller goes away before it says `Start`.
-fn live(channel: &Channel, means: &Means<'_>, entered: rustix::io::Result<()>) -> Result<(), Failure> {
-    entered.doing(|| "enter the network".into())?;
-    detach()?;
+fn live(channel: &Channel, control: Channel, means: &Means<'_>, ground: Ground) -> Result<(), Failure> {
     let Ok(Some((Message::Configure(configuration), descriptors))) = channel.receive() else {
         return Ok(());
     };
     let Configuration { id, spec, streams, runtime_dir, .. } = *configuration;
     means.rights.require(&spec.process.user)?;
     confine(&id, &spec, means, channel)?;
-    let mut container = Container::build(&spec, &runtime_dir, means, channel)?;
+    let mut container = Container::build(&spec, &runtime_dir, means, (channel, control), ground)?;
     let streams = Streams::arrange(&spec.process, &mut container, streams, descriptors, channel)?;
     let program = Program::new(&spec.process)?;
     if channel.send(&Message::Ready, &[]).is_err() || !matches!(channel.receive(), Ok(Some((Message::Start, _)))) {
@@ -141,30 +184,42 @@ enum Furnishing {
 }
 
 impl Container {
-    fn build(spec: &SandboxSpec, runtime: &Path, means: &Means<'_>, channel: &Channel) -> Result<Self, Failure> {
-        if !means.rights.mounts {
+    fn build(
+        spec: &SandboxSpec,
+        runtime: &Path,
+        means: &Means<'_>,
+        (channel, control): (&Channel, Channel),
+        ground: Ground,
+    ) -> Result<Self, Failure> {
+        let Ground { room: Some(room), mut early } = ground else {
             let terminal = spec.process.terminal.then(devices::outer_terminal).transpose()?;
             return Ok(Self { root: root::change(spec)?, furnishing: Furnishing::Before { terminal } });
-        }
-        root::make_private()?;
+        };
+        let staging = staging(means.rights)?;
         // While the host's tree is still in sight.
-        let mounts::Preparation { mounts: prepared, listeners } = mounts::prepare(&spec.mounts, runtime, means.rights)?;
+        let mounts::Preparation { mounts: prepared, listeners, staging } =
+            mounts::prepare(&spec.mounts, runtime, means.rights, staging)?;
         for listener in listeners {
             // A caller that has gone accepts nothing.
             let _ = channel.send(&Message::Listener, &[listener.as_fd()]);
         }
         let tasks = spec.resources.pids.filter(|&count| namespace_bounds(count));
-        let system = SystemMounts::prepare(spec, tasks, means.rights)?;
+        let system = SystemMounts::prepare(spec, tasks, means.rights, &mut early)?;
         for notice in &system.notices {
             // A caller that has gone wants no notice.
             let _ = channel.send(&Message::Notice((*notice).to_owned()), &[]);
         }
-        let root_mount = root::mount_root(spec, runtime, means)?;
-        root::enter(&root_mount)?;
+        let tree = root::tree(spec, runtime, means)?;
+        room.enter_with(tree.as_fd(), staging.as_ref().map(AsFd::as_fd))?;
         let root = Root::current()?;
         root::check(&root)?;
         let mut stubs = Vec::new();
-        let devices = Self::furnish(spec, &root, &system, &prepared, &mut stubs);
+        let devices = Self::furnish(spec, &root, (&system, &mut early), &prepared, &mut stubs);
+        if stubs.is_empty() {
+            // Not received, only kept: see [`super::waiting::Waiting`]. What was made to be mounted upon is found by its name
+            // afterwards, for which nothing may be mounted there any more.
+            let _ = control.send(&Message::Room, &[room.namespace()]);
+        }
         // Also when something failed: what has been made must be removed.
         announce(stubs, spec.stubs, channel);
         let devices = devices?;
@@ -172,7 +227,7 @@ impl Container {
         if spec.readonly_root {
             let change =
                 sys::MountChange { set: u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()), ..Default::default() };
-            sys::mount_setattr(root_mount.as_fd(), change).doing(|| "make the root read-only".into())?;
+            sys::mount_setattr(tree.as_fd(), change).doing(|| "make the root read-only".into())?;
         }
         Ok(Self { root, furnishing: Furnishing::Own { devices, system } })
     }
@@ -202,12 +257,12 @@ impl Container {
     fn furnish(
         spec: &SandboxSpec,
         root: &Root,
-        system: &SystemMounts,
+        (system, early): (&SystemMounts, &mut Early),
         prepared: &[mounts::Prepared<'_>],
         stubs: &mut Vec<Stub>,
     ) -> Result<Devices, Failure> {
         system.mount_proc(root, stubs)?;
-        let devices = Devices::mount(spec, root, system, stubs)?;
+        let devices = Devices::mount(spec, root, system, early, stubs)?;
         system.mount_sys(root, stubs)?;
         mounts::attach_all(prepared, root, stubs)?;
         for path in &spec.readonly_paths {
@@ -219,6 +274,16 @@ impl Container {
         }
         Ok(devices)
     }
+}
+
+/// Where generated files go. Where they have to be attached, this process takes a copy of the host's mounts to do so.
+fn staging(rights: &Rights) -> Result<Staging, Failure> {
+    if rights.detached {
+        return Ok(Staging::Detached);
+    }
+    sys::new_mount_namespace().doing(|| "make a mount namespace".into())?;
+    root::make_private()?;
+    Ok(Staging::Attached)
 }
 
 pub(super) fn announce(stubs: Vec<Stub>, removal: StubRemoval, channel: &Channel) {

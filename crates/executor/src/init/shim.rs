@@ -9,7 +9,7 @@ use super::cgroups::{GROUP_PREFIX, Wish};
 use super::launch;
 use super::limits::not_enforced;
 use super::memory_group::MemoryGroup;
-use super::mounts::{self, LOCKED, Prepared, attach, tmpfs};
+use super::mounts::{self, LOCKED, Prepared, Staging, attach, tmpfs};
 use super::paths::{PointKind, Root};
 use super::setup::{self, Means};
 use super::{identity, root, sys};
@@ -123,8 +123,8 @@ impl Assembly<'_> {
     /// working directory.
     fn write(&self, channel: &Channel) -> Result<PathBuf, Failure> {
         let Self { spec, runtime_dir, means, .. } = *self;
-        let mounts::Preparation { mounts: prepared, listeners } =
-            mounts::prepare(&spec.mounts, runtime_dir, means.rights)?;
+        let mounts::Preparation { mounts: prepared, listeners, .. } =
+            mounts::prepare(&spec.mounts, runtime_dir, means.rights, Staging::Attached)?;
         for listener in listeners {
             // A caller that has gone accepts nothing.
             let _ = channel.send(&Message::Listener, &[listener.as_fd()]);

@@ -161,6 +161,14 @@ pub(super) fn wait_any(block: bool) -> Result<Option<Ended>> {
     }))
 }
 
+/// Waits until this child has ended.
+pub(super) fn wait_for(pid: i32) {
+    // It fails for one that was reaped already.
+    let _ = rustix::io::retry_on_intr(|| {
+        rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty())
+    });
+}
+
 /// fork(2): the child's number in the parent, `None` in the child.
 ///
 /// # Safety
@@ -483,6 +491,11 @@ pub(super) fn pid_outside() -> Result<u32> {
 /// Moves this thread into a network namespace.
 pub(crate) fn enter_network(namespace: BorrowedFd<'_>) -> Result<()> {
     setns(namespace, CloneFlags::CLONE_NEWNET).map_err(from_nix)
+}
+
+/// Moves this process, which must have one thread, into a mount namespace; its root and working directory become that's.
+pub(super) fn enter_mounts(namespace: BorrowedFd<'_>) -> Result<()> {
+    setns(namespace, CloneFlags::CLONE_NEWNS).map_err(from_nix)
 }
 
 /// Moves this process into a new network namespace.

@@ -14,7 +14,11 @@ pub const SCRIPT: &str = include_str!("probe.sh");
 pub fn normalise(text: &str) -> String {
     let (masks, rest): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with("mask "));
     assert_eq!(masks.len(), 9, "{text}");
+    let (mut mounts, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(|line| line.starts_with("mnt "));
+    // The kernel lists them in the order in which they were made, which means nothing.
+    mounts.sort_unstable();
     rest.into_iter()
+        .chain(mounts)
         .chain(masks.into_iter().filter(|line| !masked_well(line)))
         .filter(|line| !line.starts_with("write ") || !line.ends_with("=denied"))
         .filter(|line| !line.starts_with("mnt /proc/") && !line.starts_with("mnt /sys/firmware"))
