@@ -28,6 +28,8 @@ enum Message {
     Asked { step: usize, result: Result<Option<Vec<ResultRef>>, WorkerError> },
     /// The step was found by its content or ran.
     Ended { step: usize, started: Started, result: Result<Outcome, WorkerError> },
+    /// What a step made was saved, or could not be.
+    Saved { step: usize, result: Result<(), WorkerError> },
     /// The session was cancelled.
     Cancelled,
 }
@@ -170,6 +172,8 @@ impl Run {
             Message::Asked { step, result: Ok(None) } => self.require_inputs(step),
             Message::Ended { step, started, result: Ok(outcome) } => self.ended(step, outcome, &started),
             Message::Ended { step, started, result: Err(error) } => self.failed(step, error, &started),
+            Message::Saved { result: Ok(()), .. } => {}
+            Message::Saved { step, result: Err(error) } => self.fail(step, error),
             Message::Mapped { step, result: Err(error) }
             | Message::Keyed { step, result: Err(error) }
             | Message::Asked { step, result: Err(error) } => self.failed(step, error, &Started::default()),
@@ -306,8 +310,11 @@ impl Run {
 
     fn ended(&mut self, step: usize, outcome: Outcome, started: &Started) {
         match (outcome, started.get()) {
-            (Outcome::Ran { outputs, miss }, Some(started)) => {
+            (Outcome::Ran { outputs, miss, unsaved }, Some(started)) => {
                 self.complete(step, outputs, miss, Ending::Ran { started: *started });
+                if let Some(unsaved) = unsaved {
+                    self.spawn(unsaved.save(), move |result| Message::Saved { step, result });
+                }
             }
             (Outcome::Cached(outputs) | Outcome::Ran { outputs, .. }, _) => {
                 self.complete(step, outputs, None, Ending::Cached);
@@ -366,6 +373,10 @@ impl Run {
             let ending = Ending::Failed { started: started.get().copied(), error: error.to_string() };
             self.over.push((step, ending));
         }
+        self.fail(step, error);
+    }
+
+    fn fail(&mut self, step: usize, error: WorkerError) {
         if self.failure.is_none() {
             self.failure = Some(self.step_error(step, error));
         }

@@ -21,6 +21,8 @@ use tokio::sync::{OnceCell, Semaphore};
 /// How long a step waits for another build before it says so: at first, and from then on.
 const FIRST_WATCH: Duration = Duration::from_secs(5);
 const LATER_WATCH: Duration = Duration::from_secs(60);
+/// How long it takes the next step to have asked for what it needs.
+const SAVE_PAUSE: Duration = Duration::from_millis(1);
 
 /// What all steps of a build share.
 pub(crate) struct Shared {
@@ -47,7 +49,7 @@ pub(crate) enum Outcome {
     /// The cache had its results.
     Cached(Vec<ResultRef>),
     /// It ran; `miss` says why, where that was asked.
-    Ran { outputs: Vec<ResultRef>, miss: Option<MissCause> },
+    Ran { outputs: Vec<ResultRef>, miss: Option<MissCause>, unsaved: Option<Unsaved> },
     /// It would have to run, and is not to.
     WouldRun(MissCause),
 }
@@ -161,20 +163,20 @@ impl StepWork {
                 return Ok(Outcome::WouldRun(MissCause::Asked));
             }
             let Execution { outputs, .. } = self.run(inputs, &started, None).await?;
-            return Ok(Outcome::Ran { outputs, miss: None });
+            return Ok(Outcome::Ran { outputs, miss: None, unsaved: None });
         };
         let content = self.content_keys(op, (&known.map, keys), &inputs).await?;
         if self.planned().vertex.metadata.ignore_cache {
-            return self.missed(&known, content, inputs, &started).await;
+            return self.missed(&known, (content, None), inputs, &started).await;
         }
         // The cache is asked once the flight is ours: whoever had it before has saved what it made.
-        let _flight = self.flight(&content.key).await?;
+        let flight = self.flight(&content.key).await?;
         if let Some(outputs) = self.find_by_content(&content).await? {
             return Ok(Outcome::Cached(outputs));
         }
         match self.find_beneath(&known, &content, &inputs).await? {
             Some(outputs) => Ok(Outcome::Cached(outputs)),
-            None => self.missed(&known, content, inputs, &started).await,
+            None => self.missed(&known, (content, Some(flight)), inputs, &started).await,
         }
     }
 
@@ -263,7 +265,7 @@ impl StepWork {
     async fn missed(
         &self,
         known: &Known,
-        content: ContentKeys,
+        (content, flight): (ContentKeys, Option<FlightGuard>),
         inputs: Vec<ResultRef>,
         started: &Started,
     ) -> Result<Outcome, WorkerError> {
@@ -273,8 +275,9 @@ impl StepWork {
         match self.shared.mode {
             Mode::Forecast => Ok(Outcome::WouldRun(miss.unwrap_or(MissCause::FirstBuild))),
             Mode::Build => {
-                let outputs = self.run_and_save(content, made_of, inputs, miss.as_ref(), started).await?;
-                Ok(Outcome::Ran { outputs, miss })
+                let (outputs, kept) = self.run_and_keep(content, made_of, inputs, miss.as_ref(), started).await?;
+                let unsaved = kept.map(|kept| Unsaved { kept, shared: self.shared.clone(), _flight: flight });
+                Ok(Outcome::Ran { outputs, miss, unsaved })
             }
         }
     }
@@ -335,14 +338,15 @@ impl StepWork {
         is_told.then(|| format!("not cached: {miss}"))
     }
 
-    async fn run_and_save(
+    /// Runs the step; gives what is still to be saved, too.
+    async fn run_and_keep(
         &self,
         content: ContentKeys,
         made_of: StepInputs,
         inputs: Vec<ResultRef>,
         miss: Option<&MissCause>,
         started: &Started,
-    ) -> Result<Vec<ResultRef>, WorkerError> {
+    ) -> Result<(Vec<ResultRef>, Option<Kept>), WorkerError> {
         let begin = Instant::now();
         let Execution { outputs, made, usage } = self.run(inputs, started, self.told(miss)).await?;
         let now = SystemTime::now();
@@ -359,30 +363,29 @@ impl StepWork {
             last_used: now,
             boot_id: StepRecord::current_boot().to_owned(),
         };
-        self.keep(Arc::new(Kept { keys: content.keys(), all: content.all(), record, made_of })).await
+        self.keep(Kept { keys: content.keys(), all: content.all(), record, made_of }).await
     }
 
     /// Keeps what a step made. Where an earlier run made the same, its results take their place and the new ones are given
     /// up: what was made from the earlier ones then stays what follows from these, byte for byte.
-    async fn keep(&self, kept: Arc<Kept>) -> Result<Vec<ResultRef>, WorkerError> {
-        let keep = kept.clone();
-        let earlier = self.on_index(move |index| keep.save_unless_equal(index)).await?;
+    async fn keep(&self, kept: Kept) -> Result<(Vec<ResultRef>, Option<Kept>), WorkerError> {
+        let earlier = self.shared.look_up(|index| kept.equal(index)).await?;
         let Some(earlier) = earlier else {
             self.offer(&kept.keys, &kept.record);
-            return Ok(kept.record.outputs.clone());
+            return Ok((kept.record.outputs.clone(), Some(kept)));
         };
         let is_there = self.acquire(&earlier).await?;
         let outputs = if is_there { earlier } else { kept.record.outputs.clone() };
         let record = StepRecord { outputs: outputs.clone(), ..kept.record.clone() };
         self.offer(&kept.keys, &record);
-        let keep = kept.clone();
-        self.on_index(move |index| index.save(&keep.all, &record, &keep.made_of)).await?;
+        let (all, made_of) = (kept.all, kept.made_of);
+        self.on_index(move |index| index.save(&all, &record, &made_of)).await?;
         for (new, stays) in kept.record.outputs.iter().zip(&outputs) {
             if new != stays {
                 self.shared.solver.results.discard(new).await?;
             }
         }
-        Ok(outputs)
+        Ok((outputs, None))
     }
 
     /// Tells the shared caches of a record.
@@ -456,16 +459,27 @@ struct Kept {
 }
 
 impl Kept {
-    /// Saves the record, unless an earlier run made the same: then its results are given back.
-    fn save_unless_equal(&self, index: &dyn CacheIndex) -> Result<Option<Vec<ResultRef>>, CacheError> {
-        let earlier = match &self.record.result {
-            Some(result) => index.equal(result)?,
-            None => None,
-        };
-        match earlier.filter(|earlier| earlier.outputs != self.record.outputs) {
-            Some(earlier) => Ok(Some(earlier.outputs)),
-            None => index.save(&self.all, &self.record, &self.made_of).map(|()| None),
-        }
+    /// What an earlier run made that is the same.
+    fn equal(&self, index: &dyn CacheIndex) -> Result<Option<Vec<ResultRef>>, CacheError> {
+        let earlier = self.record.result.as_ref().map(|result| index.equal(result)).transpose()?.flatten();
+        Ok(earlier.map(|earlier| earlier.outputs).filter(|earlier| *earlier != self.record.outputs))
+    }
+}
+
+/// What a step made, and nobody can find yet: to save it takes about as long as a short step, and the steps that follow need
+/// not wait for that. Whoever wants to run the same step waits.
+pub(crate) struct Unsaved {
+    kept: Kept,
+    shared: Arc<Shared>,
+    _flight: Option<FlightGuard>,
+}
+
+impl Unsaved {
+    /// Saves it, a little later: what follows asks the index first of all.
+    pub async fn save(self) -> Result<(), WorkerError> {
+        tokio::time::sleep(SAVE_PAUSE).await;
+        let Kept { all, record, made_of, .. } = self.kept;
+        self.shared.on_index(move |index| index.save(&all, &record, &made_of)).await
     }
 }
 

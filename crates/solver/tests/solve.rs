@@ -317,7 +317,8 @@ async fn waiting_for_another_build_holds_no_slot() {
     };
     let (_, (solved, _)) = tokio::join!(solve(&solver, &other), later);
     solved.unwrap();
-    assert_eq!(begin.elapsed(), 10 * SECOND);
+    // And the short while after which a record is saved.
+    assert_eq!(begin.elapsed().as_secs(), 10);
     assert_eq!(fake.ran(), ["shared", "own", "goal"]);
 }
 
@@ -358,7 +359,7 @@ async fn the_next_build_takes_over_when_the_owner_is_cancelled() {
     let (first, (second, ())) = tokio::join!(first, second);
     assert!(matches!(first, Err(SolveError::Cancelled)));
     second.0.unwrap();
-    assert_eq!(begin.elapsed(), 102 * SECOND);
+    assert_eq!(begin.elapsed().as_secs(), 102);
     assert_eq!(fake.ran(), ["slow", "slow"]);
 }
 

@@ -23,6 +23,7 @@ pub struct LocalResults {
     /// Who fetches layers that are read and not here; without it they are errors.
     images: Option<Arc<ImageResolver>>,
     listings: Listings,
+    contents: Arc<Mutex<HashMap<LayerId, ContentDigest>>>,
 }
 
 /// What was listed while it was digested: reading it again would mean walking the layers again. Selections of contexts are
@@ -32,7 +33,7 @@ type Listings = Arc<Mutex<HashMap<(ResultRef, Selector), Listing>>>;
 impl LocalResults {
     /// Answers for a build that holds `lease`; `contexts` are those of the build's worker.
     pub fn new(store: Store, lease: Arc<Lease>, contexts: Arc<ContextFiles>) -> Self {
-        Self { store, lease, contexts, listings: Listings::default(), images: None }
+        Self { store, lease, contexts, listings: Listings::default(), images: None, contents: Arc::default() }
     }
 
     /// Fetches layers that are read and lie in a registry only.
@@ -121,10 +122,17 @@ impl ResultStore for LocalResults {
             true => result.clone(),
             false => self.present(result).await?,
         };
+        if *selector == Selector::all()
+            && let ResultRef::Layers(layers) = &result
+            && let Some(known) = fold(layers, &lock(&self.contents))
+        {
+            return Ok(known);
+        }
         let (store, contexts, listings) = (self.store.clone(), self.contexts.clone(), self.listings.clone());
+        let contents = self.contents.clone();
         let (selector, session) = (selector.clone(), session.clone());
         blocking(move || match &result {
-            ResultRef::Layers(layers) if selector == Selector::all() => fold(&store, layers),
+            ResultRef::Layers(layers) if selector == Selector::all() => look_up(&store, layers, &contents),
             _ => {
                 let (selections, owners) = selected(&store, &contexts, &result, &selector, &session)?;
                 let selections = selections.iter().map(AsRef::as_ref);
@@ -187,17 +195,34 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// The content of a whole stack: that of each of its layers, in order.
-fn fold(store: &Store, layers: &[LayerId]) -> Result<ContentDigest, CacheError> {
+/// What the layers of a stack amount to, if the content of all of them is known.
+fn fold(layers: &[LayerId], contents: &HashMap<LayerId, ContentDigest>) -> Option<ContentDigest> {
     let mut hasher = Hasher::new_derive_key("forge content of a stack of layers v1");
     for layer in layers {
-        let content = store.layers().content(layer).map_err(|error| failed(error.kind(), error))?;
-        let Some(content) = content else {
-            let message = format!("layer {layer} is gone");
-            return Err(CacheError::Result { kind: ErrorKind::Environment, message, source: None });
-        };
-        hasher.update(content.as_bytes());
+        hasher.update(contents.get(layer)?.as_bytes());
     }
-    Ok(hasher.finalize().into())
+    Some(hasher.finalize().into())
+}
+
+/// The same for any layers. What is found is remembered: a layer's content does not change, and steps of a chain ask for the
+/// same ones again and again.
+fn look_up(
+    store: &Store,
+    layers: &[LayerId],
+    contents: &Mutex<HashMap<LayerId, ContentDigest>>,
+) -> Result<ContentDigest, CacheError> {
+    let gone = |layer: &LayerId| {
+        let message = format!("layer {layer} is gone");
+        CacheError::Result { kind: ErrorKind::Environment, message, source: None }
+    };
+    for layer in layers {
+        if lock(contents).contains_key(layer) {
+            continue;
+        }
+        let content = store.layers().content(layer).map_err(|error| failed(error.kind(), error))?;
+        lock(contents).insert(*layer, content.ok_or_else(|| gone(layer))?);
+    }
+    Ok(fold(layers, &lock(contents)).expect("all of them are known now"))
 }
 
 fn layer_record(store: &Store, layer: &LayerId) -> Result<LayerRecord, CacheError> {

@@ -13,10 +13,10 @@ use forge_image::chain;
 use forge_llb::{ExecMount, ExecOp, MountKind};
 use forge_solver::{Execution, WorkerError};
 use forge_store::{ActiveLayer, FileTimes, LayerId};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-/// Runs a step and keeps what it changed.
+/// Runs a step and keeps what it changed, all on one thread; kills its process when the build is to stop.
 pub(crate) async fn run(
     op: &ExecOp,
     executor: &Arc<dyn Executor>,
@@ -26,15 +26,61 @@ pub(crate) async fn run(
     let secrets = Secrets::fetch(op, session).await.map_err(WorkError::from)?;
     let agents = ssh::available(op, session).await.map_err(WorkError::from)?;
     let caches = Caches::acquire(op, context).await?;
-    let prepared = Prepared::new(op, executor, context, secrets, agents.clone(), caches).await?;
-    let Prepared { root, changed, step, caches } = prepared;
-    let agents: Vec<String> = agents.into_iter().flatten().collect();
-    let started = SystemTime::now();
-    let files = Files { op: op.clone(), context: context.clone(), root, changed, caches, started };
-    let Ran { ended, usage, made } = run_process(op, step, &agents, context, files).await?;
+    let (of, with, on) = (op.clone(), executor.clone(), context.clone());
+    let container = Slot::default();
+    let slot = container.clone();
+    let life = move || Prepared::new(&of, &*with, &on, &secrets, &agents, caches)?.live(of, on, &agents, &slot);
+    let mut living = tokio::task::spawn_blocking(life);
+    let ended = tokio::select! {
+        ended = &mut living => ended,
+        () = context.session.cancellation().cancelled() => {
+            // Whatever it says, the wait below ends: every process of the sandbox dies with its first one.
+            container.kill();
+            let _ = living.await;
+            return Err(WorkerError::Cancelled);
+        }
+    };
+    let (ran, relays) = ended.map_err(WorkError::from)?.map_err(|broken| explain(op, broken))?;
+    relays.stop().await;
+    let Ran { ended, usage, made } = ran;
     match made {
         Some(made) => Ok(Execution { usage: usage.map(step_usage), ..made }),
         None => Err(failure(op, ended.status, ended.last_lines)),
+    }
+}
+
+/// The container of a step, once there is one, for whoever may have to kill it.
+#[derive(Clone, Default)]
+struct Slot(Arc<Mutex<Life>>);
+
+#[derive(Default)]
+enum Life {
+    #[default]
+    Unborn,
+    Begun(Arc<dyn Container>),
+    /// Nobody wants it any more.
+    Over,
+}
+
+impl Slot {
+    /// Says that the container is there; `false` when it is not wanted any more.
+    fn put(&self, container: Arc<dyn Container>) -> bool {
+        let mut life = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match *life {
+            Life::Over => false,
+            _ => {
+                *life = Life::Begun(container);
+                true
+            }
+        }
+    }
+
+    fn kill(&self) {
+        let mut life = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Life::Begun(container) = std::mem::replace(&mut *life, Life::Over) {
+            // It fails for one that has ended.
+            let _ = container.kill_all();
+        }
     }
 }
 
@@ -81,29 +127,66 @@ struct Prepared {
 }
 
 impl Prepared {
-    async fn new(
+    /// Blocks.
+    fn new(
         op: &ExecOp,
-        executor: &Arc<dyn Executor>,
+        executor: &dyn Executor,
         context: &StepContext,
-        secrets: Secrets,
-        agents: Vec<Option<String>>,
+        secrets: &Secrets,
+        agents: &[Option<String>],
         caches: Caches,
-    ) -> Result<Self, WorkerError> {
-        let (op, executor, context) = (op.clone(), executor.clone(), context.clone());
-        let prepare = move || -> Result<Self, WorkError> {
-            let root = context.store.layers().prepare(&root_layers(&op, &context)?)?;
-            let found = Found { secrets: &secrets, agents: &agents, caches: &caches };
-            let StepMounts { specs, changed } = StepMounts::prepare(&op, &context, &found)?;
-            let extras = Extras {
-                mounts: specs,
-                secret_env: secrets.environment(&op),
-                agent: agent_socket(&op, &agents),
-                device_folders: context.device_folders.clone(),
-            };
-            let step = super::prepare(&*executor, &op, &root, extras)?;
-            Ok(Self { root, changed, step, caches })
+    ) -> Result<Self, Broken> {
+        let root = context.store.layers().prepare(&root_layers(op, context)?).map_err(WorkError::from)?;
+        let found = Found { secrets, agents, caches: &caches };
+        let StepMounts { specs, changed } = StepMounts::prepare(op, context, &found)?;
+        let extras = Extras {
+            mounts: specs,
+            secret_env: secrets.environment(op),
+            agent: agent_socket(op, agents),
+            device_folders: context.device_folders.clone(),
         };
-        Ok(tokio::task::spawn_blocking(prepare).await.map_err(WorkError::from)??)
+        let step = super::prepare(executor, op, &root, extras)?;
+        Ok(Self { root, changed, step, caches })
+    }
+
+    /// Runs the process to its end and keeps its files. Blocks.
+    fn live(self, op: ExecOp, context: StepContext, agents: &[Option<String>], slot: &Slot) -> Lived {
+        let Self { root, changed, step, caches } = self;
+        let (container, output) = step.into_parts();
+        let container: Arc<dyn Container> = container.into();
+        if !slot.put(container.clone()) {
+            return Err(WorkError::Cancelled.into());
+        }
+        let agents: Vec<String> = agents.iter().flatten().cloned().collect();
+        let relays = Relays::start(container.take_listeners(), &agents, &context.session)?;
+        let (vertex, session) = (context.vertex.clone(), context.session.clone());
+        let log = StepLog { vertex: &vertex, events: session.events() };
+        let files = Files { op, context, root, changed, caches, started: SystemTime::now() };
+        let ended = Step::run(&*container, output, &log);
+        let ended = container.delete().map_err(ExecError::from).and(ended)?;
+        let made = files.settle(ended.status)?;
+        Ok((Ran { ended, usage: container.usage(), made }, relays))
+    }
+}
+
+/// What a step came to, and what still serves its agents.
+type Lived = Result<(Ran, Relays), Broken>;
+
+/// Why a step came to nothing.
+enum Broken {
+    Exec(ExecError),
+    Work(WorkError),
+}
+
+impl From<ExecError> for Broken {
+    fn from(error: ExecError) -> Self {
+        Self::Exec(error)
+    }
+}
+
+impl From<WorkError> for Broken {
+    fn from(error: WorkError) -> Self {
+        Self::Work(error)
     }
 }
 
@@ -119,42 +202,6 @@ fn root_layers(op: &ExecOp, context: &StepContext) -> Result<Vec<LayerId>, WorkE
 fn agent_socket(op: &ExecOp, agents: &[Option<String>]) -> Option<String> {
     let sockets = op.mounts.iter().filter(|mount| matches!(mount.kind, MountKind::Ssh(_)));
     sockets.zip(agents).find(|(_, agent)| agent.is_some()).map(|(mount, _)| mount.target.clone())
-}
-
-/// Runs the process to its end and keeps its files, all on one thread; kills it when the build is to stop.
-async fn run_process(
-    op: &ExecOp,
-    step: Step,
-    agents: &[String],
-    context: &StepContext,
-    files: Files,
-) -> Result<Ran, WorkerError> {
-    let (container, output) = step.into_parts();
-    let container: Arc<dyn Container> = container.into();
-    let relays = Relays::start(container.take_listeners(), agents, &context.session).map_err(WorkError::from)?;
-    let (running, vertex, reporter) = (container.clone(), context.vertex.clone(), context.session.clone());
-    let run = move || -> Result<Result<Ran, WorkError>, ExecError> {
-        let log = StepLog { vertex: &vertex, events: reporter.events() };
-        let ended = Step::run(&*running, output, &log);
-        let ended = running.delete().map_err(ExecError::from).and(ended)?;
-        let made = files.settle(ended.status);
-        Ok(made.map(|made| Ran { ended, usage: running.usage(), made }))
-    };
-    let mut running = tokio::task::spawn_blocking(run);
-    let ended = tokio::select! {
-        ended = &mut running => Some(ended),
-        () = context.session.cancellation().cancelled() => {
-            // Whatever it says, the wait below ends: every process of the sandbox dies with its first one.
-            let _ = container.kill_all();
-            let _ = running.await;
-            None
-        }
-    };
-    relays.stop().await;
-    match ended {
-        None => Err(WorkerError::Cancelled),
-        Some(ended) => Ok(ended.map_err(WorkError::from)?.map_err(|error| explain(op, error))??),
-    }
 }
 
 fn succeeded(op: &ExecOp, status: ExitStatus) -> bool {
@@ -227,7 +274,11 @@ fn step_usage(usage: Usage) -> StepUsage {
 }
 
 /// A program that cannot be started is the step's failure, not forge's.
-fn explain(op: &ExecOp, error: ExecError) -> WorkerError {
+fn explain(op: &ExecOp, broken: Broken) -> WorkerError {
+    let error = match broken {
+        Broken::Exec(error) => error,
+        Broken::Work(error) => return error.into(),
+    };
     let exit = match &error {
         ExecError::Executor(ExecutorError::NotFound { .. }) => 127,
         ExecError::Executor(ExecutorError::NotExecutable { .. }) => 126,
