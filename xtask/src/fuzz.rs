@@ -10,7 +10,7 @@ struct Target {
     test: &'static str,
 }
 
-const TARGETS: [Target; 11] = [
+const TARGETS: [Target; 12] = [
     Target { name: "p01", package: "forge-frontend", test: "fuzz_p01_" },
     Target { name: "p02", package: "forge-frontend", test: "fuzz_p02_" },
     Target { name: "p03", package: "forge-session", test: "fuzz_p03_" },
@@ -22,6 +22,7 @@ const TARGETS: [Target; 11] = [
     Target { name: "p09", package: "forge-image", test: "fuzz_p09_" },
     Target { name: "p10", package: "forge-image", test: "fuzz_p10_" },
     Target { name: "p18", package: "forge-store", test: "fuzz_p18_" },
+    Target { name: "p19", package: "forge-store", test: "fuzz_p19_" },
 ];
 
 /// A smoke run gives each target a minute.

@@ -38,9 +38,11 @@ impl Database {
         Self::upgrade(path)
     }
 
-    /// Makes the tables that a store of an earlier format lacks. The caller holds the lock under which a store is made.
+    /// Makes the tables that a store of an earlier format lacks, durably: the `FORMAT` file vouches for them. The caller holds
+    /// the lock under which a store is made.
     pub(crate) fn upgrade(path: &Path) -> Result<(), StoreError> {
         let mut connection = connect(path)?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(SCHEMA_2)?;
         transaction.execute_batch(SCHEMA_REMOTES)?;

@@ -156,6 +156,9 @@ fn create(root: &Path) -> Result<Format, StoreError> {
         // The mode of mkdir(2) is cut by the umask, which may be as tight as 0777.
         set_mode(&root.join(name), 0o700)?;
     }
+    // What is in the root itself is synced with FORMAT.
+    let blobs = root.join("blobs");
+    File::open(&blobs).and_then(|folder| folder.sync_all()).map_err(StoreError::io("sync", &blobs))?;
     create_database(&root.join("forge.db"))?;
     let format = Format::own()?;
     write_durably(root, &folder, &format.to_text())?;
@@ -175,6 +178,7 @@ fn upgrade(root: &Path) -> Result<Format, StoreError> {
         }
         Database::upgrade(&root.join("forge.db"))?;
         name_files::write_all(root, &Database::open(&root.join("forge.db"))?)?;
+        rustix::fs::syncfs(&folder).map_err(StoreError::os("sync the file system of", root))?;
         let format = Format { version: VERSION, ..found };
         write_durably(root, &folder, &format.to_text())?;
         return Ok(format);

@@ -4,6 +4,7 @@
 mod blobs;
 mod cache_mounts;
 mod collection;
+mod crash;
 #[allow(dead_code, reason = "other targets use the rest of it")]
 #[path = "../../../testkit/src/fuzz.rs"]
 pub(crate) mod fuzz;

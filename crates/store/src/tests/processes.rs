@@ -23,19 +23,22 @@ fn child_process() {
         "use" => use_store(root, 40),
         "collect" => collect_forever(root),
         "umask" => write_under_umask(root),
+        "record" => super::crash::act(root),
         other => panic!("no role {other}"),
     }
 }
 
 fn spawn(role: &str, root: &Path) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "tests::processes::child_process", "--nocapture"])
-        .env(ROLE, role)
-        .env(ROOT, root)
+    child(&mut Command::new(std::env::current_exe().unwrap()), role, root)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap()
+}
+
+/// Has a command that starts this program play a role.
+pub(super) fn child<'a>(command: &'a mut Command, role: &str, root: &Path) -> &'a mut Command {
+    command.args(["--exact", "tests::processes::child_process", "--nocapture"]).env(ROLE, role).env(ROOT, root)
 }
 
 fn say(text: &str) {
