@@ -98,7 +98,8 @@ impl Entry {
 
     /// What names a file of the client's, which is not one of this machine.
     fn has_no_files(&self) -> Result<(), EngineError> {
-        match ["sign-key", "verify-key"].iter().find(|name| self.attributes.contains_key(**name)) {
+        let files = ["sign-key", "verify-key", "tls_certificate", "tls_client_certificate", "tls_client_key"];
+        match files.iter().find(|name| self.attributes.contains_key(**name)) {
             Some(name) => Err(self.unsupported(&format!(" {name}"), "it is the client's, and not brought here")),
             None => Ok(()),
         }
@@ -222,6 +223,8 @@ mod tests {
         assert!(refused("azblob", &[]).starts_with("cache export type=azblob is not supported"));
         let signed = [("ref", "r.test/x"), ("sign-key", "/etc/key")];
         assert!(refused("registry", &signed).starts_with("cache export type=registry sign-key is not supported"));
+        let certified = [("addr", "grpcs://x"), ("tls_client_key", "/etc/key")];
+        assert!(refused("reapi", &certified).starts_with("cache export type=reapi tls_client_key is not supported"));
         let optional = request("azblob", &[("ignore-error", "true")]);
         let found = read(&optional, None).unwrap();
         assert_eq!((found.caches, found.remarks.len()), (SharedCaches::default(), 2));

@@ -66,9 +66,11 @@ impl Daemon {
             None => None,
         };
         let stop = CancellationToken::new();
+        // They are for clients to look at: a file system that tells nothing is a reason for none.
+        let policies = engine.gc_policies().unwrap_or_default();
         let shared = Arc::new(Shared {
             engine,
-            worker: worker_record::make(root, &options)?,
+            worker: worker_record::make(root, &options, &policies)?,
             options,
             sessions: Arc::new(Sessions::new()),
             files: Arc::new(SessionFiles::new(root)),

@@ -3,8 +3,8 @@
 use crate::info_service::Version;
 use crate::{DaemonError, DaemonOptions};
 use forge_buildkit_proto::encode_platform;
-use forge_buildkit_proto::moby::buildkit::v1::types::{BuildkitVersion, WorkerRecord};
-use forge_engine::DOCKERFILE_VERSION;
+use forge_buildkit_proto::moby::buildkit::v1::types::{BuildkitVersion, GcPolicy, WorkerRecord};
+use forge_engine::{DOCKERFILE_VERSION, Policy};
 use forge_image::{Digest, Platform};
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -17,7 +17,7 @@ const LABEL: &str = "org.mobyproject.buildkit.worker.";
 const PACKAGE: &str = "github.com/moby/buildkit";
 
 /// The record, made once.
-pub(crate) fn make(root: &Path, options: &DaemonOptions) -> Result<WorkerRecord, DaemonError> {
+pub(crate) fn make(root: &Path, options: &DaemonOptions, policies: &[Policy]) -> Result<WorkerRecord, DaemonError> {
     let own = [
         ("executor", "oci"),
         ("snapshotter", "overlayfs"),
@@ -34,10 +34,23 @@ pub(crate) fn make(root: &Path, options: &DaemonOptions) -> Result<WorkerRecord,
         id: id(root)?,
         labels,
         platforms: vec![encode_platform(&Platform::host())],
-        gc_policy: Vec::new(),
+        gc_policy: policies.iter().map(policy).collect(),
         buildkit_version: Some(version(options)),
         cdi_devices: Vec::new(),
     })
+}
+
+/// A policy of garbage collection. Go's durations are nanoseconds.
+fn policy(policy: &Policy) -> GcPolicy {
+    let bytes = |limit: Option<u64>| limit.map_or(0, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
+    GcPolicy {
+        all: policy.all,
+        keep_duration: i64::try_from(policy.keep_duration.as_nanos()).unwrap_or(i64::MAX),
+        filters: policy.filters.iter().map(ToString::to_string).collect(),
+        reserved_space: bytes(policy.reserved_space),
+        max_used_space: bytes(policy.max_used_space),
+        min_free_space: bytes(policy.min_free_space),
+    }
 }
 
 /// The version as clients are told it.

@@ -140,6 +140,19 @@ impl DiskSpace {
 }
 
 impl Engine {
+    /// The policies by which garbage is collected beside builds, as they are for the store's file system; none where none is
+    /// collected.
+    ///
+    /// # Errors
+    /// The file system cannot be asked.
+    pub fn gc_policies(&self) -> Result<Vec<Policy>, EngineError> {
+        let gc = &self.options().gc;
+        if !gc.enabled {
+            return Ok(Vec::new());
+        }
+        Ok(gc.policies(self.space()?))
+    }
+
     /// Runs a build and collects garbage beside it, where that is wanted; also what the build's user is to know of that. The
     /// collection is over when this returns.
     pub async fn collecting<T>(&self, build: impl Future<Output = T>) -> (T, Option<String>) {

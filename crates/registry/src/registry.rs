@@ -3,7 +3,7 @@ use crate::endpoint::Endpoint;
 use crate::exchange::Exchange;
 use crate::manifests::Wanted;
 use crate::transport::Transport;
-use crate::{Document, RegistryError, RegistryOptions};
+use crate::{Document, HostOptions, RegistryError, RegistryOptions, tls};
 use forge_image::Reference;
 use forge_session::Session;
 
@@ -24,6 +24,22 @@ impl Registry {
     /// A proxy's address is none.
     pub fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
         Ok(Self { transport: Transport::new(options)?, authenticator: Authenticator::default() })
+    }
+
+    /// How TLS is spoken to a service that is no registry, `host:port`: with its options among those of registries, where there
+    /// are any, and with these certificates too. The first client certificate counts, of these before those.
+    ///
+    /// # Errors
+    /// A file of certificates cannot be read or holds none.
+    pub fn tls(&self, authority: &str, own: &HostOptions) -> Result<rustls::ClientConfig, RegistryError> {
+        let of_host = self.transport.options().hosts.get(authority).cloned().unwrap_or_default();
+        let options = HostOptions {
+            ca: [own.ca.clone(), of_host.ca].concat(),
+            keypair: [own.keypair.clone(), of_host.keypair].concat(),
+            insecure: own.insecure || of_host.insecure,
+            ..HostOptions::default()
+        };
+        tls::client_config(authority, &options, &self.transport.options().roots)
     }
 
     pub(crate) fn exchange<'a>(

@@ -23,6 +23,8 @@ pub enum WebMethod {
     Post,
     /// That something be there.
     Put,
+    /// That something be gone.
+    Delete,
 }
 
 /// What a request carries.
@@ -34,6 +36,8 @@ pub enum WebBody {
     Bytes(Vec<u8>),
     /// The first bytes of a file, as many as are said.
     File(Arc<File>, u64),
+    /// Bytes within a file: from an offset, so many.
+    Part(Arc<File>, u64, u64),
 }
 
 /// A request to a service.
@@ -96,6 +100,7 @@ fn request(call: &WebCall) -> Result<Request, WebError> {
         WebMethod::Head => Method::HEAD,
         WebMethod::Post => Method::POST,
         WebMethod::Put => Method::PUT,
+        WebMethod::Delete => Method::DELETE,
     };
     let mut request = Request::new(method, url);
     for (name, value) in &call.headers {
@@ -108,6 +113,7 @@ fn request(call: &WebCall) -> Result<Request, WebError> {
         WebBody::Empty => Body::Empty,
         WebBody::Bytes(bytes) => Body::Bytes(Bytes::from(bytes.clone())),
         WebBody::File(file, length) => Body::Upload(UploadBody::new(file.clone(), 0, *length)),
+        WebBody::Part(file, offset, length) => Body::Upload(UploadBody::new(file.clone(), *offset, *length)),
     };
     Ok(request)
 }

@@ -1,5 +1,5 @@
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd,
 };
 use rustls::RootCertStore;
 use rustls::ServerConfig;
@@ -18,12 +18,16 @@ pub struct TestCa {
 pub struct ServerCertificate {
     certificate: CertificateDer<'static>,
     key: Vec<u8>,
+    /// Key and certificate.
+    pem: (String, String),
 }
 
 impl TestCa {
     /// Makes an authority that nobody trusts yet.
     pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names to be wrong");
+        // What it signs has other names: OpenSSL takes a certificate of its issuer's name for one that signed itself.
+        params.distinguished_name.push(DnType::CommonName, "authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key");
         Self { issuer: CertifiedIssuer::self_signed(params, key).expect("a certificate") }
@@ -64,7 +68,8 @@ impl TestCa {
     fn sign(&self, params: CertificateParams) -> ServerCertificate {
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        ServerCertificate { certificate: certificate.der().clone(), key: key.serialize_der() }
+        let pem = (key.serialize_pem(), certificate.pem());
+        ServerCertificate { certificate: certificate.der().clone(), key: key.serialize_der(), pem }
     }
 }
 
@@ -80,6 +85,14 @@ fn params(names: &[&str]) -> CertificateParams {
 }
 
 impl ServerCertificate {
+    /// Writes the key and the certificate into a folder: `(key, certificate)`.
+    pub fn write(&self, folder: &Path) -> (PathBuf, PathBuf) {
+        let paths = (folder.join("server.key"), folder.join("server.pem"));
+        std::fs::write(&paths.0, &self.pem.0).expect("a writable folder");
+        std::fs::write(&paths.1, &self.pem.1).expect("a writable folder");
+        paths
+    }
+
     /// A server's TLS; with `clients`, only for those who show a certificate of that authority.
     pub(crate) fn config(&self, clients: Option<&TestCa>) -> Arc<ServerConfig> {
         let provider = Arc::new(ring::default_provider());

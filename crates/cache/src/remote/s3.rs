@@ -1,6 +1,7 @@
 //! A bucket of S3, or of what speaks as S3 does, as a shared cache.
 
 use super::objects::{NewObject, ObjectRecords, ObjectStore, unexpected};
+use super::s3_parts::PART;
 use super::signature_v4::{Signed, escaped, sign};
 use super::{RecordStore, S3Credentials, failed};
 use crate::{CacheError, CacheKey};
@@ -42,13 +43,37 @@ pub fn s3_records(registry: Arc<Registry>, place: S3Place) -> Arc<dyn RecordStor
     Arc::new(ObjectRecords(Arc::new(Bucket { registry, place })))
 }
 
-struct Bucket {
+pub(super) struct Bucket {
     registry: Arc<Registry>,
     place: S3Place,
 }
 
 /// The SHA-256 of nothing.
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+/// The largest object that can be copied by one request.
+const MOST_COPIED: u64 = 5 << 30;
+
+/// One request about an object.
+pub(super) struct Asked<'a> {
+    pub method: WebMethod,
+    /// The object's, without the prefix.
+    pub name: &'a str,
+    /// As in [`Signed::query`].
+    pub query: String,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: WebBody,
+    /// The body's, in hexadecimal.
+    pub sha256: String,
+}
+
+impl<'a> Asked<'a> {
+    /// One without a body.
+    pub fn about(name: &'a str, method: WebMethod) -> Self {
+        let (query, sha256) = (String::new(), EMPTY.to_owned());
+        Self { method, name, query, headers: Vec::new(), body: WebBody::Empty, sha256 }
+    }
+}
 
 impl Bucket {
     /// The origin, the host as it is signed, and the path of an object.
@@ -66,33 +91,29 @@ impl Bucket {
         (format!("{scheme}://{host}"), host, escaped(&path))
     }
 
-    async fn ask(
-        &self,
-        context: &TransferContext,
-        method: WebMethod,
-        name: &str,
-        headers: &[(&'static str, String)],
-        object: Option<&NewObject>,
-    ) -> Result<WebReply, CacheError> {
+    pub(super) async fn ask(&self, context: &TransferContext, asked: Asked<'_>) -> Result<WebReply, CacheError> {
+        let Asked { method, name, query, headers, body, sha256 } = asked;
         let (origin, host, path) = self.address(name);
-        let sha256 = object.map_or(EMPTY, |object| &object.sha256);
         let word = match method {
             WebMethod::Get => "GET",
             WebMethod::Head => "HEAD",
             WebMethod::Post => "POST",
             WebMethod::Put => "PUT",
+            WebMethod::Delete => "DELETE",
         };
         let (headers, authorization) = match &self.place.credentials {
-            None => (headers.to_vec(), None),
+            None => (headers, None),
             Some(who) => {
                 let (region, now) = (&self.place.region, SystemTime::now());
-                let request = Signed { method: word, host: &host, path: &path, headers, sha256, region, now };
+                let (headers, sha256, query) = (&headers, &sha256, &query);
+                let request = Signed { method: word, host: &host, path: &path, query, headers, sha256, region, now };
                 let (headers, authorization) = sign(&request, who);
                 (headers, Some(authorization))
             }
         };
-        let body = object.map_or(WebBody::Empty, |object| object.body.clone());
-        let call = WebCall { method, url: Redacted::new(format!("{origin}{path}")), headers, authorization, body };
+        let mark = if query.is_empty() { "" } else { "?" };
+        let url = Redacted::new(format!("{origin}{path}{mark}{query}"));
+        let call = WebCall { method, url, headers, authorization, body };
         self.registry.call(&call, &*context.session).await.map_err(|error| failed(self.name(), error))
     }
 
@@ -100,8 +121,8 @@ impl Bucket {
     async fn touch(&self, context: &TransferContext, name: &str) -> Result<(), CacheError> {
         let S3Place { bucket, prefix, .. } = &self.place;
         let source = escaped(&format!("/{bucket}/{prefix}{name}"));
-        let headers = [("x-amz-copy-source", source), ("x-amz-metadata-directive", "REPLACE".to_owned())];
-        let reply = self.ask(context, WebMethod::Put, name, &headers, None).await?;
+        let headers = vec![("x-amz-copy-source", source), ("x-amz-metadata-directive", "REPLACE".to_owned())];
+        let reply = self.ask(context, Asked { headers, ..Asked::about(name, WebMethod::Put) }).await?;
         match reply.status() {
             200..=299 => Ok(()),
             _ => Err(unexpected(self.name(), reply).await),
@@ -125,12 +146,17 @@ impl ObjectStore for Bucket {
     }
 
     async fn exists(&self, context: &TransferContext, name: &str) -> Result<bool, CacheError> {
-        let reply = self.ask(context, WebMethod::Head, name, &[], None).await?;
+        let reply = self.ask(context, Asked::about(name, WebMethod::Head)).await?;
         match reply.status() {
             200 => {
+                let size = reply.header("content-length").and_then(|size| size.parse().ok()).unwrap_or(0);
                 let written = reply.header("last-modified").and_then(http_date);
                 let age = written.and_then(|time| SystemTime::now().duration_since(time).ok()).unwrap_or_default();
                 if age > self.place.touch_refresh {
+                    if size > MOST_COPIED {
+                        // It is sent again, and is new then.
+                        return Ok(false);
+                    }
                     self.touch(context, name).await?;
                 }
                 Ok(true)
@@ -141,7 +167,7 @@ impl ObjectStore for Bucket {
     }
 
     async fn open(&self, context: &TransferContext, name: &str) -> Result<Option<WebReply>, CacheError> {
-        let reply = self.ask(context, WebMethod::Get, name, &[], None).await?;
+        let reply = self.ask(context, Asked::about(name, WebMethod::Get)).await?;
         match reply.status() {
             200 => Ok(Some(reply)),
             404 => Ok(None),
@@ -150,7 +176,13 @@ impl ObjectStore for Bucket {
     }
 
     async fn put(&self, context: &TransferContext, name: &str, object: &NewObject) -> Result<(), CacheError> {
-        let reply = self.ask(context, WebMethod::Put, name, &[], Some(object)).await?;
+        if let WebBody::File(file, size) = &object.body
+            && *size > PART
+        {
+            return self.put_in_parts(context, name, file, *size).await;
+        }
+        let (body, sha256) = (object.body.clone(), object.sha256.clone());
+        let reply = self.ask(context, Asked { body, sha256, ..Asked::about(name, WebMethod::Put) }).await?;
         match reply.status() {
             200..=299 => Ok(()),
             _ => Err(unexpected(self.name(), reply).await),

@@ -23,6 +23,8 @@ pub(super) struct Signed<'a> {
     pub host: &'a str,
     /// With everything escaped that is not unreserved.
     pub path: &'a str,
+    /// Names with their values, `a=1&b=`, in order and escaped likewise.
+    pub query: &'a str,
     /// Beside those that every request has; names in lower case.
     pub headers: &'a [(&'static str, String)],
     /// The body's SHA-256 in hexadecimal.
@@ -45,8 +47,8 @@ pub(super) fn sign(request: &Signed<'_>, who: &S3Credentials) -> (Vec<(&'static 
     signed.sort_unstable();
     let names = signed.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(";");
     let lines: String = signed.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
-    let Signed { method, path, sha256, region, .. } = request;
-    let canonical = format!("{method}\n{path}\n\n{lines}\n{names}\n{sha256}");
+    let Signed { method, path, query, sha256, region, .. } = request;
+    let canonical = format!("{method}\n{path}\n{query}\n{lines}\n{names}\n{sha256}");
     let scope = format!("{}/{region}/s3/aws4_request", &time[..8]);
     let text = format!("AWS4-HMAC-SHA256\n{time}\n{scope}\n{}", Digest::sha256(canonical.as_bytes()).hex());
     let signature = hex::encode(keyed(&signing_key(who, &time[..8], region), &text));
@@ -109,6 +111,7 @@ mod tests {
             method: "GET",
             host: "examplebucket.s3.amazonaws.com",
             path: "/test.txt",
+            query: "",
             headers: &[("range", "bytes=0-9".to_owned())],
             sha256: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             region: "us-east-1",
@@ -122,6 +125,29 @@ mod tests {
              SignedHeaders=host;range;x-amz-content-sha256;x-amz-date,\
              Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"
         );
+    }
+
+    /// The example `GET Bucket (List Objects)` of the same page.
+    #[test]
+    fn a_query_is_signed_too() {
+        let who = S3Credentials {
+            access_key_id: "AKIAIOSFODNN7EXAMPLE".to_owned(),
+            secret_access_key: Redacted::new("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
+            session_token: None,
+        };
+        let request = Signed {
+            method: "GET",
+            host: "examplebucket.s3.amazonaws.com",
+            path: "/",
+            query: "max-keys=2&prefix=J",
+            headers: &[],
+            sha256: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            region: "us-east-1",
+            now: UNIX_EPOCH + Duration::from_secs(1_369_353_600),
+        };
+        let (_, authorization) = sign(&request, &who);
+        let signature = "34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7";
+        assert!(authorization.reveal().ends_with(signature), "{}", authorization.reveal());
     }
 
     #[test]

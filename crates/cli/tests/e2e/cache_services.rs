@@ -2,10 +2,11 @@
 
 use crate::fixture::{Forge, Step, have, state, testdata};
 use crate::registry::Registry;
+use forge_testkit::TestCa;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -264,6 +265,11 @@ fn privileged_a43_an_image_is_no_cache_however_its_history_reads() {
 
 /// BuildGrid: a server of the Remote Execution API, installed by CI, and skipped where it is not.
 fn build_grid(test: &str) -> Option<(Service, String, tempfile::TempDir)> {
+    build_grid_with(test, |_| "insecure-mode: true".to_owned())
+}
+
+/// The same with another channel; `security` may write files into the server's folder.
+fn build_grid_with(test: &str, security: impl FnOnce(&Path) -> String) -> Option<(Service, String, tempfile::TempDir)> {
     let tools = std::env::var_os("FORGE_TEST_TOOLS").map(PathBuf::from);
     let program = tools.map(|tools| tools.join("bin/bgd")).filter(|program| program.exists());
     let Some(program) = program else {
@@ -274,6 +280,7 @@ fn build_grid(test: &str) -> Option<(Service, String, tempfile::TempDir)> {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let template = fs::read_to_string(testdata("cache-services/buildgrid.yml")).unwrap();
     let config = folder.path().join("buildgrid.yml");
+    let template = template.replace("insecure-mode: true", &security(folder.path()));
     fs::write(&config, template.replace("@PORT@", &port.to_string())).unwrap();
     let mut command = Command::new(program);
     command.args(["server", "start"]).arg(&config).current_dir(folder.path());
@@ -304,4 +311,60 @@ fn privileged_a_remote_execution_server_carries_the_cache() {
     assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
     let lines = |what: &str| stderr.matches(what).count();
     assert_eq!((lines("cache import: grpc://"), lines("cache export: grpc://")), (1, 1), "{stderr}");
+}
+
+#[test]
+fn privileged_a_large_layer_goes_to_a_bucket_in_parts() {
+    let test = "a_large_layer_goes_to_a_bucket_in_parts";
+    let Some((_service, host)) = s3(test) else { return };
+    let (Some(here), Some(there)) = (Forge::privileged(test), Forge::privileged(test)) else { return };
+    let place = format!("type=s3,bucket=cache,region=us-east-1,endpoint_url=http://{host},use_path_style=true");
+    let text = "FROM busybox\nRUN head -c 40000000 /dev/urandom > /large\n";
+    let build = |forge: &Forge, flag: &str| {
+        let context = forge.context("context", &[("Dockerfile", text)]);
+        let words = ["build", "--progress", "plain", "-t", "x", flag, &place, &context];
+        let mut command = forge.command(&words);
+        let output = command.env("AWS_ACCESS_KEY_ID", "id").env("AWS_SECRET_ACCESS_KEY", "key").output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && !stderr.contains("cache export: ") && !stderr.contains("cache import: "));
+        stderr
+    };
+    build(&here, "--cache-to");
+    // The tag of an object in parts ends with their number.
+    let listed = http(&host, "GET /cache?list-type=2");
+    assert!(listed.contains("-3&quot;</ETag>") || listed.contains("-3\"</ETag>"), "{listed}");
+    build(&there, "--cache-from");
+    assert_eq!(layers(&there), layers(&here));
+}
+
+// The server wants a certificate of its clients, too. Seen to fail with one that it did not take.
+#[test]
+fn privileged_a_remote_execution_server_is_talked_to_in_private() {
+    let test = "a_remote_execution_server_is_talked_to_in_private";
+    let ca = TestCa::new();
+    let credentials = |folder: &Path| {
+        let (key, certificate) = ca.issue(&["127.0.0.1"]).write(folder);
+        let (key, certificate, clients) = (key.display(), certificate.display(), ca.write(folder));
+        let clients = clients.display();
+        format!(
+            "insecure-mode: false\n    credentials:\n      tls-server-key: {key}\n      \
+             tls-server-cert: {certificate}\n      tls-client-certs: {clients}"
+        )
+    };
+    let Some((_service, host, folder)) = build_grid_with(test, credentials) else { return };
+    let (Some(here), Some(there)) = (Forge::privileged(test), Forge::privileged(test)) else { return };
+    let (key, certificate) = ca.write_client(folder.path());
+    let trusted = format!("tls_certificate={}/ca.pem", folder.path().display());
+    let client = format!("tls_client_certificate={},tls_client_key={}", certificate.display(), key.display());
+    let place = format!("type=reapi,addr=grpcs://{host},{trusted},{client}");
+    assert_eq!(ran(&here, &["--cache-to", &place]), STEPS);
+    assert!(ran(&there, &["--cache-from", &place]).is_empty());
+    assert_eq!(layers(&there), layers(&here));
+    // A server that nobody vouches for, and one that does not know us, are one line each.
+    for missing in [format!(",{trusted}"), format!(",{client}")] {
+        let Some(third) = Forge::privileged(test) else { return };
+        let (steps, stderr) = build(&third, &[], &["--cache-from", &place.replace(&missing, "")]);
+        assert_eq!(steps, STEPS);
+        assert_eq!(stderr.matches("cache import: grpcs://").count(), 1, "{stderr}");
+    }
 }

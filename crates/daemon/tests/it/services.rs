@@ -13,6 +13,12 @@ async fn clients_find_a_worker_and_a_version() {
     let client = daemon.client().await;
     let workers = client.control().list_workers(ListWorkersRequest::default()).await.unwrap().into_inner().record;
     assert_eq!((workers.len(), workers[0].platforms.len(), workers[0].id.len()), (1, 1, 25));
+    // BuildKit's own four, since nothing is configured.
+    let policies = &workers[0].gc_policy;
+    assert_eq!((policies.len(), policies[0].filters.len()), (4, 3), "{policies:?}");
+    assert_eq!(policies[0].filters[1], "type==exec.cachemount");
+    assert_eq!((policies[0].keep_duration, policies[0].max_used_space), (48 * 3600 * 1_000_000_000, 512_000_000));
+    assert!(policies[3].all && policies[3].max_used_space > 0 && policies[3].min_free_space > 0, "{policies:?}");
     let filter = vec!["id==nosuch".to_owned()];
     let none = client.control().list_workers(ListWorkersRequest { filter }).await.unwrap().into_inner().record;
     assert!(none.is_empty());

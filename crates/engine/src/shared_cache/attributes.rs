@@ -2,7 +2,7 @@
 
 use super::{AT_ONCE, CacheBundle, CacheExport, CacheImport, CacheMode, CachePlace, SharedCaches};
 use crate::{EngineError, LayerCompression, Transport};
-use forge_cache::remote::{GhaPlace, ReapiPlace, S3Credentials, S3Place};
+use forge_cache::remote::{GhaPlace, ReapiPlace, ReapiSecurity, S3Credentials, S3Place};
 use forge_image::{ErrorKind, Reference};
 use forge_session::Redacted;
 use std::path::PathBuf;
@@ -178,14 +178,28 @@ impl Fields<'_> {
 
     fn reapi(&mut self) -> Result<ReapiPlace, EngineError> {
         let address = self.need("addr")?;
-        let Some(authority) = address.strip_prefix("grpc://") else {
-            return Err(match address.starts_with("grpcs://") {
-                true => self.unsupported(" addr=grpcs://", "connections to such servers are not encrypted yet"),
-                false => invalid(format!("addr={}: expected grpc://HOST:PORT", address.escape_debug())),
-            });
+        let instance = self.take("instance").unwrap_or_default();
+        let (authority, security) = match (address.strip_prefix("grpcs://"), address.strip_prefix("grpc://")) {
+            (Some(authority), _) => (authority, self.tls()?),
+            (_, Some(authority)) => (authority, ReapiSecurity::Plain),
+            _ => {
+                let address = address.escape_debug();
+                return Err(invalid(format!("addr={address}: expected grpc://HOST:PORT or grpcs://HOST[:PORT]")));
+            }
         };
-        let authority = authority.trim_end_matches('/').to_owned();
-        Ok(ReapiPlace { authority, instance: self.take("instance").unwrap_or_default() })
+        Ok(ReapiPlace { authority: authority.trim_end_matches('/').to_owned(), instance, security })
+    }
+
+    /// Certificates, under the names that Bazel's options have.
+    fn tls(&mut self) -> Result<ReapiSecurity, EngineError> {
+        let trusted = self.take("tls_certificate").map(PathBuf::from);
+        let pair = ["tls_client_certificate", "tls_client_key"].map(|name| self.take(name).map(PathBuf::from));
+        let client = match pair {
+            [Some(certificate), Some(key)] => Some((certificate, key)),
+            [None, None] => None,
+            _ => return Err(invalid("tls_client_certificate and tls_client_key go together")),
+        };
+        Ok(ReapiSecurity::Tls { trusted, client })
     }
 
     /// `mounts`, and the scope of those.
@@ -369,8 +383,11 @@ mod tests {
         assert!(told("s3", "bucket=b,region=r,oci-mediatypes=false").starts_with("type=s3 oci-mediatypes=false is"));
         assert!(told("local", "dest=x,colour=red").starts_with("type=local colour is not supported"));
         assert!(told("gha", "url=http://old,token=t").starts_with("type=gha version=1 is not supported"));
-        assert!(told("reapi", "addr=grpcs://x:1").starts_with("type=reapi addr=grpcs:// is not supported"));
-        assert_eq!(told("reapi", "addr=x:1"), "addr=x:1: expected grpc://HOST:PORT");
+        assert_eq!(told("reapi", "addr=grpcs://x,tls_certificate=ca.pem"), "fine");
+        assert!(told("reapi", "addr=grpc://x:1,tls_certificate=a").starts_with("type=reapi tls_certificate is not"));
+        let half = told("reapi", "addr=grpcs://x:1,tls_client_key=a");
+        assert_eq!(half, "tls_client_certificate and tls_client_key go together");
+        assert_eq!(told("reapi", "addr=x:1"), "addr=x:1: expected grpc://HOST:PORT or grpcs://HOST[:PORT]");
         assert_eq!(told("reapi", "addr=grpc://x:1,instance=main"), "fine");
         assert_eq!(told("local", ""), "type=local: dest is missing");
         assert!(told("gha", "url_v2=http://x,token=t,mounts=true").starts_with("type=gha mounts is not supported"));

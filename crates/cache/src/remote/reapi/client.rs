@@ -1,3 +1,4 @@
+use super::encrypted;
 use super::protocol::{
     ActionResult, Digest, FIND_MISSING_BLOBS, FindMissingBlobsRequest, FindMissingBlobsResponse, GET_ACTION_RESULT,
     GetActionResultRequest, READ, ReadRequest, ReadResponse, UPDATE_ACTION_RESULT, UpdateActionResultRequest, WRITE,
@@ -7,6 +8,7 @@ use crate::CacheError;
 use crate::remote::failed;
 use futures_util::{Stream, stream};
 use prost::Message;
+use rustls::ClientConfig;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
@@ -38,11 +40,15 @@ pub(super) enum Upload {
 
 impl Client {
     /// Makes no connection yet.
-    pub fn new(name: String, authority: &str, instance: String) -> Result<Self, CacheError> {
+    pub fn new(name: String, authority: &str, instance: String, tls: Option<ClientConfig>) -> Result<Self, CacheError> {
         let endpoint = Endpoint::from_shared(format!("http://{authority}"));
         let endpoint = endpoint.map_err(|error| failed(name.clone(), error))?;
-        let channel = endpoint.connect_timeout(CONNECT).user_agent(concat!("forge/", env!("CARGO_PKG_VERSION")));
-        let channel = channel.map_err(|error| failed(name.clone(), error))?.connect_lazy();
+        let endpoint = endpoint.connect_timeout(CONNECT).user_agent(concat!("forge/", env!("CARGO_PKG_VERSION")));
+        let endpoint = endpoint.map_err(|error| failed(name.clone(), error))?;
+        let channel = match tls {
+            None => endpoint.connect_lazy(),
+            Some(tls) => encrypted::channel(endpoint, authority, tls).map_err(|error| failed(name.clone(), error))?,
+        };
         Ok(Self { name, channel, instance })
     }
 

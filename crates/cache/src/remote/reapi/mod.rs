@@ -5,6 +5,7 @@
 //! this names, as files. Servers keep what an action made as long as they keep the action, and find it only when all of it is there.
 
 mod client;
+mod encrypted;
 mod protocol;
 
 use super::{RecordStore, blocking, failed, store_failed};
@@ -12,11 +13,12 @@ use crate::{CacheError, CacheKey};
 use async_trait::async_trait;
 use client::{Client, Upload};
 use forge_image::{Descriptor, Digest, Manifest};
-use forge_registry::{FetchError, ImageSource, MAX_MANIFEST, TransferContext};
+use forge_registry::{FetchError, HostOptions, ImageSource, MAX_MANIFEST, Registry, TransferContext};
 use forge_store::BlobWriter;
 use prost::Message as _;
 use protocol::{ActionResult, OutputFile};
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::OnceCell;
 
@@ -27,6 +29,22 @@ pub struct ReapiPlace {
     pub authority: String,
     /// The instance's name, mostly none.
     pub instance: String,
+    /// Whether and how connections are encrypted.
+    pub security: ReapiSecurity,
+}
+
+/// Whether connections to a server are encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReapiSecurity {
+    /// They are not.
+    Plain,
+    /// By TLS.
+    Tls {
+        /// A file of certificates, in PEM, that are trusted beside the usual ones.
+        trusted: Option<PathBuf>,
+        /// Files with the certificate and the key of the one who asks.
+        client: Option<(PathBuf, PathBuf)>,
+    },
 }
 
 /// The file that is a record's document.
@@ -35,10 +53,20 @@ const RECORD: &str = "forge-record";
 /// Records of a server. To be called within a runtime.
 ///
 /// # Errors
-/// The address is none.
-pub fn reapi_records(place: ReapiPlace) -> Result<Arc<dyn RecordStore>, CacheError> {
-    let name = format!("grpc://{}", place.authority);
-    let client = Client::new(name.clone(), &place.authority, place.instance)?;
+/// The address is none; a file of certificates is none.
+pub fn reapi_records(registry: &Registry, place: ReapiPlace) -> Result<Arc<dyn RecordStore>, CacheError> {
+    let ReapiPlace { authority, instance, security } = place;
+    let (name, tls) = match security {
+        ReapiSecurity::Plain => (format!("grpc://{authority}"), None),
+        ReapiSecurity::Tls { trusted, client } => {
+            let keypair = client.map(|(certificate, key)| (key, certificate)).into_iter().collect();
+            let own = HostOptions { ca: trusted.into_iter().collect(), keypair, ..HostOptions::default() };
+            let name = format!("grpcs://{authority}");
+            let tls = registry.tls(&authority, &own).map_err(|error| failed(name.clone(), error))?;
+            (name, Some(tls))
+        }
+    };
+    let client = Client::new(name.clone(), &authority, instance, tls)?;
     Ok(Arc::new(Reapi { name, client, command: Arc::default() }))
 }
 
