@@ -27,9 +27,9 @@ mod encode;
 mod error;
 
 pub use bollard_buildkit_proto::{fsutil, google, health, moby, pb};
-pub use decode::{Decoded, decode, decode_source};
+pub use decode::{Decoded, decode, decode_source, source_ops};
 pub use dump::{StepList, dot, json_lines, step_list};
-pub use encode::{EncodeError, EncodedGraph, encode, encode_named, encode_platform};
+pub use encode::{EncodeError, EncodedGraph, encode, encode_named, encode_platform, encode_source};
 pub use error::DecodeError;
 
 /// A file that steps of a definition come from, a Dockerfile.

@@ -76,7 +76,7 @@ fn p16_graphs_of_everything_survive() {
 fn image(name: &str, platform: &Platform) -> ResolvedImage {
     let mut config = ImageConfig::new(platform);
     config.config.env = vec!["PATH=/bin".to_owned()];
-    ResolvedImage { digest: Digest::sha256(name.as_bytes()), config }
+    ResolvedImage { digest: Digest::sha256(name.as_bytes()), config, replaced: None }
 }
 
 /// The graph of a Dockerfile; `None` where it is refused.

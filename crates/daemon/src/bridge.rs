@@ -140,7 +140,8 @@ impl Bridge {
             inputs: request.frontend_inputs,
             root: Some(self.root.clone()),
         };
-        let solution = self.context.frontend(asked).await?;
+        let context = self.context.judged_by(&request.source_policies, None)?;
+        let solution = context.frontend(asked).await?;
         if request.evaluate {
             solution.evaluate(self.job()).await?;
         }
@@ -267,6 +268,13 @@ impl Bridge {
         request: ResolveImageConfigRequest,
     ) -> Result<ResolveImageConfigResponse, Status> {
         let name = request.r#ref.strip_prefix("docker-image://").unwrap_or(&request.r#ref);
+        let identifier = format!("docker-image://{name}");
+        let source = pb::SourceOp { identifier, ..pb::SourceOp::default() };
+        let source = self.judged(source, request.platform.as_ref()).await?;
+        let Some(name) = source.identifier.strip_prefix("docker-image://") else {
+            let message = format!("{name} is to be {}, which is no image", source.identifier);
+            return Err(Status::unknown(message));
+        };
         let found = self.image(name, request.platform.as_ref(), &request.resolve_mode, &request.log_name);
         let (digest, config) = found.await?;
         Ok(ResolveImageConfigResponse { digest, config, r#ref: request.r#ref })
@@ -277,6 +285,7 @@ impl Bridge {
         request: ResolveSourceMetaRequest,
     ) -> Result<ResolveSourceMetaResponse, Status> {
         let source = request.source.clone().ok_or_else(|| Status::invalid_argument("source is required"))?;
+        let source = self.judged(source, request.platform.as_ref()).await?;
         let Some(name) = source.identifier.strip_prefix("docker-image://") else {
             return self.source_facts(source, &request).await;
         };
@@ -289,6 +298,11 @@ impl Bridge {
         let image = ResolveSourceImageResponse { digest, config, attestation_chain: None };
         let (source, image) = (Some(source), Some(image));
         Ok(ResolveSourceMetaResponse { source, image, ..ResolveSourceMetaResponse::default() })
+    }
+
+    /// What a source becomes that a client asks about.
+    async fn judged(&self, source: pb::SourceOp, platform: Option<&pb::Platform>) -> Result<pb::SourceOp, Status> {
+        self.job().checked(source, platform).await.map_err(|error| reply::status(&error))
     }
 
     /// What is known of a source that is no image.

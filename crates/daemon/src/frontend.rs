@@ -30,6 +30,7 @@ pub(crate) fn empty_request(allowed: Allowed) -> BuildRequest {
         platforms: Vec::new(),
         named_contexts: BTreeMap::new(),
         outputs: Vec::new(),
+        source_policies: Vec::new(),
         caches: Default::default(),
         attest: Attest::default(),
         labels: Vec::new(),

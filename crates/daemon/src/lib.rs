@@ -27,6 +27,7 @@ mod info_service;
 mod listen;
 mod options;
 mod origins;
+mod policy;
 mod progress;
 mod reply;
 mod session;

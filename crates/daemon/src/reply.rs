@@ -19,7 +19,17 @@ const MOST_LINES: usize = 1000;
 pub(crate) fn status(error: &EngineError) -> Status {
     let vertex = error.vertex().map(|vertex| detail("Vertex", &json!({ "digest": vertex.as_str() })));
     let source = error.place().map(|place| detail("Source", &source(place)));
-    with_details(code(error.kind()), error.to_string(), vertex.into_iter().chain(source).collect())
+    let denied = denied(error.denials());
+    with_details(code(error.kind()), error.to_string(), vertex.into_iter().chain(source).chain(denied).collect())
+}
+
+/// What whoever judges sources says of one that was denied.
+fn denied(denials: &[String]) -> Option<Any> {
+    let messages: Vec<Value> = denials.iter().map(|message| json!({ "message": message })).collect();
+    (!messages.is_empty()).then(|| Any {
+        type_url: "github.com/moby/buildkit/policysession.DecisionResponse+json".to_owned(),
+        value: json!({ "action": "DENY", "denyMessages": messages }).to_string().into_bytes(),
+    })
 }
 
 /// A status with details.

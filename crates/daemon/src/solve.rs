@@ -6,12 +6,14 @@ use crate::builds::Build;
 use crate::daemon::Shared;
 use crate::exporters::{self, Plan};
 use crate::frontend::{self, empty_request};
+use crate::policy::{Guard, Policy};
 use crate::progress::time;
 use crate::reply;
 use crate::session::{ClientSession, RemoteSession, upload};
 use crate::solution::{Found, Results, Solution};
 use crate::unbuilt;
 use forge_buildkit_proto::google::rpc;
+use forge_buildkit_proto::moby::buildkit::v1::sourcepolicy as wire;
 use forge_buildkit_proto::moby::buildkit::v1::{BuildHistoryRecord, Exporter, SolveRequest, SolveResponse};
 use forge_buildkit_proto::pb;
 use forge_engine::{Allowed, Attest, BuildContext, BuildRequest, ContextStream, Invocation, Job};
@@ -115,7 +117,13 @@ async fn run(
     }
     let session: Arc<dyn Session> = Arc::new(session);
     let job = shared.engine.job(base.clone(), session).await.map_err(|error| reply::status(&error))?;
-    let context = JobContext { shared: shared.clone(), build: build.clone(), job, base, client };
+    let (plain, policy) = (job.clone(), Policy::default());
+    let context = JobContext { shared: shared.clone(), build: build.clone(), job, base, client, plain, policy };
+    let verifier = match request.source_policy_session.as_str() {
+        "" => None,
+        id => Some(context.shared.sessions.get(id).await?),
+    };
+    let context = context.judged_by(&request.source_policy, verifier)?;
     let root = Arc::new(context.invocation(&request.frontend, &request.frontend_attrs, &request.frontend_inputs));
     let is_bridged = request.frontend.is_empty() && request.definition.is_none();
     let mut solution = match is_bridged {
@@ -161,9 +169,32 @@ pub(crate) struct JobContext {
     pub job: Job,
     pub base: BuildRequest,
     pub client: Option<Arc<ClientSession>>,
+    /// The same build, its sources not judged.
+    pub plain: Job,
+    /// What its sources are judged by.
+    pub policy: Policy,
 }
 
 impl JobContext {
+    /// The same build, whose sources are judged by more.
+    pub(crate) fn judged_by<'a>(
+        &self,
+        rules: impl IntoIterator<Item = &'a wire::Policy>,
+        verifier: Option<Arc<ClientSession>>,
+    ) -> Result<Self, Status> {
+        let mut policy = self.policy.clone();
+        policy.add(rules).map_err(|error| reply::status(&error))?;
+        policy.verifier = verifier.or(policy.verifier);
+        if policy.is_empty() {
+            return Ok(self.clone());
+        }
+        let plain = Self { job: self.plain.clone(), policy: Policy::default(), ..self.clone() };
+        let root = Arc::new(plain.invocation("", &HashMap::new(), &HashMap::new()));
+        let bridge = Bridge::new(plain, HashMap::new(), root);
+        let guard = Guard { policy: policy.clone(), bridge, cancel: self.build.cancel.clone() };
+        Ok(Self { job: self.plain.guarded(Arc::new(guard)), policy, ..self.clone() })
+    }
+
     /// What a front end is asked, as provenance tells it. Forge's own front end is that under every name.
     fn invocation(
         &self,

@@ -9,10 +9,6 @@ use tonic::Status;
 /// `Unimplemented`, with the name of what is not done.
 pub(crate) fn refuse(request: &SolveRequest) -> Result<(), Status> {
     let refused = |what: &str| Err(Status::unimplemented(format!("{what} is not supported")));
-    let has_rules = request.source_policy.as_ref().is_some_and(|policy| !policy.rules.is_empty());
-    if has_rules || !request.source_policy_session.is_empty() {
-        return refused("a source policy");
-    }
     if request.enable_session_exporter {
         return refused("a session exporter");
     }
@@ -26,7 +22,7 @@ mod tests {
     #[test]
     fn what_is_not_done_is_refused_by_name() {
         let refused = |request: &SolveRequest| refuse(request).unwrap_err().message().to_owned();
-        let policy = SolveRequest { source_policy_session: "x".to_owned(), ..SolveRequest::default() };
-        assert_eq!(refused(&policy), "a source policy is not supported");
+        let exporter = SolveRequest { enable_session_exporter: true, ..SolveRequest::default() };
+        assert_eq!(refused(&exporter), "a session exporter is not supported");
     }
 }

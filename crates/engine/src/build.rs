@@ -13,6 +13,7 @@ use crate::limits::BoundedExecutor;
 use crate::missing;
 use crate::plausible;
 use crate::remote::GitDefaults;
+use crate::source_guard::{RuleGuard, SourceGuard, ToldSources};
 use crate::steps::ShownStep;
 use crate::{
     BuildContext, BuildOutcome, BuildRequest, DockerfileSource, EngineError, NamedContext, Network, SourcePlace,
@@ -25,8 +26,8 @@ use forge_frontend::{
     Arguments, Dockerfile, FrontendError, ImageKeySource, ImageRequest, Instruction, LowerOptions, Lowered,
     LoweredImage, Problem, ResolvedImage, ResolvedImages, SourceTime, TimeRequest, Warning,
 };
-use forge_image::{ErrorKind, Platform, chain};
-use forge_llb::{ExtraHost, NetworkMode, ResolveMode, without_credentials};
+use forge_image::{Digest, ErrorKind, ImageConfig, Platform, chain};
+use forge_llb::{ExtraHost, ImageSource, NetworkMode, ResolveMode, SourceOp, without_credentials};
 use forge_registry::TransferContext;
 use forge_session::{Context, ContextPath, Event, EventSink, Session, SourceSpan, WarningNotice};
 use forge_solver::{OnFailure, Remembered, SolveError, Solved, Solver, WorkerError};
@@ -86,6 +87,8 @@ pub(crate) struct Build {
     shared_cache: Arc<OnceLock<Option<Arc<SharedCache>>>>,
     /// The contexts that were read beside the graph.
     locals: Arc<Mutex<BTreeSet<String>>>,
+    /// Who judges what the build is made of.
+    pub guard: Option<Arc<dyn SourceGuard>>,
 }
 
 /// What was built for one platform.
@@ -162,6 +165,8 @@ impl Build {
         layouts: BTreeMap<String, std::path::PathBuf>,
     ) -> Result<Self, EngineError> {
         let transfer = engine.transfer_now(session.clone(), "[internal] fetching images")?;
+        let rules = Some(request.source_policies.clone()).filter(|rules| !rules.is_empty());
+        let guard = rules.map(|rules| Arc::new(RuleGuard(rules)) as Arc<dyn SourceGuard>);
         let images = Arc::new(ImageResolver::new(transfer.clone(), engine.registry()?, layouts));
         Ok(Self {
             engine,
@@ -176,6 +181,7 @@ impl Build {
             worker: Arc::default(),
             shared_cache: Arc::default(),
             locals: Arc::default(),
+            guard,
         })
     }
 
@@ -194,6 +200,7 @@ impl Build {
             worker: self.worker.clone(),
             shared_cache: self.shared_cache.clone(),
             locals: Arc::default(),
+            guard: self.guard.clone(),
         }
     }
 
@@ -338,7 +345,10 @@ impl Build {
         let mut known = ResolvedImages::new();
         loop {
             match forge_frontend::lower(dockerfile, &options, &known).map_err(|error| refused(&error, text))? {
-                Lowered::Done(image) => return Ok(*image),
+                Lowered::Done(image) => {
+                    let graph = self.guarded_graph(image.graph, &ToldSources::new()).await?;
+                    return Ok(LoweredImage { graph, ..*image });
+                }
                 Lowered::NeedTime(request) => options.source_time = self.source_time(&request).await?,
                 Lowered::Need(requests) => {
                     let found = requests.iter().map(|request| self.resolve(request, text));
@@ -353,7 +363,8 @@ impl Build {
     async fn source_time(&self, request: &TimeRequest) -> Result<SourceTime, EngineError> {
         let worker = self.local_worker().await?;
         let shown = ShownStep::start(self.session.events(), &request.step);
-        let time = worker.source_time(&request.source, &self.session).await.map_err(|error| {
+        let source = self.guarded_source(&request.source, &Platform::host()).await?;
+        let time = worker.source_time(&source, &self.session).await.map_err(|error| {
             let hint = work_hint(&error);
             let error = EngineError::caused(error.kind(), error);
             hint.into_iter().fold(error, EngineError::with_hint)
@@ -412,17 +423,40 @@ impl Build {
     ) -> Result<ResolvedImage, EngineError> {
         let shown = ShownStep::start(self.session.events(), &wanted.step);
         let platform = &wanted.key.platform;
-        let found = match &wanted.key.source {
-            ImageKeySource::Image(reference) => {
+        let replaced = match self.guarded_image(&wanted.key.source, platform).await {
+            Ok(replaced) => replaced,
+            Err(error) => return shown.end(Err(unresolved(wanted, text, error))),
+        };
+        let found = match (&replaced, &wanted.key.source) {
+            (Some(SourceOp::Image(image)), _) => {
+                let reference = image
+                    .pinned
+                    .clone()
+                    .map_or_else(|| image.reference.clone(), |digest| image.reference.with_digest(digest));
+                self.images.image(&reference, platform, image.resolve).await
+            }
+            (Some(SourceOp::OciLayout(layout)), _) => {
+                self.images.layout(&layout.name, layout.tag.as_deref(), layout.digest.as_ref(), platform).await
+            }
+            // Files that are no image have no config.
+            (Some(_), _) => {
+                let (digest, config) = (Digest::sha256(b""), ImageConfig::new(platform));
+                return shown.end(Ok(ResolvedImage { digest, config, replaced }));
+            }
+            (None, ImageKeySource::Image(reference)) => {
                 let mode = if self.request.pull { ResolveMode::ForcePull } else { ResolveMode::PreferLocal };
                 self.images.image(reference, platform, mode).await
             }
-            ImageKeySource::OciLayout { name, tag, digest } => {
+            (None, ImageKeySource::OciLayout { name, tag, digest }) => {
                 self.images.layout(name, tag.as_deref(), digest.as_ref(), platform).await
             }
         };
         let found = shown.end(found).map_err(|error| unresolved(wanted, text, error.into()))?;
-        Ok(ResolvedImage { digest: found.digest, config: found.config })
+        let replaced = replaced.map(|source| match source {
+            SourceOp::Image(image) => SourceOp::Image(ImageSource { pinned: Some(found.digest.clone()), ..image }),
+            other => other,
+        });
+        Ok(ResolvedImage { digest: found.digest, config: found.config, replaced })
     }
 
     /// Tells the user what the checks found.

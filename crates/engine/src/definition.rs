@@ -5,6 +5,7 @@ use crate::build::{Build, PlatformResult, refused, step_failed, unsolved};
 use crate::dockerfile::DockerfileText;
 use crate::engine::blocking;
 use crate::entitlements;
+use crate::source_guard::ToldSources;
 use crate::steps::ShownStep;
 use crate::{BuildContext, BuildOutcome, BuildRequest, Engine, EngineError, NamedContext, plausible};
 use forge_buildkit_proto::{DecodeError, Decoded, SourceFile};
@@ -90,8 +91,10 @@ impl Engine {
 impl Build {
     async fn run_definition(self, definition: Vec<u8>, platform: Platform) -> Result<BuildOutcome, EngineError> {
         let shown = ShownStep::start(self.session.events(), LOAD_DEFINITION);
-        let decoded = blocking(move || forge_buildkit_proto::decode(&definition).map_err(unreadable)).await;
-        let Decoded { graph, sources } = shown.end(decoded)?;
+        let is_judged = self.guard.is_some();
+        let decoded = blocking(move || decode(&definition, is_judged)).await;
+        let (Decoded { graph, sources }, told) = shown.end(decoded)?;
+        let graph = self.guarded_graph(graph, &told).await?;
         let lowered = self.image_of(graph, &platform, self.request.no_cache)?;
         let nowhere = DockerfileText { name: String::new(), text: Vec::new() };
         entitlements::check(&lowered, &self.request, &nowhere)?;
@@ -134,6 +137,16 @@ impl Build {
             scanned: Vec::new(),
         })
     }
+}
+
+/// A definition, and its sources as it has them where they are to be judged.
+pub(crate) fn decode(definition: &[u8], is_judged: bool) -> Result<(Decoded, ToldSources), EngineError> {
+    let decoded = forge_buildkit_proto::decode(definition).map_err(unreadable)?;
+    let told = match is_judged {
+        true => forge_buildkit_proto::source_ops(definition).map_err(unreadable)?,
+        false => ToldSources::new(),
+    };
+    Ok((decoded, told))
 }
 
 /// The config of an image about which nothing is said.

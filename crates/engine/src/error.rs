@@ -14,11 +14,12 @@ use forge_worker::WorkError;
 pub struct EngineError {
     message: String,
     kind: ErrorKind,
-    detail: Option<String>,
-    hint: Option<String>,
+    detail: Option<Box<str>>,
+    hint: Option<Box<str>>,
     exit_code: Option<i32>,
     vertex: Option<Box<Digest>>,
     place: Option<Box<SourcePlace>>,
+    denials: Box<[String]>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -39,7 +40,8 @@ impl EngineError {
     /// An error with a message of its own.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { message, kind, detail: None, hint: None, exit_code: None, vertex: None, place: None, source: None }
+        let (detail, hint, exit_code, vertex, place, denials, source) = Default::default();
+        Self { message, kind, detail, hint, exit_code, vertex, place, denials, source }
     }
 
     /// An error of a lower layer, its causes joined into one line.
@@ -51,6 +53,7 @@ impl EngineError {
     /// Adds lines that are printed below the message.
     #[must_use]
     pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
+        let detail: String = detail.into();
         self.detail = Some(detail.into());
         self
     }
@@ -58,6 +61,7 @@ impl EngineError {
     /// Adds what to do next.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        let hint: String = hint.into();
         self.hint = Some(hint.into());
         self
     }
@@ -79,6 +83,17 @@ impl EngineError {
     #[must_use]
     pub(crate) fn with_place(self, place: SourcePlace) -> Self {
         Self { place: Some(Box::new(place)), ..self }
+    }
+
+    /// Says in the words of whoever judges sources why one was denied.
+    #[must_use]
+    pub fn with_denials(self, denials: Vec<String>) -> Self {
+        Self { denials: denials.into(), ..self }
+    }
+
+    /// Why a source was denied, in the words of whoever judged it.
+    pub fn denials(&self) -> &[String] {
+        &self.denials
     }
 
     /// The step that failed.
@@ -145,7 +160,7 @@ macro_rules! from_errors {
         $(impl From<$error> for EngineError {
             fn from($value: $error) -> Self {
                 let (kind, hint): (ErrorKind, Option<String>) = ($kind, $hint);
-                Self { hint, ..Self::caused(kind, $value) }
+                Self { hint: hint.map(String::into_boxed_str), ..Self::caused(kind, $value) }
             }
         })*
     };

@@ -10,6 +10,7 @@ use crate::dockerfile::{DockerfileText, read_from_context};
 use crate::engine::blocking;
 use crate::entitlements;
 use crate::provided::{Below, ProvidedContexts, TreeContext};
+use crate::source_guard::ToldSources;
 use crate::steps::ShownStep;
 use crate::{
     BuildContext, BuildOutcome, BuildRequest, CacheImport, Call, CallOutcome, Engine, EngineError, NamedContext,
@@ -151,13 +152,21 @@ impl Job {
     /// # Errors
     /// It cannot be read, or asks for what is not supported or not allowed.
     pub async fn definition(&self, bytes: Vec<u8>, no_cache: bool) -> Result<Option<JobResult>, EngineError> {
+        let is_judged = self.0.guard.is_some();
         let decoded = blocking(move || {
-            forge_buildkit_proto::decode(&bytes).map_err(|error| EngineError::caused(error.kind(), error))
+            let decoded = forge_buildkit_proto::decode(&bytes);
+            let decoded = decoded.map_err(|error| EngineError::caused(error.kind(), error))?;
+            let told = match is_judged {
+                true => forge_buildkit_proto::source_ops(&bytes),
+                false => Ok(ToldSources::new()),
+            };
+            Ok((decoded, told.map_err(|error| EngineError::caused(error.kind(), error))?))
         });
-        let Decoded { graph, sources } = decoded.await?;
+        let (Decoded { graph, sources }, told) = decoded.await?;
         if graph.goal().is_none() {
             return Ok(None);
         }
+        let graph = self.0.guarded_graph(graph, &told).await?;
         let graph = with_copied_context(graph)?;
         let image = self.0.image_of(graph, &Platform::host(), no_cache)?;
         let nowhere = DockerfileText { name: String::new(), text: Vec::new() };
@@ -396,6 +405,11 @@ impl Job {
             ..self.0.image_of(graph, &image.platform, false)?
         };
         Ok(PlatformResult { lowered, solved, platform: image.platform.clone(), said: image.said.clone() })
+    }
+
+    /// A build as one that somebody steers.
+    pub(crate) fn of(build: Build) -> Self {
+        Self(Arc::new(build))
     }
 
     /// The build itself.

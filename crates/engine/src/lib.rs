@@ -54,6 +54,8 @@ mod running;
 mod sandbox;
 mod session;
 mod shared_cache;
+mod source_guard;
+mod source_policy;
 mod steps;
 mod usage;
 mod verify;
@@ -115,6 +117,8 @@ pub use request::{
     RunStreams, TmpfsMount,
 };
 pub use shared_cache::{CacheBundle, CacheExport, CacheImport, CacheMode, CachePlace, ClientFolder, SharedCaches};
+pub use source_guard::SourceGuard;
+pub use source_policy::{SourcePolicy, evaluate};
 pub use verify::VerifyReport;
 
 /// Runs the set-up of a container, and does not return, if this process was started for that. To be called first

@@ -96,6 +96,7 @@ mod tests {
             platforms: platforms.iter().map(|platform| platform.parse().unwrap()).collect(),
             named_contexts: BTreeMap::new(),
             outputs: vec![output],
+            source_policies: Vec::new(),
             caches: crate::SharedCaches::default(),
             attest: crate::Attest::default(),
             labels: Vec::new(),

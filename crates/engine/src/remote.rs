@@ -4,6 +4,7 @@ use crate::attest::{git_url, redacted};
 use crate::build::{Build, is_true, step_failed};
 use crate::context::{MainContext, dockerfile_of, is_archive};
 use crate::dockerfile::DockerfileText;
+use crate::source_guard::ToldSources;
 use crate::{EngineError, engine::blocking};
 use forge_frontend::{LowerOptions, Lowered, NamedContext, ResolvedImages};
 use forge_image::{ErrorKind, Platform};
@@ -167,7 +168,8 @@ impl Build {
     /// Solves a graph whose result is one layer, and gives its folder; `None` for the empty file system.
     async fn folder(&self, graph: &Graph) -> Result<Option<PathBuf>, EngineError> {
         let nothing = DockerfileText { name: String::new(), text: Vec::new() };
-        let solved = self.solver().await?.solve(graph, self.session.clone()).await;
+        let graph = self.guarded_graph(graph.clone(), &ToldSources::new()).await?;
+        let solved = self.solver().await?.solve(&graph, self.session.clone()).await;
         let solved = solved.map_err(|error| step_failed(without_span(error), &nothing))?;
         let (store, layers) = (self.transfer.store.clone(), solved.result.layers().to_vec());
         blocking(move || match store.layers().lower_dirs(&layers)?.as_slice() {

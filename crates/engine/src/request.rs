@@ -1,6 +1,6 @@
 use crate::{
     AgentSource, Allowed, Attest, ContextModes, Device, DeviceRule, GcOptions, Limits, Output, Port, RemoteContext,
-    SecretSource, SharedCaches,
+    SecretSource, SharedCaches, SourcePolicy,
 };
 use forge_executor::Resources;
 use forge_exporter::LoadLimits;
@@ -116,6 +116,8 @@ pub struct BuildRequest {
     pub named_contexts: BTreeMap<String, NamedContext>,
     /// Where the result goes; [`Output::Image`] into the local store where empty.
     pub outputs: Vec<Output>,
+    /// Rules about what the build may be made of.
+    pub source_policies: Vec<SourcePolicy>,
     /// The caches that the build shares with other machines.
     pub caches: SharedCaches,
     /// What is said of the result beside it.

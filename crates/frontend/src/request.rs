@@ -286,6 +286,8 @@ pub struct ResolvedImage {
     pub digest: Digest,
     /// Its config.
     pub config: ImageConfig,
+    /// What stands in its place, where a policy says that something else does.
+    pub replaced: Option<SourceOp>,
 }
 
 /// The images that are known so far.

@@ -25,7 +25,7 @@ fn results(text: &str, options: &LowerOptions) -> CheckResults {
                     let mut config = ImageConfig::new(&platform);
                     let digest = Digest::sha256(reference.to_string().as_bytes());
                     config.rootfs.diff_ids = vec![DiffId::new(digest.clone())];
-                    images.insert(request.key, ResolvedImage { digest, config });
+                    images.insert(request.key, ResolvedImage { digest, config, replaced: None });
                 }
             }
         }

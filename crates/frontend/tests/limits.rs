@@ -26,7 +26,7 @@ fn finish(dockerfile: &Dockerfile, options: &LowerOptions) -> Result<LoweredImag
                     let digest = Digest::sha256(reference.to_string().as_bytes());
                     let mut config = ImageConfig::new(&request.key.platform);
                     config.rootfs.diff_ids = vec![DiffId::new(digest.clone())];
-                    images.insert(request.key, ResolvedImage { digest, config });
+                    images.insert(request.key, ResolvedImage { digest, config, replaced: None });
                 }
             }
         }
@@ -187,7 +187,7 @@ fn a41_triggers_of_images_get_only_what_the_caller_allows() {
         let mut config = ImageConfig::new(&platform());
         config.config.on_build = vec![trigger.to_owned()];
         let digest = Digest::sha256(b"base");
-        let images = [(requests[0].key.clone(), ResolvedImage { digest, config })].into();
+        let images = [(requests[0].key.clone(), ResolvedImage { digest, config, replaced: None })].into();
         lower(&dockerfile, &options, &images)
     };
     for (trigger, right) in asking {

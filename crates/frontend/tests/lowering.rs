@@ -63,7 +63,11 @@ fn image(request: &ImageRequest) -> ResolvedImage {
         "empty" => (config.rootfs.diff_ids, config.history) = (Vec::new(), Vec::new()),
         _ => {}
     }
-    ResolvedImage { digest: Digest::sha256(format!("{name} {}", request.key.platform).as_bytes()), config }
+    ResolvedImage {
+        digest: Digest::sha256(format!("{name} {}", request.key.platform).as_bytes()),
+        config,
+        replaced: None,
+    }
 }
 
 fn options(text: &str) -> LowerOptions {

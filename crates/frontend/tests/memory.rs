@@ -41,7 +41,7 @@ fn build(text: &[u8], images: &mut ResolvedImages) -> Result<(Dockerfile, LowerO
             let digest = Digest::sha256(reference.to_string().as_bytes());
             let mut config = ImageConfig::new(&request.key.platform);
             config.rootfs.diff_ids = vec![DiffId::new(digest.clone())];
-            images.insert(request.key, ResolvedImage { digest, config });
+            images.insert(request.key, ResolvedImage { digest, config, replaced: None });
         }
     }
     Ok((dockerfile, options))

@@ -18,7 +18,7 @@ fn outlined(text: &str, options: &LowerOptions) -> Outline {
                     let digest = Digest::sha256(reference.to_string().as_bytes());
                     let mut config = ImageConfig::new(&request.key.platform);
                     config.config.env = vec!["FROM_IMAGE=image".to_owned()];
-                    images.insert(request.key, ResolvedImage { digest, config });
+                    images.insert(request.key, ResolvedImage { digest, config, replaced: None });
                 }
             }
         }

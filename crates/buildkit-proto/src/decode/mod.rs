@@ -50,6 +50,23 @@ fn message<T: Message + Default>(bytes: &[u8], what: &str) -> Result<T, DecodeEr
     T::decode(bytes).map_err(|source| DecodeError::NotProtobuf { what: what.to_owned(), source: Some(source) })
 }
 
+/// The sources of a definition as it has them, by the digests of their vertices.
+///
+/// # Errors
+/// The bytes are no definition, or are too large.
+pub fn source_ops(bytes: &[u8]) -> Result<HashMap<Digest, pb::SourceOp>, DecodeError> {
+    limits::check(bytes)?;
+    let definition: pb::Definition = message(bytes, "the definition")?;
+    let mut sources = HashMap::new();
+    for bytes in &definition.def {
+        let op: pb::Op = message(bytes, "an op")?;
+        if let Some(pb::op::Op::Source(source)) = op.op {
+            sources.insert(Digest::sha256(bytes), source);
+        }
+    }
+    Ok(sources)
+}
+
 /// Reads one source by itself.
 ///
 /// # Errors

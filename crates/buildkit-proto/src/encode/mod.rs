@@ -6,7 +6,7 @@ mod source;
 
 use crate::{SourceFile, capabilities as cap, pb};
 use forge_image::{Digest, Platform};
-use forge_llb::{Edge, Graph, InstructionSpan, Op, Vertex, VertexDigest};
+use forge_llb::{Edge, Graph, InstructionSpan, Op, SourceOp, Vertex, VertexDigest};
 use prost::Message as _;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -176,6 +176,14 @@ impl SourceWriter {
         if !locations.locations.contains(&location) {
             locations.locations.push(location);
         }
+    }
+}
+
+/// A source in BuildKit's words.
+pub fn encode_source(source: &SourceOp) -> pb::SourceOp {
+    match source::encode(source).op {
+        pb::op::Op::Source(source) => source,
+        _ => unreachable!("a source is encoded as one"),
     }
 }
 

@@ -198,7 +198,7 @@ mod tests {
         assert!(parts(br#"{"config":{"mediaType":"application/vnd.oci.image.config.v1+json"}}"#).is_none());
     }
 
-    // Seen to fail without the check of the signature in `from_document`.
+    // Meant to fail without the check of the signature in `from_document`.
     #[test]
     fn a44_a_bundle_vouches_for_nobody() {
         let written = write(&[record(1, &["a"])], BundleForm { index: false, docker: false }, None);

@@ -6,6 +6,7 @@ use super::output::csv;
 use super::output::{goes_to_stdout, output};
 use super::recipient::recipient;
 use super::shared_cache::caches;
+use super::source_policy::source_policies;
 use super::{network, platform, reference, unsupported};
 use crate::args::BuildArgs;
 use crate::environment::Environment;
@@ -94,6 +95,7 @@ pub fn build_request(
         platforms: platforms(&args.platforms, environment)?,
         named_contexts: args.build_contexts.iter().map(|text| named_context(text)).collect::<anyhow::Result<_>>()?,
         outputs: outputs(args, environment)?,
+        source_policies: source_policies(environment)?,
         caches: shared_caches(args, environment)?,
         attest: attest(args)?,
         labels: args.labels.iter().map(|label| key_value(label)).collect(),
@@ -118,7 +120,7 @@ pub fn build_request(
 fn lacking(written: &str, flag: &str) -> anyhow::Error {
     let why = match flag {
         "builder" => "a build runs in this process, there are no builders to choose from",
-        _ => "rules for sources are not read yet",
+        _ => "rules in Rego are not read; EXPERIMENTAL_BUILDKIT_SOURCE_POLICY names a file of rules in JSON",
     };
     anyhow::anyhow!("{}: {why}", unsupported(written))
 }

@@ -17,6 +17,7 @@ mod recipient;
 mod rights;
 mod run;
 mod shared_cache;
+mod source_policy;
 
 pub use build::{Input, InputNeeds, build_request, input_needs, notes};
 pub use call::{CallFormat, CallRequest, Method, call_request};

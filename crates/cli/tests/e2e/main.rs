@@ -48,5 +48,6 @@ mod run;
 mod runtime;
 mod sandbox;
 mod shared_cache;
+mod source_policy;
 mod store;
 mod unread_bases;

@@ -1,4 +1,5 @@
 use crate::client::{Served, TestDaemon};
+use forge_buildkit_proto::moby::buildkit::v1::sourcepolicy::{Policy, PolicyAction, Rule, Selector};
 use forge_buildkit_proto::moby::buildkit::v1::{BuildHistoryRequest, CacheOptions, CacheOptionsEntry, SolveRequest};
 use std::time::Duration;
 use tonic::Code;
@@ -136,4 +137,31 @@ async fn a_registry_carries_the_cache_from_daemon_to_daemon() {
     // What this machine does not have is told, and its steps are run.
     let (_, told) = ran(&two, "three", caches(Vec::new(), vec![entry("azblob", &[])])).await;
     assert!(told.len() == 1 && told[0].starts_with("cache import type=azblob is not supported"), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sources_that_a_client_s_rules_deny_are_not_asked_for() {
+    let daemon = TestDaemon::start().await;
+    let client = daemon.client().await;
+    let served = copying("text");
+    let _open = client.session("session", "key", served.clone()).await;
+    let rule = |identifier: &str| Rule {
+        action: PolicyAction::Deny.into(),
+        selector: Some(Selector { identifier: identifier.to_owned(), ..Selector::default() }),
+        updates: None,
+    };
+    let request = |name: &str, rule: Rule| SolveRequest {
+        r#ref: name.to_owned(),
+        session: "session".into(),
+        frontend: "dockerfile.v0".into(),
+        source_policy: Some(Policy { version: 1, rules: vec![rule] }),
+        ..SolveRequest::default()
+    };
+    let denied = client.control().solve(request("one", rule("local://context"))).await.unwrap_err();
+    assert!(denied.message().contains("source \"local://context\" denied by policy"), "{denied}");
+    assert!(!served.requests.lock().unwrap().iter().any(|path| path == "a"));
+    client.control().solve(request("two", rule("docker-image://*"))).await.unwrap();
+    let none = Rule { selector: None, ..rule("") };
+    let refused = client.control().solve(request("three", none)).await.unwrap_err();
+    assert_eq!(refused.message(), "invalid nil selector in policy");
 }

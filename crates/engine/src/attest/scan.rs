@@ -6,6 +6,7 @@ use crate::EngineError;
 use crate::build::Build;
 use crate::steps::ShownStep;
 use forge_exporter::SPDX;
+use forge_frontend::ImageKeySource;
 use forge_image::{Digest, ErrorKind, ImageConfig, Platform};
 use forge_llb::{Edge, ExecMount, ExecOp, Graph, ImageSource, Metadata, MountKind, Op, ResolveMode, SourceOp, Vertex};
 
@@ -32,6 +33,13 @@ impl<'a> Scanner<'a> {
     /// There is none, or it has no command.
     pub(crate) async fn find(build: &Build, request: &'a SbomRequest) -> Result<Self, EngineError> {
         let mode = if build.request.pull { ResolveMode::ForcePull } else { ResolveMode::PreferLocal };
+        let named = ImageKeySource::Image(request.generator.clone());
+        if build.guarded_image(&named, &Platform::host()).await?.is_some() {
+            let message = format!("a source policy converts the scanner {}", request.generator);
+            return Err(
+                EngineError::new(ErrorKind::UserInput, message).with_hint("name what it becomes as the generator")
+            );
+        }
         let step = format!("resolve image config for docker-image://{}", request.generator);
         let shown = ShownStep::start(build.session.events(), &step);
         let found = shown.end(build.images().image(&request.generator, &Platform::host(), mode).await);

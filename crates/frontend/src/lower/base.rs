@@ -31,7 +31,7 @@ impl Lowering<'_> {
             Base::Remote { source, context } => self.remote_edge(source, context, span).map(Some),
             Base::Image { key, .. } => {
                 let image = self.image(key);
-                match has_layers(&image.config) {
+                match has_layers(&image.config) || image.replaced.is_some() {
                     true => self.image_edge(key, span, name).map(Some),
                     false => Ok(None),
                 }
@@ -66,10 +66,13 @@ impl Lowering<'_> {
             ImageKeySource::OciLayout { name, tag, .. } => {
                 let shown = format!("oci-layout://{name}@{digest}");
                 let layout = OciLayoutSource { name: name.clone(), tag: tag.clone(), digest: Some(digest) };
-                self.contexts.insert(name.clone());
                 (SourceOp::OciLayout(layout), shown)
             }
         };
+        let source = self.image(key).replaced.clone().unwrap_or(source);
+        if let SourceOp::Local(LocalSource { name, .. }) | SourceOp::OciLayout(OciLayoutSource { name, .. }) = &source {
+            self.contexts.insert(name.clone());
+        }
         let metadata = Metadata { name: format!("{name}{shown}"), ignore_cache: false, span: Some(self.span(span)) };
         self.add(Op::Source(source), Vec::new(), Some(key.platform.clone()), metadata)
     }
