@@ -20,6 +20,7 @@ mod index;
 mod key;
 mod listing;
 mod memory;
+mod opening;
 mod record;
 pub mod remote;
 mod result;

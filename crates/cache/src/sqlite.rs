@@ -1,8 +1,8 @@
 use crate::memory::TOUCH_INTERVAL;
+use crate::opening::{FORMAT, prepare_beside_others};
 use crate::stacks::{self, Stacks};
 use crate::{BuildId, BuildSteps, CacheError, CacheIndex, CacheKey, ResultRef, StepInputs, StepRecord, StepUsage};
 use forge_store::LayerId;
-use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use std::collections::HashSet;
 use std::fs::OpenOptions;
@@ -11,57 +11,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
-
-/// The format of the file, in SQLite's `user_version`. Another number here makes older files be emptied.
-const FORMAT: i64 = 3;
-
-/// The WAL is brought into the file when it has so many pages: who opens the file alone reads all of them.
-const CHECKPOINT_PAGES: u32 = 500;
-
-/// How long a writer waits for another process. Transactions here take well under a millisecond.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// `records` holds the records, `keys` what they are found under, `inputs` what their keys were made of
-/// ([`StepInputs::to_bytes`]), `builds` the steps of the last build of each identity, as JSON.
-///
-/// Times are milliseconds since the epoch; lists are JSON. `boot` is the boot id of the writer.
-const SCHEMA: &str = "
-    DROP TABLE IF EXISTS stack_uses;
-    DROP TABLE IF EXISTS stacks;
-    DROP TABLE IF EXISTS builds;
-    DROP TABLE IF EXISTS inputs;
-    DROP TABLE IF EXISTS keys;
-    DROP TABLE IF EXISTS records;
-    CREATE TABLE records (
-        id INTEGER PRIMARY KEY,
-        name TEXT NOT NULL,
-        is_source INTEGER NOT NULL,
-        outputs TEXT NOT NULL,
-        result BLOB,
-        bytes INTEGER NOT NULL,
-        wall_ms INTEGER NOT NULL,
-        cpu_us INTEGER,
-        peak_memory INTEGER,
-        created INTEGER NOT NULL,
-        last_used INTEGER NOT NULL,
-        boot TEXT NOT NULL
-    ) STRICT;
-    CREATE TABLE keys (
-        key BLOB PRIMARY KEY,
-        record INTEGER NOT NULL REFERENCES records (id) ON DELETE CASCADE
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX keys_of_record ON keys (record);
-    CREATE INDEX records_by_result ON records (result);
-    CREATE TABLE inputs (
-        record INTEGER PRIMARY KEY REFERENCES records (id) ON DELETE CASCADE,
-        inputs BLOB NOT NULL
-    ) STRICT;
-    CREATE TABLE builds (
-        build BLOB PRIMARY KEY,
-        noted INTEGER NOT NULL,
-        steps TEXT NOT NULL
-    ) STRICT, WITHOUT ROWID;
-";
 
 /// So many builds are remembered; those that were not noted for the longest are forgotten first.
 const MOST_BUILDS: i64 = 1000;
@@ -99,7 +48,7 @@ impl SqliteIndex {
             _ => {}
         }
         let mut connection = Connection::open(path).map_err(error)?;
-        match prepare(&mut connection).map_err(error)? {
+        match prepare_beside_others(&mut connection).map_err(error)? {
             found if found > FORMAT => Err(CacheError::NewerFormat { path: path.to_owned(), found, known: FORMAT }),
             found => {
                 let emptied = (1..FORMAT).contains(&found).then_some(found);
@@ -168,55 +117,6 @@ impl From<rusqlite::Error> for Failure {
     fn from(source: rusqlite::Error) -> Self {
         Self::Sqlite(source)
     }
-}
-
-/// Sets the connection up and brings the schema to [`FORMAT`]; gives back the format that the file had.
-fn prepare(connection: &mut Connection) -> Result<i64, rusqlite::Error> {
-    connection.busy_timeout(BUSY_TIMEOUT)?;
-    // A checkpoint when the file is closed would add two fsyncs to every build that writes, and to every other one the
-    // making and removing of the WAL.
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    connection.execute_batch(&format!(
-        "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};"
-    ))?;
-    let found = format(connection)?;
-    if found >= FORMAT {
-        return Ok(found);
-    }
-    // Only a new or old file comes here. The mode is stored in the file, so that later openings need not set it.
-    set_wal(connection)?;
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let found = format(&transaction)?;
-    if found >= FORMAT {
-        return Ok(found);
-    }
-    transaction.execute_batch(SCHEMA)?;
-    transaction.pragma_update(None, "user_version", FORMAT)?;
-    transaction.commit()?;
-    Ok(found)
-}
-
-fn format(connection: &Connection) -> Result<i64, rusqlite::Error> {
-    connection.query_row("PRAGMA user_version", [], |row| row.get(0))
-}
-
-/// Switches to WAL. SQLite does not call its busy handler for the exclusive lock that this takes
-/// (`sqlite3PagerSetJournalMode`), hence the loop of our own.
-fn set_wal(connection: &Connection) -> Result<(), rusqlite::Error> {
-    let begin = std::time::Instant::now();
-    loop {
-        match connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())) {
-            Err(error) if is_busy(&error) && begin.elapsed() < BUSY_TIMEOUT => {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            result => return result,
-        }
-    }
-}
-
-fn is_busy(error: &rusqlite::Error) -> bool {
-    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked};
-    matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked))
 }
 
 impl CacheIndex for SqliteIndex {

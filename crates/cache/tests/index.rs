@@ -256,6 +256,21 @@ fn many_users_at_once_lose_nothing() {
     assert_eq!(open(&path).list().unwrap().len(), 200);
 }
 
+/// Those who make the file at once get into each other's way, and none fails for that.
+#[test]
+fn an_index_is_made_by_many_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..60 {
+        let path = folder.path().join(format!("{round}.db"));
+        std::thread::scope(|scope| {
+            let opened: Vec<_> = (0..4).map(|_| scope.spawn(|| SqliteIndex::open(&path))).collect();
+            for opened in opened {
+                assert!(opened.join().unwrap().unwrap().list().unwrap().is_empty());
+            }
+        });
+    }
+}
+
 #[test]
 fn a_file_of_another_format_is_refused_or_emptied() {
     let folder = tempfile::tempdir().unwrap();
