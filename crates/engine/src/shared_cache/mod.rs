@@ -169,7 +169,7 @@ impl CachePlace {
                 Arc::new(records)
             }
             Self::S3(place) => s3_records(engine.hasty_registry(&[])?, place.clone()),
-            Self::Reapi(place) => reapi_records(&engine.hasty_registry(&[])?, place.clone())?,
+            Self::Reapi(place) => reapi_records(&*engine.hasty_registry(&[])?, place.clone())?,
             Self::Client(folder, root) => Arc::new(ContentRecords::new(folder.0.clone(), root.clone())),
             Self::Gha(place) => gha_records(engine.hasty_registry(&[])?, place.clone()),
         })
