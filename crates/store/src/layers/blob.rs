@@ -6,6 +6,7 @@ use super::compress::{self, ChunkOut, Chunks, Codec, ParallelCompressor};
 use super::decompress::Tar;
 use super::emit::{self, Files, TarSink, Vigilance};
 use super::error::LayerError;
+use super::index_format::EncodedIndex;
 use super::pack::Pack;
 use super::{LayerIndex, Layers, estargz, zstd_chunked};
 use crate::layer_rows;
@@ -119,7 +120,7 @@ impl Layers {
         }
         let mut writer = self.blobs.writer(None)?;
         let index = Arc::new(ChunkIndex::new(self.opened.clone()));
-        let entries = self.index(&record.id)?;
+        let entries = self.encoded_index(&record.id)?;
         let mut files = self.files(&record.id, &entries)?;
         let mut out = OwnBlob::new(&mut writer)?;
         let (diff_id, annotations) = match compression {
@@ -184,13 +185,18 @@ impl Layers {
         vigilance: Vigilance,
         sink: &mut dyn TarSink,
     ) -> Result<(), StoreError> {
-        let index = self.index(id)?;
-        emit::emit(&index, &mut self.files(id, &index)?, tar, vigilance, sink)
+        let entries = self.encoded_index(id)?;
+        emit::emit(&entries, &mut self.files(id, &entries)?, tar, vigilance, sink)
+    }
+
+    /// Where there are a million entries, they are not all held while the tar is written.
+    fn encoded_index(&self, id: &LayerId) -> Result<EncodedIndex, StoreError> {
+        Ok(EncodedIndex::new(self.index_bytes(id)?)?)
     }
 
     /// The bytes of a layer's files, in its pack where there is one: it is read faster than a tree.
-    fn files(&self, id: &LayerId, index: &LayerIndex) -> Result<Files, StoreError> {
-        match Pack::open(&self.path(id), index)? {
+    fn files(&self, id: &LayerId, index: &EncodedIndex) -> Result<Files, StoreError> {
+        match Pack::with_sizes(&self.path(id), index.sizes())? {
             Some(pack) => Ok(Files::of_pack(pack)),
             None => Files::of_tree(self.tree_path(id)?),
         }

@@ -56,7 +56,9 @@ impl Codec {
                     Some(fitting) => kept.insert(fitting),
                     None => kept.insert((level, zstd::bulk::Compressor::new(level)?)),
                 };
-                compressor.compress(bytes)
+                let mut out = compressor.compress(bytes)?;
+                out.shrink_to_fit();
+                Ok(out)
             }),
         }
     }
@@ -93,6 +95,8 @@ fn gzip(level: u32, bytes: &[u8]) -> io::Result<Vec<u8>> {
         let length = compressor.gzip_compress(bytes, &mut out[room..]).map_err(io::Error::other)?;
         out.truncate(room + length);
         members::announce(&mut out, bytes.len());
+        // It waits for its turn, and room for the worst case is as much as the chunk itself.
+        out.shrink_to_fit();
         Ok(out)
     })
 }
@@ -122,9 +126,13 @@ pub(super) fn media_type(compression: &Compression) -> MediaType {
 /// Bytes of chunks that wait for a thread or a writer, of all layers that this process compresses.
 static WAITING: AtomicU64 = AtomicU64::new(0);
 
-/// With it go, for each layer, the chunk being filled, and for each thread what is being made of a chunk: below 100 MiB in
-/// all, on any number of processors.
-const MOST_WAITING: u64 = 32 << 20;
+/// With it go what was made of those chunks, as much at the most; for each layer the chunk being filled; for each thread what is
+/// being made of a chunk; and what the allocator keeps: below 100 MiB in all.
+const MOST_WAITING: u64 = 20 << 20;
+
+/// Buffers that are kept to be filled again.
+const MOST_SPARE: usize = 4;
+const LARGEST_SPARE: usize = 2 << 20;
 
 /// Chunks smaller than this are compressed sooner than looked up.
 const WORTH_KEEPING: usize = 64 << 10;
@@ -255,7 +263,7 @@ impl<'a> ParallelCompressor<'a> {
         self.position += length;
         buffer.clear();
         // One that grew for a long chunk is not kept while short ones fill the queue.
-        if self.spare.len() < 4 {
+        if self.spare.len() < MOST_SPARE && buffer.capacity() <= LARGEST_SPARE {
             self.spare.push(buffer);
         }
         Ok(())

@@ -6,10 +6,9 @@
 use super::chunks::ChunkSink;
 use super::commit::WHITEOUT_PREFIX;
 use super::compress::ParallelCompressor;
-use super::emit::{Files, TarSink, Wanted};
+use super::emit::{Entries, Files, TarSink, Wanted};
 use super::entry::{EntryKind, LayerEntry, Metadata, join_path, split_path};
 use super::error::{LayerError, shown};
-use super::index::LayerIndex;
 use super::tar_writer::{self, BLOCK, OPAQUE_NAME, padding};
 use crate::{StoreError, TarOptions};
 use forge_image::Hasher;
@@ -106,19 +105,21 @@ fn is_zero(number: &u64) -> bool {
 /// Those of [`emit`](super::emit::emit); a name that is not UTF-8, which the table cannot hold; the compressor's sink failed.
 pub(super) fn write_entries(
     layer: &mut Writer<'_>,
-    index: &LayerIndex,
+    entries: &dyn Entries,
     files: &mut Files,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), StoreError> {
-    for (position, entry) in index.entries().iter().enumerate().filter(|(_, entry)| entry.is_change()) {
+    entries.each(&mut |position, entry, first| {
+        if !entry.is_change() {
+            return Ok(());
+        }
         progress(layer.uncompressed);
-        let first = entry.link.map(|first| &index.entries()[first as usize].path[..]);
         layer.headers(entry, first)?;
         if entry.size() > 0 {
             layer.file(&Wanted { position, path: &entry.path, size: entry.size(), hash: None }, files)?;
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 fn with_offsets(mut rows: Vec<Row>, lengths: &[u64]) -> Vec<Row> {

@@ -4,6 +4,7 @@ use super::entry::{EntryKind, LayerEntry, split_path};
 use super::error::{LayerError, shown};
 use super::folder;
 use super::index::LayerIndex;
+use super::index_format::{EncodedIndex, Visit};
 use super::pack::{Pack, PackedBytes};
 use super::tar_writer::{self, BLOCK};
 use crate::{StoreError, TarOptions};
@@ -15,6 +16,25 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 const BUFFER: usize = 1 << 17;
+
+/// What a tar is written from.
+pub(super) trait Entries {
+    /// Visits every entry, in order.
+    fn each(&self, visit: &mut Visit<'_>) -> Result<(), StoreError>;
+}
+
+impl Entries for LayerIndex {
+    fn each(&self, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        let first = |first: u32| &self.entries()[first as usize].path[..];
+        self.entries().iter().enumerate().try_for_each(|(at, entry)| visit(at, entry, entry.link.map(first)))
+    }
+}
+
+impl Entries for EncodedIndex {
+    fn each(&self, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        self.each(visit)
+    }
+}
 
 /// Takes the bytes of a tar and is told where its entries begin.
 pub(super) trait TarSink {
@@ -38,16 +58,18 @@ pub(super) enum Vigilance {
 /// # Errors
 /// Those of the sink; a file that is not there or not as the index says.
 pub(super) fn emit(
-    index: &LayerIndex,
+    entries: &dyn Entries,
     files: &mut Files,
     options: &TarOptions,
     vigilance: Vigilance,
     sink: &mut dyn TarSink,
 ) -> Result<(), StoreError> {
     let mut headers = Vec::new();
-    for (position, entry) in index.entries().iter().enumerate().filter(|(_, entry)| entry.is_change()) {
+    entries.each(&mut |position, entry, first| {
+        if !entry.is_change() {
+            return Ok(());
+        }
         headers.clear();
-        let first = entry.link.map(|first| &index.entries()[first as usize].path[..]);
         tar_writer::put_entry(entry, first, options, &mut headers);
         let size = entry.size();
         sink.begin_entry(mark_of(entry), headers.len() as u64, size + tar_writer::padding(size) as u64)?;
@@ -60,7 +82,8 @@ pub(super) fn emit(
             files.copy(&Wanted { position, path: &entry.path, size, hash }, sink)?;
             sink.write(&[0; BLOCK][..tar_writer::padding(size)])?;
         }
-    }
+        Ok(())
+    })?;
     sink.begin_entry(0, 2 * BLOCK as u64, 0)?;
     sink.write(&[0; 2 * BLOCK])
 }

@@ -13,10 +13,9 @@
 use super::chunk_index::ChunkIndex;
 use super::compress::{ChunkOut, Codec, ParallelCompressor};
 use super::contents::{Behind, Listed, Writer, table, write_entries};
-use super::emit::Files;
+use super::emit::{Entries, Files};
 use super::entry::{EntryKind, LayerEntry, Metadata};
 use super::error::LayerError;
-use super::index::LayerIndex;
 use super::tar_writer::{self, BLOCK, padding};
 use crate::{StoreError, TarOptions};
 use forge_image::{Annotations, DiffId, Digest};
@@ -49,7 +48,7 @@ impl Estargz {
 /// # Errors
 /// Those of [`write_entries`]; `out` failed.
 pub(super) fn write(
-    index: &LayerIndex,
+    entries: &dyn Entries,
     files: &mut Files,
     options: &TarOptions,
     codec: Codec,
@@ -62,7 +61,7 @@ pub(super) fn write(
     let kind = EntryKind::File { size: LANDMARK_CONTENT.len() as u64, blake3: [0; 32] };
     let metadata = Metadata { mode: 0o644, ..Metadata::default() };
     layer.whole_file(&LayerEntry { path: LANDMARK.into(), kind, metadata, link: None }, LANDMARK_CONTENT)?;
-    write_entries(&mut layer, index, files, progress)?;
+    write_entries(&mut layer, entries, files, progress)?;
     end(layer.finish()?, codec, out)
 }
 

@@ -172,6 +172,16 @@ mod tests {
         assert_eq!(content, index.content_digest(&FileTimes::Content));
         assert_eq!((sums.entries, sums.changes, sums.bytes), (7, index.changes(), index.bytes()));
         let files = index_format::files(&bytes).unwrap();
+        let mut seen = Vec::new();
+        let encoded = index_format::EncodedIndex::new(bytes.clone()).unwrap();
+        let visit = &mut |_: usize, entry: &LayerEntry, first: Option<&[u8]>| {
+            assert_eq!(first, entry.link.map(|first| &entries[first as usize].path[..]));
+            seen.push(entry.clone());
+            Ok(())
+        };
+        encoded.each(visit).unwrap();
+        assert_eq!(seen, entries);
+        assert!(encoded.sizes().eq(entries.iter().map(LayerEntry::size)));
         let sizes: Vec<u64> = files.iter().map(|file| file.map_or(0, |(size, _)| size)).collect();
         assert_eq!(sizes, index.entries().iter().map(LayerEntry::size).collect::<Vec<_>>());
     }

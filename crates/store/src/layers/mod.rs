@@ -167,9 +167,13 @@ impl Layers {
     /// # Errors
     /// No such layer, or its index is damaged.
     pub fn index(&self, id: &LayerId) -> Result<LayerIndex, StoreError> {
+        Ok(LayerIndex::decode(&self.index_bytes(id)?)?)
+    }
+
+    fn index_bytes(&self, id: &LayerId) -> Result<Vec<u8>, StoreError> {
         let path = self.path(id).join("index");
         match std::fs::read(&path) {
-            Ok(bytes) => Ok(LayerIndex::decode(&bytes)?),
+            Ok(bytes) => Ok(bytes),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.no_files(id),
             Err(error) => Err(StoreError::io("read", &path)(error)),
         }

@@ -14,9 +14,8 @@
 use super::chunk_index::ChunkIndex;
 use super::compress::{ChunkOut, Codec, ParallelCompressor};
 use super::contents::{Behind, Writer, table, write_entries};
-use super::emit::Files;
+use super::emit::{Entries, Files};
 use super::error::LayerError;
-use super::index::LayerIndex;
 use super::tar_writer::BLOCK;
 use crate::{StoreError, TarOptions};
 use forge_image::{Annotations, DiffId, Digest};
@@ -63,7 +62,7 @@ impl ZstdChunked {
 /// # Errors
 /// Those of [`write_entries`]; `out` failed.
 pub(super) fn write(
-    index: &LayerIndex,
+    entries: &dyn Entries,
     files: &mut Files,
     options: &TarOptions,
     codec: Codec,
@@ -72,7 +71,7 @@ pub(super) fn write(
     out: &mut dyn ChunkOut,
 ) -> Result<ZstdChunked, StoreError> {
     let mut layer = Writer::new(ParallelCompressor::new(codec, chunks, &mut *out), options, Behind::Nothing);
-    write_entries(&mut layer, index, files, progress)?;
+    write_entries(&mut layer, entries, files, progress)?;
     layer.put(&[0; 2 * BLOCK]);
     let listed = layer.finish()?;
     let table = table(&listed.rows);
