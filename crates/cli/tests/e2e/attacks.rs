@@ -322,3 +322,35 @@ fn rootless_a26_rights_are_given_by_name_only() {
         a26(&attacker);
     }
 }
+
+/// A step that fails and leaves a process, which exchanges a folder of what is to be removed for a link out of it. Seen to
+/// fail where the step's processes are left: then it is found below. That the removal itself follows no link is shown with a
+/// thread that stays, in `a66_a_folder_exchanged_for_a_link_is_never_followed` of the store.
+fn a66(attacker: &Attacker) {
+    let canary = attacker.place("canary");
+    let marker = format!("outlives-{}", std::process::id());
+    let script = format!(
+        "mkdir -p /t/d/e /t/x; ln -s {canary} /t/l; for n in $(seq 300); do echo $n > /t/d/e/$n; done; \
+         (: {marker}; while :; do mv /t/d /t/x/d; mv /t/l /t/d; mv /t/d /t/l; mv /t/x/d /t/d; done) & "
+    );
+    for round in 0..5 {
+        let failing = attacker.context("a66", &format!("FROM busybox\nRUN {script} sleep 0.0{round}; exit 7\n"));
+        let failed = attacker.forge(&["build", "--progress", "plain", &failing]);
+        assert!(failed.code != 0 && failed.stderr.contains("exit code: 7"), "{}", failed.stderr);
+        let fine = attacker.context("a66", &format!("FROM busybox\nRUN {script} sleep 0.0{round}\nRUN rm -rf /t\n"));
+        attacker.ok(&["build", "-q", "--no-cache", "-t", "outlived", &fine]);
+        attacker.ok(&["rmi", "outlived"]);
+        attacker.ok(&["prune", "-a", "-f"]);
+        let left = fs::read_dir("/proc").unwrap().flatten().filter(|process| {
+            fs::read(process.path().join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(&marker))
+        });
+        assert_eq!(left.map(|process| process.path()).collect::<Vec<_>>(), Vec::<PathBuf>::new(), "no process is left");
+    }
+}
+
+#[test]
+fn privileged_a66_a_process_that_outlives_its_step_leads_no_removal_astray() {
+    if let Some(attacker) = Attacker::root("a66") {
+        a66(&attacker);
+    }
+}
