@@ -68,7 +68,12 @@ pub trait Container: Send + Sync {
     /// nothing. Only what connects inside the container reaches them.
     fn take_listeners(&self) -> Vec<OwnedFd>;
 
-    /// Runs a further process in the container.
+    /// Sets a further process up in the container: in the same namespaces and groups, under the same filter. It is started,
+    /// waited for and killed like a container of its own, but ends with the first process at the latest; what it leaves running
+    /// goes on until then.
+    ///
+    /// # Errors
+    /// The first process has ended, or runs in a changed root only ([`ExecutorError::Unsupported`]).
     fn exec(&self, process: &crate::ProcessSpec, io: Stdio) -> Result<Box<dyn Container>, ExecutorError>;
 
     /// Kills what still runs and removes what the container left on the machine. Idempotent.

@@ -29,6 +29,7 @@ mod runtime;
 mod seccomp;
 mod set_up_process;
 mod spec;
+mod streams;
 mod sysctl;
 mod user_namespace;
 mod wire;

@@ -29,6 +29,11 @@ pub(crate) enum Message {
     Serving { notices: Vec<String> },
     /// Caller to server: clone an init. Descriptors: init's end of its own channel, write end of the exit pipe.
     Spawn(Box<Order>),
+    /// Caller to server: clone a process into a container that runs. Descriptors: the process's end of its own channel, write
+    /// end of the exit pipe, pidfd of the container's first process.
+    Join,
+    /// What a go-between tells the server: it has cloned that process. Descriptor: pidfd of it.
+    Joined { process: i32 },
     /// Caller to server: prepare private networks. Answered by `Network`.
     PrepareNetwork {
         /// Where files of the executor may be.

@@ -4,11 +4,13 @@ use crate::container::{Container, ExitStatus, InnerSocket, Stdio};
 use crate::copied::Copies;
 use crate::init::sys;
 use crate::message::{Channel, Configuration, ExitReport, GroupPaths, Maker, Message, StubRecord};
-use crate::set_up_process::{SetUpProcess, died, lock, unexpected};
-use crate::{ExecutorError, ProcessSpec, SandboxSpec, Usage};
+use crate::set_up_process::{SetUpProcess, channel_pair, died, lock, unexpected};
+use crate::streams::Streams;
+use crate::{ExecutorError, ProcessSpec, RootFs, SandboxSpec, Usage};
 use rustix::fs::{AtFlags, FileType, fstat, statat, unlinkat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
 use std::io;
 use std::net::Ipv4Addr;
@@ -48,6 +50,31 @@ pub(crate) struct NamespaceContainer {
     cgroups: Mutex<Vec<GroupPaths>>,
     copies: Mutex<Copies>,
     memory_limit: Option<u64>,
+    /// What further processes are under too. Set before `create` returns.
+    profile: OnceLock<Configuration>,
+}
+
+/// What of a container holds for all of its processes: nothing of its files, which are mounted once.
+fn profile(configuration: &Configuration) -> Configuration {
+    let Configuration { id, spec, runtime_dir, .. } = configuration;
+    let process = ProcessSpec { secret_env: Vec::new(), ..spec.process.clone() };
+    let spec = SandboxSpec {
+        root: RootFs::Directory("/".into()),
+        mounts: Vec::new(),
+        masked_paths: Vec::new(),
+        readonly_paths: Vec::new(),
+        process,
+        hostname: spec.hostname.clone(),
+        domain: spec.domain.clone(),
+        sysctls: Vec::new(),
+        seccomp: spec.seccomp.clone(),
+        resources: spec.resources.clone(),
+        group: spec.group.clone(),
+        id_mappings: None,
+        ..*spec
+    };
+    let (id, runtime_dir) = (id.clone(), runtime_dir.clone());
+    Configuration { id, spec, streams: [false; 3], runtime_dir, oci_runtime: None }
 }
 
 /// The memory limit that is reached first.
@@ -79,6 +106,7 @@ impl NamespaceContainer {
             cgroups: Mutex::default(),
             copies: Mutex::default(),
             memory_limit,
+            profile: OnceLock::new(),
         }
     }
 
@@ -97,6 +125,8 @@ impl NamespaceContainer {
         configuration: Configuration,
         streams: &[BorrowedFd<'_>],
     ) -> Result<(), ExecutorError> {
+        // It is set once.
+        let _ = self.profile.set(profile(&configuration));
         self.try_configure(configuration, streams).inspect_err(|_| lock(&self.channel).end())
     }
 
@@ -364,8 +394,23 @@ impl Container for NamespaceContainer {
         std::mem::take(&mut *lock(&self.listeners))
     }
 
-    fn exec(&self, _process: &ProcessSpec, _io: Stdio) -> Result<Box<dyn Container>, ExecutorError> {
-        Err(ExecutorError::Unsupported { what: "running a further process in a container".into() })
+    fn exec(&self, process: &ProcessSpec, io: Stdio) -> Result<Box<dyn Container>, ExecutorError> {
+        let failed = |source| ExecutorError::system("talk to the sandbox set-up process", source);
+        let (Some(first), Some(profile)) = (self.pidfd.get(), self.profile.get()) else {
+            return Err(died("run a further process"));
+        };
+        let streams = Streams::collect(io, process.terminal)?;
+        let spec = SandboxSpec { process: process.clone(), ..profile.spec.clone() };
+        let (id, runtime_dir) = (profile.id.clone(), profile.runtime_dir.clone());
+        let configuration = Configuration { id, spec, streams: streams.given, runtime_dir, oci_runtime: None };
+        let (ours, theirs) = channel_pair().map_err(failed)?;
+        let (exit_read, exit_write) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
+        self.server.request(&Message::Join, &[theirs.as_fd(), exit_write.as_fd(), first.as_fd()])?;
+        drop((theirs, exit_write));
+        let (server, channel) = (Arc::clone(&self.server), Channel::new(ours));
+        let further = Self::new(server, Maker::Init, channel, exit_read, None);
+        further.configure(configuration, &streams.borrowed())?;
+        Ok(Box::new(further))
     }
 
     fn delete(&self) -> Result<(), ExecutorError> {

@@ -1,19 +1,19 @@
-use crate::container::{Container, Executor, Stdio, StdioTarget};
+use crate::container::{Container, Executor, Stdio};
 use crate::copied::{self, Copies};
 use crate::init::{layout, sys};
 use crate::message::{Channel, Configuration, Maker, Message, Order};
 use crate::namespace_container::{NamespaceContainer, smallest_memory_limit};
 use crate::set_up_process::{SetUpProcess, channel_pair, lock};
+use crate::streams::Streams;
 use crate::{
     Capabilities, ContainerId, DevicePolicy, ExecutorError, GroupPlacement, NetworkMode, Resources, RootFs,
     SandboxSpec, Sysctl,
 };
-use rustix::io::fcntl_dupfd_cloexec;
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::fs::DirBuilder;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -204,37 +204,6 @@ fn check(spec: &SandboxSpec) -> Result<(), ExecutorError> {
     }
     spec.sysctls.iter().try_for_each(|sysctl| sysctl.check(spec.network, spec.shared))?;
     spec.group.check()
-}
-
-/// The descriptors a process is given.
-struct Streams {
-    given: [bool; 3],
-    descriptors: Vec<OwnedFd>,
-}
-
-impl Streams {
-    fn collect(io: Stdio, terminal: bool) -> Result<Self, ExecutorError> {
-        let mut streams = Self { given: [false; 3], descriptors: Vec::new() };
-        if terminal {
-            return Ok(streams);
-        }
-        let own = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
-        for (index, target) in [io.stdin, io.stdout, io.stderr].into_iter().enumerate() {
-            let descriptor = match target {
-                StdioTarget::Null => continue,
-                StdioTarget::Fd(descriptor) => descriptor,
-                StdioTarget::Inherit => fcntl_dupfd_cloexec(own[index], 3)
-                    .map_err(|errno| ExecutorError::system("duplicate a standard stream", errno))?,
-            };
-            streams.given[index] = true;
-            streams.descriptors.push(descriptor);
-        }
-        Ok(streams)
-    }
-
-    fn borrowed(&self) -> Vec<BorrowedFd<'_>> {
-        self.descriptors.iter().map(AsFd::as_fd).collect()
-    }
 }
 
 /// What is to be cloned for a container. An OCI runtime makes groups and empty networks itself.

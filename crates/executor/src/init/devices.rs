@@ -9,9 +9,10 @@ use super::rights::Rights;
 use crate::message::{Doing, Failure};
 use crate::{NetworkMode, SandboxSpec};
 use rustix::fs::{
-    CWD, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, major, makedev, minor, mkdirat, mknodat, openat, symlinkat,
+    CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fstat, fstatfs, major, makedev, minor, mkdirat,
+    mknodat, openat, symlinkat,
 };
-use rustix::io::Result as SysResult;
+use rustix::io::{Errno, Result as SysResult};
 use rustix::mount::MountAttrFlags;
 use rustix::process::ioctl_tiocsctty;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
@@ -20,6 +21,9 @@ use std::path::Path;
 
 pub(crate) const NODES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// `f_type` of devpts.
+const DEVPTS_SUPER_MAGIC: u32 = 0x1cd1;
 
 /// `tty` in every distribution.
 pub(super) const TERMINAL_GROUP: u32 = 5;
@@ -277,8 +281,12 @@ impl Devices {
 
 /// Both sides of a new terminal.
 fn pair(folder: BorrowedFd<'_>, name: &str) -> SysResult<(OwnedFd, OwnedFd)> {
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let controlling = openat(folder, name, flags, Mode::empty())?;
+    both_sides(openat(folder, name, TERMINAL_FLAGS | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+const TERMINAL_FLAGS: OFlags = OFlags::RDWR.union(OFlags::NOCTTY);
+
+fn both_sides(controlling: OwnedFd) -> SysResult<(OwnedFd, OwnedFd)> {
     unlockpt(&controlling)?;
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let process = ioctl_tiocgptpeer(&controlling, flags)?;
@@ -288,6 +296,18 @@ fn pair(folder: BorrowedFd<'_>, name: &str) -> SysResult<(OwnedFd, OwnedFd)> {
 /// A terminal of those that forge itself sees: a process in a changed root has no name for it.
 pub(super) fn outer_terminal() -> Result<(OwnedFd, OwnedFd), Failure> {
     pair(CWD, "/dev/ptmx").doing(|| "allocate a terminal".into())
+}
+
+/// A terminal of those of a container that runs, if what it has at their place is the kernel's.
+pub(super) fn inner_terminal(root: &Root) -> Result<(OwnedFd, OwnedFd), Failure> {
+    let allocate = || {
+        let controlling = root.resolve(Path::new("/dev/pts/ptmx"), TERMINAL_FLAGS, ResolveFlags::NO_SYMLINKS)?;
+        match fstatfs(&controlling)?.f_type as u32 == DEVPTS_SUPER_MAGIC {
+            true => both_sides(controlling),
+            false => Err(Errno::NODEV),
+        }
+    };
+    allocate().doing(|| "allocate a terminal".into())
 }
 
 pub(super) fn new_terminals(with_group: bool) -> Result<OwnedFd, Failure> {

@@ -2,8 +2,8 @@
 //!
 //! `server` loops over requests and children; `waiting` is an init that has no container yet, which `room` and `early` make
 //! ready for any; `setup` is the life of one container's init from the clone to execve(2), with `mounts`, `root`, `devices`,
-//! `identity` and `launch` as its chapters; `shim` is that of a process which has an
-//! OCI runtime do most of it, by a `bundle`.
+//! `identity` and `launch` as its chapters; `join` is that of a further process in a container; `shim` is that of a process which
+//! has an OCI runtime do most of it, by a `bundle`.
 
 mod bpf;
 mod bundle;
@@ -12,6 +12,7 @@ mod device_program;
 mod devices;
 mod early;
 mod identity;
+mod join;
 mod launch;
 mod limits;
 mod memory_group;

@@ -3,7 +3,7 @@ use super::network::{Networks, PrivateNetwork};
 use super::rights::Rights;
 use super::setup::Means;
 use super::waiting::Waiting;
-use super::{setup, shim, sys};
+use super::{join, setup, shim, sys};
 use crate::message::{self, Channel, Doing, ExitReport, Failure, Maker, Message, Order};
 use crate::{DevicePolicy, GroupPlacement, NetworkMode, Resources, SharedNamespaces};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -210,6 +210,27 @@ fn answer(control: &Channel, machine: &mut Machine, children: &mut Vec<Child>) -
             let [channel, exit] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| io::ErrorKind::InvalidData)?;
             match spawn(&order, machine, &channel, exit) {
                 Ok(child) => children.push(child),
+                Err(failure) => refuse(channel, failure),
+            }
+        }
+        Message::Join => {
+            let [channel, exit, first] =
+                <[OwnedFd; 3]>::try_from(descriptors).map_err(|_| io::ErrorKind::InvalidData)?;
+            match join::spawn(first.as_fd(), channel.as_fd(), &machine.rights) {
+                Ok((pid, pidfd)) => {
+                    let spawned = Message::Spawned { address: None, notices: Vec::new() };
+                    // A caller that has given it up is no reason to end the others.
+                    let _ = message::send(channel.as_fd(), &spawned, &[pidfd.as_fd()]);
+                    children.push(Child {
+                        pid,
+                        pidfd,
+                        maker: Maker::Init,
+                        exit,
+                        group: None,
+                        network: None,
+                        control: None,
+                    });
+                }
                 Err(failure) => refuse(channel, failure),
             }
         }

@@ -97,7 +97,7 @@ fn live(channel: &Channel, control: Channel, means: &Means<'_>, ground: Ground) 
     means.rights.require(&spec.process.user)?;
     confine(&id, &spec, means, channel)?;
     let mut container = Container::build(&spec, &runtime_dir, means, (channel, control), ground)?;
-    let streams = Streams::arrange(&spec.process, &mut container, streams, descriptors, channel)?;
+    let streams = Streams::arrange(&spec.process, || container.terminal(), streams, descriptors, channel)?;
     let program = Program::new(&spec.process)?;
     if channel.send(&Message::Ready, &[]).is_err() || !matches!(channel.receive(), Ok(Some((Message::Start, _)))) {
         return Ok(());
@@ -308,21 +308,22 @@ fn name_host(spec: &SandboxSpec) -> Result<(), Failure> {
 }
 
 /// What becomes descriptors 0, 1 and 2.
-enum Streams {
+pub(super) enum Streams {
     Separate([OwnedFd; 3]),
     Terminal(OwnedFd),
 }
 
 impl Streams {
-    fn arrange(
+    /// Takes what is given; `terminal` is asked for one where the process is to have it.
+    pub(super) fn arrange(
         process: &ProcessSpec,
-        container: &mut Container,
+        terminal: impl FnOnce() -> Result<(OwnedFd, OwnedFd), Failure>,
         given: [bool; 3],
         descriptors: Vec<OwnedFd>,
         channel: &Channel,
     ) -> Result<Self, Failure> {
         if process.terminal {
-            let (controlling, side) = container.terminal()?;
+            let (controlling, side) = terminal()?;
             // A caller that has gone is noticed at the next message.
             let _ = channel.send(&Message::Terminal, &[controlling.as_fd()]);
             return Ok(Self::Terminal(side));
@@ -337,7 +338,7 @@ impl Streams {
     }
 
     /// Puts them in place, owned by the user, who may want to open `/dev/stdout` anew.
-    fn install(&self, uid: u32) -> Result<(), Failure> {
+    pub(super) fn install(&self, uid: u32) -> Result<(), Failure> {
         let chosen = match self {
             Self::Separate(streams) => streams.each_ref(),
             Self::Terminal(side) => {

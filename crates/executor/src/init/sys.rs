@@ -48,7 +48,9 @@ pub(super) unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Resul
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = flags | libc::CLONE_PIDFD as u64;
     arguments.pidfd = &raw mut pidfd as u64;
-    arguments.exit_signal = libc::SIGCHLD as u64;
+    // A sibling has its parent's parent told as its parent does.
+    let is_sibling = flags & libc::CLONE_PARENT as u64 != 0;
+    arguments.exit_signal = if is_sibling { 0 } else { libc::SIGCHLD as u64 };
     if let Some(cgroup) = cgroup {
         arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = cgroup.as_raw_fd() as u64;

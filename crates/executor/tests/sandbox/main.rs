@@ -6,6 +6,7 @@
 mod attacks;
 mod checker;
 mod fixture;
+mod further;
 mod lifecycle;
 mod limits;
 mod network;
@@ -29,6 +30,7 @@ fn main() {
         process::TESTS,
         lifecycle::TESTS,
         limits::TESTS,
+        further::TESTS,
         network::TESTS,
         oci::TESTS,
         checker::TESTS,

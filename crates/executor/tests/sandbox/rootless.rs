@@ -2,7 +2,7 @@
 //! namespace of the test's own knows.
 
 use crate::fixture::{Fixture, executor, id, output, run as run_in_sandbox, run_on, wait};
-use crate::{attacks, lifecycle, limits, network, oci, probe, process, surface};
+use crate::{attacks, further, lifecycle, limits, network, oci, probe, process, surface};
 use forge_executor::{
     Container, Executor, InnerSocket, NamespaceExecutor, NamespaceIds, NetworkMode, SandboxSpec, Stdio,
 };
@@ -57,8 +57,16 @@ pub fn run() -> ! {
     assert!(!rustix::process::geteuid().is_root());
     let ids = forge_executor::enter_user_namespace().expect("a user namespace");
     assert_eq!(ids, NamespaceIds::Subordinate);
-    let groups =
-        [process::TESTS, lifecycle::TESTS, limits::TESTS, network::TESTS, oci::TESTS, attacks::TESTS, surface::TESTS];
+    let groups = [
+        process::TESTS,
+        lifecycle::TESTS,
+        limits::TESTS,
+        network::TESTS,
+        oci::TESTS,
+        attacks::TESTS,
+        surface::TESTS,
+        further::TESTS,
+    ];
     let here = |(name, _): &(&str, fn())| !OTHERWISE.iter().any(|other| name.starts_with(other));
     let tests = groups.concat().into_iter().filter(here).chain(INSIDE.iter().copied());
     let trials = tests.map(|(name, test)| {
