@@ -1,6 +1,7 @@
 //! A build that its client steers: it solves, looks at results, and says at last what the result is.
 
 use crate::attestations;
+use crate::containers::Containers;
 use crate::progress::time;
 use crate::reply;
 use crate::session::send::stat_of;
@@ -25,7 +26,7 @@ use forge_session::{ContextPath, PatternMatcher};
 use prost::Message;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Component, Path};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
@@ -35,7 +36,7 @@ use tonic::{Code, Status};
 const MOST_FILE: u64 = (16 << 20) - 1024;
 
 /// What front ends can ask of a bridge.
-const FRONTEND_CAPABILITIES: [&str; 20] = [
+const FRONTEND_CAPABILITIES: [&str; 25] = [
     "solve.base",
     "solve.inlinereturn",
     "resolveimage",
@@ -56,6 +57,11 @@ const FRONTEND_CAPABILITIES: [&str; 20] = [
     "gateway.warnings",
     "reference.attestations",
     "source.metaresolver",
+    "gateway.exec",
+    "gateway.exec.extrahosts",
+    "gateway.exec.secretenv",
+    "gateway.exec.signals",
+    "gateway.exec.filesystem",
 ];
 
 /// What a client has made of a build so far.
@@ -66,13 +72,15 @@ pub(crate) struct Bridge {
     root: Arc<Invocation>,
     results: Mutex<HashMap<String, Found>>,
     next: AtomicU64,
+    pub(crate) containers: Containers,
     returned: watch::Sender<Option<Result<Solution, Status>>>,
 }
 
 impl Bridge {
     pub(crate) fn new(context: JobContext, inputs: HashMap<String, pb::Definition>, root: Arc<Invocation>) -> Self {
         let (results, next) = (Mutex::default(), AtomicU64::new(1));
-        Self { context, inputs, root, results, next, returned: watch::Sender::new(None) }
+        let (containers, returned) = (Containers::default(), watch::Sender::new(None));
+        Self { context, inputs, root, results, next, containers, returned }
     }
 
     /// What the client says the result is, once it does.
@@ -88,7 +96,7 @@ impl Bridge {
         }
     }
 
-    fn job(&self) -> &Job {
+    pub(crate) fn job(&self) -> &Job {
         &self.context.job
     }
 
@@ -105,7 +113,7 @@ impl Bridge {
     }
 
     /// A result by its name; no name is the empty file system.
-    fn find(&self, id: &str) -> Result<Option<Found>, Status> {
+    pub(crate) fn find(&self, id: &str) -> Result<Option<Found>, Status> {
         if id.is_empty() {
             return Ok(None);
         }
@@ -192,13 +200,7 @@ impl Bridge {
 
     pub(crate) async fn stat_file(&self, request: StatFileRequest) -> Result<StatFileResponse, Status> {
         let tree = self.tree(&request.r#ref).await?;
-        blocking(move || {
-            let entry = lookup(&tree, &request.path, "lstat")?;
-            let name = entry.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let stat = Stat { path: name, ..stat_of(&entry, None) };
-            Ok(StatFileResponse { stat: Some(stat) })
-        })
-        .await
+        blocking(move || stat_file(&tree, &request.path)).await
     }
 
     pub(crate) async fn evaluate(&self, id: &str) -> Result<EvaluateResponse, Status> {
@@ -361,11 +363,6 @@ impl Bridge {
         let found = found.map_err(|error| reply::status(&error))?;
         Ok((found.digest.to_string(), found.config.to_json()))
     }
-
-    /// What is not done is said by name.
-    pub(crate) fn unsupported(what: &str) -> Status {
-        Status::unimplemented(format!("{what} is not supported"))
-    }
 }
 
 fn definition(result: &JobResult) -> Option<pb::Definition> {
@@ -378,7 +375,7 @@ fn status_of(error: &rpc::Status) -> Status {
     Status::with_details(Code::from_i32(error.code), error.message.clone(), error.encode_to_vec().into())
 }
 
-fn read_file(tree: &MergedTree, request: &ReadFileRequest) -> Result<ReadFileResponse, Status> {
+pub(crate) fn read_file(tree: &MergedTree, request: &ReadFileRequest) -> Result<ReadFileResponse, Status> {
     let path = &request.file_path;
     let entry = lookup(tree, path, "open")?;
     if !matches!(entry.kind, TreeKind::File { .. }) {
@@ -396,7 +393,20 @@ fn read_file(tree: &MergedTree, request: &ReadFileRequest) -> Result<ReadFileRes
     Ok(ReadFileResponse { data })
 }
 
-fn read_dir(tree: &MergedTree, request: &ReadDirRequest) -> Result<ReadDirResponse, Status> {
+pub(crate) fn stat_file(tree: &MergedTree, path: &str) -> Result<StatFileResponse, Status> {
+    let entry = lookup(tree, path, "lstat")?;
+    let name = entry.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let stat = Stat { path: name, ..stat_of(&entry, None) };
+    Ok(StatFileResponse { stat: Some(stat) })
+}
+
+pub(crate) fn read_dir(tree: &MergedTree, request: &ReadDirRequest) -> Result<ReadDirResponse, Status> {
+    let is_root = Path::new(&request.dir_path).components().all(|part| !matches!(part, Component::Normal(_)));
+    let found = tree.lookup(Path::new("/")).map_err(|error| Status::unknown(error.to_string()))?;
+    if is_root && found.is_none() {
+        // The empty file system has no layer that would know its root.
+        return Ok(ReadDirResponse::default());
+    }
     let entry = lookup(tree, &request.dir_path, "lstat")?;
     if !entry.is_directory() {
         return Err(Status::unknown(format!("{}: not a directory", request.dir_path)));
@@ -427,6 +437,8 @@ fn lookup(tree: &MergedTree, path: &str, doing: &str) -> Result<TreeEntry, Statu
     found.ok_or_else(|| failed("no such file or directory".to_owned()))
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Status> + Send + 'static) -> Result<T, Status> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
     tokio::task::spawn_blocking(work).await.map_err(|error| Status::internal(error.to_string()))?
 }

@@ -2,6 +2,7 @@
 
 use crate::bridge::Bridge;
 use crate::daemon::Shared;
+use crate::exec_process;
 use forge_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_server::LlbBridge;
 use forge_buildkit_proto::moby::buildkit::v1::frontend::{
     EvaluateRequest, EvaluateResponse, ExecMessage, InputsRequest, InputsResponse, NewContainerRequest,
@@ -95,35 +96,37 @@ impl LlbBridge for GatewayService {
     }
 
     async fn new_container(&self, request: Request<NewContainerRequest>) -> Reply<NewContainerResponse> {
-        self.bridge(&request, "NewContainer").await?;
-        Err(Bridge::unsupported("NewContainer"))
+        let bridge = self.bridge(&request, "NewContainer").await?;
+        bridge.new_container(request.into_inner()).await?;
+        Ok(Response::new(NewContainerResponse {}))
     }
 
     async fn release_container(&self, request: Request<ReleaseContainerRequest>) -> Reply<ReleaseContainerResponse> {
-        self.bridge(&request, "ReleaseContainer").await?;
-        Err(Bridge::unsupported("ReleaseContainer"))
+        let bridge = self.bridge(&request, "ReleaseContainer").await?;
+        bridge.containers.release(&request.into_inner().container_id).await?;
+        Ok(Response::new(ReleaseContainerResponse {}))
     }
 
     type ExecProcessStream = BoxStream<'static, Result<ExecMessage, Status>>;
 
     async fn exec_process(&self, request: Request<Streaming<ExecMessage>>) -> Reply<Self::ExecProcessStream> {
-        self.bridge(&request, "ExecProcess").await?;
-        Err(Bridge::unsupported("ExecProcess"))
+        let bridge = self.bridge(&request, "ExecProcess").await?;
+        Ok(Response::new(exec_process::serve(bridge, request.into_inner())))
     }
 
     async fn read_file_container(&self, request: Request<ReadFileRequest>) -> Reply<ReadFileResponse> {
-        self.bridge(&request, "ReadFileContainer").await?;
-        Err(Bridge::unsupported("ReadFileContainer"))
+        let bridge = self.bridge(&request, "ReadFileContainer").await?;
+        bridge.read_container_file(request.into_inner()).await.map(Response::new)
     }
 
     async fn read_dir_container(&self, request: Request<ReadDirRequest>) -> Reply<ReadDirResponse> {
-        self.bridge(&request, "ReadDirContainer").await?;
-        Err(Bridge::unsupported("ReadDirContainer"))
+        let bridge = self.bridge(&request, "ReadDirContainer").await?;
+        bridge.read_container_dir(request.into_inner()).await.map(Response::new)
     }
 
     async fn stat_file_container(&self, request: Request<StatFileRequest>) -> Reply<StatFileResponse> {
-        self.bridge(&request, "StatFileContainer").await?;
-        Err(Bridge::unsupported("StatFileContainer"))
+        let bridge = self.bridge(&request, "StatFileContainer").await?;
+        bridge.stat_container_file(request.into_inner()).await.map(Response::new)
     }
 
     async fn warn(&self, request: Request<WarnRequest>) -> Reply<WarnResponse> {

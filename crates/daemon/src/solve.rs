@@ -131,7 +131,9 @@ async fn run(
             let bridge = Arc::new(Bridge::new(context.clone(), request.frontend_inputs, root));
             build.set_bridge(Some(bridge.clone()));
             shared.builds.announce();
-            bridge.wait().await?
+            let said = bridge.wait().await;
+            bridge.containers.close().await;
+            said?
         }
         false => {
             let asked = FrontendRequest {

@@ -417,6 +417,10 @@ impl Job {
         &self.0
     }
 
+    pub(crate) fn shared_build(&self) -> &Arc<Build> {
+        &self.0
+    }
+
     /// What a further graph makes that stands on a result.
     pub(crate) fn result_of(&self, result: &JobResult, graph: Graph, no_cache: bool) -> Result<JobResult, EngineError> {
         let build = result.0.build.clone();

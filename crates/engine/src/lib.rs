@@ -36,6 +36,7 @@ mod handed;
 mod images;
 mod imagetools;
 mod job;
+mod job_container;
 mod key_agent;
 mod leaks;
 mod limits;
@@ -84,19 +85,20 @@ pub use devices::{Device, DeviceRule};
 pub use error::{EngineError, SourcePlace};
 pub use expected::ExpectedContainer;
 pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason};
-pub use forge_executor::{CpuQuota, Footing, NamespaceIds, Resources, SwapLimit};
+pub use forge_executor::{CpuQuota, ExitStatus, Footing, NamespaceIds, Resources, SwapLimit};
 pub use forge_exporter::{
     Annotation, AnnotationScope, Attestation, AttestationForm, FolderMode, LoadLimits, PlatformFolders, Recipient,
     StatementFile, Subject,
 };
 pub use forge_frontend::TriggerRight;
-pub use forge_llb::{ExtraHost, Ulimit};
+pub use forge_llb::{ExtraHost, SecretEnv, SecurityMode, Ulimit};
 pub use forge_solver::{Explain, OnFailure};
 pub use forge_store::{
     BlobFault, Finding as StoreFinding, LayerFault, Repair, TreeFault, UnpackLimits, Verification, VerifyDepth,
 };
-pub use forge_worker::{ReadObjects, Resolver, SourceFacts};
+pub use forge_worker::{BuildProcess, ProcessRequest, ProcessStreams, ReadObjects, Resolver, SourceFacts};
 pub use job::{Job, JobDockerfile, JobImage, JobResult, JobSource, MergedTree, SessionDockerfile, TreeEntry, TreeKind};
+pub use job_container::JobContainer;
 pub use leaks::leaks;
 pub use limits::Limits;
 pub use outcome::{

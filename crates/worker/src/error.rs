@@ -59,6 +59,17 @@ pub enum WorkError {
     Thread(#[from] tokio::task::JoinError),
 }
 
+impl WorkError {
+    /// The code that a shell would report of a program that could not be started.
+    pub fn exit_code(&self) -> Option<i32> {
+        match self {
+            Self::Exec(ExecFailure(ExecError::Executor(ExecutorError::NotFound { .. }))) => Some(127),
+            Self::Exec(ExecFailure(ExecError::Executor(ExecutorError::NotExecutable { .. }))) => Some(126),
+            _ => None,
+        }
+    }
+}
+
 /// A failed file operation.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]

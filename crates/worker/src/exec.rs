@@ -1,6 +1,7 @@
 //! Runs a step's process in the sandbox and hands on what it writes.
 
 mod caches;
+pub(crate) mod container;
 mod copies;
 mod devices;
 mod mounts;
@@ -82,6 +83,8 @@ pub(crate) enum ExecError {
     Seed { source: std::io::Error },
     #[error("cache mount {id} was not taken into use")]
     NoCache { id: String },
+    #[error("the container has stopped")]
+    Released,
 }
 
 impl ExecError {
@@ -91,7 +94,7 @@ impl ExecError {
             Self::Executor(error) => crate::executor_kind(error),
             Self::Store(error) => error.kind(),
             Self::Session(error) => error.kind(),
-            Self::User(_) | Self::NoSecret { .. } | Self::NoAgent { .. } => ErrorKind::UserInput,
+            Self::User(_) | Self::NoSecret { .. } | Self::NoAgent { .. } | Self::Released => ErrorKind::UserInput,
             Self::NoDevice { .. } | Self::BadDevice { .. } => ErrorKind::UserInput,
             Self::DeviceNeeds { .. } | Self::TooManyDevices { .. } => ErrorKind::Unsupported,
             Self::DeviceSpec { .. } | Self::DeviceNode { .. } => ErrorKind::Environment,

@@ -30,6 +30,7 @@ mod users;
 
 pub use context_files::ContextFiles;
 pub use error::{ExecFailure, FileFailure, RemoteFailure, WorkError, executor_kind};
+pub use exec::container::{BuildContainer, BuildProcess, ProcessRequest, ProcessStreams};
 pub use exec::environment;
 pub use file::archive::{decompress, looks_like_archive};
 pub use images::{FoundImage, ImageResolver};

@@ -2,6 +2,7 @@
 
 use crate::context_files::ContextFiles;
 use crate::error::WorkError;
+use crate::exec::container::BuildContainer;
 use crate::exec::{self, RenewedMounts, StepContext};
 use crate::file;
 use crate::images::ImageResolver;
@@ -14,7 +15,7 @@ use async_trait::async_trait;
 use forge_cache::remote::RemoteMounts;
 use forge_cache::{MadeLayer, ResultRef, SqliteIndex};
 use forge_executor::Executor;
-use forge_image::Platform;
+use forge_image::{Digest, Platform};
 use forge_llb::{ExecOp, FileOp, Op, SourceOp, Vertex};
 use forge_session::Session;
 use forge_solver::{CacheMap, ExecuteRequest, Execution, Worker, WorkerError};
@@ -210,17 +211,40 @@ impl LocalWorker {
         session: &Arc<dyn Session>,
     ) -> Result<Execution, WorkerError> {
         let context = StepContext {
+            renewed_mounts: self.renewed_mounts.clone().filter(|_| request.vertex.metadata.ignore_cache),
+            ..self.step(request.digest.digest().clone(), request.inputs.clone(), session)
+        };
+        exec::run(op, &self.executor, &context).await
+    }
+
+    fn step(&self, vertex: Digest, inputs: Vec<ResultRef>, session: &Arc<dyn Session>) -> StepContext {
+        StepContext {
             store: self.store.clone(),
             lease: self.lease.clone(),
             session: session.clone(),
             contexts: self.contexts.clone(),
-            vertex: request.digest.digest().clone(),
-            inputs: request.inputs.clone(),
+            vertex,
+            inputs,
             device_folders: self.device_folders.clone(),
             shared_mounts: self.shared_mounts.clone(),
-            renewed_mounts: self.renewed_mounts.clone().filter(|_| request.vertex.metadata.ignore_cache),
-        };
-        exec::run(op, &self.executor, &context).await
+            renewed_mounts: None,
+        }
+    }
+
+    /// Makes the mounts of a container ready, in which processes are then run one by one: `op` has them, and what these
+    /// processes have in common; its arguments are not looked at. Events name `vertex`.
+    ///
+    /// # Errors
+    /// A mount cannot be made.
+    pub async fn container(
+        &self,
+        op: ExecOp,
+        inputs: &[ResultRef],
+        vertex: Digest,
+        session: &Arc<dyn Session>,
+    ) -> Result<BuildContainer, WorkError> {
+        let inputs = self.sources.images.present(inputs, &vertex).await?;
+        BuildContainer::open(op, self.executor.clone(), &self.step(vertex, inputs, session)).await
     }
 }
 

@@ -13,7 +13,7 @@ use crate::error::Refusal;
 use crate::{DecodeError, SourceFile, capabilities, pb};
 use follow::Narrowed;
 use forge_image::{Digest, Platform};
-use forge_llb::{DiffOp, Edge, Graph, Metadata, Op, SourceOp, Vertex, VertexDigest};
+use forge_llb::{DiffOp, Edge, ExecOp, Graph, Metadata, Op, SourceOp, Vertex, VertexDigest};
 use prost::Message;
 use spans::Spans;
 use std::collections::HashMap;
@@ -73,6 +73,14 @@ pub fn source_ops(bytes: &[u8]) -> Result<HashMap<Digest, pb::SourceOp>, DecodeE
 /// It cannot be read, or is of a kind that forge does not know.
 pub fn decode_source(source: &pb::SourceOp) -> Result<SourceOp, DecodeError> {
     source::decode(source).map_err(|refusal| refusal.of(&source.identifier))
+}
+
+/// Reads one process by itself, with as many inputs; `name` is what errors call it.
+///
+/// # Errors
+/// It cannot be read, or asks for what forge does not do.
+pub fn decode_exec(exec: pb::ExecOp, inputs: usize, name: &str) -> Result<ExecOp, DecodeError> {
+    exec::decode(exec, inputs).map_err(|refusal| refusal.of(name))
 }
 
 /// The result that the last entry names.

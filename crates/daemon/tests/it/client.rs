@@ -7,6 +7,7 @@ use forge_buildkit_proto::health::{
     HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
     health_check_response::ServingStatus,
 };
+use forge_buildkit_proto::moby::buildkit::secrets::v1::secrets_server::SecretsServer;
 use forge_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use forge_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_client::LlbBridgeClient;
 use forge_buildkit_proto::moby::buildkit::v1::{
@@ -15,6 +16,7 @@ use forge_buildkit_proto::moby::buildkit::v1::{
 use forge_buildkit_proto::moby::filesync::packet::file_sync_server::{FileSync, FileSyncServer};
 use forge_buildkit_proto::moby::filesync::v1::BytesMessage as FileBytes;
 use forge_buildkit_proto::moby::filesync::v1::file_send_server::{FileSend, FileSendServer};
+use forge_buildkit_proto::moby::sshforward::v1::ssh_server::SshServer;
 use forge_daemon::{Address, Daemon, DaemonOptions};
 use forge_engine::{Engine, EngineOptions, GcOptions, Proxy};
 use futures_util::stream::{self, BoxStream, StreamExt};
@@ -33,7 +35,7 @@ use tower::service_fn;
 
 /// A daemon with a store of its own, gone when this is.
 pub struct TestDaemon {
-    _folder: tempfile::TempDir,
+    pub folder: tempfile::TempDir,
     pub socket: PathBuf,
     stop: Option<DropGuard>,
     served: tokio::task::JoinHandle<Result<(), forge_daemon::DaemonError>>,
@@ -49,7 +51,19 @@ impl TestDaemon {
         Self::start_with(|options| options.offline = false).await
     }
 
+    /// One that is told more of how it serves.
+    pub async fn start_as(change: impl FnOnce(&mut DaemonOptions)) -> Self {
+        Self::start_changed(|options| options.offline = false, change).await
+    }
+
     async fn start_with(change: impl FnOnce(&mut EngineOptions)) -> Self {
+        Self::start_changed(change, |_| {}).await
+    }
+
+    async fn start_changed(
+        change: impl FnOnce(&mut EngineOptions),
+        change_daemon: impl FnOnce(&mut DaemonOptions),
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("root");
         let mut options = EngineOptions {
@@ -67,11 +81,12 @@ impl TestDaemon {
         change(&mut options);
         let socket = folder.path().join("d.sock");
         let addresses = vec![Address::Unix(socket.clone())];
-        let daemon = DaemonOptions { addresses, version: "v0.0.0+test".into(), ..DaemonOptions::default() };
+        let mut daemon = DaemonOptions { addresses, version: "v0.0.0+test".into(), ..DaemonOptions::default() };
+        change_daemon(&mut daemon);
         let daemon = Daemon::bind(Engine::open(options).unwrap(), &root, daemon).await.unwrap();
         let stop = CancellationToken::new();
         let served = tokio::spawn(daemon.serve(stop.clone()));
-        Self { _folder: folder, socket, stop: Some(stop.drop_guard()), served }
+        Self { folder, socket, stop: Some(stop.drop_guard()), served }
     }
 
     pub async fn client(&self) -> Client {
@@ -94,6 +109,10 @@ pub struct Served {
     pub requests: Arc<Mutex<Vec<String>>>,
     /// What came in as a stream.
     pub received: Arc<Mutex<Vec<u8>>>,
+    /// Secrets by their ids.
+    pub secrets: BTreeMap<String, Vec<u8>>,
+    /// The id of an agent that answers every message with itself.
+    pub agent: Option<String>,
 }
 
 impl Served {
@@ -140,7 +159,13 @@ impl Client {
         let metadata = request.metadata_mut();
         metadata.insert("x-docker-expose-session-uuid", id.parse().unwrap());
         metadata.insert("x-docker-expose-session-sharedkey", shared_key.parse().unwrap());
-        for method in ["/moby.filesync.v1.FileSync/DiffCopy", "/moby.filesync.v1.FileSend/DiffCopy"] {
+        for method in [
+            "/moby.filesync.v1.FileSync/DiffCopy",
+            "/moby.filesync.v1.FileSend/DiffCopy",
+            "/moby.buildkit.secrets.v1.Secrets/GetSecret",
+            "/moby.sshforward.v1.SSH/CheckAgent",
+            "/moby.sshforward.v1.SSH/ForwardAgent",
+        ] {
             metadata.append("x-docker-expose-session-grpc-method", method.parse().unwrap());
         }
         let mut incoming = self.control().session(request).await.unwrap().into_inner();
@@ -173,7 +198,9 @@ impl Client {
         let server = Server::builder()
             .add_service(HealthServer::new(Healthy))
             .add_service(FileSyncServer::new(served.clone()))
-            .add_service(FileSendServer::new(served));
+            .add_service(FileSendServer::new(served.clone()))
+            .add_service(SecretsServer::new(served.clone()))
+            .add_service(SshServer::new(served));
         let connection = stream::once(async { Ok::<_, std::io::Error>(ours) }).chain(stream::pending());
         let ended = stop.clone();
         tokio::spawn(async move {
@@ -307,8 +334,8 @@ impl FileSync for Served {
                     PacketType::PacketReq => {
                         let (path, bytes) = &files[message.id as usize];
                         requests.lock().unwrap().push(path.clone());
-                        for data in [bytes.clone(), Vec::new()] {
-                            let _ = sender.send(Ok(packet(PacketType::PacketData, message.id, data))).await;
+                        for data in bytes.chunks(1 << 20).chain([&[][..]]) {
+                            let _ = sender.send(Ok(packet(PacketType::PacketData, message.id, data.to_vec()))).await;
                         }
                     }
                     PacketType::PacketFin => {

@@ -135,7 +135,10 @@ enum Last {
 
 impl MergedTree {
     /// Opens a stack of trees, top-most first.
-    pub(super) fn new(paths: Vec<PathBuf>) -> Result<Self, StoreError> {
+    ///
+    /// # Errors
+    /// One of them is no folder.
+    pub fn new(paths: Vec<PathBuf>) -> Result<Self, StoreError> {
         let roots = paths.into_iter().map(|path| Root::open(path).map(Arc::new));
         Ok(Self::of(roots.collect::<Result<_, _>>()?))
     }

@@ -70,7 +70,7 @@ impl StepMounts {
 
 /// The layers that a bind mount shows, and the path in them. What lies in a context becomes a layer first: its owners,
 /// and what the ignore file hides, are not the step's to see.
-fn tree_of(mount: &ExecMount, context: &StepContext) -> Result<(Vec<LayerId>, PathBuf), WorkError> {
+pub(super) fn tree_of(mount: &ExecMount, context: &StepContext) -> Result<(Vec<LayerId>, PathBuf), WorkError> {
     let Some(index) = mount.input else { return Ok((Vec::new(), PathBuf::from(&mount.selector))) };
     let input = &context.inputs[index];
     let StepContext { store, lease, session, contexts, .. } = context;

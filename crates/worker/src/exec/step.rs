@@ -191,7 +191,7 @@ impl From<WorkError> for Broken {
 }
 
 /// The layers of the root file system of a process.
-fn root_layers(op: &ExecOp, context: &StepContext) -> Result<Vec<LayerId>, WorkError> {
+pub(super) fn root_layers(op: &ExecOp, context: &StepContext) -> Result<Vec<LayerId>, WorkError> {
     let root = op.mounts.iter().find(|mount| mount.target == "/");
     let Some(input) = root.and_then(|root| root.input) else { return Ok(Vec::new()) };
     let StepContext { store, lease, session, contexts, .. } = context.clone();
@@ -199,7 +199,7 @@ fn root_layers(op: &ExecOp, context: &StepContext) -> Result<Vec<LayerId>, WorkE
 }
 
 /// The first socket that there is.
-fn agent_socket(op: &ExecOp, agents: &[Option<String>]) -> Option<String> {
+pub(super) fn agent_socket(op: &ExecOp, agents: &[Option<String>]) -> Option<String> {
     let sockets = op.mounts.iter().filter(|mount| matches!(mount.kind, MountKind::Ssh(_)));
     sockets.zip(agents).find(|(_, agent)| agent.is_some()).map(|(mount, _)| mount.target.clone())
 }
@@ -285,7 +285,7 @@ fn explain(op: &ExecOp, broken: Broken) -> WorkerError {
         _ => return WorkError::from(error).into(),
     };
     let process = op.args.join(" ");
-    let message = format!("process {process:?} did not start: {}", chain(&error));
+    let message = format!("process {process:?} did not complete successfully: exit code: {exit}: {}", chain(&error));
     WorkerError::Process { exit, message, last_lines: Vec::new() }
 }
 

@@ -136,7 +136,8 @@ fn not_there() {
     op.args = vec!["/none".to_owned(), "x".to_owned()];
     let Err(WorkerError::Process { exit, message, .. }) = site.run(Op::Exec(op.clone())) else { panic!() };
     assert_eq!(exit, 127);
-    assert!(message.starts_with("process \"/none x\" did not start: "), "{message}");
+    let expected = "process \"/none x\" did not complete successfully: exit code: 127: ";
+    assert!(message.starts_with(expected), "{message}");
     op.args = vec!["/etc/passwd".to_owned()];
     let Err(WorkerError::Process { exit, .. }) = site.run(Op::Exec(op)) else { panic!() };
     assert_eq!(exit, 126);
