@@ -1,56 +1,79 @@
 //! Work on scratch folders beside that of whoever needs or needed them: one thread for a store, started when there is
 //! something to do.
 
+use crate::StoreError;
 use crate::removal::remove_tree;
 use crate::scratch::create_private;
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// The folders of a layer in the making, within its scratch folder.
 pub(crate) const LAYER_FOLDERS: [&str; 3] = ["layer", "layer/tree", "work"];
 
+/// How long a folder that was used waits: until then the next step, to which the result matters, is being set up.
+const PAUSE: Duration = Duration::from_millis(2);
+
 enum Job {
-    Remove(PathBuf),
     /// A folder for the next layer.
     Prepare(PathBuf),
+    /// A folder whose layer has been taken away, for the next one.
+    Renew(PathBuf),
 }
 
 /// The thread, and what it has made.
 #[derive(Default)]
 pub(crate) struct Background {
     thread: Mutex<Option<(Sender<Job>, JoinHandle<()>)>>,
-    prepared: Arc<Mutex<Vec<PathBuf>>>,
+    folders: Arc<Mutex<Folders>>,
+}
+
+/// Folders of layers in the making that nobody has yet.
+#[derive(Default)]
+struct Folders {
+    ready: Vec<PathBuf>,
+    /// How many are being made or will be.
+    coming: usize,
 }
 
 impl Background {
-    /// Removes a folder soon. What cannot be removed stays until the owner's folder is.
-    pub(crate) fn remove(&self, path: PathBuf) {
-        self.send(Job::Remove(path));
+    /// Makes the folders of a layer, to be had from [`Self::take_prepared`], unless some are there or coming.
+    pub(crate) fn prepare(&self, path: impl FnOnce() -> Result<PathBuf, StoreError>) -> Result<(), StoreError> {
+        let wanted = {
+            let folders = lock(&self.folders);
+            folders.ready.is_empty() && folders.coming == 0
+        };
+        if wanted {
+            self.send(Job::Prepare(path()?));
+        }
+        Ok(())
     }
 
-    /// Makes the folders of a layer, to be had from [`Self::take_prepared`].
-    pub(crate) fn prepare(&self, path: PathBuf) {
-        self.send(Job::Prepare(path));
+    /// Makes a folder whose layer has been taken away ready for the next layer. Where that fails, and when nobody takes it, it
+    /// goes with the owner's folder.
+    pub(crate) fn renew(&self, path: PathBuf) {
+        self.send(Job::Renew(path));
     }
 
     /// A folder that was made and that nobody has yet.
     pub(crate) fn take_prepared(&self) -> Option<PathBuf> {
-        lock(&self.prepared).pop()
+        lock(&self.folders).ready.pop()
     }
 
     fn send(&self, job: Job) {
         let mut thread = lock(&self.thread);
         if thread.is_none() {
             let (sender, jobs) = channel();
-            let prepared = self.prepared.clone();
-            let spawned =
-                std::thread::Builder::new().name("forge-scratch".into()).spawn(move || work(&jobs, &prepared));
+            let folders = self.folders.clone();
+            let spawned = std::thread::Builder::new().name("forge-scratch".into()).spawn(move || work(&jobs, &folders));
             // Without a thread folders are made by those who need them, and removed with the owner's.
             *thread = spawned.ok().map(|handle| (sender, handle));
         }
         if let Some((sender, _)) = &*thread {
+            lock(&self.folders).coming += 1;
             // It ends only when this sender does.
             let _ = sender.send(job);
         }
@@ -63,29 +86,51 @@ impl Background {
             drop(sender);
             // A panic of the thread leaves folders behind, as a failure does.
             let _ = handle.join();
+            lock(&self.folders).coming = 0;
         }
     }
 }
 
-fn work(jobs: &Receiver<Job>, prepared: &Mutex<Vec<PathBuf>>) {
-    for job in jobs {
-        match job {
-            Job::Remove(path) => remove(&path),
-            Job::Prepare(path) => {
-                let made = create_private(&path).is_ok()
-                    && LAYER_FOLDERS.iter().all(|folder| create_private(&path.join(folder)).is_ok());
-                // What nobody takes goes with the owner's folder.
-                lock(prepared).extend(made.then_some(path));
+fn work(jobs: &Receiver<Job>, folders: &Mutex<Folders>) {
+    let mut used: VecDeque<(Instant, PathBuf)> = VecDeque::new();
+    loop {
+        let next = match used.front() {
+            None => jobs.recv().map_err(RecvTimeoutError::from),
+            Some((since, _)) => jobs.recv_timeout(PAUSE.saturating_sub(since.elapsed())),
+        };
+        match next {
+            Ok(Job::Prepare(path)) => {
+                let made = create_private(&path).is_ok() && make(&path);
+                done(folders, made.then_some(path));
             }
+            Ok(Job::Renew(path)) => used.push_back((Instant::now(), path)),
+            Err(RecvTimeoutError::Timeout) => {
+                let renewed = used.pop_front().map(|(_, path)| path).filter(|path| renew(path));
+                done(folders, renewed);
+            }
+            // Nobody will take what is left: it goes with the owner's folder.
+            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }
 
-fn remove(path: &Path) {
-    if let (Some(folder), Some(name)) = (path.parent(), path.file_name()) {
-        // As promised by those who ask: it is tried again with the owner's folder.
-        let _ = remove_tree(folder, name);
-    }
+fn done(folders: &Mutex<Folders>, made: Option<PathBuf>) {
+    let mut folders = lock(folders);
+    folders.coming -= 1;
+    folders.ready.extend(made);
+}
+
+fn make(path: &Path) -> bool {
+    LAYER_FOLDERS.iter().all(|folder| create_private(&path.join(folder)).is_ok())
+}
+
+/// Removes what the overlay left, and makes new folders in the place of those that are gone.
+fn renew(path: &Path) -> bool {
+    let work = path.join("work");
+    let Ok(mut entries) = std::fs::read_dir(&work) else { return false };
+    let emptied = entries.all(|entry| entry.is_ok_and(|entry| remove_tree(&work, entry.file_name()).is_ok()));
+    // Nothing of the last layer may be in the next one.
+    emptied && !path.join("layer").exists() && make(path)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -30,9 +30,9 @@ impl ScratchDir {
         Self { path, opened }
     }
 
-    /// Has the folder removed beside whatever comes next; it may still be there when this returns.
-    pub(crate) fn remove_later(mut self) {
-        self.opened.background().remove(std::mem::take(&mut self.path));
+    /// Leaves the folder of a layer that has been taken out of it to the next layer.
+    pub(crate) fn renew(mut self) {
+        self.opened.background().renew(std::mem::take(&mut self.path));
     }
 
     /// The folder.

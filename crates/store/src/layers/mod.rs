@@ -276,7 +276,7 @@ impl Layers {
         let index = commit::diff(&active.upper, &active.lower, known)?;
         let record = self.record_of_index(&index, active.times);
         self.publish(&active.staged, &index, &record, None, lease)?;
-        active.scratch.remove_later();
+        active.scratch.renew();
         Ok(record)
     }
 
@@ -285,7 +285,7 @@ impl Layers {
         let background = self.opened.background();
         if self.prepared.fetch_add(1, Ordering::Relaxed) > 0 {
             let ready = background.take_prepared();
-            background.prepare(self.opened.scratch_path("layer")?);
+            background.prepare(|| self.opened.scratch_path("layer"))?;
             if let Some(path) = ready {
                 return Ok(ScratchDir::of(self.opened.clone(), path));
             }
