@@ -49,7 +49,7 @@ pub(crate) enum Outcome {
     /// The cache had its results.
     Cached(Vec<ResultRef>),
     /// It ran; `miss` says why, where that was asked.
-    Ran { outputs: Vec<ResultRef>, miss: Option<MissCause>, unsaved: Option<Unsaved> },
+    Ran { outputs: Vec<ResultRef>, miss: Option<MissCause>, unsaved: Option<Box<Unsaved>> },
     /// It would have to run, and is not to.
     WouldRun(MissCause),
 }
@@ -276,7 +276,7 @@ impl StepWork {
             Mode::Forecast => Ok(Outcome::WouldRun(miss.unwrap_or(MissCause::FirstBuild))),
             Mode::Build => {
                 let (outputs, kept) = self.run_and_keep(content, made_of, inputs, miss.as_ref(), started).await?;
-                let unsaved = kept.map(|kept| Unsaved { kept, shared: self.shared.clone(), _flight: flight });
+                let unsaved = kept.map(|kept| Box::new(Unsaved { kept, shared: self.shared.clone(), _flight: flight }));
                 Ok(Outcome::Ran { outputs, miss, unsaved })
             }
         }

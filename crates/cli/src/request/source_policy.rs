@@ -11,7 +11,7 @@ const VARIABLE: &str = "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY";
 /// The file cannot be read, or is no list of rules.
 pub(super) fn source_policies(environment: &Environment) -> anyhow::Result<Vec<SourcePolicy>> {
     let Some(path) = environment.filled(VARIABLE) else { return Ok(Vec::new()) };
-    let bytes = std::fs::read(&path).with_context(|| format!("{VARIABLE}: cannot read {path}"))?;
+    let bytes = std::fs::read(path).with_context(|| format!("{VARIABLE}: cannot read {path}"))?;
     let policy = SourcePolicy::from_json(&bytes);
     policy
         .map(|policy| vec![policy])
