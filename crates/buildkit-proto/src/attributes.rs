@@ -3,6 +3,7 @@
 pub const IMAGE_RESOLVE_MODE: &str = "image.resolvemode";
 pub const IMAGE_RECORD_TYPE: &str = "image.recordtype";
 pub const IMAGE_CHECKSUM: &str = "image.checksum";
+pub const IMAGE_LAYER_LIMIT: &str = "image.layerlimit";
 
 pub const LOCAL_SESSION: &str = "local.session";
 pub const LOCAL_UNIQUE: &str = "local.unique";
@@ -15,6 +16,8 @@ pub const LOCAL_DIFFER: &str = "local.differ";
 pub const OCI_SESSION: &str = "oci.session";
 pub const OCI_STORE: &str = "oci.store";
 
+pub const GIT_BUNDLE: &str = "git.bundle";
+pub const GIT_CHECKOUT_BUNDLE: &str = "git.checkoutbundle";
 pub const GIT_KEEP_DIR: &str = "git.keepgitdir";
 pub const GIT_FULL_URL: &str = "git.fullurl";
 pub const GIT_AUTH_HEADER: &str = "git.authheadersecret";

@@ -20,6 +20,7 @@ capabilities! {
     SOURCE_IMAGE = "source.image";
     SOURCE_IMAGE_RESOLVE_MODE = "source.image.resolvemode";
     SOURCE_IMAGE_CHECKSUM = "source.image.checksum";
+    SOURCE_IMAGE_LAYER_LIMIT = "source.image.layerlimit";
     SOURCE_LOCAL = "source.local";
     SOURCE_LOCAL_UNIQUE = "source.local.unique";
     SOURCE_LOCAL_SESSION = "source.local.sessionid";
@@ -39,6 +40,8 @@ capabilities! {
     SOURCE_GIT_SKIP_SUBMODULES = "source.git.skipsubmodules";
     SOURCE_GIT_MTIME = "source.git.mtime";
     SOURCE_GIT_FETCH_BY_COMMIT = "source.git.fetchbycommit";
+    SOURCE_GIT_BUNDLE = "source.git.bundle";
+    SOURCE_GIT_CHECKOUT_BUNDLE = "source.git.checkoutbundle";
     SOURCE_HTTP = "source.http";
     SOURCE_HTTP_AUTH = "source.http.auth";
     SOURCE_HTTP_CHECKSUM = "source.http.checksum";
@@ -47,6 +50,7 @@ capabilities! {
     // BuildKit's own spelling.
     SOURCE_HTTP_OWNER = "soruce.http.uidgid";
     SOURCE_OCI_LAYOUT = "source.ocilayout";
+    SOURCE_IMAGE_BLOB = "source.imageblob";
     EXEC_BASE = "exec.meta.base";
     EXEC_CGROUP_PARENT = "exec.meta.cgroup.parent";
     EXEC_NETWORK = "exec.meta.network";
@@ -85,6 +89,7 @@ capabilities! {
     META_EXPORT_CACHE = "meta.exportcache";
     MERGE = "mergeop";
     DIFF = "diffop";
+    PASSTHROUGH = "passthroughop";
 }
 
 /// Whether forge has what a definition says it needs.

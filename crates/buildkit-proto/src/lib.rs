@@ -12,7 +12,8 @@
 //! - times are nanoseconds there and seconds here: fractions are cut off;
 //! - an owner's name is looked up in an input there, in the changed tree here: another input is refused;
 //! - user information of addresses is not written;
-//! - what forge cannot do (nested builds, passthrough, blobs, signatures, …) is refused by name.
+//! - passthrough operations, which are younger than the wire types, are read and not written;
+//! - what forge cannot do (nested builds, signatures, …) is refused by name.
 //!
 //! Reading order: [`pb`], [`encode`], [`SourceFile`]; [`decode`], [`Decoded`], [`DecodeError`]; [`json_lines`],
 //! [`dot`].
@@ -41,6 +42,8 @@ pub struct SourceFile {
     pub data: Vec<u8>,
     /// The language, `Dockerfile`.
     pub language: String,
+    /// The result that it is read from, as the bytes of a definition; empty where it is none.
+    pub definition: Vec<u8>,
 }
 
 /// The capabilities that a definition may ask for.

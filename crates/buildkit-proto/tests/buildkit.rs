@@ -173,7 +173,10 @@ fn steps_know_where_they_come_from() {
     assert_eq!((span.file.as_str(), span.first_line, span.last_line), ("Dockerfile", 2, 3));
     assert_eq!(span.text, "RUN a\\\n b");
     let data = b"FROM alpine\nRUN a\\\n b\n".to_vec();
-    assert_eq!(sources, [SourceFile { name: "Dockerfile".into(), data, language: "Dockerfile".into() }]);
+    assert_eq!(
+        sources,
+        [SourceFile { name: "Dockerfile".into(), data, language: "Dockerfile".into(), definition: Vec::new() }]
+    );
 }
 
 #[test]
@@ -195,21 +198,16 @@ fn headers_of_downloads_are_taken() {
 }
 
 #[test]
-fn what_forge_does_not_do_is_refused_by_name() {
-    let said = |name| refused(name).to_string();
-    assert!(said("refused-blob").contains("\"source.imageblob\""), "{}", said("refused-blob"));
-    assert!(said("refused-passthrough").contains("a passthrough operation is not supported"));
-    assert!(said("refused-layer-limit").contains("\"source.image.layerlimit\""));
-    // The same without the client's list of what is needed.
-    for (name, what) in [
-        ("refused-blob", "a source of the kind docker-image+blob://"),
-        ("refused-layer-limit", "the source attribute image.layerlimit"),
-    ] {
-        let mut definition = pb::Definition::decode(bytes(name).as_slice()).unwrap();
-        definition.metadata.clear();
-        let error = decode(&definition_bytes(&definition)).unwrap_err();
-        assert!(error.to_string().contains(what) && error.kind() == ErrorKind::Unsupported, "{error}");
+fn blobs_limits_of_layers_and_handed_on_inputs_are_read() {
+    for name in ["blob", "layer-limit", "passthrough"] {
+        let shown = dump(name);
+        let word = if name == "layer-limit" { " layers " } else { &format!("{name} ") };
+        assert!(shown.contains(word), "{name}: {shown}");
     }
+    let mut definition = pb::Definition::decode(bytes("layer-limit").as_slice()).unwrap();
+    definition.metadata.values_mut().for_each(|metadata| _ = metadata.caps.insert("source.unheard.of".into(), true));
+    let error = decode(&definition_bytes(&definition)).unwrap_err();
+    assert!(error.to_string().contains("\"source.unheard.of\"") && error.kind() == ErrorKind::Unsupported, "{error}");
 }
 
 /// As `buildctl debug dump-llb` printed them.

@@ -206,7 +206,12 @@ fn p16_a_file_is_not_repeated_for_each_of_its_vertices() {
     let goal = graph.add(vertex(Op::Merge, inputs, "all".to_owned())).unwrap();
     graph.set_goal(Some(goal)).unwrap();
     let line = "x".repeat(1023) + "\n";
-    let file = SourceFile { name: "f".to_owned(), data: line.repeat(1024).into(), language: String::new() };
+    let file = SourceFile {
+        name: "f".to_owned(),
+        data: line.repeat(1024).into(),
+        language: String::new(),
+        definition: Vec::new(),
+    };
     let decoded = decode(&definition_bytes(&encode(&graph, &[file]).unwrap())).unwrap();
     let spans = decoded.graph.vertices().iter().filter_map(|vertex| vertex.metadata.span.as_ref());
     let texts: Vec<usize> = spans.map(|span| span.text.len()).collect();

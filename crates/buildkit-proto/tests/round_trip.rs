@@ -108,7 +108,8 @@ fn dockerfiles_survive() {
         let path = case.unwrap().path();
         let Ok(text) = std::fs::read(path.join("Dockerfile")) else { continue };
         let Some(graph) = lowered(&text) else { continue };
-        let source = SourceFile { name: "Dockerfile".into(), data: text, language: "Dockerfile".into() };
+        let source =
+            SourceFile { name: "Dockerfile".into(), data: text, language: "Dockerfile".into(), definition: Vec::new() };
         check(&graph, &[source], &path.display().to_string());
         survived += 1;
     }
@@ -118,11 +119,7 @@ fn dockerfiles_survive() {
 #[test]
 fn a_pinned_name_with_a_digest_stays_the_same_image() {
     let digest = Digest::sha256(b"index");
-    let named = |reference: &str, pinned| ImageSource {
-        reference: reference.parse().unwrap(),
-        pinned,
-        resolve: ResolveMode::PreferLocal,
-    };
+    let named = |reference: &str, pinned| ImageSource { pinned, ..ImageSource::new(reference.parse().unwrap()) };
     let with_tag = format!("alpine:3@{digest}");
     let without = format!("alpine@{digest}");
     for (written, read) in [

@@ -70,6 +70,7 @@ pub fn engine_options(global: &GlobalArgs, environment: &Environment, is_root: b
         device_folders: DEVICE_FOLDERS.map(PathBuf::from).to_vec(),
         oci_runtime: None,
         gc: file.worker.oci.gc().options().context("the configuration's [worker.oci]")?,
+        user_agent: None,
     })
 }
 

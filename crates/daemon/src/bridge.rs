@@ -19,7 +19,9 @@ use forge_buildkit_proto::moby::buildkit::v1::frontend::{
     WarnRequest, result,
 };
 use forge_buildkit_proto::pb;
-use forge_engine::{Invocation, Job, JobResult, MergedTree, ReadObjects, SourceFacts, TreeEntry, TreeKind};
+use forge_engine::{
+    AttestationChain, Invocation, Job, JobResult, MergedTree, ReadObjects, SourceFacts, TreeEntry, TreeKind,
+};
 use forge_image::Reference;
 use forge_llb::ResolveMode;
 use forge_session::{ContextPath, PatternMatcher};
@@ -36,7 +38,7 @@ use tonic::{Code, Status};
 const MOST_FILE: u64 = (16 << 20) - 1024;
 
 /// What front ends can ask of a bridge.
-const FRONTEND_CAPABILITIES: [&str; 25] = [
+const FRONTEND_CAPABILITIES: [&str; 26] = [
     "solve.base",
     "solve.inlinereturn",
     "resolveimage",
@@ -62,6 +64,7 @@ const FRONTEND_CAPABILITIES: [&str; 25] = [
     "gateway.exec.secretenv",
     "gateway.exec.signals",
     "gateway.exec.filesystem",
+    "source.metaresolver.image.attestations",
 ];
 
 /// What a client has made of a build so far.
@@ -123,7 +126,21 @@ impl Bridge {
 
     async fn tree(&self, id: &str) -> Result<MergedTree, Status> {
         let found = self.find(id)?.ok_or_else(|| Status::unknown(format!("empty ref: {id}")))?;
-        self.job().tree(&found.result).await.map_err(|error| reply::status(&error))
+        self.job().tree(&found.result).await.map_err(|error| self.placed(reply::status(&error)))
+    }
+
+    /// A failure with all places that the step comes from.
+    fn placed(&self, failed: Status) -> Status {
+        self.context.build.places.complete(failed)
+    }
+
+    /// The names that the parts of a result get, in order; no name is the empty file system.
+    pub(crate) fn names(&self, solution: &Solution) -> Vec<String> {
+        let found = solution.images.iter().map(|image| {
+            let invocation = image.invocation.clone();
+            image.result.clone().map(|result| Found { result, invocation })
+        });
+        found.map(|found| found.map(|found| self.name(found)).unwrap_or_default()).collect()
     }
 
     pub(crate) fn ping(&self) -> PongResponse {
@@ -149,9 +166,9 @@ impl Bridge {
             root: Some(self.root.clone()),
         };
         let context = self.context.judged_by(&request.source_policies, None)?;
-        let solution = context.frontend(asked).await?;
+        let solution = context.frontend(asked).await.map_err(|failed| self.placed(failed))?;
         if request.evaluate {
-            solution.evaluate(self.job()).await?;
+            solution.evaluate(self.job()).await.map_err(|failed| self.placed(failed))?;
         }
         if solution.is_map && !request.allow_result_return {
             return Err(Status::unknown("solve did not return default result"));
@@ -205,7 +222,8 @@ impl Bridge {
 
     pub(crate) async fn evaluate(&self, id: &str) -> Result<EvaluateResponse, Status> {
         if let Some(found) = self.find(id)? {
-            self.job().evaluate(&found.result).await.map_err(|error| reply::status(&error))?;
+            let evaluated = self.job().evaluate(&found.result).await;
+            evaluated.map_err(|error| self.placed(reply::status(&error)))?;
         }
         Ok(EvaluateResponse {})
     }
@@ -291,13 +309,27 @@ impl Bridge {
         let Some(name) = source.identifier.strip_prefix("docker-image://") else {
             return self.source_facts(source, &request).await;
         };
-        let found = self.image(name, request.platform.as_ref(), &request.resolve_mode, &request.log_name);
-        let (digest, config) = found.await?;
-        let config = match request.image.is_some_and(|image| image.no_config) {
-            true => Vec::new(),
-            false => config,
-        };
-        let image = ResolveSourceImageResponse { digest, config, attestation_chain: None };
+        let wanted = request.image.clone().unwrap_or_default();
+        let (mut digest, mut config) = (String::new(), Vec::new());
+        if !wanted.no_config {
+            let found = self.image(name, request.platform.as_ref(), &request.resolve_mode, &request.log_name);
+            (digest, config) = found.await?;
+        }
+        let mut attestation_chain = None;
+        if wanted.attestation_chain || !wanted.resolve_attestations.is_empty() {
+            let step = format!("resolve attestations of {name}");
+            let platform = solution::platform(request.platform.as_ref());
+            let statements = &wanted.resolve_attestations;
+            let chain = self.job().attestation_chain(&reference(name)?, &platform, statements, &step).await;
+            attestation_chain = chain.map_err(|error| reply::status(&error))?.map(chain_of);
+        }
+        if digest.is_empty() {
+            digest = match &attestation_chain {
+                Some(chain) => chain.root.clone(),
+                None => self.image(name, request.platform.as_ref(), &request.resolve_mode, &request.log_name).await?.0,
+            };
+        }
+        let image = ResolveSourceImageResponse { digest, config, attestation_chain };
         let (source, image) = (Some(source), Some(image));
         Ok(ResolveSourceMetaResponse { source, image, ..ResolveSourceMetaResponse::default() })
     }
@@ -352,8 +384,7 @@ impl Bridge {
         mode: &str,
         step: &str,
     ) -> Result<(String, Vec<u8>), Status> {
-        let failed = |error: String| Status::unknown(format!("failed to parse reference {name:?}: {error}"));
-        let reference: Reference = name.parse().map_err(|error| failed(format!("{error}")))?;
+        let reference = reference(name)?;
         let mode = if mode == "pull" { ResolveMode::ForcePull } else { ResolveMode::PreferLocal };
         let step = match step {
             "" => format!("resolve image config for docker-image://{reference}"),
@@ -362,6 +393,32 @@ impl Bridge {
         let found = self.job().resolve_image(&reference, &solution::platform(platform), mode, &step).await;
         let found = found.map_err(|error| reply::status(&error))?;
         Ok((found.digest.to_string(), found.config.to_json()))
+    }
+}
+
+fn reference(name: &str) -> Result<Reference, Status> {
+    name.parse().map_err(|error| Status::unknown(format!("failed to parse reference {name:?}: {error}")))
+}
+
+/// A chain as clients read it.
+fn chain_of(chain: AttestationChain) -> wire::AttestationChain {
+    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+    let blob = |(descriptor, data): (forge_image::Descriptor, Vec<u8>)| {
+        let annotations = descriptor.annotations.iter();
+        let told = wire::Descriptor {
+            media_type: descriptor.media_type.to_string(),
+            digest: descriptor.digest.to_string(),
+            size: i64::try_from(descriptor.size).unwrap_or(i64::MAX),
+            annotations: annotations.filter_map(|(name, value)| Some((name.clone(), text(value)?))).collect(),
+        };
+        (descriptor.digest.to_string(), wire::Blob { descriptor: Some(told), data })
+    };
+    wire::AttestationChain {
+        root: chain.root.to_string(),
+        image_manifest: chain.image_manifest.to_string(),
+        attestation_manifest: chain.attestation_manifest.map(|digest| digest.to_string()).unwrap_or_default(),
+        signature_manifests: Vec::new(),
+        blobs: chain.documents.into_iter().map(blob).collect(),
     }
 }
 

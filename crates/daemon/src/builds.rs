@@ -1,6 +1,7 @@
 //! What runs now, and what ran lately.
 
 use crate::bridge::Bridge;
+use crate::places::Places;
 use crate::progress::Progress;
 use bytes::Bytes;
 use forge_buildkit_proto::google::rpc;
@@ -37,6 +38,8 @@ pub(crate) struct Build {
     pub progress: Arc<Progress>,
     /// Cancelled when it is to stop.
     pub cancel: CancellationToken,
+    /// Where its steps come from.
+    pub places: Places,
     /// What a client that steers the build itself talks to, while it runs.
     bridge: Mutex<Option<Arc<Bridge>>>,
     record: Mutex<BuildHistoryRecord>,
@@ -102,6 +105,14 @@ impl Build {
         self.locked().result = Some(BuildResultInfo { attestations, ..BuildResultInfo::default() });
     }
 
+    /// Keeps what its outputs made: descriptors, in the order of those outputs that are images.
+    pub(crate) fn keep_results(&self, results: Vec<Descriptor>) {
+        let mut record = self.locked();
+        let result = record.result.get_or_insert_default();
+        result.result_deprecated = results.first().cloned();
+        result.results = (0..).zip(results).collect();
+    }
+
     fn locked(&self) -> MutexGuard<'_, BuildHistoryRecord> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -150,6 +161,7 @@ impl Builds {
             reference: reference.clone(),
             progress: Arc::new(Progress::new()),
             cancel: self.stop.child_token(),
+            places: Places::default(),
             bridge: Mutex::default(),
             record: Mutex::new(record),
             contents: Mutex::default(),

@@ -6,15 +6,16 @@ use crate::session::{ClientSession, SessionFiles, content};
 use crate::solution::{Solution, platform_key};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use forge_buildkit_proto::moby::buildkit::v1::Exporter;
+use forge_buildkit_proto::moby::buildkit::v1::{Descriptor, Exporter};
 use forge_engine::{
-    Annotation, AnnotationScope, AttestationForm, BuildOutcome, BuildRequest, Destination, DigestNames, FilesOutput,
-    ImageOutput, Job, Keep, LayerCompression, MediaTypes, Output, OutputStream, PlatformFolders, Push, Times,
-    Transport,
+    Annotation, AnnotationScope, AttestationForm, BuildOutcome, BuildRequest, Destination, DigestNames, Epoch,
+    ExistingBlobs, FilesOutput, ImageOutput, Job, Keep, LayerCompression, MediaTypes, Metadata, Nondistributable,
+    Output, OutputStream, PlatformFolders, Push, Times, Transport,
 };
 use forge_image::Reference;
 use std::collections::HashMap;
 use std::sync::Arc;
+use tokio::sync::oneshot;
 use tonic::Status;
 
 /// What an exporter has to do, read before anything runs.
@@ -76,10 +77,12 @@ fn files(attributes: &HashMap<String, String>) -> Result<FilesOutput, Status> {
     Ok(FilesOutput { epoch: epoch(attributes)?, folders, attestation_prefix })
 }
 
-fn epoch(attributes: &HashMap<String, String>) -> Result<Option<i64>, Status> {
-    let text = attributes.get("source-date-epoch").filter(|text| !text.is_empty());
-    let refused = |_| Status::unknown("invalid SOURCE_DATE_EPOCH");
-    text.map(|text| text.parse().map_err(refused)).transpose()
+fn epoch(attributes: &HashMap<String, String>) -> Result<Epoch, Status> {
+    match attributes.get("source-date-epoch").map(String::as_str) {
+        None => Ok(Epoch::OfBuild),
+        Some("") => Ok(Epoch::Unset),
+        Some(text) => text.parse().map(Epoch::At).map_err(|_| Status::unknown("invalid SOURCE_DATE_EPOCH")),
+    }
 }
 
 fn image(attributes: &HashMap<String, String>) -> Result<ImageOutput, Status> {
@@ -104,7 +107,8 @@ fn image(attributes: &HashMap<String, String>) -> Result<ImageOutput, Status> {
             prefix_only_without_names: is("danging-name-empty-only")?,
         },
         push,
-        keep: if switch(attributes, "store")?.unwrap_or(true) { Keep::Named } else { Keep::Nothing },
+        // Clients want its descriptor.
+        keep: if switch(attributes, "store")?.unwrap_or(true) { Keep::Manifest } else { Keep::Nothing },
         compression: compression(attributes)?,
         force_compression: is("force-compression")?,
         media_types: match switch(attributes, "oci-mediatypes")? {
@@ -114,6 +118,11 @@ fn image(attributes: &HashMap<String, String>) -> Result<ImageOutput, Status> {
         annotations: annotations(attributes)?,
         // Over this interface the times of files are changed only when that is asked for.
         times: Times { epoch: epoch(attributes)?, rewrite: Some(is("rewrite-timestamp")?) },
+        existing_blobs: ExistingBlobs::Kept,
+        nondistributable: match is("prefer-nondist-layers")? {
+            true => Nondistributable::Referred,
+            false => Nondistributable::Embedded,
+        },
         attestation_form: match switch(attributes, "oci-artifact")? {
             Some(false) => AttestationForm::Image,
             _ => AttestationForm::Artifact,
@@ -160,13 +169,26 @@ fn compression(attributes: &HashMap<String, String>) -> Result<Option<LayerCompr
         .map(|level| level.parse().map_err(|_| Status::unknown("non-integer value specified for compression-level")))
         .transpose()?;
     match attributes.get("compression").map(String::as_str) {
-        None | Some("") => Ok(None),
+        None | Some("") => Ok(level.map(|level| LayerCompression::Gzip(u32::try_from(level).ok()))),
         Some("uncompressed") => Ok(Some(LayerCompression::Uncompressed)),
         Some("gzip") => Ok(Some(LayerCompression::Gzip(level.and_then(|level| u32::try_from(level).ok())))),
         Some("zstd") => Ok(Some(LayerCompression::Zstd(level))),
         Some("estargz") => Ok(Some(LayerCompression::Estargz(level.and_then(|level| u32::try_from(level).ok())))),
         Some(other) => Err(Status::unknown(format!("unsupported compression type {other}"))),
     }
+}
+
+/// What an output made, where that is an image of the store.
+pub(crate) fn descriptor(plan: &Plan, response: &Response) -> Option<Descriptor> {
+    let Plan::Image(_) = plan else { return None };
+    let told = STANDARD.decode(response.get("containerimage.descriptor")?).ok()?;
+    let told: forge_image::Descriptor = serde_json::from_slice(&told).ok()?;
+    Some(Descriptor {
+        media_type: told.media_type.to_string(),
+        digest: told.digest.to_string(),
+        size: i64::try_from(told.size).ok()?,
+        annotations: HashMap::new(),
+    })
 }
 
 /// Writes a result where the client wants it. `number` is the output's place among the client's.
@@ -254,16 +276,27 @@ async fn to_stream(
 ) -> Result<Response, Status> {
     // What it needs runs before the client makes a file for it.
     solution.evaluate(job).await?;
-    let (writer, taken) = send::stream(client, number)?;
-    let destination = Destination::Stream(OutputStream::new(writer));
+    let (opened, taken) = oneshot::channel();
+    let session = client.clone();
+    let open = move |metadata: &Metadata| {
+        let told = told(metadata);
+        let (writer, taken) = send::stream(&session, number, &told)
+            .map_err(|status| std::io::Error::other(status.message().to_owned()))?;
+        // Whoever waits is still there: it is what runs this.
+        let _ = opened.send((taken, told));
+        Ok::<Box<dyn std::io::Write + Send>, _>(Box::new(writer))
+    };
+    let destination = Destination::Stream(OutputStream::opening(open));
     let written = to_engine(job, base, output(destination), solution).await;
+    // Nothing was sent: the reason is the engine's.
+    let Ok((taken, told)) = taken.await else { return written };
     let taken = match &written {
         // Whoever failed to write holds the stream no more; the client's reason is the better one.
         Err(_) => tokio::time::timeout(std::time::Duration::from_secs(1), taken).await.unwrap_or(Ok(Ok(Taken::Whole))),
         Ok(_) => taken.await,
     };
     match taken.map_err(|error| Status::internal(error.to_string()))?? {
-        Taken::Unwanted => Ok(written.unwrap_or_default()),
+        Taken::Unwanted => Ok(written.unwrap_or(told)),
         Taken::Whole => written,
     }
 }
@@ -306,16 +339,20 @@ async fn to_folder(
     }
     // Lists are in the order of names.
     trees.sort_by(|a: &SentTree, b| a.folder.cmp(&b.folder));
-    let epoch = files.epoch.or(solution.images.iter().find_map(|image| image.source_date_epoch));
+    let epoch = files.epoch.with(solution.images.iter().find_map(|image| image.source_date_epoch));
     send::trees(client, number, trees, epoch).await?;
     Ok(Response::new())
 }
 
 /// What the client is told of an image.
 fn response(outcome: &BuildOutcome) -> Response {
+    told(outcome.metadata.iter().map(|(name, value)| (name, value)))
+}
+
+fn told<'a>(metadata: impl IntoIterator<Item = (&'a String, &'a serde_json::Value)>) -> Response {
     let text = |value: &serde_json::Value| match value {
         serde_json::Value::String(text) => text.clone(),
         other => STANDARD.encode(other.to_string()),
     };
-    outcome.metadata.iter().map(|(name, value)| (name.clone(), text(value))).collect()
+    metadata.into_iter().map(|(name, value)| (name.clone(), text(value))).collect()
 }

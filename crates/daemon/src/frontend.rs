@@ -149,7 +149,7 @@ fn platforms(text: Option<&str>) -> Result<Vec<Platform>, Status> {
 }
 
 /// `os[(version)]/architecture[/variant]`.
-fn platform(name: &str) -> Result<Platform, Status> {
+pub(crate) fn platform(name: &str) -> Result<Platform, Status> {
     let failed = |error: String| invalid(format!("failed to parse target platform {name}: {error}"));
     let versioned = name.split_once('(').and_then(|(os, rest)| Some((os, rest.split_once(')')?)));
     let Some((os, (version, rest))) = versioned else {

@@ -29,6 +29,7 @@ mod info_service;
 mod listen;
 mod options;
 mod origins;
+mod places;
 mod policy;
 mod progress;
 mod reply;
@@ -38,7 +39,7 @@ mod solve;
 mod subrequest;
 mod timestamp;
 mod tls;
-mod unbuilt;
+mod verify;
 mod worker_record;
 
 pub use address::Address;

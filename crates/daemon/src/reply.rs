@@ -10,17 +10,23 @@ use forge_engine::{EngineError, SourcePlace};
 use forge_image::ErrorKind;
 use prost::Message;
 use serde_json::{Value, json};
+use std::panic::Location;
 use tonic::{Code, Status};
+
+const STACK: &str = "github.com/moby/buildkit/stack.Stack+json";
 
 /// An instruction of more lines is told by its first ones.
 const MOST_LINES: usize = 1000;
 
 /// A failure of the engine as a gRPC status.
+#[track_caller]
 pub(crate) fn status(error: &EngineError) -> Status {
+    let trace = error.vertex().map(|_| stack(Location::caller()));
     let vertex = error.vertex().map(|vertex| detail("Vertex", &json!({ "digest": vertex.as_str() })));
     let source = error.place().map(|place| detail("Source", &source(place)));
     let denied = denied(error.denials());
-    with_details(code(error.kind()), error.to_string(), vertex.into_iter().chain(source).chain(denied).collect())
+    let details = trace.into_iter().chain(vertex).chain(source).chain(denied).collect();
+    with_details(code(error.kind()), error.to_string(), details)
 }
 
 /// What whoever judges sources says of one that was denied.
@@ -30,6 +36,21 @@ fn denied(denials: &[String]) -> Option<Any> {
         type_url: "github.com/moby/buildkit/policysession.DecisionResponse+json".to_owned(),
         value: json!({ "action": "DENY", "denyMessages": messages }).to_string().into_bytes(),
     })
+}
+
+/// Where in the daemon a failure was met, for traces of several processes.
+fn stack(place: &Location<'_>) -> Any {
+    let frame = json!({ "Name": env!("CARGO_PKG_NAME"), "File": place.file(), "Line": place.line() });
+    let version = format!("forge {}", env!("CARGO_PKG_VERSION"));
+    let value = json!({ "frames": [frame], "pid": std::process::id(), "version": version });
+    Any { type_url: STACK.to_owned(), value: value.to_string().into_bytes() }
+}
+
+/// The step that a status says failed.
+pub(crate) fn vertex_of(details: &[Any]) -> Option<String> {
+    let vertex = details.iter().find(|detail| detail.type_url == type_url("Vertex"))?;
+    let value: Value = serde_json::from_slice(&vertex.value).ok()?;
+    Some(value.get("digest")?.as_str()?.to_owned())
 }
 
 /// A status with details.
@@ -48,7 +69,11 @@ pub(crate) fn details(status: &Status) -> Vec<Any> {
 
 /// A detail of one of the types that clients know.
 pub(crate) fn detail(kind: &str, value: &Value) -> Any {
-    Any { type_url: format!("github.com/moby/buildkit/errdefs.{kind}+json"), value: value.to_string().into_bytes() }
+    Any { type_url: type_url(kind), value: value.to_string().into_bytes() }
+}
+
+pub(crate) fn type_url(kind: &str) -> String {
+    format!("github.com/moby/buildkit/errdefs.{kind}+json")
 }
 
 fn source(place: &SourcePlace) -> Value {

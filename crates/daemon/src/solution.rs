@@ -20,6 +20,8 @@ pub(crate) struct Solution {
 }
 
 const CONFIG: &str = "containerimage.config";
+/// The same for one platform, whose key follows.
+const CONFIG_OF: &str = "containerimage.config/";
 const PLATFORMS: &str = "refs.platforms";
 
 impl Solution {
@@ -46,6 +48,31 @@ impl Solution {
             .collect();
         metadata.insert(PLATFORMS.to_owned(), json!({ "Platforms": platforms }).to_string().into_bytes());
         Self { images, is_map, metadata }
+    }
+
+    /// Whether it says itself which platforms its results are for.
+    pub(crate) fn names_platforms(&self) -> bool {
+        self.metadata.contains_key(PLATFORMS)
+    }
+
+    /// The same with the configs that an output brings along, which count more than those of the front end.
+    pub(crate) fn with_configs(&self, attributes: &HashMap<String, String>) -> Result<Option<Self>, Status> {
+        let told: HashMap<String, Vec<u8>> = attributes
+            .iter()
+            .filter(|(name, _)| name.as_str() == CONFIG || name.starts_with(CONFIG_OF))
+            .map(|(name, value)| (name.clone(), value.clone().into_bytes()))
+            .collect();
+        if told.is_empty() {
+            return Ok(None);
+        }
+        let mut changed = self.clone();
+        for image in &mut changed.images {
+            let name = format!("{CONFIG_OF}{}", platform_key(&image.platform));
+            if told.contains_key(&name) || told.contains_key(CONFIG) {
+                image.set_config(config(&told, &name, &image.platform)?);
+            }
+        }
+        Ok(Some(changed))
     }
 
     /// Adds statements that a client made, by the keys of the results that they are about.

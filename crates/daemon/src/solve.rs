@@ -9,12 +9,14 @@ use crate::frontend::{self, empty_request};
 use crate::policy::{Guard, Policy};
 use crate::progress::time;
 use crate::reply;
-use crate::session::{ClientSession, RemoteSession, upload};
+use crate::session::{self, ClientSession, RemoteSession, upload};
 use crate::solution::{Found, Results, Solution};
-use crate::unbuilt;
+use crate::verify;
 use forge_buildkit_proto::google::rpc;
 use forge_buildkit_proto::moby::buildkit::v1::sourcepolicy as wire;
-use forge_buildkit_proto::moby::buildkit::v1::{BuildHistoryRecord, Exporter, SolveRequest, SolveResponse};
+use forge_buildkit_proto::moby::buildkit::v1::{
+    BuildHistoryRecord, Exporter, SolveRequest, SolveResponse, VertexWarning,
+};
 use forge_buildkit_proto::pb;
 use forge_engine::{Allowed, Attest, BuildContext, BuildRequest, ContextStream, Invocation, Job};
 use forge_session::{Event, EventSink, Session, WarningNotice};
@@ -48,7 +50,6 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
             exporter.attrs.entry("source-date-epoch".to_owned()).or_insert_with(|| epoch.clone());
         }
     }
-    unbuilt::refuse(&request)?;
     let plans = request.exporters.iter().map(exporters::plan).collect::<Result<Vec<_>, _>>()?;
     let attest = attestations::wanted(&request.frontend_attrs, &shared.options.provenance)?;
     let allowed = allowed(&request.entitlements, &shared.options.entitlements)?;
@@ -66,6 +67,7 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
     let running = tokio::spawn(async move {
         let (result, notice) = shared.engine.collecting(run(&shared, &build, request, &plans, (allowed, attest))).await;
         shared.origins.forget(&build.reference);
+        let result = result.map_err(|failed| build.places.complete(failed));
         if let Some(short) = notice {
             let (detail, url, span, excerpt) = (Vec::new(), None, None, None);
             let notice = WarningNotice { vertex: None, level: 1, short, detail, url, span, excerpt };
@@ -125,12 +127,13 @@ async fn run(
     };
     let context = context.judged_by(&request.source_policy, verifier)?;
     let root = Arc::new(context.invocation(&request.frontend, &request.frontend_attrs, &request.frontend_inputs));
+    let (options, wants_more) = (request.frontend_attrs.clone(), request.enable_session_exporter);
+    let mut outputs: Vec<(Exporter, Plan)> = request.exporters.iter().cloned().zip(plans.iter().cloned()).collect();
     let is_bridged = request.frontend.is_empty() && request.definition.is_none();
     let mut solution = match is_bridged {
         true => {
             let bridge = Arc::new(Bridge::new(context.clone(), request.frontend_inputs, root));
-            build.set_bridge(Some(bridge.clone()));
-            shared.builds.announce();
+            context.lead_to(&bridge);
             let said = bridge.wait().await;
             bridge.containers.close().await;
             said?
@@ -149,17 +152,34 @@ async fn run(
     solution.evaluate(&context.job).await?;
     context.job.attest(&attest, &mut solution.images).await.map_err(|error| reply::status(&error))?;
     build.keep_provenance(context.provenance(&solution).await);
-    let mut response = HashMap::new();
-    for (number, plan) in plans.iter().enumerate() {
-        let base = context.base.clone();
-        let exported =
-            exporters::export(plan, number, &context.job, base, context.client.as_ref(), &solution, &shared.files);
-        response.extend(exported.await?);
+    for remark in verify::platforms(&options, &solution) {
+        build.progress.warn(VertexWarning { short: remark.into_bytes(), ..VertexWarning::default() });
     }
+    if wants_more {
+        for exporter in context.exporters_of_client(&solution).await? {
+            let plan = exporters::plan(&exporter)?;
+            outputs.push((exporter, plan));
+        }
+    }
+    let (mut response, mut results) = (HashMap::new(), Vec::new());
+    for (number, (exporter, plan)) in outputs.iter().enumerate() {
+        let base = context.base.clone();
+        let told = solution.with_configs(&exporter.attrs)?;
+        let solution = told.as_ref().unwrap_or(&solution);
+        let exported =
+            exporters::export(plan, number, &context.job, base, context.client.as_ref(), solution, &shared.files);
+        let exported = exported.await?;
+        results.extend(exporters::descriptor(plan, &exported));
+        response.extend(exported);
+    }
+    build.keep_results(results);
     let cached = context.job.finish_caches(&solution.images).await.map_err(|error| reply::status(&error))?;
     response.extend(cached.map(|bundle| ("cache.manifest".to_owned(), json!(bundle).to_string())));
     let told = solution.metadata.iter().filter(|(name, _)| name.starts_with("frontend."));
     response.extend(told.map(|(name, value)| (name.clone(), String::from_utf8_lossy(value).into_owned())));
+    if let Some(client) = context.client.as_ref().filter(|_| wants_more) {
+        session::exporters::finalize(client, response.clone()).await?;
+    }
     Ok(SolveResponse { exporter_response: response })
 }
 
@@ -195,6 +215,23 @@ impl JobContext {
         let bridge = Bridge::new(plain, HashMap::new(), root);
         let guard = Guard { policy: policy.clone(), bridge, cancel: self.build.cancel.clone() };
         Ok(Self { job: self.plain.guarded(Arc::new(guard)), policy, ..self.clone() })
+    }
+
+    /// Lets the client look at the build's results.
+    fn lead_to(&self, bridge: &Arc<Bridge>) {
+        self.build.set_bridge(Some(bridge.clone()));
+        self.shared.builds.announce();
+    }
+
+    /// The outputs that the client wants now that there is a result, which it can look at.
+    async fn exporters_of_client(&self, solution: &Solution) -> Result<Vec<Exporter>, Status> {
+        let client = self.client.as_ref().ok_or_else(|| Status::failed_precondition("the build has no session"))?;
+        let bridge = self.build.bridge().unwrap_or_else(|| {
+            let bridge = Arc::new(Bridge::new(self.clone(), HashMap::new(), Arc::new(Invocation::default())));
+            self.lead_to(&bridge);
+            bridge
+        });
+        session::exporters::find(client, solution.metadata.clone(), bridge.names(solution)).await
     }
 
     /// What a front end is asked, as provenance tells it. Forge's own front end is that under every name.
@@ -246,7 +283,9 @@ impl JobContext {
     async fn answer(&self, request: FrontendRequest) -> Result<Solution, Status> {
         match request.frontend.as_str() {
             "" => {
-                let bytes = request.definition.unwrap_or_default().encode_to_vec();
+                let definition = request.definition.unwrap_or_default();
+                self.build.places.note(&definition);
+                let bytes = definition.encode_to_vec();
                 let result = self.job.definition(bytes, false).await.map_err(|error| reply::status(&error))?;
                 Solution::of_metadata(Results::One(result.map(Found::new)), HashMap::new())
             }
@@ -267,6 +306,11 @@ impl JobContext {
         let options = &asked.options;
         let mut request = frontend::dockerfile(options, self.base.clone())?;
         for (name, definition) in &asked.inputs {
+            if definition.metadata.is_empty() {
+                // On the wire nothing and the empty definition are the same, and BuildKit takes neither.
+                return Err(Status::unknown("invalid nil input definition to definition op"));
+            }
+            self.build.places.note(definition);
             let input = self.job.definition(definition.encode_to_vec(), false).await;
             if let Some(input) = input.map_err(|error| reply::status(&error))? {
                 request.dockerfile.inputs.insert(name.clone(), input);

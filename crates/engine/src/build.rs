@@ -21,7 +21,7 @@ use crate::{
 };
 use forge_cache::BuildId;
 use forge_cache::remote::{RemoteCache, RemoteMounts, SharedCache};
-use forge_exporter::{Attestation, BuiltImage};
+use forge_exporter::{Attestation, BuiltImage, MissingHistory};
 use forge_frontend::{
     Arguments, Dockerfile, FrontendError, ImageKeySource, ImageRequest, Instruction, LowerOptions, Lowered,
     LoweredImage, Problem, ResolvedImage, ResolvedImages, SourceTime, TimeRequest, Warning,
@@ -98,6 +98,8 @@ pub(crate) struct PlatformResult {
     pub platform: Platform,
     /// What is said of it.
     pub said: Vec<Attestation>,
+    /// What its config's history may lack.
+    pub missing_history: MissingHistory,
 }
 
 impl Build {
@@ -248,7 +250,7 @@ impl Build {
         let parts = platforms.into_iter().zip(lowered).zip(solved);
         let results = parts.map(|((platform, lowered), solved)| {
             let said = Vec::new();
-            PlatformResult { lowered, solved, platform, said }
+            PlatformResult { lowered, solved, platform, said, missing_history: MissingHistory::Lowest }
         });
         let results = self.attested(results.collect(), &text).await?;
         self.worker.get().inspect(|worker| worker.contexts().forget());
@@ -578,6 +580,7 @@ impl PlatformResult {
             platform: self.platform.clone(),
             layers: self.solved.result.layers().to_vec(),
             config: self.lowered.config.clone(),
+            missing_history: self.missing_history,
         }
     }
 }

@@ -148,7 +148,23 @@ impl Build {
         Question { text, dockerfile, options: self.lower_options(ignore, &platform) }
     }
 
+    /// What the checks find; where an instruction cannot be read and nothing else was found, what stands before it is looked
+    /// at without it.
     pub(crate) async fn check(&self, text: &DockerfileText, ignore: &[String]) -> Result<CheckReport, EngineError> {
+        let report = self.check_whole(text, ignore).await?;
+        let wrong = report.error.as_ref().and_then(|error| error.span).filter(|_| report.findings.is_empty());
+        let Some(wrong) = wrong else { return Ok(report) };
+        let lines = text.text.split_inclusive(|byte| *byte == b'\n');
+        let before: Vec<u8> = lines.take(wrong.first_line.saturating_sub(1) as usize).flatten().copied().collect();
+        if forge_frontend::parse(&text.name, &before).is_err() {
+            return Ok(report);
+        }
+        let before = DockerfileText { name: text.name.clone(), text: before };
+        let found = self.check_whole(&before, ignore).await?;
+        Ok(CheckReport { findings: found.findings, ..report })
+    }
+
+    async fn check_whole(&self, text: &DockerfileText, ignore: &[String]) -> Result<CheckReport, EngineError> {
         let dockerfile = match forge_frontend::parse(&text.name, &text.text) {
             Ok(dockerfile) => dockerfile,
             Err(error) => return Ok(report(CheckResults { warnings: Vec::new(), error: Some(error) })),

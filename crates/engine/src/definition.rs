@@ -9,6 +9,7 @@ use crate::source_guard::ToldSources;
 use crate::steps::ShownStep;
 use crate::{BuildContext, BuildOutcome, BuildRequest, Engine, EngineError, NamedContext, plausible};
 use forge_buildkit_proto::{DecodeError, Decoded, SourceFile};
+use forge_exporter::MissingHistory;
 use forge_frontend::{Entitlement, EntitlementUse, LoweredImage, Span};
 use forge_image::{ErrorKind, ImageConfig, Platform};
 use forge_llb::{Graph, NetworkMode, Op, SecurityMode, Vertex};
@@ -105,7 +106,9 @@ impl Build {
         })?;
         let said = Vec::new();
         let text = nowhere;
-        let results = self.attested(vec![PlatformResult { lowered, solved, platform, said }], &text).await?;
+        let missing_history = MissingHistory::Uppermost;
+        let result = PlatformResult { lowered, solved, platform, said, missing_history };
+        let results = self.attested(vec![result], &text).await?;
         let stacks: Vec<_> = results.iter().map(|result| result.solved.result.layers().to_vec()).collect();
         let outcome = self.export(results, Vec::new()).await?;
         self.finish_caches(&stacks).await?;
@@ -183,7 +186,7 @@ fn only_local_contexts(request: &BuildRequest) -> Result<(), EngineError> {
 
 fn show(graph: &Graph, text: &DockerfileText, format: DefinitionFormat) -> Result<Vec<u8>, EngineError> {
     let language = "Dockerfile".to_owned();
-    let source = SourceFile { name: text.name.clone(), data: text.text.clone(), language };
+    let source = SourceFile { name: text.name.clone(), data: text.text.clone(), language, ..SourceFile::default() };
     let definition = || {
         forge_buildkit_proto::encode(graph, std::slice::from_ref(&source))
             .map_err(|error| EngineError::caused(ErrorKind::UserInput, error))

@@ -1,7 +1,7 @@
 //! Opens what a stream of bytes is written to, so that a failure leaves what was there.
 
 use crate::request::ArchiveWriter;
-use crate::{Destination, EngineError};
+use crate::{Destination, EngineError, Metadata};
 use forge_image::ErrorKind;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
@@ -30,15 +30,19 @@ pub(crate) enum End {
     Replace { file: NamedTempFile, path: PathBuf },
 }
 
-/// Opens a destination for writing. May block.
-pub(crate) fn open(destination: &Destination, cancel: &CancellationToken) -> Result<OpenedDestination, EngineError> {
+/// Opens a destination for writing; `metadata` is told to whoever takes a stream. May block.
+pub(crate) fn open(
+    destination: &Destination,
+    metadata: &Metadata,
+    cancel: &CancellationToken,
+) -> Result<OpenedDestination, EngineError> {
     match destination {
         Destination::Stdout => {
             // Not `Stdout`, which looks for ends of lines in what is no text.
             let copy = io::stdout().as_fd().try_clone_to_owned().map_err(EngineError::io)?;
             Ok(opened(File::from(copy), End::Nothing, cancel))
         }
-        Destination::Stream(stream) => match stream.take() {
+        Destination::Stream(stream) => match stream.take(metadata).map_err(EngineError::io)? {
             Some(stream) => {
                 let stream = Cancellable { inner: stream, cancel: cancel.clone() };
                 Ok(OpenedDestination { stream: Box::new(BufWriter::with_capacity(BUFFER, stream)), end: End::Nothing })
@@ -132,7 +136,7 @@ mod tests {
     }
 
     fn open_at(path: &Path) -> Result<OpenedDestination, EngineError> {
-        open(&Destination::File(path.to_owned()), &CancellationToken::new())
+        open(&Destination::File(path.to_owned()), &Metadata::new(), &CancellationToken::new())
     }
 
     fn write(path: &Path, bytes: &[u8]) {

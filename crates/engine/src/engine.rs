@@ -326,7 +326,9 @@ fn registry_options(options: &EngineOptions) -> RegistryOptions {
         ca: host.ca.clone(),
         keypair: host.keypair.iter().map(|pair| (pair.key.clone(), pair.cert.clone())).collect(),
     };
+    let usual = RegistryOptions::default();
     RegistryOptions {
+        user_agent: options.user_agent.clone().unwrap_or(usual.user_agent),
         hosts: options.registries.iter().map(|(name, options)| (name.clone(), host(options))).collect(),
         offline: options.offline,
         proxy: ProxyOptions {
@@ -334,6 +336,6 @@ fn registry_options(options: &EngineOptions) -> RegistryOptions {
             https: options.proxy.https.clone(),
             no_proxy: options.proxy.no_proxy.clone(),
         },
-        ..RegistryOptions::default()
+        ..usual
     }
 }

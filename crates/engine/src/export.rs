@@ -4,22 +4,26 @@ use crate::build::{Build, PlatformResult, count};
 use crate::destination::{OpenedDestination, open};
 use crate::engine::{blocking, until_cancelled};
 use crate::steps::ShownStep;
+use crate::told::told;
 use crate::{
     BuildOutcome, Destination, DigestNames, EngineError, FilesOutput, ImageOutput, Keep, LayerCompression, MediaTypes,
-    Output, Push, Transport,
+    Metadata, Output, Push, Transport,
 };
 use forge_exporter::{
     AssembledImage, Attestation, BuiltTree, ExportSettings, Exported, FolderMode, ImageSet, LayoutDestination,
-    PlatformFolders, Recipient, assemble, hand_over, package, to_docker, to_local, to_oci, to_store, to_store_packaged,
-    to_tar,
+    Nondistributable, PlatformFolders, Recipient, assemble, hand_over, package, to_docker, to_local, to_oci, to_store,
+    to_store_packaged, to_tar,
 };
 use forge_frontend::LoweredImage;
-use forge_image::{Digest, Reference};
-use forge_registry::Registry;
+use forge_image::Reference;
+use forge_registry::{Registry, TransferContext};
 use forge_session::{Event, WarningNotice};
 use forge_store::Compression;
 use std::path::Path;
 use std::sync::Arc;
+
+/// The step that makes an image and sends it away.
+const EXPORTING: &str = "exporting to image";
 
 /// An output whose bytes are where they belong.
 enum Written {
@@ -56,11 +60,12 @@ impl Finality {
             && compression.is_none()
             && !output.force_compression
             && output.media_types == MediaTypes::Oci
+            && output.nondistributable == Nondistributable::Embedded
             && output.annotations.is_empty();
         match (keep, says_nothing) {
             (Keep::Nothing, _) => Self::Forgotten,
             (Keep::Named, true) => Self::Layers,
-            (Keep::Named, false) => Self::Manifest,
+            (Keep::Named, false) | (Keep::Manifest, _) => Self::Manifest,
         }
     }
 }
@@ -148,15 +153,19 @@ impl Build {
 
     async fn write_image(&self, output: &ImageOutput, results: &[PlatformResult]) -> Result<Written, EngineError> {
         let settings = self.settings(output, results);
-        let shown = ShownStep::start(self.session.events(), "exporting to image");
+        let shown = ShownStep::start(self.session.events(), EXPORTING);
         let finality = Finality::of(output);
         let leaves = output.push.is_wanted() || finality != Finality::Layers;
         let settings = if leaves { leaving(settings) } else { settings };
-        let images = shown.end(self.assemble(&settings, results).await)?;
-        let pushed = match output.push.transport() {
-            Some(transport) => Some(self.push_image(&images, &settings, transport, finality).await?),
-            None => None,
+        let written = async {
+            let images = self.assemble(&settings, results).await?;
+            let pushed = match output.push.transport() {
+                Some(transport) => Some(self.push_image(&images, &settings, transport, finality).await?),
+                None => None,
+            };
+            Ok::<_, EngineError>((images, pushed))
         };
+        let (images, pushed) = shown.end(written.await)?;
         Ok(Written::Image(Box::new(Nameless { images, settings, finality, pushed })))
     }
 
@@ -169,17 +178,14 @@ impl Build {
         transport: Transport,
         finality: Finality,
     ) -> Result<Exported, EngineError> {
-        let shown = ShownStep::start(self.session.events(), "pushing image");
-        let pushed = async {
-            let registry = self.registry_for(transport, &settings.names).await?;
-            if finality != Finality::Forgotten {
-                let nameless = ExportSettings { names: Vec::new(), ..settings.clone() };
-                to_store(&self.transfer, images, &nameless).await?;
-            }
-            let pushed = forge_exporter::push(&self.transfer, &registry, images, settings).await?;
-            Ok::<_, EngineError>(pushed.exported)
-        };
-        shown.end(pushed.await)
+        let registry = self.registry_for(transport, &settings.names).await?;
+        if finality != Finality::Forgotten {
+            let nameless = ExportSettings { names: Vec::new(), ..settings.clone() };
+            to_store(&self.transfer, images, &nameless).await?;
+        }
+        // What it sends is told as part of the export, as clients of BuildKit look for it.
+        let context = TransferContext { vertex: ShownStep::digest_of(EXPORTING), ..self.transfer.clone() };
+        Ok(forge_exporter::push(&context, &registry, images, settings).await?.exported)
     }
 
     pub(crate) async fn registry_for(
@@ -219,9 +225,13 @@ impl Build {
         Ok(exported)
     }
 
-    async fn open_destination(&self, destination: &Destination) -> Result<OpenedDestination, EngineError> {
+    async fn open_destination(
+        &self,
+        destination: &Destination,
+        metadata: Metadata,
+    ) -> Result<OpenedDestination, EngineError> {
         let (destination, cancel) = (destination.clone(), self.session.cancellation().clone());
-        blocking(move || open(&destination, &cancel)).await
+        blocking(move || open(&destination, &metadata, &cancel)).await
     }
 
     async fn to_layout(
@@ -236,7 +246,14 @@ impl Build {
             let destination = LayoutDestination::Folder(folder.clone());
             return Ok(to_oci(&self.transfer, &images, &settings, destination).await?);
         }
-        let OpenedDestination { stream, end } = self.open_destination(destination).await?;
+        let metadata = match destination {
+            // The layers are compressed for that, and need not be again.
+            Destination::Stream(stream) if stream.wants_metadata() => {
+                package(&self.transfer, &images, &settings).await?.metadata()
+            }
+            _ => Metadata::new(),
+        };
+        let OpenedDestination { stream, end } = self.open_destination(destination, metadata).await?;
         let exported = to_oci(&self.transfer, &images, &settings, LayoutDestination::Archive(stream)).await?;
         blocking(move || end.complete()).await?;
         Ok(exported)
@@ -250,7 +267,7 @@ impl Build {
     ) -> Result<Exported, EngineError> {
         let settings = leaving(self.settings(output, results));
         let images = self.assemble(&settings, results).await?;
-        let OpenedDestination { stream, end } = self.open_destination(destination).await?;
+        let OpenedDestination { stream, end } = self.open_destination(destination, Metadata::new()).await?;
         let exported = to_docker(&self.transfer, &images, &settings, stream).await?;
         blocking(move || end.complete()).await?;
         Ok(exported)
@@ -276,7 +293,7 @@ impl Build {
         results: &[PlatformResult],
     ) -> Result<Exported, EngineError> {
         let trees = trees(results, &files.attestation_prefix);
-        let epoch = files.epoch.or(self.epoch(results));
+        let epoch = files.epoch.with(self.epoch(results));
         let folders = files.folders.unwrap_or(PlatformFolders::for_platforms(trees.len()));
         Ok(to_local(&self.transfer, &trees, epoch, folders, mode, folder).await?)
     }
@@ -288,9 +305,9 @@ impl Build {
         results: &[PlatformResult],
     ) -> Result<Exported, EngineError> {
         let trees = trees(results, &files.attestation_prefix);
-        let epoch = files.epoch.or(self.epoch(results));
+        let epoch = files.epoch.with(self.epoch(results));
         let folders = files.folders.unwrap_or(PlatformFolders::for_platforms(trees.len()));
-        let OpenedDestination { stream, end } = self.open_destination(destination).await?;
+        let OpenedDestination { stream, end } = self.open_destination(destination, Metadata::new()).await?;
         let exported = to_tar(&self.transfer, &trees, epoch, folders, stream).await?;
         blocking(move || end.complete()).await?;
         Ok(exported)
@@ -312,7 +329,7 @@ impl Build {
     fn settings_of(&self, output: &ImageOutput, epoch: Option<i64>) -> ExportSettings {
         let mut names = self.request.tags.clone();
         names.extend(output.names.iter().filter(|name| !self.request.tags.contains(name)).cloned());
-        let epoch = output.times.epoch.or(epoch);
+        let epoch = output.times.epoch.with(epoch);
         ExportSettings {
             digest_names: digest_names(&output.digest_names, &names),
             names,
@@ -324,6 +341,8 @@ impl Build {
             rewrite_timestamp: output.times.rewrite.unwrap_or(true),
             push_by_digest: matches!(output.push, Push::Digest(_)),
             annotations: output.annotations.clone(),
+            existing_blobs: output.existing_blobs,
+            nondistributable: output.nondistributable,
             attestation_form: output.attestation_form,
             ..ExportSettings::new(self.request.now)
         }
@@ -390,101 +409,4 @@ fn trees(results: &[PlatformResult], prefix: &str) -> Vec<BuiltTree> {
         attestations: said(result, prefix),
     };
     results.iter().map(tree).collect()
-}
-
-/// What the caller is told of all outputs. The first one with a manifest speaks for all: its digest is what others
-/// know the image by. Names are those of all.
-fn told(exported: &[Exported]) -> BuildOutcome {
-    let spokesman = exported.iter().find(|exported| exported.descriptor.is_some()).or(exported.first());
-    let mut names: Vec<Reference> = Vec::new();
-    for name in exported.iter().flat_map(|exported| &exported.names) {
-        if !names.contains(name) {
-            names.push(name.clone());
-        }
-    }
-    let metadata = spokesman.map(|exported| Exported { names: names.clone(), ..exported.clone() }.metadata());
-    BuildOutcome {
-        image: spokesman.and_then(image_of),
-        descriptor: spokesman.and_then(|exported| exported.descriptor.clone()),
-        names,
-        metadata: metadata.into_iter().flatten().collect(),
-        ..BuildOutcome::default()
-    }
-}
-
-/// Images of several platforms get their index, and so a digest in common, when they leave the store; until then the
-/// first one's id stands for them.
-fn image_of(exported: &Exported) -> Option<Digest> {
-    match (&exported.descriptor, exported.images.as_slice()) {
-        (Some(index), [_, _, ..]) => Some(index.digest.clone()),
-        (_, images) => images.first().map(|image| image.id.digest().clone()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use forge_exporter::ExportedImage;
-    use forge_image::{Descriptor, ImageId, MediaType, Platform};
-
-    fn exported(images: &[&str], manifest: Option<&str>, names: &[&str]) -> Exported {
-        let of = |text: &str| Descriptor::of(MediaType::OciManifest, text.as_bytes());
-        let image = |text: &&str| ExportedImage {
-            platform: Platform::host(),
-            id: ImageId::new(Digest::sha256(text.as_bytes())),
-            manifest: None,
-        };
-        Exported {
-            descriptor: manifest.map(of),
-            images: images.iter().map(image).collect(),
-            names: names.iter().map(|name| name.parse().unwrap()).collect(),
-            remarks: Vec::new(),
-        }
-    }
-
-    fn keys(outcome: &BuildOutcome) -> String {
-        let known = [Digest::sha256(b"image"), Digest::sha256(b"manifest")];
-        let shown = |value: &serde_json::Value| match value.as_str() {
-            Some(text) if text == known[0].as_str() => "image".to_owned(),
-            Some(text) if text == known[1].as_str() => "manifest".to_owned(),
-            Some(text) => text.to_owned(),
-            None => "{}".to_owned(),
-        };
-        let lines = outcome.metadata.iter().map(|(key, value)| format!("{key} {}\n", shown(value)));
-        lines.collect()
-    }
-
-    #[test]
-    fn metadata_is_buildxs() {
-        let stored = told(&[exported(&["image"], None, &["app:1"])]);
-        insta::assert_snapshot!(keys(&stored), @r"
-        containerimage.config.digest image
-        containerimage.digest image
-        image.name docker.io/library/app:1
-        ");
-        assert!(told(&[exported(&[], None, &[])]).metadata.is_empty());
-        assert!(told(&[]).metadata.is_empty());
-    }
-
-    // Fails when the digest comes from one output and the descriptor from another.
-    #[test]
-    fn of_several_outputs_the_one_with_a_manifest_speaks() {
-        let archive = exported(&["image"], Some("manifest"), &["app:1", "r.test/x:2"]);
-        let outcome = told(&[exported(&["image"], None, &["app:1"]), exported(&[], None, &[]), archive]);
-        insta::assert_snapshot!(keys(&outcome), @r"
-        containerimage.config.digest image
-        containerimage.descriptor {}
-        containerimage.digest manifest
-        image.name docker.io/library/app:1,r.test/x:2
-        ");
-        assert_eq!(outcome.image, Some(Digest::sha256(b"image")));
-    }
-
-    #[test]
-    fn several_platforms_are_known_by_their_index() {
-        let pushed = told(&[exported(&["a", "b"], Some("index"), &[])]);
-        assert_eq!(pushed.image, Some(Digest::sha256(b"index")));
-        let stored = told(&[exported(&["a", "b"], None, &[])]);
-        assert_eq!(stored.image, Some(Digest::sha256(b"a")));
-    }
 }

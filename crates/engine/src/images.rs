@@ -268,7 +268,7 @@ impl Engine {
         let prepared = self.blocking(move |engine| {
             let found = |text: &String| Ok(saved(engine.store().images().resolve(text)?));
             let images = texts.iter().map(found).collect::<Result<Vec<SavedImage>, EngineError>>()?;
-            Ok((images, open(&destination, &token)?))
+            Ok((images, open(&destination, &crate::Metadata::new(), &token)?))
         });
         let (images, OpenedDestination { stream, end }) = prepared.await?;
         let context = self.quiet_transfer("save", cancel.clone()).await?;

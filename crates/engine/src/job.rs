@@ -16,7 +16,7 @@ use crate::{
     BuildContext, BuildOutcome, BuildRequest, CacheImport, Call, CallOutcome, Engine, EngineError, NamedContext,
 };
 use forge_buildkit_proto::{Decoded, SourceFile};
-use forge_exporter::{Attestation, StatementFile};
+use forge_exporter::{Attestation, MissingHistory, StatementFile};
 use forge_frontend::{GraphInput, LoweredImage};
 use forge_image::{Descriptor, Digest, ErrorKind, ImageConfig, Platform, Reference};
 use forge_llb::{
@@ -30,6 +30,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::OnceCell;
 
+pub use forge_registry::AttestationChain;
 pub use forge_store::{MergedTree, TreeEntry, TreeKind};
 
 /// The name of the context that a client's Dockerfile lies in.
@@ -77,6 +78,8 @@ pub struct JobImage {
     pub said: Vec<Attestation>,
     /// Folders besides it that scanners are shown, by name.
     pub(crate) scanned: Extras,
+    /// What the config's history may lack.
+    missing_history: MissingHistory,
 }
 
 impl JobImage {
@@ -91,7 +94,14 @@ impl JobImage {
             invocation: None,
             said: Vec::new(),
             scanned: Extras::new(),
+            missing_history: MissingHistory::Uppermost,
         }
+    }
+
+    /// Gives it a config of the client's.
+    pub fn set_config(&mut self, config: ImageConfig) {
+        self.config = config;
+        self.missing_history = MissingHistory::Uppermost;
     }
 }
 
@@ -302,6 +312,22 @@ impl Job {
         Ok(JobSource { digest: found.digest, config: found.config })
     }
 
+    /// What a registry says of an image besides its files: `None` where the name stands for no index. `statements` are the
+    /// predicate types of the statements that are read.
+    ///
+    /// # Errors
+    /// There is no such image, or the registry fails.
+    pub async fn attestation_chain(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        statements: &[String],
+        step: &str,
+    ) -> Result<Option<AttestationChain>, EngineError> {
+        let shown = ShownStep::start(self.session().events(), step);
+        Ok(shown.end(self.0.images().attestation_chain(reference, platform, statements).await)?)
+    }
+
     /// What can be told of a source that is no image; what steps of this build see of it is the same then.
     ///
     /// # Errors
@@ -404,7 +430,8 @@ impl Job {
             source_date_epoch: image.source_date_epoch,
             ..self.0.image_of(graph, &image.platform, false)?
         };
-        Ok(PlatformResult { lowered, solved, platform: image.platform.clone(), said: image.said.clone() })
+        let (platform, said) = (image.platform.clone(), image.said.clone());
+        Ok(PlatformResult { lowered, solved, platform, said, missing_history: image.missing_history })
     }
 
     /// A build as one that somebody steers.
@@ -506,7 +533,8 @@ impl JobImage {
             let (build, text, solved) = (build.clone(), SourceTexts::Dockerfile(text), OnceCell::new());
             JobResult(Arc::new(Lazy { build, image, text, solved }))
         });
-        Self { source_date_epoch, scanned, ..Self::new(platform, result, config) }
+        let missing_history = MissingHistory::Lowest;
+        Self { source_date_epoch, scanned, missing_history, ..Self::new(platform, result, config) }
     }
 }
 
@@ -650,18 +678,7 @@ impl Build {
     /// Tells what the checks found in a Dockerfile that cannot be built.
     async fn report_findings(&self, text: &DockerfileText, ignore: &[String]) {
         // The build fails for a reason of its own.
-        let Ok(mut report) = self.check(text, ignore).await else { return };
-        let wrong = report.error.as_ref().and_then(|error| error.span).filter(|_| report.findings.is_empty());
-        if let Some(wrong) = wrong {
-            // What stands before the instruction that is wrong can be looked at without it.
-            let lines = text.text.split_inclusive(|byte| *byte == b'\n');
-            let before = lines.take(wrong.first_line.saturating_sub(1) as usize).flatten().copied().collect();
-            let before = DockerfileText { name: text.name.clone(), text: before };
-            report = match self.check(&before, ignore).await {
-                Ok(report) => report,
-                Err(_) => return,
-            };
-        }
+        let Ok(report) = self.check(text, ignore).await else { return };
         for finding in report.findings {
             let (first_line, last_line) = (finding.span.first_line, finding.span.last_line);
             self.session.events().emit(Event::Warning(WarningNotice {

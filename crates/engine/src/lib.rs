@@ -58,6 +58,7 @@ mod shared_cache;
 mod source_guard;
 mod source_policy;
 mod steps;
+mod told;
 mod usage;
 mod verify;
 
@@ -87,8 +88,8 @@ pub use expected::ExpectedContainer;
 pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason};
 pub use forge_executor::{CpuQuota, ExitStatus, Footing, NamespaceIds, Resources, SwapLimit};
 pub use forge_exporter::{
-    Annotation, AnnotationScope, Attestation, AttestationForm, FolderMode, LoadLimits, PlatformFolders, Recipient,
-    StatementFile, Subject,
+    Annotation, AnnotationScope, Attestation, AttestationForm, ExistingBlobs, FolderMode, LoadLimits, Nondistributable,
+    PlatformFolders, Recipient, StatementFile, Subject,
 };
 pub use forge_frontend::TriggerRight;
 pub use forge_llb::{ExtraHost, SecretEnv, SecurityMode, Ulimit};
@@ -97,7 +98,10 @@ pub use forge_store::{
     BlobFault, Finding as StoreFinding, LayerFault, Repair, TreeFault, UnpackLimits, Verification, VerifyDepth,
 };
 pub use forge_worker::{BuildProcess, ProcessRequest, ProcessStreams, ReadObjects, Resolver, SourceFacts};
-pub use job::{Job, JobDockerfile, JobImage, JobResult, JobSource, MergedTree, SessionDockerfile, TreeEntry, TreeKind};
+pub use job::{
+    AttestationChain, Job, JobDockerfile, JobImage, JobResult, JobSource, MergedTree, SessionDockerfile, TreeEntry,
+    TreeKind,
+};
 pub use job_container::JobContainer;
 pub use leaks::leaks;
 pub use limits::Limits;
@@ -106,8 +110,8 @@ pub use outcome::{
     PushOutcome, Removal, RunOutcome, StepCounts, UsageReport, UsageRow,
 };
 pub use output::{
-    Destination, DigestNames, FilesOutput, ImageOutput, Keep, LayerCompression, MediaTypes, Output, OutputStream, Push,
-    Times, Transport,
+    Destination, DigestNames, Epoch, FilesOutput, ImageOutput, Keep, LayerCompression, MediaTypes, Metadata, Output,
+    OutputStream, Push, Times, Transport,
 };
 pub use plan::{BuildPlan, ChangeReport, PlannedStep, PlatformPlan, Reason, ReportContext, StepFate};
 pub use ports::{Port, Protocol};

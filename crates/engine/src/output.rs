@@ -1,9 +1,11 @@
 //! Where a build's result goes, and in which form.
 
-use forge_exporter::{Annotation, AttestationForm, FolderMode, PlatformFolders, Recipient};
+use forge_exporter::{
+    Annotation, AttestationForm, ExistingBlobs, FolderMode, Nondistributable, PlatformFolders, Recipient,
+};
 use forge_image::Reference;
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -48,6 +50,10 @@ pub struct ImageOutput {
     pub annotations: Vec<Annotation>,
     /// The times in it.
     pub times: Times,
+    /// What becomes of blobs that layers have already, where no compression is asked for.
+    pub existing_blobs: ExistingBlobs,
+    /// What becomes of layers that their makers do not want to be handed on.
+    pub nondistributable: Nondistributable,
     /// The form of manifests with statements about it.
     pub attestation_form: AttestationForm,
 }
@@ -95,6 +101,8 @@ pub enum Keep {
     /// Under its names.
     #[default]
     Named,
+    /// Under its names, with the manifest that it would leave with: its layers are compressed now.
+    Manifest,
     /// Not (`store=false`): the layers stay in the cache.
     Nothing,
 }
@@ -120,11 +128,35 @@ pub enum MediaTypes {
     Docker,
 }
 
+/// What nothing in an output is later than.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Epoch {
+    /// `SOURCE_DATE_EPOCH` of the build, where it has one.
+    #[default]
+    OfBuild,
+    /// Times are as they are, whatever the build has.
+    Unset,
+    /// Seconds since 1970.
+    At(i64),
+}
+
+impl Epoch {
+    /// That of an output of a build with this one.
+    #[must_use]
+    pub fn with(self, build: Option<i64>) -> Option<i64> {
+        match self {
+            Self::OfBuild => build,
+            Self::Unset => None,
+            Self::At(seconds) => Some(seconds),
+        }
+    }
+}
+
 /// The times in an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Times {
-    /// Seconds since 1970 that nothing in it is later than; that of the request where `None`.
-    pub epoch: Option<i64>,
+    /// What nothing in it is later than.
+    pub epoch: Epoch,
     /// Whether the times of files are changed too; where `None`, they are if there is an epoch.
     pub rewrite: Option<bool>,
 }
@@ -132,8 +164,8 @@ pub struct Times {
 /// How the files of a result are written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FilesOutput {
-    /// Seconds since 1970 that all files have for a time; that of the request where `None`.
-    pub epoch: Option<i64>,
+    /// What all files have for a time.
+    pub epoch: Epoch,
     /// Whether each platform gets a folder; where `None`, if there are several.
     pub folders: Option<PlatformFolders>,
     /// What stands before the names of files with statements.
@@ -170,17 +202,42 @@ pub enum Destination {
 
 /// A stream that one output is written to. Copies share it.
 #[derive(Clone)]
-pub struct OutputStream(Arc<Mutex<Option<Box<dyn Write + Send>>>>);
+pub struct OutputStream(Arc<Mutex<Option<Opening>>>);
+
+/// What a stream is had from.
+enum Opening {
+    Open(Box<dyn Write + Send>),
+    Later(Box<dyn FnOnce(&Metadata) -> io::Result<Box<dyn Write + Send>> + Send>),
+}
+
+/// What is told of an image, as in `--metadata-file`.
+pub type Metadata = serde_json::Map<String, serde_json::Value>;
 
 impl OutputStream {
     /// Hands over a stream. It is flushed and dropped when everything is written.
     pub fn new(stream: impl Write + Send + 'static) -> Self {
-        Self(Arc::new(Mutex::new(Some(Box::new(stream)))))
+        Self(Arc::new(Mutex::new(Some(Opening::Open(Box::new(stream))))))
+    }
+
+    /// The same for a stream that is opened when it is known what will be written: the metadata of an OCI layout, nothing of
+    /// anything else. It is opened on a thread that may block.
+    pub fn opening(open: impl FnOnce(&Metadata) -> io::Result<Box<dyn Write + Send>> + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(Opening::Later(Box::new(open))))))
+    }
+
+    /// Whether somebody wants to know what will be written.
+    pub(crate) fn wants_metadata(&self) -> bool {
+        matches!(&*self.0.lock().expect("no holder panics"), Some(Opening::Later(_)))
     }
 
     /// The stream, for the first who asks.
-    pub(crate) fn take(&self) -> Option<Box<dyn Write + Send>> {
-        self.0.lock().expect("no holder panics").take()
+    pub(crate) fn take(&self, metadata: &Metadata) -> io::Result<Option<Box<dyn Write + Send>>> {
+        let opening = self.0.lock().expect("no holder panics").take();
+        match opening {
+            Some(Opening::Open(stream)) => Ok(Some(stream)),
+            Some(Opening::Later(open)) => open(metadata).map(Some),
+            None => Ok(None),
+        }
     }
 }
 

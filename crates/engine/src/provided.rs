@@ -56,6 +56,10 @@ impl Session for ProvidedContexts {
         self.session.ssh_agent(id).await
     }
 
+    fn has_raw_sockets(&self) -> bool {
+        self.session.has_raw_sockets()
+    }
+
     fn events(&self) -> &dyn EventSink {
         self.session.events()
     }

@@ -41,6 +41,8 @@ pub struct EngineOptions {
     pub oci_runtime: Option<PathBuf>,
     /// How the build cache is kept small.
     pub gc: GcOptions,
+    /// What servers are told of who asks, where it is not forge under its own name.
+    pub user_agent: Option<String>,
 }
 
 /// How much strangers' layers and archives may ask of this machine (A58 to A60).

@@ -105,7 +105,7 @@ impl Build {
     ) -> Result<Option<SourceOp>, EngineError> {
         let (Some(guard), ImageKeySource::Image(reference)) = (&self.guard, source) else { return Ok(None) };
         let resolve = if self.request.pull { ResolveMode::ForcePull } else { ResolveMode::PreferLocal };
-        let image = SourceOp::Image(ImageSource { reference: reference.clone(), pinned: None, resolve });
+        let image = SourceOp::Image(ImageSource { resolve, ..ImageSource::new(reference.clone()) });
         let source = forge_buildkit_proto::encode_source(&image);
         let became = guard.check(source.clone(), &forge_buildkit_proto::encode_platform(platform)).await?;
         (became != source).then(|| decoded(became, &source)).transpose()

@@ -30,6 +30,7 @@ impl Home {
             device_folders: Vec::new(),
             oci_runtime: None,
             gc: GcOptions::default(),
+            user_agent: None,
         };
         let engine = Engine::open(options.clone()).unwrap();
         Self { engine, store: Store::open(&options.root).unwrap(), _folder: folder }

@@ -31,6 +31,7 @@ fn options(root: &Path) -> EngineOptions {
         device_folders: Vec::new(),
         oci_runtime: None,
         gc: GcOptions::default(),
+        user_agent: None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::timestamp::Timestamp;
 use crate::work::blocking;
-use crate::{AssembledImage, AssembledLayer, BuiltImage, ExportError, ExportSettings};
+use crate::{AssembledImage, AssembledLayer, BuiltImage, ExportError, ExportSettings, MissingHistory};
 use forge_image::{DiffId, HistoryEntry, ImageConfig, ImageId};
 use forge_registry::TransferContext;
 use forge_store::{Compression, LayerId, LayerRecord, Layers, TarOptions};
@@ -73,7 +73,9 @@ fn with_layers(
     let diff_ids: Vec<&DiffId> = layers.iter().map(|layer| &layer.diff_id).collect();
     let made = |id| context.store.layers().stored(id).map_err(ExportError::store("read a layer's record"));
     let times = built.layers.iter().map(made).collect::<Result<Vec<_>, _>>()?;
-    let config = settle(built.config, &diff_ids, &times, settings)?;
+    let mut config = built.config;
+    complete_history(&mut config.history, layers.len(), built.missing_history)?;
+    let config = settle(config, &diff_ids, &times, settings)?;
     let config_bytes = config.to_json();
     Ok(AssembledImage {
         id: ImageConfig::id_of(&config_bytes),
@@ -138,7 +140,7 @@ pub(crate) fn held_record(context: &TransferContext, id: &LayerId) -> Result<Lay
     context.store.layers().get(id).map_err(ExportError::store("read a layer's record"))?.ok_or_else(gone)
 }
 
-/// Fills in `rootfs`, history and times. One of `layers` for each entry of the history that is not `empty_layer`;
+/// Fills in `rootfs` and times. One of `layers` for each entry of the history that is not `empty_layer`;
 /// `times` says when each came to be.
 fn settle(
     mut config: ImageConfig,
@@ -146,7 +148,6 @@ fn settle(
     times: &[Option<SystemTime>],
     settings: &ExportSettings,
 ) -> Result<ImageConfig, ExportError> {
-    complete_history(&mut config.history, layers.len())?;
     for (entry, made) in config.history.iter_mut().filter(|entry| !entry.empty_layer).zip(times) {
         if entry.created.is_none() && settings.source_date_epoch.is_none() {
             entry.created = made.map(|made| Timestamp::of_clock(made).to_string());
@@ -157,13 +158,16 @@ fn settle(
     Ok(config)
 }
 
-/// A base image may lack history (it is optional); what a build adds is always complete. What is missing is
-/// therefore at the bottom.
-fn complete_history(history: &mut Vec<HistoryEntry>, layers: usize) -> Result<(), ExportError> {
+/// History is optional: entries are made for layers that have none.
+fn complete_history(history: &mut Vec<HistoryEntry>, layers: usize, which: MissingHistory) -> Result<(), ExportError> {
     let named = history.iter().filter(|entry| !entry.empty_layer).count();
     let missing = layers.checked_sub(named).ok_or(ExportError::History { history: named, layers })?;
     let invented = HistoryEntry { comment: Some(INVENTED.to_owned()), ..HistoryEntry::default() };
-    history.splice(0..0, std::iter::repeat_n(invented, missing));
+    let place = match which {
+        MissingHistory::Lowest => 0,
+        MissingHistory::Uppermost => history.len(),
+    };
+    history.splice(place..place, std::iter::repeat_n(invented, missing));
     Ok(())
 }
 
@@ -284,10 +288,15 @@ mod tests {
 
     /// History in, history out. `-` stands for an entry without a layer.
     fn check(history: &[&str], layers: usize, epoch: Option<i64>, expect: &str) {
+        check_with(MissingHistory::Lowest, history, layers, epoch, expect);
+    }
+
+    fn check_with(which: MissingHistory, history: &[&str], layers: usize, epoch: Option<i64>, expect: &str) {
         let diff_id = DiffId::new(Digest::sha256(b""));
         let slots = vec![&diff_id; layers];
         let mut config = ImageConfig::new(&Platform::new("linux", "amd64", None));
         config.history = history.iter().copied().map(entry).collect();
+        complete_history(&mut config.history, layers, which).unwrap();
         let config = settle(config, &slots, &vec![Some(settings(epoch).now); slots.len()], &settings(epoch)).unwrap();
         let mut found = String::new();
         for entry in &config.history {
@@ -316,6 +325,13 @@ mod tests {
             "buildkit.exporter.image.v0@1970-01-01T00:00:00Z run@1970-01-01T00:00:00Z = 1970-01-01T00:00:00Z 2",
         );
         check(&[], 0, None, "= 2023-11-14T22:13:20Z 0");
+        check_with(
+            MissingHistory::Uppermost,
+            &[old, "-cmd"],
+            2,
+            None,
+            "base@2020-01-01T00:00:00Z -cmd@2020-01-01T00:00:00Z buildkit.exporter.image.v0@2023-11-14T22:13:20Z = 2023-11-14T22:13:20Z 2",
+        );
     }
 
     #[test]
@@ -336,9 +352,7 @@ mod tests {
 
     #[test]
     fn a_history_with_too_many_layers_is_refused() {
-        let mut config = ImageConfig::new(&Platform::new("linux", "amd64", None));
-        config.history = vec![entry("a"), entry("b")];
-        let error = settle(config, &[&DiffId::new(Digest::sha256(b""))], &[None], &settings(None)).unwrap_err();
+        let error = complete_history(&mut vec![entry("a"), entry("b")], 1, MissingHistory::Lowest).unwrap_err();
         assert_eq!(error.to_string(), "the image's history names 2 layers, but it has 1");
     }
 }

@@ -173,6 +173,11 @@ pub fn package_url(kind: &str, reference: &Reference, platform: Option<&Platform
     url
 }
 
+/// The address of a package that has qualifiers, with another one behind them.
+pub fn with_qualifier(url: String, name: &str, value: &str) -> String {
+    format!("{url}&{name}={}", escape(value, PATH))
+}
+
 /// What stays as it is in a segment of a path (RFC 3986).
 const PATH: &str = "-_.~$&+=:@";
 

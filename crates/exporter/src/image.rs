@@ -10,9 +10,20 @@ pub struct BuiltImage {
     /// The layers, lowest first, those of the base image included. Layers that turned out empty are in it.
     pub layers: Vec<LayerId>,
     /// The config with everything but `rootfs.diff_ids` and the times of what was made in this build. Its
-    /// history names one entry that is not `empty_layer` for each of `layers`; a base image's missing ones
-    /// are filled in.
+    /// history names one entry that is not `empty_layer` for each of `layers`; missing ones are filled in.
     pub config: ImageConfig,
+    /// Which those are.
+    pub missing_history: MissingHistory,
+}
+
+/// Of which layers a history lacks the entries, where it has fewer than there are layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MissingHistory {
+    /// The lowest: a base image need not have a history, and what a Dockerfile adds is always told.
+    #[default]
+    Lowest,
+    /// The uppermost: the config was made for a base, and nobody told what came upon it.
+    Uppermost,
 }
 
 /// An image whose config, and so whose id, is settled. No layer of it is compressed yet.

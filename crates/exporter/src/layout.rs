@@ -2,6 +2,7 @@
 
 use crate::package::{Bundle, Document, GZIP};
 use crate::tar_stream::TarStream;
+use crate::timestamp::Timestamp;
 use crate::{ExportError, ExportSettings};
 use forge_image::{Descriptor, Digest, Index, MediaType, Reference};
 use forge_registry::{IMAGE_NAME, REF_NAME, TransferContext};
@@ -27,6 +28,9 @@ impl std::fmt::Debug for LayoutDestination {
         }
     }
 }
+
+/// When an image was made, among the annotations of the specification.
+const CREATED: &str = "org.opencontainers.image.created";
 
 pub(crate) const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
@@ -222,7 +226,12 @@ pub async fn to_oci(
     settings: &ExportSettings,
     destination: LayoutDestination,
 ) -> Result<crate::Exported, ExportError> {
-    let bundle = Bundle::of(context, images, settings, GZIP).await?;
+    let mut bundle = Bundle::of(context, images, settings, GZIP).await?;
+    if let Some(epoch) = settings.source_date_epoch {
+        // As BuildKit notes it; without an epoch it would be the time of the export, which no second one repeats.
+        let created = Timestamp::of_epoch(epoch)?.to_string();
+        bundle.root.annotations.entry(CREATED.to_owned()).or_insert_with(|| created.into());
+    }
     let exported = crate::Exported::of(&bundle, &settings.names);
     let (context, names) = (context.clone(), settings.names.clone());
     crate::work::blocking(move || {

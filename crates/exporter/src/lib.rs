@@ -24,6 +24,7 @@ mod exported;
 mod hand_over;
 mod image;
 mod layout;
+mod leaving_blob;
 mod load;
 mod local;
 mod origins;
@@ -44,13 +45,15 @@ mod work;
 
 pub use archive::LoadLimits;
 pub use assemble::assemble;
-pub use attestation::{Attestation, AttestationForm, MakePredicate, Placement, Predicate, SPDX, Subject, package_url};
+pub use attestation::{
+    Attestation, AttestationForm, MakePredicate, Placement, Predicate, SPDX, Subject, package_url, with_qualifier,
+};
 pub use compose::{Composed, Part, Single, compose};
 pub use docker_archive::to_docker;
 pub use error::ExportError;
 pub use exported::{Exported, ExportedImage};
 pub use hand_over::{Recipient, hand_over};
-pub use image::{AssembledImage, AssembledLayer, BuiltImage};
+pub use image::{AssembledImage, AssembledLayer, BuiltImage, MissingHistory};
 pub use layout::{LayoutDestination, to_oci};
 pub use load::{ExistingNames, LoadInput, Loaded, load};
 pub use local::{FolderMode, to_local};
@@ -59,7 +62,7 @@ pub use push::{Pushed, push};
 pub use push_layer::push_layer;
 pub use rootfs_tar::to_tar;
 pub use save::{ArchiveFormat, SavedImage, save};
-pub use settings::{Annotation, AnnotationScope, ExportSettings};
+pub use settings::{Annotation, AnnotationScope, ExistingBlobs, ExportSettings, Nondistributable};
 pub use statement_files::{StatementFile, statement_files};
 pub use stored::{package, to_store, to_store_packaged};
 pub use tree::{BuiltTree, PlatformFolders};

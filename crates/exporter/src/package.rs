@@ -1,13 +1,14 @@
 //! Makes an assembled image ready to leave: blobs in the store, a manifest, for several images an index.
 
 use crate::attestation::{self, AttestationManifest};
+use crate::leaving_blob::{is_elsewhere, leaving_blob};
 use crate::work::blocking;
 use crate::{
     AnnotationScope, AssembledImage, AssembledLayer, Attestation, ExportError, ExportSettings, ExportedImage, Placement,
 };
-use forge_image::{Annotations, Descriptor, Digest, ImageId, Index, Manifest, MediaType, Platform};
+use forge_image::{Annotations, Descriptor, ImageId, Index, Manifest, MediaType, Platform};
 use forge_registry::{MAX_MANIFEST, TransferContext};
-use forge_store::{Compression, LayerBlob, LayerId, LayerRecord, TarOptions, Target};
+use forge_store::{Compression, Target};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 /// How many layers are compressed at once; one layer alone already uses all cores.
@@ -249,7 +250,7 @@ async fn stored(context: &TransferContext, descriptor: &Descriptor) -> Result<Op
 }
 
 /// Without what belongs to the place where the descriptor stood.
-fn plain(descriptor: &Descriptor) -> Descriptor {
+pub(crate) fn plain(descriptor: &Descriptor) -> Descriptor {
     Descriptor::new(descriptor.media_type.clone(), descriptor.digest.clone(), descriptor.size)
 }
 
@@ -335,116 +336,6 @@ async fn layer_blobs(
     stream::iter(image.layers.clone()).map(one).buffered(CONCURRENT_LAYERS).try_collect().await
 }
 
-/// The blob that a layer leaves as; the lease holds it if it is here.
-pub(crate) async fn leaving_blob(
-    context: &TransferContext,
-    layer: AssembledLayer,
-    settings: &ExportSettings,
-    default: Compression,
-) -> Result<Descriptor, ExportError> {
-    let kept = Kept::of(settings, default);
-    let wanted = settings.compression.unwrap_or(default);
-    let context = context.clone();
-    blocking(move || layer_blob(&context, &layer, wanted, kept)).await
-}
-
-/// Which foreign blobs leave as they came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kept {
-    /// All.
-    All,
-    /// Those that are compressed: where nothing is asked for, a bare tar is not sent over a network.
-    Compressed,
-    /// Those with the codec asked for.
-    SameCodec,
-}
-
-impl Kept {
-    fn of(settings: &ExportSettings, default: Compression) -> Self {
-        match (settings.force_compression, settings.compression) {
-            (true, _) => Self::SameCodec,
-            (false, None) if default != Compression::None => Self::Compressed,
-            (false, _) => Self::All,
-        }
-    }
-
-    fn keeps(self, blob: &LayerBlob, wanted: Compression) -> bool {
-        match self {
-            Self::All => true,
-            Self::Compressed => blob.compression != Compression::None,
-            Self::SameCodec => same_codec(blob.compression, wanted),
-        }
-    }
-}
-
-fn layer_blob(
-    context: &TransferContext,
-    layer: &AssembledLayer,
-    wanted: Compression,
-    kept: Kept,
-) -> Result<Descriptor, ExportError> {
-    let record = crate::assemble::held_record(context, &layer.id)?;
-    let blob = match foreign_blob(&record, layer) {
-        Some(blob) if kept.keeps(blob, wanted) => blob.clone(),
-        _ => make_blob(context, layer, wanted)?,
-    };
-    if blob.diff_id != layer.diff_id {
-        let (layer, diff_id) = (layer.id, layer.diff_id.digest().clone());
-        return Err(ExportError::DiffIdMismatch { layer, diff_id });
-    }
-    let digest = &blob.descriptor.digest;
-    let here = context.lease.hold_blob(digest).map_err(ExportError::store("hold a blob"))?;
-    if !here && !is_elsewhere(context, &layer.id, digest)? {
-        return Err(ExportError::BlobGone { digest: digest.clone() });
-    }
-    let mut descriptor = plain(&blob.descriptor);
-    // Without them nobody would find the table of contents, be it ours or that of a base.
-    let of_table =
-        blob.descriptor.annotations.into_iter().filter(|(key, _)| OF_TABLES.iter().any(|start| key.starts_with(start)));
-    descriptor.annotations.extend(of_table);
-    if let Some(epoch) = layer.tar.clamp_mtime.filter(|_| !blob.foreign) {
-        // As BuildKit notes it, so that nobody rewrites the layer once more.
-        descriptor.annotations.insert(REWRITTEN.to_owned(), epoch.to_string().into());
-    }
-    Ok(descriptor)
-}
-
-/// What annotations begin with that say where a layer's table of contents lies (eStargz, zstd:chunked).
-const OF_TABLES: [&str; 3] =
-    ["containerd.io/snapshot/stargz/", "io.containers.estargz.", "io.github.containers.zstd-chunked."];
-
-/// Says of a layer which time its files were brought to.
-const REWRITTEN: &str = "buildkit/rewritten-timestamp";
-
-/// Whether a registry is known to have the blob of a layer.
-fn is_elsewhere(context: &TransferContext, layer: &LayerId, blob: &Digest) -> Result<bool, ExportError> {
-    let remote = context.store.layers().remote(layer).map_err(ExportError::store("look for a layer"))?;
-    Ok(remote.is_some_and(|remote| remote.blob.digest == *blob))
-}
-
-fn foreign_blob<'a>(record: &'a LayerRecord, layer: &AssembledLayer) -> Option<&'a LayerBlob> {
-    record.blobs.iter().find(|blob| blob.foreign && blob.diff_id == layer.diff_id)
-}
-
-/// A foreign blob of the right codec is kept whatever its level: nobody can tell the level from the bytes.
-fn same_codec(left: Compression, right: Compression) -> bool {
-    std::mem::discriminant(&left) == std::mem::discriminant(&right)
-}
-
-fn make_blob(
-    context: &TransferContext,
-    layer: &AssembledLayer,
-    compression: Compression,
-) -> Result<LayerBlob, ExportError> {
-    let progress = context.begin(layer.diff_id.to_string(), "exporting layer", 0);
-    let tar: &TarOptions = &layer.tar;
-    let layers = context.store.layers();
-    let blob = layers.blob(&layer.id, &compression, tar, &context.lease, &mut |done| progress.set(done));
-    let blob = blob.map_err(ExportError::store("compress a layer"))?;
-    progress.complete();
-    Ok(blob)
-}
-
 fn new_package(image: &AssembledImage, layers: Vec<Descriptor>, settings: &ExportSettings) -> Package {
     let (manifest_type, config_type) = match settings.oci_mediatypes {
         true => (MediaType::OciManifest, MediaType::OciConfig),
@@ -473,6 +364,10 @@ fn new_package(image: &AssembledImage, layers: Vec<Descriptor>, settings: &Expor
 /// The same layer's media type in the vocabulary of the manifest: the two must not be mixed.
 fn layer_type(media_type: MediaType, oci: bool) -> MediaType {
     use MediaType::*;
+    let kind = media_type.distributable();
+    if kind != media_type {
+        return layer_type(kind, oci).nondistributable();
+    }
     match (media_type, oci) {
         (DockerLayer, true) => OciLayer,
         (DockerLayerGzip, true) => OciLayerGzip,

@@ -111,7 +111,9 @@ impl<'a> Push<'a> {
                 origins.prefer(&blob.digest, done.repository());
             }
         }
+        let progress = self.context.begin("pushing layers", "pushing layers", 0);
         self.blobs(place, &origins).await?;
+        progress.complete();
         match self.documents(names, place).await {
             Err(error) if names_missing_blobs(&error) => {
                 // It had them and lost them, as registries that collect their garbage meanwhile do (F37).
@@ -171,7 +173,11 @@ impl<'a> Push<'a> {
 
     async fn document(&self, name: &Reference, document: &Document) -> Result<(), ExportError> {
         let Descriptor { media_type, digest, size, .. } = &document.descriptor;
-        let progress = self.context.begin(format!("pushing manifest for {name}"), digest.to_string(), *size);
+        let shown = match name.digest() {
+            Some(_) => name.to_string(),
+            None => format!("{name}@{digest}"),
+        };
+        let progress = self.context.begin(format!("pushing manifest for {shown}"), digest.to_string(), *size);
         let session = &*self.context.session;
         let answered = self.registry.push_manifest(name, media_type, &document.bytes, session).await;
         let answered = answered.map_err(failed(name))?;
@@ -204,7 +210,10 @@ fn names_missing_blobs(error: &ExportError) -> bool {
 
 fn unique_blobs(bundle: &Bundle) -> Vec<Descriptor> {
     let mut seen = BTreeSet::new();
-    let all = bundle.packages.iter().flat_map(|it| it.layers.iter().chain([&it.config.descriptor]));
+    // Who may have a layer that is not to be handed on fetches it where it says.
+    let is_sent = |layer: &&Descriptor| layer.media_type.distributable() == layer.media_type;
+    let all = bundle.packages.iter();
+    let all = all.flat_map(|it| it.layers.iter().filter(is_sent).chain([&it.config.descriptor]));
     let said = bundle.attestations.iter().flat_map(|said| said.statements.iter().chain([&said.config]));
     let all = all.chain(said.map(|document| &document.descriptor));
     all.filter(|blob| seen.insert(blob.digest.clone())).cloned().collect()

@@ -1,7 +1,8 @@
 //! Sends layers ahead of the image that they will be part of.
 
+use crate::leaving_blob::leaving_blob;
 use crate::origins::Origins;
-use crate::package::{GZIP, leaving_blob};
+use crate::package::GZIP;
 use crate::push::{open, push_blob};
 use crate::work::blocking;
 use crate::{ExportError, ExportSettings};

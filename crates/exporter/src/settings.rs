@@ -27,10 +27,35 @@ pub struct ExportSettings {
     pub digest_names: Vec<Reference>,
     /// Annotations to be written.
     pub annotations: Vec<Annotation>,
+    /// What becomes of compressed layers that there are already, where no compression is asked for.
+    pub existing_blobs: ExistingBlobs,
+    /// What becomes of layers that their makers do not want to be handed on.
+    pub nondistributable: Nondistributable,
     /// The form of manifests with statements.
     pub attestation_form: AttestationForm,
     /// What time it is: the caller's clock, so that results do not depend on ours.
     pub now: SystemTime,
+}
+
+/// What becomes of layers that their makers do not want to be handed on (docker's foreign layers).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Nondistributable {
+    /// They are layers like others.
+    #[default]
+    Embedded,
+    /// They stay what they are, with the addresses that they came with, and no registry gets them.
+    Referred,
+}
+
+/// What becomes of blobs that layers have already, where no compression is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExistingBlobs {
+    /// Layers of base images leave as they came, if they are compressed. Everything else leaves as gzip, whatever it left as
+    /// before: so the same build gives the same image.
+    #[default]
+    OfBases,
+    /// Whatever was made or came of a layer before leaves again, as with BuildKit.
+    Kept,
 }
 
 /// One annotation of the result.
@@ -73,6 +98,8 @@ impl ExportSettings {
             leaving: None,
             digest_names: Vec::new(),
             annotations: Vec::new(),
+            existing_blobs: ExistingBlobs::default(),
+            nondistributable: Nondistributable::default(),
             attestation_form: AttestationForm::default(),
             now,
         }

@@ -38,6 +38,16 @@ const KNOWN: [(MediaType, &str); 13] = [
     (MediaType::DockerLayerZstd, "application/vnd.docker.image.rootfs.diff.tar.zstd"),
 ];
 
+/// Layers that may not be handed on, by those that may.
+const NONDISTRIBUTABLE: [(MediaType, &str); 6] = [
+    (MediaType::OciLayer, "application/vnd.oci.image.layer.nondistributable.v1.tar"),
+    (MediaType::OciLayerGzip, "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"),
+    (MediaType::OciLayerZstd, "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"),
+    (MediaType::DockerLayer, "application/vnd.docker.image.rootfs.foreign.diff.tar"),
+    (MediaType::DockerLayerGzip, "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"),
+    (MediaType::DockerLayerZstd, "application/vnd.docker.image.rootfs.foreign.diff.tar.zstd"),
+];
+
 impl MediaType {
     /// The media type as it stands in documents and headers.
     pub fn as_str(&self) -> &str {
@@ -65,7 +75,21 @@ impl MediaType {
     /// Whether this is a file system layer that forge can unpack.
     pub fn is_layer(&self) -> bool {
         use MediaType::*;
-        matches!(self, OciLayer | OciLayerGzip | OciLayerZstd | DockerLayer | DockerLayerGzip | DockerLayerZstd)
+        let kind = self.distributable();
+        matches!(kind, OciLayer | OciLayerGzip | OciLayerZstd | DockerLayer | DockerLayerGzip | DockerLayerZstd)
+    }
+
+    /// The same layer as one that may be handed on: itself, unless it is one of those that their makers want to be fetched
+    /// from them alone ("foreign" with docker, "nondistributable" with OCI).
+    pub fn distributable(&self) -> Self {
+        let found = NONDISTRIBUTABLE.iter().find(|(_, text)| *text == self.as_str());
+        found.map_or_else(|| self.clone(), |(kind, _)| kind.clone())
+    }
+
+    /// A layer as one that is not to be handed on; what is no layer stays what it is.
+    pub fn nondistributable(&self) -> Self {
+        let found = NONDISTRIBUTABLE.iter().find(|(kind, _)| kind == self);
+        found.map_or_else(|| self.clone(), |(_, text)| Self::Other((*text).to_owned()))
     }
 }
 

@@ -61,11 +61,24 @@ impl Platform {
     }
 
     /// Whether something made for `other` runs where `self` is asked for: equal os and architecture, and
-    /// equal variants where both name one.
+    /// equal variants where both name one; on Windows builds that fit.
     pub fn accepts(&self, other: &Platform) -> bool {
         let own = normalise(&self.architecture, self.variant.as_deref());
         let theirs = normalise(&other.architecture, other.variant.as_deref());
-        self.os == other.os && own.0 == theirs.0 && (own.1 == theirs.1 || own.1.is_none() || theirs.1.is_none())
+        self.os == other.os
+            && own.0 == theirs.0
+            && (own.1 == theirs.1 || own.1.is_none() || theirs.1.is_none())
+            && self.accepts_version(other)
+    }
+
+    /// Whether something made for the system version of `other` may run where `self` is asked for: on Windows both must be of
+    /// one build, the first three numbers, where both name one. Other systems' versions say nothing.
+    pub fn accepts_version(&self, other: &Platform) -> bool {
+        let build = |version: &str| version.splitn(4, '.').take(3).map(str::to_owned).collect::<Vec<_>>();
+        match (self.os.as_str(), &self.os_version, &other.os_version) {
+            ("windows", Some(own), Some(theirs)) => build(own) == build(theirs),
+            _ => true,
+        }
     }
 }
 
@@ -129,6 +142,15 @@ mod tests {
         check("linux/arm", "linux/arm/v7");
         check("linux/arm/v6", "linux/arm/v6");
         check("arm64", "linux/arm64");
+        let windows = |version: Option<&str>| Platform {
+            os_version: version.map(str::to_owned),
+            ..Platform::new("windows", "amd64", None)
+        };
+        assert!(windows(Some("10.0.17763.1")).accepts(&windows(Some("10.0.17763.2"))));
+        assert!(!windows(Some("10.0.17763.1")).accepts(&windows(Some("10.0.20348.1"))));
+        assert!(
+            windows(Some("10.0.17763.1")).accepts(&windows(None)) && windows(None).accepts(&windows(Some("1.2.3")))
+        );
         for bad in ["", "linux/", "linux/../x", "a/b/c/d", "linux/am d64"] {
             assert!(bad.parse::<Platform>().is_err(), "{bad:?}");
         }

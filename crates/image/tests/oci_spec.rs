@@ -59,6 +59,9 @@ fn media_types_are_those_of_the_specification() {
     assert_eq!(compared, 11);
     let foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar";
     assert_eq!(MediaType::from(foreign), MediaType::Other(foreign.to_owned()));
+    assert_eq!(MediaType::from(foreign).distributable(), MediaType::OciLayer);
+    assert_eq!(MediaType::OciLayer.nondistributable(), MediaType::from(foreign));
+    assert!(MediaType::from(foreign).is_layer() && MediaType::OciConfig.nondistributable() == MediaType::OciConfig);
 }
 
 fn object(value: Value) -> Map<String, Value> {

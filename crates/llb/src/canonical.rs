@@ -86,6 +86,11 @@ fn encode_op(encoder: &mut Encoder, op: &Op) {
             encoder.list(&file.actions, encode_action);
         }
         Op::Merge => encoder.tag(b'M'),
+        Op::Passthrough(PassthroughOp { id, outputs }) => {
+            encoder.tag(b'P');
+            encoder.text(id);
+            encoder.list(outputs, |encoder, index| encoder.number(*index as u64));
+        }
         Op::Diff(DiffOp { lower, upper }) => {
             encoder.tag(b'D');
             encoder.option(*lower, |encoder, index| encoder.number(index as u64));
@@ -96,11 +101,16 @@ fn encode_op(encoder: &mut Encoder, op: &Op) {
 
 fn encode_source(encoder: &mut Encoder, source: &SourceOp) {
     match source {
-        SourceOp::Image(ImageSource { reference, pinned, resolve }) => {
+        SourceOp::Image(ImageSource { reference, pinned, resolve, checksum, layer_limit }) => {
             encoder.tag(b'I');
             encoder.text(&reference.to_string());
             encoder.option(pinned.as_ref(), |encoder, digest| encoder.text(digest.as_str()));
             encoder.flag(*resolve == ResolveMode::ForcePull);
+            // Those that have neither are known as before there were any.
+            if checksum.is_some() || layer_limit.is_some() {
+                encoder.option(checksum.as_ref(), |encoder, digest| encoder.text(digest.as_str()));
+                encoder.option(*layer_limit, |encoder, limit| encoder.number(limit as u64));
+            }
         }
         SourceOp::Local(LocalSource { name, include, exclude }) => {
             encoder.tag(b'L');
@@ -116,6 +126,18 @@ fn encode_source(encoder: &mut Encoder, source: &SourceOp) {
         }
         SourceOp::Git(git) => encode_git(encoder, git),
         SourceOp::Http(http) => encode_http(encoder, http),
+        SourceOp::Blob(BlobSource { reference, digest, layout, filename, mode, owner }) => {
+            encoder.tag(b'B');
+            encoder.text(&reference.to_string());
+            encoder.text(digest.as_str());
+            encoder.option(layout.as_deref(), Encoder::text);
+            encoder.option(filename.as_deref(), Encoder::text);
+            encoder.option(*mode, |encoder, mode| encoder.number(mode.into()));
+            encoder.option(*owner, |encoder, (uid, gid)| {
+                encoder.number(uid.into());
+                encoder.number(gid.into());
+            });
+        }
     }
 }
 
@@ -133,6 +155,14 @@ fn encode_git(encoder: &mut Encoder, git: &GitSource) {
     encoder.option(git.auth_header_secret.as_deref(), Encoder::text);
     encoder.option(git.ssh.as_deref(), Encoder::text);
     encoder.option(git.known_hosts.as_deref(), Encoder::text);
+    // Written only where there is something to say, so that the others keep their digests.
+    if git.bundle.is_some() || git.form != GitForm::Files {
+        encoder.flag(git.form == GitForm::Bundle);
+        encoder.option(git.bundle.as_deref(), |encoder, blob| {
+            encoder.text(&blob.reference.to_string());
+            encoder.option(blob.layout.as_deref(), Encoder::text);
+        });
+    }
 }
 
 fn encode_http(encoder: &mut Encoder, http: &HttpSource) {

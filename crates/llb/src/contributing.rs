@@ -24,6 +24,7 @@ fn below(op: &Op, output: usize, inputs: usize) -> Vec<usize> {
     match op {
         Op::Source(_) | Op::Diff(_) => Vec::new(),
         Op::Merge => (0..inputs).collect(),
+        Op::Passthrough(passthrough) => passthrough.outputs.get(output).copied().into_iter().collect(),
         Op::Exec(exec) => {
             let mounts = exec.mounts.iter().filter(|mount| mount.output == Some(output) && mount.selector == "/");
             mounts.filter_map(|mount| mount.input).collect()

@@ -39,6 +39,9 @@ fn dump_op(op: &Op, inputs: &[String]) -> String {
         Op::Exec(exec) => dump_exec(exec, inputs),
         Op::File(file) => file.actions.iter().map(|action| dump_action(action, inputs)).collect(),
         Op::Merge => format!("merge {}", inputs.join(" ")),
+        Op::Passthrough(passthrough) => {
+            format!("passthrough {} {:?} of {}", passthrough.id, passthrough.outputs, inputs.join(" "))
+        }
         Op::Diff(DiffOp { lower, upper }) => {
             let side = |index: &Option<usize>| index.map_or("scratch".to_owned(), |index| inputs[index].clone());
             format!("diff {} to {}", side(lower), side(upper))
@@ -51,7 +54,9 @@ fn dump_source(source: &SourceOp) -> String {
         SourceOp::Image(image) => {
             let pinned = image.pinned.as_ref().map(|digest| format!(" pinned {digest}")).unwrap_or_default();
             let pull = if image.resolve == ResolveMode::ForcePull { " pull" } else { "" };
-            format!("image {}{pinned}{pull}", image.reference)
+            let checksum = image.checksum.as_ref().map(|digest| format!(" checksum {digest}")).unwrap_or_default();
+            let limit = image.layer_limit.map(|limit| format!(" layers {limit}")).unwrap_or_default();
+            format!("image {}{pinned}{pull}{checksum}{limit}", image.reference)
         }
         SourceOp::Local(local) => {
             let mut text = format!("local {}", local.name);
@@ -64,6 +69,11 @@ fn dump_source(source: &SourceOp) -> String {
         }
         SourceOp::Git(git) => dump_git(git),
         SourceOp::Http(http) => dump_http(http),
+        SourceOp::Blob(blob) => {
+            let layout = blob.layout.as_ref().map(|layout| format!(" layout {layout}")).unwrap_or_default();
+            let name = blob.filename.as_ref().map(|name| format!(" name {name}")).unwrap_or_default();
+            format!("blob {}{layout}{name}", blob.reference)
+        }
         SourceOp::OciLayout(layout) => format!(
             "oci-layout {} tag {:?} digest {:?}",
             layout.name,
@@ -87,6 +97,8 @@ fn dump_git(git: &GitSource) -> String {
         ("skip-submodules", git.skip_submodules),
         ("commit-times", git.mtime == GitMtime::Commit),
         ("fetch-by-commit", git.fetch_by_commit),
+        ("from-bundle", git.bundle.is_some()),
+        ("as-bundle", git.form == GitForm::Bundle),
     ];
     flags.iter().filter(|(_, on)| *on).for_each(|(name, _)| _ = write!(text, " {name}"));
     text

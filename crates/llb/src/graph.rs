@@ -1,4 +1,4 @@
-use crate::{DiffOp, ExecOp, FileInput, FileKind, FileOp, SourceOp};
+use crate::{DiffOp, ExecOp, FileInput, FileKind, FileOp, PassthroughOp, SourceOp};
 use forge_image::{Digest, Platform};
 use std::collections::HashMap;
 use std::fmt;
@@ -53,6 +53,8 @@ pub enum Op {
     Merge,
     /// What turns one tree into another.
     Diff(DiffOp),
+    /// Inputs as they are, behind others that must have run.
+    Passthrough(PassthroughOp),
 }
 
 impl Op {
@@ -60,6 +62,7 @@ impl Op {
     pub fn outputs(&self) -> usize {
         match self {
             Self::Source(_) | Self::File(_) | Self::Merge | Self::Diff(_) => 1,
+            Self::Passthrough(passthrough) => passthrough.outputs.len(),
             Self::Exec(exec) => exec.mounts.iter().filter_map(|mount| mount.output).max().map_or(0, |max| max + 1),
         }
     }
@@ -263,6 +266,7 @@ fn bad_index(op: &Op, inputs: usize) -> Option<usize> {
         Op::Diff(diff) => [diff.lower, diff.upper].into_iter().flatten().find(|index| *index >= inputs),
         Op::Exec(exec) => exec.mounts.iter().filter_map(|mount| mount.input).find(|index| *index >= inputs),
         Op::File(file) => bad_action_index(file, inputs),
+        Op::Passthrough(passthrough) => passthrough.outputs.iter().copied().find(|index| *index >= inputs),
     }
 }
 

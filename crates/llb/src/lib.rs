@@ -19,6 +19,7 @@ mod exec;
 mod file;
 mod git_url;
 mod graph;
+mod passthrough;
 mod source;
 mod url_credentials;
 
@@ -36,5 +37,9 @@ pub use git_url::{
     is_whole_commit,
 };
 pub use graph::{Edge, Graph, GraphError, InstructionSpan, Metadata, Op, Vertex, VertexDigest};
-pub use source::{GitMtime, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource, ResolveMode, SourceOp};
+pub use passthrough::PassthroughOp;
+pub use source::{
+    BlobSource, GitForm, GitMtime, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource, ResolveMode,
+    SourceOp,
+};
 pub use url_credentials::{UrlCredentials, without_credentials};

@@ -15,6 +15,8 @@ pub enum SourceOp {
     Git(GitSource),
     /// A file from a web server.
     Http(HttpSource),
+    /// A single blob of a registry or of an OCI layout.
+    Blob(BlobSource),
 }
 
 /// How an image's name becomes a digest.
@@ -36,6 +38,18 @@ pub struct ImageSource {
     pub pinned: Option<Digest>,
     /// How the name is resolved where it is not pinned.
     pub resolve: ResolveMode,
+    /// What the name must stand for when it is resolved: index or manifest.
+    pub checksum: Option<Digest>,
+    /// Only so many of its layers, from the lowest; all where `None`.
+    pub layer_limit: Option<usize>,
+}
+
+impl ImageSource {
+    /// All layers of whatever a name stands for.
+    pub fn new(reference: Reference) -> Self {
+        let (pinned, checksum, layer_limit) = Default::default();
+        Self { reference, pinned, resolve: ResolveMode::default(), checksum, layer_limit }
+    }
 }
 
 /// Files of a context of the session.
@@ -90,6 +104,20 @@ pub struct GitSource {
     pub ssh: Option<String>,
     /// The known hosts for SSH, as in `known_hosts`; `None` accepts none but those the session knows.
     pub known_hosts: Option<String>,
+    /// The git bundle that has the commit in `checksum`, and stands for the repository.
+    pub bundle: Option<Box<BlobSource>>,
+    /// What becomes of the commit.
+    pub form: GitForm,
+}
+
+/// What becomes of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum GitForm {
+    /// Its files.
+    #[default]
+    Files,
+    /// A git bundle with its history, as the only file: `bundle`.
+    Bundle,
 }
 
 impl GitSource {
@@ -109,6 +137,8 @@ impl GitSource {
             auth_header_secret: Some("GIT_AUTH_HEADER".to_owned()),
             ssh: None,
             known_hosts: None,
+            bundle: None,
+            form: GitForm::default(),
         }
     }
 }
@@ -151,4 +181,21 @@ impl HttpSource {
         let (checksum, filename, mode, owner, auth_header_secret) = Default::default();
         Self { url, credentials, checksum, filename, mode, owner, auth_header_secret, headers: BTreeMap::new() }
     }
+}
+
+/// A blob, a layer for example, as the only entry of a file tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobSource {
+    /// Its repository, with its digest.
+    pub reference: Reference,
+    /// Its digest.
+    pub digest: Digest,
+    /// The OCI layout that has it; `None` for the registry.
+    pub layout: Option<String>,
+    /// The file's name; `None` takes the hexadecimal digits of the digest.
+    pub filename: Option<String>,
+    /// Its permission bits; `None` for 0600.
+    pub mode: Option<u32>,
+    /// Its owner and group; `None` for root.
+    pub owner: Option<(u32, u32)>,
 }

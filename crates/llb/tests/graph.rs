@@ -4,7 +4,7 @@ use forge_image::{Digest, Platform};
 use forge_llb::*;
 
 fn image(name: &str) -> Vertex {
-    let source = ImageSource { reference: name.parse().unwrap(), pinned: None, resolve: ResolveMode::PreferLocal };
+    let source = ImageSource::new(name.parse().unwrap());
     Vertex {
         op: Op::Source(SourceOp::Image(source)),
         inputs: vec![],
@@ -112,4 +112,22 @@ fn a_vertex_from_elsewhere_keeps_its_name() {
     assert_eq!(graph.named().next().unwrap().0, &theirs);
     assert!(graph.to_string().contains("mount / from #0/"), "{graph}");
     assert!(graph.get(&image("alpine").digest()).is_none());
+}
+
+#[test]
+fn what_is_handed_on_is_part_of_the_goal_and_must_be_there() {
+    let mut graph = Graph::new();
+    let (kept, needed) = (graph.add(image("alpine")).unwrap(), graph.add(image("busybox")).unwrap());
+    let handed = |outputs: Vec<usize>| Vertex {
+        op: Op::Passthrough(PassthroughOp { id: "p".into(), outputs }),
+        inputs: vec![kept.clone(), needed.clone()],
+        platform: None,
+        metadata: Metadata::default(),
+    };
+    let goal = graph.add(handed(vec![0])).unwrap();
+    assert_ne!(graph.add(handed(vec![1])).unwrap().vertex, goal.vertex);
+    graph.set_goal(Some(goal)).unwrap();
+    let contributing = graph.contributing();
+    assert!(contributing.contains(&(kept.vertex.clone(), 0)) && !contributing.contains(&(needed.vertex.clone(), 0)));
+    assert!(graph.add(handed(vec![2])).is_err());
 }

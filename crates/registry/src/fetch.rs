@@ -10,7 +10,7 @@ use crate::sink::Sink;
 use crate::transport::{Request, shown};
 use crate::{Registry, RegistryError};
 use bytes::Bytes;
-use forge_image::{Descriptor, Reference};
+use forge_image::{Descriptor, Digest, Reference};
 use forge_session::Session;
 use forge_store::{BlobWriter, Lease};
 use futures_util::StreamExt as _;
@@ -26,6 +26,33 @@ pub(crate) const WORTHWHILE: u64 = 64 << 10;
 const BIG: u64 = 64 << 20;
 
 impl Registry {
+    /// How large a blob is that is known by its digest only: mirrors as listed, then the host; `None` where nobody has it.
+    ///
+    /// # Errors
+    /// The host cannot be reached, or does not let forge in.
+    pub async fn blob_size(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        session: &dyn Session,
+    ) -> Result<Option<u64>, RegistryError> {
+        let sources = Endpoint::sources(self.transport.options(), reference)?;
+        let (last, mut found) = (sources.len() - 1, None);
+        for (number, endpoint) in sources.iter().enumerate() {
+            let scope = Scope::pull(&endpoint.repository);
+            let exchange = self.exchange(endpoint, &scope, session);
+            match until_cancelled(session, size_of(&exchange, digest)).await {
+                Ok(None) => {}
+                Err(error) if number < last && error.next_source_may_help() => {}
+                answered => {
+                    found = answered?;
+                    break;
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Fetches a blob into the store; digest and size are verified before anything is kept (A67).
     ///
     /// A broken connection is resumed where it broke. When a mirror has not, or not really, what the descriptor says,
@@ -81,6 +108,20 @@ impl Registry {
         };
         until_cancelled(session, ask).await
     }
+}
+
+async fn size_of(exchange: &Exchange<'_>, digest: &Digest) -> Result<Option<u64>, RegistryError> {
+    let request = Request::new(Method::HEAD, exchange.endpoint.url(&format!("blobs/{digest}")));
+    let what = format!("looking for a blob in {}", exchange.endpoint.repository);
+    let ask = || async {
+        let answer = exchange.once(&request, &what).await?;
+        match answer.status() {
+            StatusCode::OK => Ok(answer.content_length()),
+            StatusCode::NOT_FOUND => Ok(None),
+            _ => Err(answer.into_failure(&what).await),
+        }
+    };
+    exchange.repeat(ask).await
 }
 
 /// A blob on its way.

@@ -19,6 +19,7 @@
 #![warn(missing_docs)]
 
 mod answer;
+mod attestation_chain;
 mod auth;
 mod blob_fetch;
 mod content_hash;
@@ -59,6 +60,7 @@ mod upload_body;
 mod web;
 mod web_call;
 
+pub use attestation_chain::{AttestationChain, attestation_chain};
 pub use blob_fetch::ensure_blob;
 pub use content_hash::ContentHash;
 pub use docker_config::DockerConfig;
@@ -80,5 +82,5 @@ pub use resolve_image::{ResolvedImage, resolve_image, resolve_manifest, resolve_
 pub use select::select_platform;
 pub use table_fetch::tell_layers;
 pub use transfer::{TransferContext, TransferProgress};
-pub use web::{WebAnswer, WebError, WebFile, WebRequest, http_date};
+pub use web::{WebAnswer, WebError, WebFile, WebPacking, WebRequest, http_date};
 pub use web_call::{WebBody, WebCall, WebMethod, WebReply};

@@ -1,9 +1,11 @@
 //! From a name or an index to one manifest and its config.
 
+use crate::blob_fetch::blocking;
 use crate::document_store::{config_bytes, keep, manifest_bytes, stored_document};
 use crate::index_walk::image_manifests;
 use crate::{FetchError, ImageSource, MAX_MANIFEST, Registry, RegistrySource, TransferContext, select_platform};
 use forge_image::{Descriptor, DiffId, Digest, ImageConfig, ImageId, Index, Manifest, MediaType, Platform, Reference};
+use forge_store::StoreError;
 use std::sync::Arc;
 
 /// Images with more layers than this are refused: overlayfs mounts at most 500.
@@ -42,7 +44,8 @@ impl ResolvedImage {
 
 /// Finds the image that a name in a registry stands for. Fetches manifest and config, no layer.
 ///
-/// A reference with a digest asks no registry where the store has the documents.
+/// A reference with a digest asks no registry where the store has the documents, and has them from that repository: who
+/// names another one has to be let in there.
 ///
 /// # Errors
 /// The registry fails or lies, there is nothing for the platform, or the documents are refused.
@@ -67,8 +70,37 @@ pub async fn resolve_image(
 /// The document that a reference with a digest names, if the store has it.
 async fn pinned_root(context: &TransferContext, reference: &Reference) -> Result<Option<Descriptor>, FetchError> {
     let Some(digest) = reference.digest() else { return Ok(None) };
+    if !is_of_repository(context, reference, digest).await? {
+        return Ok(None);
+    }
     let Some(bytes) = stored_document(context, digest, MAX_MANIFEST).await? else { return Ok(None) };
     Ok(Some(describe_document(&bytes)))
+}
+
+/// Whether a name of the store, of the same repository, leads to a document.
+async fn is_of_repository(
+    context: &TransferContext,
+    reference: &Reference,
+    digest: &Digest,
+) -> Result<bool, FetchError> {
+    let (context, repository, digest) = (context.clone(), reference.name(), digest.clone());
+    let find = move || -> Result<bool, StoreError> {
+        let images = context.store.images();
+        for (name, target) in images.list()? {
+            let Some(name) = name.filter(|name| name.name() == repository) else { continue };
+            if name.digest() == Some(&digest) || target.index.is_some_and(|index| index.digest == digest) {
+                return Ok(true);
+            }
+            for id in &target.images {
+                let manifest = images.get(id)?.and_then(|image| image.manifest);
+                if manifest.is_some_and(|manifest| manifest.digest == digest) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    };
+    blocking(move || find().map_err(FetchError::store("look for an image"))).await
 }
 
 /// The descriptor of a document whose type nobody announced.

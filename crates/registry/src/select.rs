@@ -41,6 +41,9 @@ fn is_attestation(entry: &Descriptor) -> bool {
 /// How well an entry fits; `None` where it does not.
 fn rank(wanted: &Platform, offered: Option<&Platform>) -> Option<u32> {
     let Some(offered) = offered else { return Some(0) };
+    if !wanted.accepts_version(offered) {
+        return None;
+    }
     let (wanted, offered) = (normal(wanted), normal(offered));
     if wanted.os != offered.os || wanted.architecture != offered.architecture {
         return None;

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use forge_image::ErrorKind;
 use forge_session::{Redacted, Session};
 use reqwest::header::{
-    ACCEPT, CONTENT_DISPOSITION, ETAG, HeaderName, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LOCATION,
-    USER_AGENT,
+    ACCEPT, ACCEPT_ENCODING, CONTENT_DISPOSITION, CONTENT_ENCODING, ETAG, HeaderName, IF_MODIFIED_SINCE, IF_NONE_MATCH,
+    LAST_MODIFIED, LOCATION, USER_AGENT,
 };
 use reqwest::{Method, StatusCode, Url};
 use std::collections::BTreeMap;
@@ -40,6 +40,15 @@ pub enum WebAnswer {
     Unchanged,
     /// It follows.
     File(Box<WebFile>),
+}
+
+/// How bytes are packed for the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WebPacking {
+    /// They are the file's.
+    Plain,
+    /// With gzip.
+    Gzip,
 }
 
 /// A file whose bytes are still to be read.
@@ -116,7 +125,9 @@ impl Registry {
     /// Asks for a file, and follows redirects: ten at most, never from https to http nor to other schemes, into a
     /// private network only from a private network (A112), with `authorization` only within the first origin.
     ///
-    /// A server that ignores the conditions and answers with the same `ETag` says that nothing changed, too.
+    /// Where an `ETag` is known, the server is asked for the file's headers first, as BuildKit does: what did not change then
+    /// costs no body even where conditions are ignored. A server that ignores the conditions and answers with the same `ETag`
+    /// says that nothing changed, too. Bytes may come packed, see [`WebFile::packing`].
     ///
     /// # Errors
     /// The server cannot be reached or refuses; the session is cancelled.
@@ -141,7 +152,7 @@ impl Registry {
     /// As [`Registry::file`].
     pub async fn final_address(&self, request: &WebRequest, session: &dyn Session) -> Result<String, WebError> {
         let work = async {
-            let answer = self.follow(request).await.map_err(WebFailure::into_error)?;
+            let answer = self.follow(request, Method::GET).await.map_err(WebFailure::into_error)?;
             Ok(answer.url().to_string())
         };
         until_cancelled(session, work).await
@@ -184,21 +195,25 @@ impl Registry {
     }
 
     async fn file_once(&self, request: &WebRequest) -> Result<WebAnswer, WebFailure> {
-        let answer = self.follow(request).await?;
-        let file = WebFile { answer };
-        let status = file.answer.status();
-        if status == StatusCode::NOT_MODIFIED || (status.is_success() && file.is_known(request)) {
+        if request.etag.is_some() {
+            let headers = WebFile { answer: self.follow(request, Method::HEAD).await? };
+            if headers.says_unchanged(request) {
+                return Ok(WebAnswer::Unchanged);
+            }
+        }
+        let file = WebFile { answer: self.follow(request, Method::GET).await? };
+        if file.says_unchanged(request) {
             return Ok(WebAnswer::Unchanged);
         }
-        match status {
+        match file.answer.status() {
             StatusCode::OK => Ok(WebAnswer::File(Box::new(file))),
-            _ if is_passing(status.as_u16()) => Err(WebFailure::Passing(file.answer.into_failure("file").await)),
-            _ => Err(WebError::Status { url: shown(file.answer.url()), status: status.as_u16() }.into()),
+            status if is_passing(status.as_u16()) => Err(WebFailure::Passing(file.answer.into_failure("file").await)),
+            status => Err(WebError::Status { url: shown(file.answer.url()), status: status.as_u16() }.into()),
         }
     }
 
-    async fn follow(&self, request: &WebRequest) -> Result<Answer, WebFailure> {
-        let first = first_request(request)?;
+    async fn follow(&self, request: &WebRequest, method: Method) -> Result<Answer, WebFailure> {
+        let first = first_request(request, method)?;
         if self.is_offline() {
             return Err(WebError::Offline { host: authority(&first.url) }.into());
         }
@@ -280,7 +295,7 @@ impl WebFile {
         self.answer.header_bytes(CONTENT_DISPOSITION)
     }
 
-    /// The announced length.
+    /// The announced length, of the bytes as they come.
     pub fn length(&self) -> Option<u64> {
         self.answer.content_length()
     }
@@ -293,8 +308,18 @@ impl WebFile {
         until_cancelled(session, async { Ok(self.answer.chunk().await?) }).await
     }
 
-    fn is_known(&self, request: &WebRequest) -> bool {
-        request.etag.is_some() && self.etag() == request.etag.as_deref()
+    /// How the bytes are packed for the way. What was not asked for stays as it is.
+    pub fn packing(&self) -> WebPacking {
+        match self.answer.header(CONTENT_ENCODING).map(str::trim) {
+            Some(encoding) if encoding.eq_ignore_ascii_case("gzip") => WebPacking::Gzip,
+            _ => WebPacking::Plain,
+        }
+    }
+
+    fn says_unchanged(&self, request: &WebRequest) -> bool {
+        let status = self.answer.status();
+        let is_known = request.etag.is_some() && self.etag() == request.etag.as_deref();
+        status == StatusCode::NOT_MODIFIED || (status.is_success() && is_known)
     }
 }
 
@@ -303,12 +328,12 @@ pub fn http_date(text: &str) -> Option<SystemTime> {
     crate::http_date::parse(text)
 }
 
-fn first_request(request: &WebRequest) -> Result<Request, WebError> {
+fn first_request(request: &WebRequest, method: Method) -> Result<Request, WebError> {
     let url = Url::parse(&request.url).map_err(|error| WebError::Address { reason: error.to_string() })?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(WebError::Address { reason: "another scheme".to_owned() });
     }
-    let mut first = Request::new(Method::GET, url);
+    let mut first = Request::new(method, url).header(ACCEPT_ENCODING, "gzip");
     first.authorization = request.authorization.clone();
     let conditions: [(HeaderName, &Option<String>); 2] =
         [(IF_NONE_MATCH, &request.etag), (IF_MODIFIED_SINCE, &request.last_modified)];

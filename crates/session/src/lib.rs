@@ -96,6 +96,12 @@ pub trait Session: Send + Sync {
     /// It is there and does not answer.
     async fn ssh_agent(&self, id: &str) -> Result<Option<OwnedFd>, SecretError>;
 
+    /// Whether [`ssh_agent`](Self::ssh_agent) may lead to what is no agent, a socket that speaks any language: whoever
+    /// serves the session then guards its agents itself.
+    fn has_raw_sockets(&self) -> bool {
+        false
+    }
+
     /// Where progress goes.
     fn events(&self) -> &dyn EventSink;
 

@@ -54,6 +54,10 @@ impl Session for BuildSession {
         answer.unwrap_or(Err(SecretError::Cancelled))
     }
 
+    fn has_raw_sockets(&self) -> bool {
+        self.session.has_raw_sockets()
+    }
+
     fn events(&self) -> &dyn EventSink {
         self.session.events()
     }
@@ -93,6 +97,10 @@ impl Session for StepSession {
 
     async fn ssh_agent(&self, id: &str) -> Result<Option<OwnedFd>, SecretError> {
         self.build.ssh_agent(id).await
+    }
+
+    fn has_raw_sockets(&self) -> bool {
+        self.build.has_raw_sockets()
     }
 
     fn events(&self) -> &dyn EventSink {

@@ -3,7 +3,7 @@ use crate::file::FileError;
 use crate::sources::error::RemoteError;
 use forge_cache::CacheError;
 use forge_executor::ExecutorError;
-use forge_image::{Digest, ErrorKind, ImageId, chain};
+use forge_image::{Digest, ErrorKind, ImageId, Reference, chain};
 use forge_registry::FetchError;
 use forge_session::ContextError;
 use forge_solver::WorkerError;
@@ -44,6 +44,16 @@ pub enum WorkError {
     ImageGone {
         /// The image.
         id: ImageId,
+    },
+    /// A name stands for something else than the graph says. The words are BuildKit's.
+    #[error("image digest {found} for {reference} does not match expected checksum {expected}")]
+    Checksum {
+        /// The name.
+        reference: Box<Reference>,
+        /// What it stands for.
+        found: Digest,
+        /// What it should stand for.
+        expected: Digest,
     },
     /// A graph names a manifest that nobody resolved: a defect.
     #[error("image {digest} was never resolved")]
@@ -139,7 +149,7 @@ impl WorkError {
             Self::Store(error) => error.kind(),
             Self::Fetch(error) => error.kind(),
             Self::Input(error) => error.kind(),
-            Self::NoContext { .. } | Self::Context(_) => ErrorKind::UserInput,
+            Self::NoContext { .. } | Self::Context(_) | Self::Checksum { .. } => ErrorKind::UserInput,
             Self::ImageGone { .. } => ErrorKind::Environment,
             Self::Cancelled => ErrorKind::Cancelled,
             Self::Unresolved { .. } | Self::Thread(_) => ErrorKind::Internal,

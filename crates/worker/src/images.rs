@@ -5,8 +5,8 @@ use forge_cache::ResultRef;
 use forge_image::{Digest, ImageConfig, ImageId, Platform, Reference};
 use forge_llb::{ImageSource, OciLayoutSource, ResolveMode};
 use forge_registry::{
-    FetchError, LayoutName, OciLayout, Pulled, Registry, ResolvedImage, TransferContext, bring_layers, fetch_layers,
-    know_layers, record, resolve_image, resolve_oci_layout, tell_layers,
+    AttestationChain, FetchError, LayoutName, OciLayout, Pulled, Registry, ResolvedImage, TransferContext,
+    bring_layers, fetch_layers, know_layers, record, resolve_image, resolve_oci_layout, tell_layers,
 };
 use forge_store::{Image, LayerId, StoreError};
 use std::collections::{BTreeMap, HashMap};
@@ -36,6 +36,8 @@ enum Known {
 pub struct FoundImage {
     /// The manifest's digest; for an image that was built here and never left, its id.
     pub digest: Digest,
+    /// What the name itself stands for: an index, or the manifest.
+    pub root: Digest,
     /// The config.
     pub config: ImageConfig,
 }
@@ -56,6 +58,11 @@ impl ImageResolver {
         &self.registry
     }
 
+    /// The same, for those who keep it.
+    pub(crate) fn shared_registry(&self) -> Arc<Registry> {
+        self.registry.clone()
+    }
+
     /// Finds the image that a name stands for, in the store first unless `mode` says otherwise.
     ///
     /// # Errors
@@ -73,7 +80,20 @@ impl ImageResolver {
         }
         let resolved = resolve_image(&self.context, &self.registry, reference, platform).await?;
         let known = Known::Remote(reference.clone(), Box::new(resolved.clone()));
-        Ok(self.remember(resolved.manifest.digest, resolved.config, known))
+        Ok(self.remember(resolved.manifest.digest, resolved.root.digest, resolved.config, known))
+    }
+
+    /// What the registry says of an image, see [`forge_registry::attestation_chain`].
+    ///
+    /// # Errors
+    /// As [`ImageResolver::image`].
+    pub async fn attestation_chain(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        statements: &[String],
+    ) -> Result<Option<AttestationChain>, WorkError> {
+        Ok(forge_registry::attestation_chain(&self.context, &self.registry, reference, platform, statements).await?)
     }
 
     /// Finds an image in the folder of an OCI layout.
@@ -87,14 +107,7 @@ impl ImageResolver {
         digest: Option<&Digest>,
         platform: &Platform,
     ) -> Result<FoundImage, WorkError> {
-        let folder = match (self.layouts.get(name), digest) {
-            (Some(folder), _) => Some(folder.clone()),
-            (None, Some(digest)) => self.context.session.layout(name, digest).await?,
-            (None, None) => None,
-        };
-        let Some(folder) = folder else {
-            return Err(WorkError::NoContext { name: name.to_owned() });
-        };
+        let folder = self.layout_folder(name, digest).await?;
         let wanted = match (tag, digest) {
             (_, Some(digest)) => LayoutName::Digest(digest.clone()),
             (Some(tag), None) => LayoutName::Tag(tag.to_owned()),
@@ -102,35 +115,48 @@ impl ImageResolver {
         };
         let resolved = resolve_oci_layout(&self.context, &folder, &wanted, platform).await?;
         let known = Known::Layout(folder, Box::new(resolved.clone()));
-        Ok(self.remember(resolved.manifest.digest, resolved.config, known))
+        Ok(self.remember(resolved.manifest.digest, resolved.root.digest, resolved.config, known))
     }
 
-    fn remember(&self, digest: Digest, config: ImageConfig, known: Known) -> FoundImage {
+    /// The folder of a layout; of one that the session keeps elsewhere, what `digest` stands for is brought here.
+    pub(crate) async fn layout_folder(&self, name: &str, digest: Option<&Digest>) -> Result<PathBuf, WorkError> {
+        let folder = match (self.layouts.get(name), digest) {
+            (Some(folder), _) => Some(folder.clone()),
+            (None, Some(digest)) => self.context.session.layout(name, digest).await?,
+            (None, None) => None,
+        };
+        folder.ok_or_else(|| WorkError::NoContext { name: name.to_owned() })
+    }
+
+    fn remember(&self, digest: Digest, root: Digest, config: ImageConfig, known: Known) -> FoundImage {
         self.known.lock().expect("no holder panics").insert(digest.clone(), known);
-        FoundImage { digest, config }
+        FoundImage { digest, root, config }
     }
 
     async fn stored(&self, reference: &Reference, platform: &Platform) -> Result<Option<FoundImage>, WorkError> {
         let (store, reference, platform) = (self.context.store.clone(), reference.clone(), platform.clone());
-        let find = move || -> Result<Option<(Image, ImageConfig)>, StoreError> {
+        let find = move || -> Result<Option<(Option<Digest>, Image, ImageConfig)>, StoreError> {
             let images = store.images();
             let Some(target) = images.target(&reference)? else { return Ok(None) };
             for id in &target.images {
                 if let Some(image) = images.get(id)?.filter(|image| platform.accepts(&image.platform)) {
-                    return Ok(Some((image, images.config(id)?)));
+                    return Ok(Some((target.index.map(|index| index.digest), image, images.config(id)?)));
                 }
             }
             Ok(None)
         };
         let found = tokio::task::spawn_blocking(find).await??;
-        Ok(found.map(|(image, config)| {
+        Ok(found.map(|(index, image, config)| {
             let digest = image.manifest.map_or_else(|| image.id.digest().clone(), |manifest| manifest.digest);
-            self.remember(digest, config, Known::Stored(image.id))
+            self.remember(digest.clone(), index.unwrap_or(digest), config, Known::Stored(image.id))
         }))
     }
 
     /// What the manifest of an image source is: what the graph says, or what its name stands for now.
     pub(crate) async fn pin(&self, source: &ImageSource, platform: &Platform) -> Result<Digest, WorkError> {
+        if let Some(checksum) = &source.checksum {
+            return self.checked(source, checksum, platform).await;
+        }
         match &source.pinned {
             Some(digest) if self.is_known(digest) => Ok(digest.clone()),
             Some(digest) if self.is_stored(&source.reference, digest, platform).await? => Ok(digest.clone()),
@@ -139,6 +165,23 @@ impl ImageResolver {
                 Ok(self.image(&pinned, platform, ResolveMode::PreferLocal).await?.digest)
             }
             None => Ok(self.image(&source.reference, platform, source.resolve).await?.digest),
+        }
+    }
+
+    /// The manifest of a name that must stand for what the graph says. What the store has under the name may be older than
+    /// the graph; then the registry is asked.
+    async fn checked(&self, source: &ImageSource, checksum: &Digest, platform: &Platform) -> Result<Digest, WorkError> {
+        let mut found = self.image(&source.reference, platform, source.resolve).await?;
+        if [&found.root, &found.digest].iter().all(|digest| *digest != checksum) {
+            found = self.image(&source.reference, platform, ResolveMode::ForcePull).await?;
+        }
+        match [&found.root, &found.digest].contains(&checksum) {
+            true => Ok(found.digest),
+            false => Err(WorkError::Checksum {
+                reference: Box::new(source.reference.clone()),
+                found: found.root,
+                expected: checksum.clone(),
+            }),
         }
     }
 
@@ -156,7 +199,7 @@ impl ImageResolver {
         let found = found.filter(|(image, _)| platform.accepts(&image.platform));
         let is_found = found.is_some();
         if let Some((image, config)) = found {
-            self.remember(digest.clone(), config, Known::Stored(image.id));
+            self.remember(digest.clone(), digest.clone(), config, Known::Stored(image.id));
         }
         Ok(is_found)
     }

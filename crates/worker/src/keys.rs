@@ -144,6 +144,13 @@ pub(crate) fn of_image(manifest: &Digest, platform: Option<&Platform>, name: &st
     }
 }
 
+/// The same for no more than the lowest layers of an image.
+pub(crate) fn of_lowest_layers(mut whole: CacheMap, limit: usize) -> CacheMap {
+    whole.op = whole.op.map(|key| OpKey::new(format!("{limit} layers of {key:?}").as_bytes()));
+    whole.readable.push(("layers".to_owned(), limit.to_string()));
+    whole
+}
+
 /// A context has no key of its own: what is read from it is known by its content.
 pub(crate) fn of_context(name: &str) -> CacheMap {
     let readable = vec![("context".to_owned(), name.to_owned())];

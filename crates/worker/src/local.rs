@@ -266,7 +266,7 @@ impl Worker for LocalWorker {
         Ok(match &vertex.op {
             Op::Exec(op) => keys::of_exec(vertex, op),
             Op::File(op) => keys::of_file(vertex, op),
-            Op::Merge | Op::Diff(_) => keys::of_stack(vertex),
+            Op::Merge | Op::Diff(_) | Op::Passthrough(_) => keys::of_stack(vertex),
             Op::Source(source) => {
                 let asked = Asked { vertex: vertex.digest().digest().clone(), session };
                 self.sources.get(source, vertex.platform.as_ref()).cache_map(&asked).await?
@@ -299,6 +299,10 @@ impl Worker for LocalWorker {
                 self.sources.get(source, vertex.platform.as_ref()).snapshot(&asked).await?
             }
             Op::File(op) => return Ok(self.file_step(op, &request, session).await?),
+            Op::Passthrough(op) => {
+                let results = op.outputs.iter().map(|index| request.inputs[*index].clone());
+                return Ok(Execution::new(results.collect()));
+            }
             Op::Merge => match self.stack(&request.inputs, session, Place::merge).await {
                 // Most layers can be laid over others without either being here.
                 Err(error) if error.is_absent_layer() => {

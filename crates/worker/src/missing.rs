@@ -56,6 +56,10 @@ pub(crate) fn unselected(error: FileError, result: &ResultRef, tree: &SourceTree
     }
     let message = format!("failed to calculate checksum of ref {}: {error}", shown(result));
     let source: Box<dyn std::error::Error + Send + Sync> = match error {
+        // Nothing at all has no checksum: BuildKit looks for the file itself then, and says so.
+        FileError::Select(SelectError::NotFound { path }) if matches!(result, ResultRef::Layers(none) if none.is_empty()) => {
+            Box::new(FileError::Missing { path })
+        }
         FileError::Select(SelectError::NotFound { path } | SelectError::Ignored { path }) => {
             Box::new(MissingFile::new(tree, &path))
         }

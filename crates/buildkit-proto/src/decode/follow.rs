@@ -60,7 +60,7 @@ fn reads_only(vertex: &Vertex, input: usize, paths: &[String]) -> bool {
         Op::Exec(exec) => {
             exec.mounts.iter().filter(|mount| mount.input == Some(input)).all(|mount| covered(&mount.selector))
         }
-        Op::Source(_) | Op::Merge | Op::Diff(_) => false,
+        Op::Source(_) | Op::Merge | Op::Diff(_) | Op::Passthrough(_) => false,
     }
 }
 

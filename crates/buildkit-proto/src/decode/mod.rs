@@ -13,7 +13,7 @@ use crate::error::Refusal;
 use crate::{DecodeError, SourceFile, capabilities, pb};
 use follow::Narrowed;
 use forge_image::{Digest, Platform};
-use forge_llb::{DiffOp, Edge, ExecOp, Graph, Metadata, Op, SourceOp, Vertex, VertexDigest};
+use forge_llb::{DiffOp, Edge, ExecOp, Graph, Metadata, Op, PassthroughOp, SourceOp, Vertex, VertexDigest};
 use prost::Message;
 use spans::Spans;
 use std::collections::HashMap;
@@ -99,6 +99,24 @@ fn edge(input: &pb::Input, vertex: &str) -> Result<Edge, DecodeError> {
     let wrong = |_| Refusal::Malformed(format!("output {} of {digest} cannot be", input.index)).of(vertex);
     let output = usize::try_from(input.index).map_err(wrong)?;
     Ok(Edge { vertex: VertexDigest::new(digest), output })
+}
+
+/// The field of an op that hands on its inputs: younger than the wire types.
+const PASSTHROUGH: u64 = 8;
+
+/// That field alone.
+#[derive(Clone, PartialEq, Message)]
+struct WithPassthrough {
+    #[prost(message, optional, tag = "8")]
+    passthrough: Option<Passthrough>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Passthrough {
+    #[prost(string, tag = "1")]
+    id: String,
+    #[prost(int64, repeated, tag = "2")]
+    outputs: Vec<i64>,
 }
 
 /// The field of an op of a kind that these wire types do not know; such fields are dropped silently otherwise.
@@ -189,7 +207,7 @@ impl<'a> Reader<'a> {
         let op: pb::Op = message(bytes, &format!("the op {digest}"))?;
         match unknown_kind(bytes)? {
             None => Ok(op),
-            Some(8) => Err(Refusal::Unsupported("a passthrough operation".to_owned()).of(&self.name(digest, &op))),
+            Some(PASSTHROUGH) if op.op.is_none() => Ok(op),
             Some(field) => {
                 Err(Refusal::Unsupported(format!("an operation with field {field}")).of(&self.name(digest, &op)))
             }
@@ -214,7 +232,11 @@ impl<'a> Reader<'a> {
         let refused = |refusal: Refusal| refusal.of(&name);
         let vertex = Vertex {
             platform: platform.map_err(refused)?,
-            op: decode_op(op).map_err(refused)?,
+            op: match &op.op {
+                None => decode_untyped(self.ops.get(&digest).copied().unwrap_or_default(), op.inputs.len()),
+                Some(_) => decode_op(op),
+            }
+            .map_err(refused)?,
             inputs,
             metadata: Metadata {
                 ignore_cache: self.metadata(&digest).is_some_and(|metadata| metadata.ignore_cache),
@@ -274,6 +296,19 @@ fn decode_op(op: pb::Op) -> Result<Op, Refusal> {
     }
 }
 
+/// An op of a kind that the wire types have no word for.
+fn decode_untyped(bytes: &[u8], inputs: usize) -> Result<Op, Refusal> {
+    let found = WithPassthrough::decode(bytes).ok().and_then(|op| op.passthrough);
+    let Some(Passthrough { id, outputs }) = found else {
+        return Refusal::malformed("the operation is of no kind");
+    };
+    let outputs = outputs.into_iter().map(|index| match usize::try_from(index) {
+        Ok(found) if found < inputs => Ok(found),
+        _ => Refusal::malformed(format!("invalid passthrough output input index {index}")),
+    });
+    Ok(Op::Passthrough(PassthroughOp { id, outputs: outputs.collect::<Result<_, _>>()? }))
+}
+
 /// Merges take all their inputs in order; BuildKit's clients write nothing else.
 fn decode_merge(merge: &pb::MergeOp, inputs: usize) -> Result<Op, Refusal> {
     let in_order = merge.inputs.len() == inputs
@@ -303,5 +338,11 @@ fn optional_index(index: i64, inputs: usize) -> Result<Option<usize>, Refusal> {
 
 fn sources(source: Option<pb::Source>) -> Vec<SourceFile> {
     let infos = source.into_iter().flat_map(|source| source.infos);
-    infos.map(|info| SourceFile { name: info.filename, data: info.data, language: info.language }).collect()
+    let file = |info: pb::SourceInfo| SourceFile {
+        name: info.filename,
+        data: info.data,
+        language: info.language,
+        definition: info.definition.map(|definition| definition.encode_to_vec()).unwrap_or_default(),
+    };
+    infos.map(file).collect()
 }

@@ -2,8 +2,8 @@ use crate::error::Refusal;
 use crate::{attributes as attr, pb};
 use forge_image::{Digest, Reference};
 use forge_llb::{
-    GitMtime, GitRemote, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource, ResolveMode, SourceOp,
-    check_git_reference, checked_git_checksum, cleaned_git_subdir, is_whole_commit,
+    BlobSource, GitForm, GitMtime, GitRemote, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource,
+    ResolveMode, SourceOp, check_git_reference, checked_git_checksum, cleaned_git_subdir, is_whole_commit,
 };
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -19,6 +19,8 @@ pub fn decode(source: &pb::SourceOp) -> Result<SourceOp, Refusal> {
         "local" => local(place, &source.attrs).map(SourceOp::Local),
         "oci-layout" => layout(place, &source.attrs).map(SourceOp::OciLayout),
         "git" => git(place, &source.attrs).map(SourceOp::Git),
+        "docker-image+blob" => blob(place, &source.attrs, None).map(SourceOp::Blob),
+        "oci-layout+blob" => blob(place, &source.attrs, Some(place)).map(SourceOp::Blob),
         "http" | "https" => http(&source.identifier, &source.attrs).map(SourceOp::Http),
         other => Refusal::unsupported(format!("a source of the kind {other}://")),
     }
@@ -38,7 +40,7 @@ fn image(place: &str, attributes: &Attributes) -> Result<ImageSource, Refusal> {
     if let (Some(tag), Some(_)) = (reference.tag(), &pinned) {
         reference = reference.with_tag(tag).map_err(malformed)?;
     }
-    let mut resolve = ResolveMode::PreferLocal;
+    let (mut resolve, mut checksum, mut layer_limit) = (ResolveMode::PreferLocal, None, None);
     for (name, value) in attributes {
         match name.as_str() {
             attr::IMAGE_RESOLVE_MODE => {
@@ -48,13 +50,21 @@ fn image(place: &str, attributes: &Attributes) -> Result<ImageSource, Refusal> {
                     _ => return Refusal::malformed(format!("{name} is {value:?}: expected default, pull or local")),
                 }
             }
-            attr::IMAGE_CHECKSUM => pinned = Some(read(value)?),
+            // Of a name with a digest it is the manifest that the graph was made for.
+            attr::IMAGE_CHECKSUM if pinned.is_some() => pinned = Some(read(value)?),
+            attr::IMAGE_CHECKSUM => checksum = Some(read(value)?),
+            attr::IMAGE_LAYER_LIMIT => {
+                let limit = value.parse().ok().filter(|limit| *limit > 0);
+                // The first words are BuildKit's.
+                let wrong = || Refusal::Malformed(format!("invalid layer limit {value:.20}"));
+                layer_limit = Some(limit.ok_or_else(wrong)?);
+            }
             // What it is called in lists of disk usage.
             attr::IMAGE_RECORD_TYPE => {}
             _ => return unknown(name),
         }
     }
-    Ok(ImageSource { reference, pinned, resolve })
+    Ok(ImageSource { reference, pinned, resolve, checksum, layer_limit })
 }
 
 fn local(place: &str, attributes: &Attributes) -> Result<LocalSource, Refusal> {
@@ -93,6 +103,32 @@ fn layout(place: &str, attributes: &Attributes) -> Result<OciLayoutSource, Refus
     Ok(OciLayoutSource { name: store.unwrap_or(name).to_owned(), tag, digest })
 }
 
+/// A blob by its digest; `layout` names the layout that has it where nothing else does.
+fn blob(place: &str, attributes: &Attributes, layout: Option<&str>) -> Result<BlobSource, Refusal> {
+    let reference: Reference = read(place)?;
+    let Some(digest) = reference.digest().cloned() else {
+        return Refusal::malformed(format!("{place} is not the name of a blob: it has no digest"));
+    };
+    let named = layout.map(|place| place.split('@').next().unwrap_or(place).to_owned());
+    let mut blob = BlobSource { reference, digest, layout: named, filename: None, mode: None, owner: None };
+    let (mut uid, mut gid) = (None, None);
+    for (name, value) in attributes {
+        match name.as_str() {
+            attr::HTTP_FILENAME => blob.filename = Some(value.clone()),
+            attr::HTTP_PERM => blob.mode = Some(number(name, value)?).filter(|mode| *mode != 0),
+            attr::HTTP_UID => uid = Some(number(name, value)?),
+            attr::HTTP_GID => gid = Some(number(name, value)?),
+            attr::OCI_STORE if layout.is_some() && !value.is_empty() => blob.layout = Some(value.clone()),
+            attr::OCI_STORE | attr::OCI_SESSION if layout.is_some() => {}
+            _ => return unknown(name),
+        }
+    }
+    if uid.is_some() || gid.is_some() {
+        blob.owner = Some((uid.unwrap_or(0), gid.unwrap_or(0)));
+    }
+    Ok(blob)
+}
+
 fn git(place: &str, attributes: &Attributes) -> Result<GitSource, Refusal> {
     let (address, fragment) = place.split_once('#').unwrap_or((place, ""));
     let (reference, subdir) = fragment.split_once(':').unwrap_or((fragment, ""));
@@ -116,6 +152,13 @@ fn git(place: &str, attributes: &Attributes) -> Result<GitSource, Refusal> {
     };
     git.reference.as_deref().map(check_git_reference).transpose().map_err(malformed)?;
     attributes.iter().try_for_each(|(name, value)| git_attribute(&mut git, name, value))?;
+    git.bundle = bundle(attributes)?.map(Box::new);
+    if git.bundle.is_some() && !git.checksum.as_deref().is_some_and(is_whole_commit) {
+        return Refusal::malformed(format!("{} needs a whole commit in {}", attr::GIT_BUNDLE, attr::GIT_CHECKSUM));
+    }
+    if git.form == GitForm::Bundle && (git.keep_git_dir || !git.subdir.is_empty()) {
+        return Refusal::malformed(format!("{} has neither .git nor folders", attr::GIT_CHECKOUT_BUNDLE));
+    }
     match git.fetch_by_commit && !git.checksum.as_deref().is_some_and(is_whole_commit) {
         true => {
             Refusal::malformed(format!("{} needs a whole commit in {}", attr::GIT_FETCH_BY_COMMIT, attr::GIT_CHECKSUM))
@@ -124,10 +167,29 @@ fn git(place: &str, attributes: &Attributes) -> Result<GitSource, Refusal> {
     }
 }
 
+/// The bundle that a repository's commit comes from: the address of a blob, with attributes of its own.
+fn bundle(attributes: &Attributes) -> Result<Option<BlobSource>, Refusal> {
+    let Some(address) = attributes.get(attr::GIT_BUNDLE).filter(|address| !address.is_empty()) else {
+        return Ok(None);
+    };
+    let own = [attr::OCI_STORE, attr::OCI_SESSION];
+    let own = attributes.iter().filter(|(name, _)| own.contains(&name.as_str()));
+    let own: Attributes = own.map(|(name, value)| (name.clone(), value.clone())).collect();
+    match address.split_once("://") {
+        Some(("docker-image+blob", place)) => blob(place, &Attributes::new(), None).map(Some),
+        Some(("oci-layout+blob", place)) => blob(place, &own, Some(place)).map(Some),
+        _ => Refusal::malformed(format!("{}: expected the address of a blob", attr::GIT_BUNDLE)),
+    }
+}
+
 fn git_attribute(git: &mut GitSource, name: &str, value: &str) -> Result<(), Refusal> {
     let filled = || (!value.is_empty()).then(|| value.to_owned());
     match name {
         attr::GIT_FULL_URL => {}
+        // Read by `bundle`.
+        attr::GIT_BUNDLE | attr::OCI_STORE | attr::OCI_SESSION => {}
+        attr::GIT_CHECKOUT_BUNDLE if value == "true" => git.form = GitForm::Bundle,
+        attr::GIT_CHECKOUT_BUNDLE => {}
         attr::GIT_KEEP_DIR => git.keep_git_dir = value == "true",
         attr::GIT_SKIP_SUBMODULES => git.skip_submodules = value == "true",
         attr::GIT_FETCH_BY_COMMIT => git.fetch_by_commit = value == "true",

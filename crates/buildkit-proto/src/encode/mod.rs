@@ -21,6 +21,12 @@ pub enum EncodeError {
         /// The seconds since 1970.
         seconds: i64,
     },
+    /// An operation that hands on its inputs, for which the wire types have no word.
+    #[error("{vertex}: a passthrough operation cannot be written")]
+    Passthrough {
+        /// The vertex.
+        vertex: String,
+    },
     /// A copy of nothing, which a definition cannot hold.
     #[error("{vertex}: a copy has no source")]
     NoSource {
@@ -159,8 +165,12 @@ impl SourceWriter {
     fn file(&mut self, file: SourceFile) -> i32 {
         let index = self.source.infos.len() as i32;
         self.indices.entry(file.name.clone()).or_insert(index);
-        let SourceFile { name: filename, data, language } = file;
-        self.source.infos.push(pb::SourceInfo { filename, data, definition: None, language });
+        let SourceFile { name: filename, data, language, definition } = file;
+        let definition = match definition.as_slice() {
+            [] => None,
+            bytes => pb::Definition::decode(bytes).ok(),
+        };
+        self.source.infos.push(pb::SourceInfo { filename, data, definition, language });
         index
     }
 
@@ -203,6 +213,7 @@ fn encode_op(vertex: &Vertex) -> Result<Encoded, EncodeError> {
         Op::Source(source) => Ok(source::encode(source)),
         Op::Exec(exec) => Ok(exec::encode(exec)),
         Op::File(file) => file::encode(file, vertex),
+        Op::Passthrough(_) => Err(EncodeError::Passthrough { vertex: vertex.metadata.name.clone() }),
         Op::Merge => {
             let inputs = (0..vertex.inputs.len()).map(|index| pb::MergeInput { input: index as i64 }).collect();
             Ok(Encoded { op: pb::op::Op::Merge(pb::MergeOp { inputs }), needs: [cap::MERGE].into() })

@@ -1,7 +1,10 @@
 use super::Encoded;
 use crate::{attributes as attr, capabilities as cap, pb};
 use forge_image::Reference;
-use forge_llb::{GitMtime, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource, ResolveMode, SourceOp};
+use forge_llb::{
+    BlobSource, GitForm, GitMtime, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource, ResolveMode,
+    SourceOp,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A source in the making.
@@ -37,6 +40,7 @@ pub fn encode(source: &SourceOp) -> Encoded {
         SourceOp::OciLayout(layout) => encode_layout(layout),
         SourceOp::Git(git) => encode_git(git),
         SourceOp::Http(http) => encode_http(http),
+        SourceOp::Blob(blob) => encode_blob(blob),
     }
 }
 
@@ -50,6 +54,12 @@ fn encode_image(image: &ImageSource) -> Encoded {
         && pinned != digest
     {
         source.need(cap::SOURCE_IMAGE_CHECKSUM, attr::IMAGE_CHECKSUM, pinned.to_string());
+    }
+    if let Some(checksum) = &image.checksum {
+        source.need(cap::SOURCE_IMAGE_CHECKSUM, attr::IMAGE_CHECKSUM, checksum.to_string());
+    }
+    if let Some(limit) = image.layer_limit {
+        source.need(cap::SOURCE_IMAGE_LAYER_LIMIT, attr::IMAGE_LAYER_LIMIT, limit.to_string());
     }
     if image.resolve == ResolveMode::ForcePull {
         source.need(cap::SOURCE_IMAGE_RESOLVE_MODE, attr::IMAGE_RESOLVE_MODE, "pull");
@@ -87,6 +97,25 @@ fn encode_layout(layout: &OciLayoutSource) -> Encoded {
     source.encoded()
 }
 
+fn encode_blob(blob: &BlobSource) -> Encoded {
+    let scheme = if blob.layout.is_some() { "oci-layout+blob" } else { "docker-image+blob" };
+    let mut source = Source::new(format!("{scheme}://{}", blob.reference), cap::SOURCE_IMAGE_BLOB);
+    if let Some(layout) = &blob.layout {
+        source.set(attr::OCI_STORE, layout.clone());
+    }
+    if let Some(filename) = &blob.filename {
+        source.set(attr::HTTP_FILENAME, filename.clone());
+    }
+    if let Some(mode) = blob.mode {
+        source.set(attr::HTTP_PERM, format!("0{mode:o}"));
+    }
+    if let Some((uid, gid)) = blob.owner {
+        source.set(attr::HTTP_UID, uid.to_string());
+        source.set(attr::HTTP_GID, gid.to_string());
+    }
+    source.encoded()
+}
+
 fn encode_git(git: &GitSource) -> Encoded {
     let mut source = Source::new(git_identifier(git), cap::SOURCE_GIT);
     source.need(cap::SOURCE_GIT_FULL_URL, attr::GIT_FULL_URL, git.remote.clone());
@@ -120,6 +149,16 @@ fn encode_git(git: &GitSource) -> Encoded {
     }
     if git.mtime == GitMtime::Commit {
         source.need(cap::SOURCE_GIT_MTIME, attr::GIT_MTIME, "commit");
+    }
+    if git.form == GitForm::Bundle {
+        source.need(cap::SOURCE_GIT_CHECKOUT_BUNDLE, attr::GIT_CHECKOUT_BUNDLE, "true");
+    }
+    if let Some(bundle) = &git.bundle {
+        let scheme = if bundle.layout.is_some() { "oci-layout+blob" } else { "docker-image+blob" };
+        source.need(cap::SOURCE_GIT_BUNDLE, attr::GIT_BUNDLE, format!("{scheme}://{}", bundle.reference));
+        if let Some(layout) = &bundle.layout {
+            source.set(attr::OCI_STORE, layout.clone());
+        }
     }
     if git.fetch_by_commit {
         source.need(cap::SOURCE_GIT_FETCH_BY_COMMIT, attr::GIT_FETCH_BY_COMMIT, "true");

@@ -57,7 +57,7 @@ pub fn graph(seed: u64) -> Graph {
             0 => Vec::new(),
             _ => random.some(|random| random.pick(&edges)),
         };
-        let op = match random.below(5) {
+        let op = match random.below(6) {
             1 => Op::Exec(exec(&mut random, inputs.len())),
             2 => Op::File(file(&mut random, inputs.len())),
             3 => Op::Merge,
@@ -90,7 +90,20 @@ fn source(random: &mut Random) -> SourceOp {
             reference: random.pick(&["alpine:3", "r.test:5000/a/b:t"]).parse().unwrap(),
             pinned: random.maybe(Random::digest),
             resolve: random.pick(&[ResolveMode::PreferLocal, ResolveMode::ForcePull]),
+            checksum: None,
+            layer_limit: random.maybe(|random| 1 + random.number() as usize),
         }),
+        5 => {
+            let digest = random.digest();
+            SourceOp::Blob(BlobSource {
+                reference: format!("r.test:5000/a/b@{digest}").parse().unwrap(),
+                digest,
+                layout: random.maybe(Random::word),
+                filename: random.maybe(Random::word),
+                mode: random.maybe(|random| 1 + random.number()),
+                owner: random.maybe(|random| (random.number(), random.number())),
+            })
+        }
         1 => SourceOp::Local(LocalSource {
             name: random.word(),
             include: random.some(Random::word),

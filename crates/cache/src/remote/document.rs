@@ -56,9 +56,9 @@ struct TextLayer {
     /// There where forge made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     made: Option<TextTimes>,
-    /// When it was made, in seconds since 1970.
+    /// When it was made, in nanoseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    created: Option<u64>,
+    created_ns: Option<u64>,
 }
 
 /// Which times of a layer are content.
@@ -121,8 +121,12 @@ impl SentRecord {
                 layers.push(Descriptor::new(blob.media_type.clone(), blob.digest.clone(), blob.size));
                 layers.len() - 1
             });
-            let created = layer.created.map(seconds);
-            TextLayer { blob, diff_id: layer.diff_id.digest().clone(), made: layer.made.map(TextTimes::from), created }
+            TextLayer {
+                blob,
+                diff_id: layer.diff_id.digest().clone(),
+                made: layer.made.map(TextTimes::from),
+                created_ns: layer.created.map(nanoseconds),
+            }
         };
         let mut stack = |stack: &Vec<OfferedLayer>| stack.iter().map(&mut place).collect();
         let outputs = self.outputs.iter().map(|output| output.as_ref().map(&mut stack)).collect();
@@ -175,7 +179,7 @@ impl SentRecord {
                 blob,
                 diff_id: DiffId::new(layer.diff_id.clone()),
                 made,
-                created: layer.created.map(moment),
+                created: layer.created_ns.map(|told| moment(Duration::from_nanos(told))),
             })
         };
         let stack = |stack: &Vec<TextLayer>| stack.iter().map(layer).collect::<Result<Vec<_>, _>>();
@@ -189,7 +193,7 @@ impl SentRecord {
             bytes: text.bytes,
             wall_ms: text.wall_ms,
             usage: usage.map(|(cpu_us, peak_memory)| StepUsage { cpu_us, peak_memory }),
-            created: moment(text.created),
+            created: moment(Duration::from_secs(text.created)),
         })
     }
 }
@@ -213,9 +217,14 @@ fn seconds(moment: SystemTime) -> u64 {
     moment.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
+fn nanoseconds(moment: SystemTime) -> u64 {
+    let told = moment.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    u64::try_from(told).unwrap_or(u64::MAX)
+}
+
 /// What nobody can have made yet was made now.
-fn moment(seconds: u64) -> SystemTime {
-    UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH).min(SystemTime::now())
+fn moment(told: Duration) -> SystemTime {
+    UNIX_EPOCH.checked_add(told).unwrap_or(UNIX_EPOCH).min(SystemTime::now())
 }
 
 /// The config that every such manifest has.
@@ -239,7 +248,7 @@ mod tests {
     fn layer(text: &str) -> OfferedLayer {
         let blob = Descriptor::of(MediaType::OciLayerGzip, text.as_bytes());
         let made = Some(FileTimes::ContentOutside { from: -1, until: 5 });
-        let created = Some(UNIX_EPOCH + Duration::from_secs(8));
+        let created = Some(UNIX_EPOCH + Duration::new(8, 9));
         OfferedLayer { blob, diff_id: DiffId::new(Digest::sha256(text.as_bytes())), made, created }
     }
 

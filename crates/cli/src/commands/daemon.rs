@@ -24,7 +24,7 @@ pub fn daemon(start: &Start, args: &DaemonArgs, config: DaemonConfig) -> Result<
     let root = start.options.root.clone();
     block_on_many(async {
         let interrupts = Interrupts::watch()?;
-        let engine = start.engine()?;
+        let engine = start.engine_of_daemon(&options.version)?;
         let daemon = Daemon::bind(engine, &root, options).await.map_err(failure)?;
         output::note(&format!("forge: serving BuildKit's interface on {}", addresses.join(", ")));
         daemon.serve(interrupts.token()).await.map_err(failure)?;

@@ -40,6 +40,14 @@ impl Start {
         self.engine_expecting(None)
     }
 
+    /// One that servers know as a builder of BuildKit's kind, besides by its own name: there are servers that ask for it.
+    fn engine_of_daemon(&self, version: &str) -> Result<Engine, Failure> {
+        let user_agent = Some(format!("buildkit/{version} forge/{}", env!("CARGO_PKG_VERSION")));
+        let engine = Engine::open(EngineOptions { user_agent, ..self.options.clone() })?;
+        engine.notices_of_store().iter().for_each(|notice| output::note(notice));
+        Ok(engine)
+    }
+
     fn engine_expecting(&self, expected: Option<ExpectedContainer>) -> Result<Engine, Failure> {
         let engine = Engine::open_expecting(self.options.clone(), expected)?;
         engine.notices_of_store().iter().for_each(|notice| output::note(notice));

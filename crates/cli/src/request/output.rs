@@ -2,8 +2,8 @@ use super::annotation::output_annotation;
 use super::{reference, unsupported};
 use anyhow::{Context, bail};
 use forge_engine::{
-    Annotation, AttestationForm, Destination, DigestNames, FilesOutput, FolderMode, ImageOutput, Keep,
-    LayerCompression, MediaTypes, Output, PlatformFolders, Push, Times, Transport,
+    Annotation, AttestationForm, Destination, DigestNames, Epoch, FilesOutput, FolderMode, ImageOutput, Keep,
+    LayerCompression, MediaTypes, Nondistributable, Output, PlatformFolders, Push, Times, Transport,
 };
 use forge_image::Reference;
 use std::path::PathBuf;
@@ -101,7 +101,6 @@ impl Fields {
     /// What holds for an image wherever it goes.
     fn image(&mut self) -> anyhow::Result<ImageOutput> {
         let media_types = self.media_types()?;
-        self.only("prefer-nondist-layers", false, "layers that may not be distributed are not pulled")?;
         let times = Times { epoch: self.epoch()?, rewrite: self.switch("rewrite-timestamp")? };
         let image = ImageOutput {
             names: self.names("name")?,
@@ -110,6 +109,10 @@ impl Fields {
             media_types,
             annotations: self.annotations()?,
             times,
+            nondistributable: match self.flag("prefer-nondist-layers", false)? {
+                true => Nondistributable::Referred,
+                false => Nondistributable::Embedded,
+            },
             attestation_form: match (self.switch("oci-artifact")?, media_types) {
                 (Some(true), MediaTypes::Docker) => {
                     bail!("--output: oci-artifact=true cannot be combined with oci-mediatypes=false")
@@ -191,10 +194,15 @@ impl Fields {
         found.into_iter().filter_map(|(annotation, _)| annotation).collect()
     }
 
-    fn epoch(&mut self) -> anyhow::Result<Option<i64>> {
-        let Some(text) = self.take("source-date-epoch") else { return Ok(None) };
+    fn epoch(&mut self) -> anyhow::Result<Epoch> {
+        let Some(text) = self.take("source-date-epoch") else { return Ok(Epoch::OfBuild) };
+        if text.is_empty() {
+            return Ok(Epoch::Unset);
+        }
         let seconds = text.parse().ok().filter(|seconds| *seconds >= 0);
-        seconds.map(Some).with_context(|| format!("--output source-date-epoch={text}: expected seconds since 1970"))
+        seconds
+            .map(Epoch::At)
+            .with_context(|| format!("--output source-date-epoch={text}: expected seconds since 1970"))
     }
 
     fn files(&mut self) -> anyhow::Result<FilesOutput> {
@@ -334,14 +342,15 @@ mod tests {
         let image = stored(
             "type=image,name=a,push=true,push-by-digest=true,registry.insecure=true,name-canonical=true,store=false,unpack=true,\
              dangling-name-prefix=d,danging-name-empty-only=true,oci-mediatypes=false,oci-artifact=false,\
-             attestation-inline=false,prefer-nondist-layers=false,source-date-epoch=7,rewrite-timestamp=false,\
+             attestation-inline=false,prefer-nondist-layers=true,source-date-epoch=7,rewrite-timestamp=false,\
              compression=gzip,compression-level=3,force-compression=true,annotation.K=v,annotation-index.k=w",
         );
         assert_eq!((image.push, image.keep), (Push::Digest(Transport::Plain), Keep::Nothing));
         assert!(image.digest_names.canonical && image.digest_names.prefix_only_without_names);
         assert_eq!(image.digest_names.prefix.unwrap().to_string(), "docker.io/library/d:latest");
         assert_eq!(image.media_types, MediaTypes::Docker);
-        assert_eq!(image.times, Times { epoch: Some(7), rewrite: Some(false) });
+        assert_eq!(image.nondistributable, Nondistributable::Referred);
+        assert_eq!(image.times, Times { epoch: Epoch::At(7), rewrite: Some(false) });
         assert_eq!((image.compression, image.force_compression), (Some(LayerCompression::Gzip(Some(3))), true));
         let keys: Vec<&str> = image.annotations.iter().map(|it| it.key.as_str()).collect();
         assert_eq!(keys, ["K", "k"]);
@@ -385,11 +394,13 @@ mod tests {
         let plain = FilesOutput::default();
         assert_eq!(output("type=local,dest=o").unwrap(), Output::Local(plain.clone(), FolderMode::Copy, "o".into()));
         assert_eq!(output("type=tar,dest=-").unwrap(), Output::Tar(plain.clone(), Destination::Stdout));
-        let split = FilesOutput { epoch: Some(5), folders: Some(PlatformFolders::Always), ..plain.clone() };
+        let split = FilesOutput { epoch: Epoch::At(5), folders: Some(PlatformFolders::Always), ..plain.clone() };
         assert_eq!(
             output("type=local,dest=o,platform-split=true,source-date-epoch=5,mode=delete").unwrap(),
             Output::Local(split, FolderMode::Delete, "o".into())
         );
+        let unset = FilesOutput { epoch: Epoch::Unset, ..plain.clone() };
+        assert_eq!(output("type=tar,dest=-,source-date-epoch=").unwrap(), Output::Tar(unset, Destination::Stdout));
         let merged = FilesOutput { folders: Some(PlatformFolders::Never), ..plain };
         assert_eq!(
             output("type=tar,dest=x,platform-split=false").unwrap(),
@@ -406,7 +417,6 @@ mod tests {
             "--output type=docker: context is not supported by this version of forge"
         );
         for (field, why) in [
-            ("prefer-nondist-layers=true", "layers that may not be distributed are not pulled"),
             ("attestation-inline=true", "attestations are written beside the image"),
             ("name=*", "a Dockerfile gives its image no name"),
         ] {

@@ -23,8 +23,8 @@ pub(super) async fn check(session: &ClientSession, id: &str) -> Result<bool, Sta
     let mut client = SshClient::new(session.channel.clone());
     match client.check_agent(CheckAgentRequest { id: id.to_owned() }).await {
         Ok(_) => Ok(true),
-        // BuildKit's clients have no code for an agent that they lack.
-        Err(status) if matches!(status.code(), Code::NotFound | Code::Unknown | Code::Unimplemented) => Ok(false),
+        // Clients that have agents, but not this one, say so in words of their own.
+        Err(status) if matches!(status.code(), Code::NotFound | Code::Unimplemented) => Ok(false),
         Err(status) => Err(status),
     }
 }

@@ -5,6 +5,7 @@
 
 mod agent;
 pub(crate) mod content;
+pub(crate) mod exporters;
 mod files;
 pub(crate) mod fsutil;
 mod health;

@@ -244,6 +244,11 @@ impl Session for RemoteSession {
         }
     }
 
+    /// The client says which of its sockets are agents, and filters what these hear.
+    fn has_raw_sockets(&self) -> bool {
+        true
+    }
+
     fn events(&self) -> &dyn EventSink {
         &*self.events
     }

@@ -13,10 +13,11 @@ use std::ffi::OsString;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap};
 use tonic::{Code, Request, Status};
 
 const METHOD: &str = "/moby.filesync.v1.FileSend/DiffCopy";
@@ -26,6 +27,9 @@ const CHUNK: usize = 1 << 20;
 
 /// Bytes of a message of a file: what the protocol's other implementations send.
 const FILE_CHUNK: usize = 32 << 10;
+
+/// How long a client has to end a transfer that failed here.
+const PARTING: Duration = Duration::from_secs(2);
 
 /// How many files are read at the same time.
 const READERS: usize = 4;
@@ -57,12 +61,23 @@ pub(crate) enum Taken {
 /// A stream of bytes to a client, and how the client took it, once it is closed.
 type Sending = (BufWriter<StreamWriter>, JoinHandle<Result<Taken, Status>>);
 
-/// Opens a stream to the client's output of that number. The second part ends when the client has everything, after the
-/// writer was dropped.
-pub(crate) fn stream(session: &Arc<ClientSession>, output: usize) -> Result<Sending, Status> {
+/// Opens a stream to the client's output of that number, which is told what will come. The second part ends when the client
+/// has everything, after the writer was dropped.
+pub(crate) fn stream(
+    session: &Arc<ClientSession>,
+    output: usize,
+    told: &HashMap<String, String>,
+) -> Result<Sending, Status> {
     let (sender, receiver) = mpsc::channel(8);
     let mut request = Request::new(ReceiverStream::new(receiver));
     address(session, output, request.metadata_mut())?;
+    for (name, value) in told {
+        // What has no place in a header is told when all is done.
+        let name = format!("exporter-md-{name}").parse::<AsciiMetadataKey>();
+        if let (Ok(name), Ok(value)) = (name, value.parse()) {
+            request.metadata_mut().insert(name, value);
+        }
+    }
     let mut client = StreamClient::new(session.channel.clone());
     let taken = tokio::spawn(async move {
         let mut answers = match client.diff_copy(request).await {
@@ -120,8 +135,21 @@ pub(crate) async fn trees(
         next: 0,
     };
     let files = listing.files.clone();
-    let walked = tokio::task::spawn_blocking(move || listing.walk(&trees));
-    let mut incoming = client.diff_copy(request).await?.into_inner();
+    let mut walking = tokio::task::spawn_blocking(move || listing.walk(&trees));
+    let mut is_walked = false;
+    let mut asking = std::pin::pin!(client.diff_copy(request));
+    // A client that is sent nothing does not answer either.
+    let mut incoming = loop {
+        tokio::select! {
+            answered = &mut asking => break answered?.into_inner(),
+            walked = &mut walking, if !is_walked => {
+                is_walked = true;
+                if let Err(error) = walked.map_err(|error| Status::internal(error.to_string()))? {
+                    return Err(part(&sender, &error, async { drop(asking.await) }).await);
+                }
+            }
+        }
+    };
     let readers = Arc::new(Semaphore::new(READERS));
     let mut reading: tokio::task::JoinSet<io::Result<()>> = tokio::task::JoinSet::new();
     loop {
@@ -129,6 +157,14 @@ pub(crate) async fn trees(
             message = incoming.message() => message?,
             Some(read) = reading.join_next() => {
                 read.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| failed(&error))?;
+                continue;
+            }
+            walked = &mut walking, if !is_walked => {
+                is_walked = true;
+                if let Err(error) = walked.map_err(|error| Status::internal(error.to_string()))? {
+                    let end = async { while let Ok(Some(_)) = incoming.message().await {} };
+                    return Err(part(&sender, &error, end).await);
+                }
                 continue;
             }
         };
@@ -161,10 +197,19 @@ pub(crate) async fn trees(
             break;
         }
     }
-    walked.await.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| failed(&error))?;
+    if !is_walked {
+        walking.await.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| failed(&error))?;
+    }
     drop(sender);
     while incoming.message().await?.is_some() {}
     Ok(())
+}
+
+/// Tells the client why nothing more comes, or it would know only that the stream ended, and waits a while for its end.
+async fn part(sender: &mpsc::Sender<Packet>, error: &io::Error, end: impl Future<Output = ()>) -> Status {
+    let _ = sender.send(packet(PacketType::PacketErr, 0, error.to_string().into_bytes())).await;
+    let _ = tokio::time::timeout(PARTING, end).await;
+    failed(error)
 }
 
 fn failed(error: &io::Error) -> Status {

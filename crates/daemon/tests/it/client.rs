@@ -1,5 +1,6 @@
 //! A client of BuildKit's interface: it calls the daemon, and serves what it is called back for.
 
+use crate::chosen_outputs::ChosenOutputs;
 use forge_buildkit_proto::fsutil::types::packet::PacketType;
 use forge_buildkit_proto::fsutil::types::{Packet, Stat};
 use forge_buildkit_proto::health::health_server::{Health, HealthServer};
@@ -77,6 +78,7 @@ impl TestDaemon {
             device_folders: Vec::new(),
             oci_runtime: None,
             gc: GcOptions::default(),
+            user_agent: None,
         };
         change(&mut options);
         let socket = folder.path().join("d.sock");
@@ -113,6 +115,10 @@ pub struct Served {
     pub secrets: BTreeMap<String, Vec<u8>>,
     /// The id of an agent that answers every message with itself.
     pub agent: Option<String>,
+    /// What was told of the stream before it came.
+    pub told: Arc<Mutex<BTreeMap<String, String>>>,
+    /// Outputs that are chosen when there is a result.
+    pub exporters: Option<ChosenOutputs>,
 }
 
 impl Served {
@@ -159,13 +165,15 @@ impl Client {
         let metadata = request.metadata_mut();
         metadata.insert("x-docker-expose-session-uuid", id.parse().unwrap());
         metadata.insert("x-docker-expose-session-sharedkey", shared_key.parse().unwrap());
-        for method in [
+        let exporters = served.exporters.iter().flat_map(|_| ChosenOutputs::METHODS);
+        let files = [
             "/moby.filesync.v1.FileSync/DiffCopy",
             "/moby.filesync.v1.FileSend/DiffCopy",
             "/moby.buildkit.secrets.v1.Secrets/GetSecret",
             "/moby.sshforward.v1.SSH/CheckAgent",
             "/moby.sshforward.v1.SSH/ForwardAgent",
-        ] {
+        ];
+        for method in files.into_iter().chain(exporters) {
             metadata.append("x-docker-expose-session-grpc-method", method.parse().unwrap());
         }
         let mut incoming = self.control().session(request).await.unwrap().into_inner();
@@ -198,6 +206,7 @@ impl Client {
         let server = Server::builder()
             .add_service(HealthServer::new(Healthy))
             .add_service(FileSyncServer::new(served.clone()))
+            .add_service(served.exporters.clone().unwrap_or_default())
             .add_service(FileSendServer::new(served.clone()))
             .add_service(SecretsServer::new(served.clone()))
             .add_service(SshServer::new(served));
@@ -365,6 +374,11 @@ impl FileSend for Served {
         request: Request<Streaming<FileBytes>>,
     ) -> Result<Response<Self::DiffCopyStream>, Status> {
         let received = self.received.clone();
+        for entry in request.metadata().iter() {
+            let tonic::metadata::KeyAndValueRef::Ascii(name, value) = entry else { continue };
+            let Some(name) = name.as_str().strip_prefix("exporter-md-") else { continue };
+            self.told.lock().unwrap().insert(name.to_owned(), value.to_str().unwrap().to_owned());
+        }
         let mut incoming = request.into_inner();
         let taken = stream::once(async move {
             while let Some(message) = incoming.message().await? {

@@ -1,9 +1,11 @@
 //! A daemon in this process, and clients that speak to it through its socket as BuildKit's do.
 
 mod builds;
+mod chosen_outputs;
 #[allow(dead_code, reason = "the other tests use the rest of it")]
 mod client;
 mod hostile;
 mod keys;
 mod load;
+mod outputs;
 mod services;

@@ -107,5 +107,10 @@ pub(crate) fn layers(steps: &Steps, solved: &Solved, blobs: &BTreeMap<LayerId, D
 
 /// A Dockerfile as a file of a definition.
 pub(crate) fn dockerfile(text: &DockerfileText) -> SourceFile {
-    SourceFile { name: text.name.clone(), data: text.text.clone(), language: "Dockerfile".to_owned() }
+    SourceFile {
+        name: text.name.clone(),
+        data: text.text.clone(),
+        language: "Dockerfile".to_owned(),
+        definition: Vec::new(),
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::EngineError;
 use crate::build::Build;
-use forge_exporter::package_url;
+use forge_exporter::{package_url, with_qualifier};
 use forge_image::{Digest, Platform, Reference};
 use forge_llb::{GitSource, Graph, MountKind, NetworkMode, Op, SourceOp, UrlCredentials, Vertex};
 use forge_worker::SourceState;
@@ -16,6 +16,7 @@ pub(crate) struct Materials {
     images: BTreeMap<(Reference, Option<Platform>), Image>,
     /// By address.
     git: BTreeMap<String, String>,
+    /// By address; blobs of images are among them.
     http: BTreeMap<String, Digest>,
     /// Contexts of whoever asked for the build.
     pub locals: BTreeSet<String>,
@@ -132,7 +133,7 @@ impl Build {
             match &vertex.op {
                 Op::Source(source) => self.add_source(&mut materials, source, vertex).await?,
                 Op::Exec(exec) => materials.add_exec(exec),
-                Op::File(_) | Op::Merge | Op::Diff(_) => {}
+                Op::File(_) | Op::Merge | Op::Diff(_) | Op::Passthrough(_) => {}
             }
         }
         Ok(materials)
@@ -163,6 +164,12 @@ impl Build {
                 }
             }
             (SourceOp::Git(git), SourceState::Commit(commit)) => {
+                if let Some(bundle) = &git.bundle {
+                    let kind = if bundle.layout.is_some() { "oci" } else { "docker" };
+                    let url = format!("{}&ref_type=bundle", package_url(kind, &bundle.reference, None));
+                    let url = with_qualifier(url, "vcs_url", &git_url(git));
+                    materials.http.insert(url, bundle.digest.clone());
+                }
                 materials.git.insert(git_url(git), commit);
                 let tokens = git.auth_token_secret.iter().chain(&git.auth_header_secret);
                 tokens.for_each(|id| Materials::add_secret(&mut materials.secrets, id, true));
@@ -170,6 +177,11 @@ impl Build {
             }
             (SourceOp::Http(http), SourceState::File(digest)) => {
                 materials.http.insert(redacted(&http.url, http.credentials.as_ref()), digest);
+            }
+            (SourceOp::Blob(blob), SourceState::File(digest)) => {
+                let kind = if blob.layout.is_some() { "oci" } else { "docker" };
+                let url = format!("{}&ref_type=blob", package_url(kind, &blob.reference, None));
+                materials.http.insert(url, digest);
             }
             (SourceOp::Local(local), _) => _ = materials.locals.insert(local.name.clone()),
             _ => {}

@@ -58,9 +58,9 @@ impl<'a> Scanner<'a> {
         let mut graph = scanned.clone();
         let goal = graph.goal().cloned();
         let image = ImageSource {
-            reference: self.request.generator.clone(),
             pinned: Some(self.digest.clone()),
             resolve: self.mode,
+            ..ImageSource::new(self.request.generator.clone())
         };
         let source = Vertex {
             op: Op::Source(SourceOp::Image(image)),

@@ -63,7 +63,7 @@ impl Site {
                 ..HistoryEntry::default()
             })
             .to_vec();
-        BuiltImage { platform, layers: vec![base, empty, top], config }
+        BuiltImage { platform, layers: vec![base, empty, top], config, missing_history: Default::default() }
     }
 
     pub async fn assembled(&self, settings: &ExportSettings) -> AssembledImage {

@@ -2,10 +2,10 @@
 
 use crate::support::{Pipe, Site, reference, run, settings, tar_files};
 use forge_exporter::{
-    ArchiveFormat, ExistingNames, ExportSettings, ImageSet, LayoutDestination, LoadInput, LoadLimits, Pushed,
-    SavedImage, load, package, push, save, to_oci, to_store, to_store_packaged,
+    ArchiveFormat, ExistingNames, ExportSettings, ImageSet, LayoutDestination, LoadInput, LoadLimits, Nondistributable,
+    Pushed, SavedImage, load, package, push, save, to_oci, to_store, to_store_packaged,
 };
-use forge_image::{Digest, MediaType, Platform};
+use forge_image::{Descriptor, Digest, Manifest, MediaType, Platform};
 use forge_registry::{
     FetchError, LayoutName, Pulled, Registry, RegistryOptions, bring_layers, from_oci_layout, know_layers, pull,
     record, resolve_image,
@@ -578,4 +578,81 @@ async fn privileged_an_image_keeps_the_manifest_that_was_asked_for() {
     assert_eq!(exported[0].descriptor.as_ref().unwrap().digest, digest);
     let nothing = package(&site.context, &images, &settings).await.unwrap();
     assert_eq!(nothing.descriptor, stored.descriptor);
+}
+
+#[tokio::test]
+async fn privileged_foreign_layers_are_handed_on_or_referred_to() {
+    if !forge_testkit::privileged("privileged_foreign_layers_are_handed_on_or_referred_to") {
+        return;
+    }
+    let registry = TestRegistry::start();
+    let mut image = image("one", LayerCompression::Gzip).docker().build();
+    let manifest = &image.manifest;
+    let mut document = Manifest::from_json(&manifest.bytes, Some(&manifest.descriptor.media_type)).unwrap();
+    document.layers[0].media_type = document.layers[0].media_type.nondistributable();
+    document.layers[0].unknown.insert("urls".to_owned(), vec!["https://maker.test/layer"].into());
+    image.manifest.bytes = document.to_json();
+    image.manifest.descriptor = Descriptor::of(MediaType::DockerManifest, &image.manifest.bytes);
+    image.put(&registry, "from/app", "1");
+    let name = format!("{}/from/app:1", registry.authority());
+    let site = Site::new();
+    pull(&site.context, &client(), &reference(&name), &amd64()).await.unwrap();
+    let images = ImageSet::from_store(&site.context, &site.target(&name)).await.unwrap();
+    let foreign = document.layers[0].clone();
+    for (nondistributable, repository) in
+        [(Nondistributable::Referred, "referred"), (Nondistributable::Embedded, "embedded")]
+    {
+        let to = settings(&[&format!("{}/{repository}:1", registry.authority())]);
+        let to = ExportSettings { nondistributable, oci_mediatypes: false, ..to };
+        pushed(&site, &images, &to).await;
+        let (_, _, bytes) = registry.tagged(repository, "1").unwrap();
+        let made = Manifest::from_json(&bytes, Some(&MediaType::DockerManifest)).unwrap();
+        let is_there = registry.content(repository, &foreign.digest).is_some();
+        match nondistributable {
+            Nondistributable::Referred => assert_eq!((made.layers[0].clone(), is_there), (foreign.clone(), false)),
+            Nondistributable::Embedded => {
+                assert_eq!((&made.layers[0].media_type, is_there), (&MediaType::DockerLayerGzip, true));
+                assert!(made.layers[0].unknown.is_empty());
+            }
+        }
+        assert_eq!(made.layers[1].media_type, MediaType::DockerLayerGzip);
+    }
+}
+
+#[tokio::test]
+async fn privileged_what_is_said_of_an_image_is_found() {
+    if !forge_testkit::privileged("privileged_what_is_said_of_an_image_is_found") {
+        return;
+    }
+    let registry = TestRegistry::start();
+    let (image, site) = (image("one", LayerCompression::Gzip).build(), Site::new());
+    image.put(&registry, "app", "alone");
+    let statement = br#"{"_type":"https://in-toto.io/Statement/v1"}"#.to_vec();
+    registry.put_blob("app", statement.clone());
+    let mut said = Manifest::from_json(&image.manifest.bytes, None).unwrap();
+    let mut layer = Descriptor::of(MediaType::from("application/vnd.in-toto+json"), &statement);
+    layer.annotations.insert("in-toto.io/predicate-type".to_owned(), "https://slsa.dev/provenance/v1".into());
+    said.layers = vec![layer];
+    registry.put_manifest("app", None, MediaType::OciManifest.as_str(), said.to_json());
+    let mut entry = Descriptor::of(MediaType::OciManifest, &said.to_json());
+    entry.annotations.insert("vnd.docker.reference.type".to_owned(), "attestation-manifest".into());
+    let about = image.manifest.descriptor.digest.to_string();
+    entry.annotations.insert("vnd.docker.reference.digest".to_owned(), about.into());
+    let mut index = forge_image::Index::from_json(&TestImage::index(&[image.clone()]).bytes, None).unwrap();
+    index.manifests.push(entry.clone());
+    registry.put_manifest("app", Some("said"), MediaType::OciIndex.as_str(), index.to_json());
+    let find = async |tag: &str, statements: &[&str]| {
+        let name = reference(&format!("{}/app:{tag}", registry.authority()));
+        let statements: Vec<String> = statements.iter().map(|text| (*text).to_owned()).collect();
+        forge_registry::attestation_chain(&site.context, &client(), &name, &amd64(), &statements).await.unwrap()
+    };
+    assert!(find("alone", &[]).await.is_none(), "beside a manifest nothing is said");
+    let chain = find("said", &["https://slsa.dev/provenance/v1"]).await.unwrap();
+    assert_eq!(
+        (chain.image_manifest, chain.attestation_manifest),
+        (image.manifest.descriptor.digest, Some(entry.digest))
+    );
+    assert_eq!(chain.documents.len(), 3);
+    assert_eq!(chain.documents[2].1, statement);
+    assert_eq!(find("said", &["https://spdx.dev/Document"]).await.unwrap().documents.len(), 2);
 }

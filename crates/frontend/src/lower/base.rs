@@ -61,7 +61,8 @@ impl Lowering<'_> {
                     Some(_) => reference.to_string(),
                     None => format!("{reference}@{digest}"),
                 };
-                (SourceOp::Image(ImageSource { reference: reference.clone(), pinned: Some(digest), resolve }), shown)
+                let image = ImageSource { pinned: Some(digest), resolve, ..ImageSource::new(reference.clone()) };
+                (SourceOp::Image(image), shown)
             }
             ImageKeySource::OciLayout { name, tag, .. } => {
                 let shown = format!("oci-layout://{name}@{digest}");

@@ -1,6 +1,6 @@
 //! Files of ordinary web servers: conditions, redirects, what is sent where.
 
-use forge_registry::{Registry, RegistryOptions, RetryPolicy, WebAnswer, WebError, WebRequest};
+use forge_registry::{Registry, RegistryOptions, RetryPolicy, WebAnswer, WebError, WebPacking, WebRequest};
 use forge_session::Redacted;
 use forge_testkit::{RawServer, TestSession};
 use std::time::Duration;
@@ -43,7 +43,9 @@ async fn a_file_comes_with_what_the_server_says_of_it() {
     assert_eq!(file.last_modified(), Some("Sun, 06 Nov 1994 08:49:37 GMT"));
     assert_eq!(file.length(), Some(5));
     assert_eq!(file.shown_url(), format!("http://{}/x", server.authority()));
-    // A label on a packed file that is to be kept as it is, as misconfigured servers put on .tar.gz.
+    // Whoever asked unpacks it.
+    assert_eq!(file.packing(), WebPacking::Gzip);
+    assert!(server.heads()[0].contains("accept-encoding: gzip"));
     assert_eq!(file.chunk(&session).await.unwrap().unwrap().as_ref(), b"bytes");
 }
 
@@ -63,6 +65,8 @@ async fn what_is_known_is_not_sent_again() {
     assert_eq!(read(&known("/conditions")).await.unwrap(), b"unchanged");
     assert_eq!(read(&known("/same")).await.unwrap(), b"unchanged");
     assert_eq!(read(&known("/other")).await.unwrap(), b"new");
+    let methods: Vec<String> = server.heads().iter().map(|head| head.split(' ').next().unwrap().to_owned()).collect();
+    assert_eq!(methods, ["HEAD", "HEAD", "HEAD", "GET"], "a body is asked for only where something changed");
 }
 
 #[tokio::test]

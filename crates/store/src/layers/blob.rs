@@ -388,6 +388,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn privileged_a_layer_is_as_old_as_it_is_said_to_be_to_the_nanosecond() {
+        if rustix::process::geteuid().as_raw() != 0 {
+            return;
+        }
+        let site = Site::new();
+        let (layer, layers) = (site.layer(&[]), site.store.layers());
+        let made = std::time::UNIX_EPOCH + std::time::Duration::new(1_700_000_000, 123_456_789);
+        layers.date(&layer, made).unwrap();
+        assert_eq!(layers.stored(&layer).unwrap(), Some(made));
+        layers.date(&layer, made + std::time::Duration::from_secs(60)).unwrap();
+        assert_eq!(layers.stored(&layer).unwrap(), Some(made), "the earlier time stays");
+    }
+
     // Seen to fail with the level of the codec left out of the key, and with no chunk ever found.
     #[test]
     fn privileged_what_did_not_change_is_not_compressed_again() {

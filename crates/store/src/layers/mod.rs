@@ -82,10 +82,11 @@ use crate::opened::Opened;
 use crate::remote_rows::RemoteLayer;
 use crate::{Blobs, ContentDigest, FileTimes, LayerId, LayerRecord, Lease, ScratchDir, StoreError};
 use forge_image::{ChainId, DiffId};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The layers of a store.
 #[derive(Clone)]
@@ -97,6 +98,13 @@ pub struct Layers {
     prepared: Arc<AtomicU64>,
 }
 
+/// How long before its row a layer's index may have been written, to be of the same time.
+const NEAR: Duration = Duration::from_secs(10);
+
+fn whole_second(moment: SystemTime) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(moment.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+}
+
 impl Layers {
     pub(crate) fn new(opened: Arc<Opened>, blobs: Blobs) -> Self {
         Self { opened, blobs, limits: UnpackLimits::default(), prepared: Arc::default() }
@@ -106,6 +114,14 @@ impl Layers {
     #[must_use]
     pub fn with_limits(&self, limits: UnpackLimits) -> Self {
         Self { limits, ..self.clone() }
+    }
+
+    /// Refuses that many bytes that were unpacked from so many packed ones, by the limits of layers.
+    ///
+    /// # Errors
+    /// They are too many.
+    pub fn check_unpacked(&self, unpacked: u64, packed: u64) -> Result<(), StoreError> {
+        Ok(self.limits.check_bytes(unpacked, packed)?)
     }
 
     /// What the store knows of a layer.
@@ -134,16 +150,28 @@ impl Layers {
     /// # Errors
     /// The database failed.
     pub fn date(&self, id: &LayerId, made: SystemTime) -> Result<(), StoreError> {
-        layer_rows::date(&self.opened, id, made)
+        layer_rows::date(&self.opened, id, made)?;
+        if layer_rows::stored(&self.opened, id)? == Some(whole_second(made)) {
+            // The rest of the moment is for `stored`, which does without where it cannot be kept.
+            let _ = File::open(self.path(id).join("index")).and_then(|index| index.set_modified(made));
+        }
+        Ok(())
     }
 
-    /// When a layer was made, or came into the store where nobody says that, to the second; `None` for one that is not
-    /// there.
+    /// When a layer was made, or came into the store where nobody says that; `None` for one that is not there. The database
+    /// knows the second, and the index of a layer that was made here the moment: layers of one second are told apart by it.
     ///
     /// # Errors
     /// The database failed.
     pub fn stored(&self, id: &LayerId) -> Result<Option<SystemTime>, StoreError> {
-        layer_rows::stored(&self.opened, id)
+        let Some(second) = layer_rows::stored(&self.opened, id)? else { return Ok(None) };
+        let written = std::fs::metadata(self.path(id).join("index")).and_then(|index| index.modified()).ok();
+        // It is written shortly before the row is. One that was written later, or long ago, is of another time.
+        let near = |moment: &SystemTime| {
+            let (before, after) = (second.checked_sub(NEAR), second.checked_add(Duration::from_secs(1)));
+            before.is_some_and(|before| before <= *moment) && after.is_some_and(|after| *moment < after)
+        };
+        Ok(Some(written.filter(near).unwrap_or(second)))
     }
 
     /// The layers that were unpacked for exactly this stack of tars, lowest first, all of them held by the lease.

@@ -158,7 +158,9 @@ fn put_manifest(state: &mut State, name: &str, reference: &str, request: &Receiv
 /// The first thing that a manifest or an index refers to and the repository has not.
 fn missing(repository: &Repository, document: &Value) -> Option<String> {
     let list = |key: &str| document[key].as_array().cloned().unwrap_or_default();
-    let blobs = list("layers").into_iter().chain(document.get("config").cloned());
+    // Those with addresses of their own are fetched there.
+    let layers = list("layers").into_iter().filter(|layer| layer.get("urls").is_none());
+    let blobs = layers.chain(document.get("config").cloned());
     let digest = |descriptor: &Value| descriptor["digest"].as_str().unwrap_or_default().to_owned();
     let has_blob = |text: &String| text.parse().is_ok_and(|digest: Digest| repository.blobs.contains_key(&digest));
     let has_manifest =

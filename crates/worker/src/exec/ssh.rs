@@ -96,6 +96,10 @@ async fn relay(mut client: UnixStream, agent: &str, session: &dyn Session) -> st
     let connection = std::os::unix::net::UnixStream::from(connection);
     connection.set_nonblocking(true)?;
     let mut agent = UnixStream::from_std(connection)?;
+    if session.has_raw_sockets() && !speaks_to_agent(&client, &agent).await? {
+        tokio::io::copy_bidirectional(&mut client, &mut agent).await?;
+        return Ok(());
+    }
     while let Some(request) = read_message(&mut client).await? {
         let answer = match request.first() {
             Some(&(REQUEST_IDENTITIES | SIGN_REQUEST)) => {
@@ -107,6 +111,25 @@ async fn relay(mut client: UnixStream, agent: &str, session: &dyn Session) -> st
         write_message(&mut client, &answer).await?;
     }
     Ok(())
+}
+
+/// Whether a step speaks first, and what an agent may understand. What begins otherwise is no message of any agent's: its
+/// length would be beyond the limits of all of them, who end the connection then.
+async fn speaks_to_agent(client: &UnixStream, agent: &UnixStream) -> std::io::Result<bool> {
+    tokio::select! {
+        biased;
+        readable = client.readable() => readable?,
+        readable = agent.readable() => {
+            readable?;
+            return Ok(false);
+        }
+    }
+    let mut first = [0];
+    match rustix::net::recv(client, &mut first[..], rustix::net::RecvFlags::PEEK) {
+        // The highest byte of the length: Go's agents take up to 16 MiB, OpenSSH's 256 KiB.
+        Ok((1.., _)) => Ok(first == [0]),
+        _ => Ok(true),
+    }
 }
 
 /// The next message without its length; `None` at the end of the stream.
@@ -205,5 +228,72 @@ mod tests {
         relays.stop().await;
         assert!(receive(&mut client).is_err() && receive(&mut slow).is_err());
         assert!(StdStream::connect(path("relay")).is_err());
+    }
+
+    /// A session whose sockets need not lead to agents.
+    struct Raw(TestSession);
+
+    #[async_trait::async_trait]
+    impl Session for Raw {
+        fn context(&self, _: &str) -> Option<Arc<dyn forge_session::Context>> {
+            None
+        }
+
+        async fn credentials(
+            &self,
+            _: &str,
+        ) -> Result<Option<forge_session::Credentials>, forge_session::CredentialError> {
+            Ok(None)
+        }
+
+        async fn secret(&self, _: &str) -> Result<Option<forge_session::Secret>, forge_session::SecretError> {
+            Ok(None)
+        }
+
+        async fn ssh_agent(&self, id: &str) -> Result<Option<OwnedFd>, forge_session::SecretError> {
+            self.0.ssh_agent(id).await
+        }
+
+        fn has_raw_sockets(&self) -> bool {
+            true
+        }
+
+        fn events(&self) -> &dyn forge_session::EventSink {
+            self.0.events()
+        }
+
+        fn cancellation(&self) -> &tokio_util::sync::CancellationToken {
+            self.0.cancellation()
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a101_a_raw_socket_hears_everything_but_what_agents_understand() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let server = StdListener::bind(path("server")).unwrap();
+        std::thread::spawn(move || {
+            for client in server.incoming() {
+                let (mut client, mut heard) = (client.unwrap(), [0; 64]);
+                let count = client.read(&mut heard).unwrap();
+                client.write_all(&[b"heard ".as_slice(), &heard[..count]].concat()).unwrap();
+            }
+        });
+        let session: Arc<dyn Session> = Arc::new(Raw(TestSession::new().with_agent("default", path("server"))));
+        let listener = StdListener::bind(path("relay")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let relays = Relays::start(vec![listener.into()], &["default".to_owned()], &session).unwrap();
+        let connect = || {
+            let stream = StdStream::connect(path("relay")).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            stream
+        };
+        let mut client = connect();
+        client.write_all(b"GET / HTTP/1.0").unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer, b"heard GET / HTTP/1.0");
+        assert_eq!(ask(&mut connect(), &[17, b'x']), [FAILURE], "no key is added");
+        relays.stop().await;
     }
 }

@@ -27,6 +27,16 @@ pub(crate) struct Copier<'a, 'e> {
     shared: Option<Folder>,
     /// Files that were made and have no bytes yet.
     unfilled: Vec<Filling>,
+    links_to_folders: LinksToFolders,
+}
+
+/// What becomes of a link to a folder where the copy has a folder of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LinksToFolders {
+    /// It is in the way.
+    Conflict,
+    /// What the copied folder holds goes to where it leads, within the tree, as docker unpacks archives.
+    Entered,
 }
 
 /// Where the first names of linked files went.
@@ -56,7 +66,8 @@ impl<'a, 'e> Copier<'a, 'e> {
     ) -> Self {
         let links = Links::default();
         let placing = Placing { action, owner, now };
-        Self { placing, tree, editor, store, links, shared: None, unfilled: Vec::new() }
+        let links_to_folders = LinksToFolders::Conflict;
+        Self { placing, tree, editor, store, links, shared: None, unfilled: Vec::new(), links_to_folders }
     }
 
     /// Writes everything that was selected.
@@ -121,6 +132,11 @@ impl<'a, 'e> Copier<'a, 'e> {
         selected: &SelectedEntry,
         metadata: EntryMetadata,
     ) -> Result<Folder, FileError> {
+        if self.links_to_folders == LinksToFolders::Entered
+            && let Some(folder) = self.editor.linked_folder(parent, name)?
+        {
+            return Ok(self.editor.folder(&folder, &metadata)?);
+        }
         if !selected.on_the_way {
             return Ok(self.editor.child_folder(parent, name, &metadata, OnExisting::Overwrite)?);
         }
@@ -234,6 +250,7 @@ impl<'a, 'e> Copier<'a, 'e> {
         self.shared = None;
         self.flush()?;
         let mut inner = Copier::new(&action, &tree, self.editor, self.store, self.placing.owner, self.placing.now);
+        inner.links_to_folders = LinksToFolders::Entered;
         let made = inner.placing.made_on_the_way();
         everything.roots.iter().try_for_each(|root| inner.copy_folder(root, &made))
     }

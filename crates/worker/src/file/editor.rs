@@ -203,6 +203,17 @@ impl<'a> Editor<'a> {
         Ok(self.existing(folder, name)?.is_some())
     }
 
+    /// The folder of this tree that a link leads to which has a name in a folder.
+    pub(crate) fn linked_folder(&self, folder: &mut Folder, name: &OsStr) -> Result<Option<PathBuf>, EditError> {
+        let found = self.existing(folder, name)?;
+        if !found.is_some_and(|entry| matches!(entry.kind, TreeKind::Symlink { .. })) {
+            return Ok(None);
+        }
+        let tree = self.active.merged();
+        let target = tree.resolve(&folder.path.join(name))?;
+        Ok(tree.lookup(&target)?.filter(|entry| entry.kind == TreeKind::Directory).map(|_| target))
+    }
+
     /// What has a name in a folder.
     fn existing(&self, folder: &mut Folder, name: &OsStr) -> Result<Option<TreeEntry>, EditError> {
         match &mut folder.existing {

@@ -52,6 +52,9 @@ pub(crate) enum FileError {
     Changed { path: String },
     #[error("cannot unpack {path}")]
     Archive { path: String, source: Box<dyn std::error::Error + Send + Sync> },
+    /// A copy finds out only now that it has no source: its key was made of the whole tree. The words are BuildKit's.
+    #[error("lstat {path}: no such file or directory")]
+    Missing { path: String },
     /// The words are BuildKit's.
     #[error("{path} not found")]
     NothingMatched { path: String },
@@ -79,7 +82,9 @@ impl FileError {
             Self::Edit(EditError::Store(error)) | Self::Store(error) => error.kind(),
             Self::Edit(EditError::Write { .. }) | Self::Changed { .. } => ErrorKind::Environment,
             Self::Select(_) | Self::Edit(_) | Self::User(_) | Self::Mode(_) => ErrorKind::UserInput,
-            Self::Archive { .. } | Self::NothingMatched { .. } | Self::RootRemoved => ErrorKind::UserInput,
+            Self::Archive { .. } | Self::Missing { .. } | Self::NothingMatched { .. } | Self::RootRemoved => {
+                ErrorKind::UserInput
+            }
         }
     }
 }
@@ -262,12 +267,22 @@ impl Work<'_> {
     fn copy(&self, editor: &mut Editor<'_>, action: &CopyAction) -> Result<(), FileError> {
         let made = match action.from {
             FileInput::Input(index) => {
-                return copy_action(editor, self.store, action, self.inputs.source(index), self.now);
+                let copied = copy_action(editor, self.store, action, self.inputs.source(index), self.now);
+                return copied.map_err(|error| if self.is_base(index) { missing(error) } else { error });
             }
             FileInput::Action(index) => self.tree_of(index)?,
             FileInput::Scratch => SourceTree::of_layers(self.store.layers().tree(&[])?, self.inputs.stop.clone()),
         };
-        copy_action(editor, self.store, action, Source::Tree(&made), self.now)
+        let copied = copy_action(editor, self.store, action, Source::Tree(&made), self.now);
+        copied.map_err(|error| if action.from == FileInput::Scratch { missing(error) } else { error })
+    }
+
+    /// Whether an input is what is changed here, or nothing as that is: then the step's key was made of all of it.
+    fn is_base(&self, index: usize) -> bool {
+        match &self.inputs.results[index] {
+            ResultRef::Layers(layers) => self.trees.iter().any(|tree| tree.origin == *layers),
+            ResultRef::Context { .. } => false,
+        }
     }
 
     /// What an action left, for reading.
@@ -304,6 +319,14 @@ impl Work<'_> {
             TreeState::Frozen(layers) => [&origin[..], &layers].concat(),
         };
         difference::between(self.store, &origin, &upper, &self.inputs.stop)
+    }
+}
+
+/// What is not there was not looked for before.
+fn missing(error: FileError) -> FileError {
+    match error {
+        FileError::Select(SelectError::NotFound { path }) => FileError::Missing { path },
+        error => error,
     }
 }
 

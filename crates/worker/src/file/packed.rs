@@ -5,7 +5,7 @@ use super::packed_fill::{self, Origin};
 use super::packed_plan::{self, NoPlan, Plan, Planned, PlannedKind};
 use super::placing::Placing;
 use super::{FileError, Inputs, Source, actions};
-use crate::selection::{SelectedRoot, Selection};
+use crate::selection::{SelectError, SelectedRoot, Selection};
 use crate::source_tree::{SourceEntry, SourceError, SourceTree};
 use blake3::Hasher;
 use forge_cache::{MadeLayer, ResultRef};
@@ -35,6 +35,8 @@ pub(crate) fn execute(
     match copy.run() {
         Ok(execution) => Ok(Some(execution)),
         Err(NoPlan::Unusual) => Ok(None),
+        // Whoever makes a tree of it says how it is not there.
+        Err(NoPlan::Failed(FileError::Select(SelectError::NotFound { .. }))) => Ok(None),
         Err(NoPlan::Failed(error)) => Err(error),
     }
 }
@@ -52,6 +54,8 @@ pub(crate) fn find(
     match copy.find() {
         Ok(found) => Ok(found.map(|layer| [copy.parents, &[layer]].concat())),
         Err(NoPlan::Unusual) => Ok(None),
+        // Whoever makes a tree of it says how it is not there.
+        Err(NoPlan::Failed(FileError::Select(SelectError::NotFound { .. }))) => Ok(None),
         Err(NoPlan::Failed(error)) => Err(error),
     }
 }

@@ -25,6 +25,8 @@ pub(crate) enum RemoteError {
     /// The words are BuildKit's.
     #[error("digest mismatch for {url}: {found} (expected: {expected})")]
     Mismatch { url: String, expected: Digest, found: Digest },
+    #[error("{reference}: there is no such blob")]
+    NoBlob { reference: String },
     #[error("{url} sent {found} bytes, announced were {expected}")]
     Length { url: String, expected: u64, found: u64 },
     #[error("{url} is larger than {limit} bytes")]
@@ -77,6 +79,7 @@ impl RemoteError {
             | Self::Offline { .. }
             | Self::NoReference { .. }
             | Self::Commit { .. }
+            | Self::NoBlob { .. }
             | Self::NoFolder { .. }
             | Self::NoAgent { .. }
             | Self::BadSecret { .. } => ErrorKind::UserInput,

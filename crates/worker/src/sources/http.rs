@@ -1,6 +1,8 @@
 //! Files of web servers, each as the only entry of a tree.
 
+use super::download::Receiving;
 use super::error::RemoteError;
+use super::single_file::{SingleFile, seconds};
 use super::{Asked, ReadObjects, Source, SourceFacts, SourceState, Sources, auth, file_name, remote_key, time};
 use crate::error::WorkError;
 use async_trait::async_trait;
@@ -11,19 +13,14 @@ use forge_registry::{ContentHash, TransferContext, WebAnswer, WebError, WebFile,
 use forge_session::Redacted;
 use forge_solver::CacheMap;
 use forge_store::ScratchDir;
-use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What ADD gives a download.
 const DEFAULT_MODE: u32 = 0o600;
-
-/// As large as a layer may be.
-const MOST_BYTES: u64 = 256 << 30;
 
 /// What was found in this build, by what was asked for.
 pub(super) type Downloads = Mutex<HashMap<DownloadKey, Arc<Found>>>;
@@ -236,46 +233,34 @@ impl Http<'_> {
         let context = TransferContext { vertex: asked.vertex.clone(), ..self.sources.images.context().clone() };
         let announced = file.length();
         let progress = context.begin(self.shown(), "downloading", announced.unwrap_or_default());
-        let failed = |source| RemoteError::Write { what: self.shown(), source };
-        let mut out = File::create_new(path).map_err(failed)?;
-        let mut hasher = match expected {
+        let hasher = match expected {
             Some(digest) => ContentHash::like(digest),
             None => ContentHash::default(),
         };
-        let mut size = 0;
+        let out = File::create_new(path).map_err(|source| RemoteError::Write { what: self.shown(), source })?;
+        let mut receiving = Receiving::new(out, hasher, file.packing(), self.sources.store.layers().clone());
         while let Some(chunk) = file.chunk(&**asked.session).await? {
-            size += chunk.len() as u64;
-            if size > MOST_BYTES {
-                return Err(RemoteError::TooLarge { url: self.shown(), limit: MOST_BYTES });
-            }
-            hasher.update(&chunk);
-            // The page cache takes it: what is written is no more than what the network brings.
-            out.write_all(&chunk).map_err(failed)?;
-            progress.set(size);
+            receiving.take(&chunk).map_err(|error| error.of(self.shown()))?;
+            progress.set(receiving.received());
         }
         match announced {
-            Some(expected) if expected != size => Err(RemoteError::Length { url: self.shown(), expected, found: size }),
+            Some(expected) if expected != receiving.received() => {
+                Err(RemoteError::Length { url: self.shown(), expected, found: receiving.received() })
+            }
             _ => {
+                let whole = receiving.finish().map_err(|error| error.of(self.shown()))?;
                 progress.complete();
-                Ok((hasher.finish(), size))
+                Ok(whole)
             }
         }
     }
 
     /// Makes a layer of the file.
     async fn commit(&self, what: &Download, body: Body) -> Result<ResultRef, WorkError> {
-        let (store, lease) = (self.sources.store.clone(), self.sources.lease.clone());
         let (mode, owner) = (self.mode(), self.op.owner.unwrap_or_default());
         let (name, mtime) = (what.filename.clone(), what.mtime.unwrap_or(UNIX_EPOCH));
-        let work = move || -> Result<ResultRef, WorkError> {
-            let active = store.layers().prepare(&[])?;
-            let place = active.upper().join(&name);
-            settle(&body.path, &place, active.upper(), mode, owner, mtime)
-                .map_err(|source| RemoteError::Write { what: name, source })?;
-            drop(body);
-            Ok(ResultRef::Layers(vec![store.layers().commit(active, &lease)?.id]))
-        };
-        tokio::task::spawn_blocking(work).await?
+        let Body { path: bytes, _folder: folder } = body;
+        self.sources.commit_file(SingleFile { bytes, folder, name, mode, owner, mtime }).await
     }
 
     /// What this download is known by from build to build: everything that decides what is sent and what it becomes. Of
@@ -345,28 +330,4 @@ fn hosts(url: &str) -> Vec<String> {
         true => vec![authority.to_owned()],
         false => vec![authority.to_owned(), bare.to_owned()],
     }
-}
-
-fn settle(
-    from: &Path,
-    to: &Path,
-    folder: &Path,
-    mode: u32,
-    (uid, gid): (u32, u32),
-    mtime: SystemTime,
-) -> std::io::Result<()> {
-    std::fs::rename(from, to)?;
-    let file = File::open(to)?;
-    // The owner first: changing it clears set-id bits.
-    rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
-    let time = Timespec { tv_sec: seconds(mtime), tv_nsec: 0 };
-    let times = Timestamps { last_access: time, last_modification: time };
-    rustix::fs::futimens(&file, &times)?;
-    Ok(rustix::fs::utimensat(rustix::fs::CWD, folder, &times, AtFlags::empty())?)
-}
-
-fn seconds(time: SystemTime) -> i64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

@@ -35,7 +35,11 @@ impl Sources {
 impl Source for Image<'_> {
     async fn cache_map(&self, _asked: &Asked<'_>) -> Result<CacheMap, WorkError> {
         let manifest = self.sources.images.pin(self.op, &effective(self.platform)).await?;
-        Ok(keys::of_image(&manifest, self.platform, &self.op.reference.to_string()))
+        let key = keys::of_image(&manifest, self.platform, &self.op.reference.to_string());
+        Ok(match self.op.layer_limit {
+            Some(limit) => keys::of_lowest_layers(key, limit),
+            None => key,
+        })
     }
 
     async fn state(&self, _asked: &Asked<'_>) -> Result<SourceState, WorkError> {
@@ -44,7 +48,9 @@ impl Source for Image<'_> {
 
     async fn snapshot(&self, asked: &Asked<'_>) -> Result<ResultRef, WorkError> {
         let manifest = self.sources.images.pin(self.op, &effective(self.platform)).await?;
-        self.sources.known(&manifest, asked).await
+        let mut layers = self.sources.images.layers(&manifest, &asked.vertex).await?;
+        layers.truncate(self.op.layer_limit.unwrap_or(usize::MAX));
+        Ok(ResultRef::Layers(layers))
     }
 }
 

@@ -4,12 +4,15 @@
 //! out then, remembered for the build, and is what its snapshot holds, or the step fails (A111).
 
 mod auth;
+mod blob;
+mod download;
 pub(crate) mod error;
 mod file_name;
 mod git;
 mod http;
 mod image;
 mod local;
+mod single_file;
 mod time;
 
 use crate::error::WorkError;
@@ -134,6 +137,7 @@ impl Sources {
             SourceOp::OciLayout(op) => Box::new(image::Layout { sources: self, op, platform }),
             SourceOp::Git(op) => Box::new(git::Git { sources: self, op }),
             SourceOp::Http(op) => Box::new(http::Http { sources: self, op }),
+            SourceOp::Blob(op) => Box::new(blob::Blob { sources: self, op }),
         }
     }
 }

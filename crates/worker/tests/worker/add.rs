@@ -92,6 +92,15 @@ fn into_existing() {
     site.check("ADD a.tar /t/l", "(t/) 0711 @3\n (t/d/) 0700 1:2 @4\n t/d/d/ @0\n t/d/d/f =F @0\n t/d/x =X @0");
     site.check("ADD a.tar /file", "UserInput: cannot copy to non-directory: /file");
     site.check("ADD a.tar /q", "UserInput: cannot replace to directory /q/x with file");
+    // As docker unpacks: through a link to a folder of the image, whoever it is that the link seems to lead to.
+    let tar = TarBuilder::new().file("var/run/a/f", "F").hard_link("var/run/a/g", "var/run/a/f").finish();
+    let site = with("a.tar", &tar).base("run/ 0711 @3\n var/ @3\n var/run -> /run\n out -> ../../etc");
+    let shown = site.does("ADD a.tar /");
+    assert!(shown.contains("run/a/f =F") && shown.contains("run/a/g == run/a/f"), "{shown}");
+    assert!(!shown.contains("var/run/") && !shown.contains("var/run ->"), "the link stays: {shown}");
+    let tar = TarBuilder::new().file("out/f", "F").finish();
+    let shown = with("a.tar", &tar).base("out -> ../../etc\n etc/ @3").does("ADD a.tar /");
+    assert!(shown.contains("etc/f =F"), "links stay within the image: {shown}");
 }
 
 fn damaged() {

@@ -199,7 +199,10 @@ fn empty_trees() {
     let copy = |paths: &str| FileKind::Copy(CopyAction { from: FileInput::Scratch, ..copy_action(paths) });
     assert_eq!(site.shown(site.execute_op(FileOp { actions: on_base(vec![copy("COPY / /x")]) })), "x/ @0\n");
     check(&site, on_base(vec![copy("COPY / /")]), "");
-    check(&site, on_base(vec![copy("COPY f /")]), "UserInput: \"/f\": not found");
+    check(&site, on_base(vec![copy("COPY f /")]), "UserInput: lstat /f: no such file or directory");
     check(&site, on_base(vec![copy("COPY f* /")]), "");
     site.check("COPY --from=stage / /", "");
+    let site = Site::new().base("d/");
+    let from_base = |paths: &str| FileKind::Copy(CopyAction { from: FileInput::Input(0), ..copy_action(paths) });
+    check(&site, on_base(vec![from_base("COPY f /g")]), "UserInput: lstat /f: no such file or directory");
 }

@@ -56,7 +56,18 @@ impl<'a> Access<'a> {
         if registry.is_offline() {
             return Err(RemoteError::Offline { remote: remote.to_string() });
         }
-        let mut access = Self {
+        let mut access = Self::nowhere(sources, remote);
+        match remote.transport() {
+            GitTransport::Https | GitTransport::Http => access.prepare_http(op, whose, asked).await?,
+            GitTransport::Ssh => access.prepare_ssh(op, asked).await?,
+            GitTransport::Git => {}
+        }
+        Ok(access)
+    }
+
+    /// Reaches nobody: what a repository has comes from elsewhere.
+    pub(super) fn nowhere(sources: &'a Sources, remote: &GitRemote) -> Self {
+        Self {
             sources,
             remote: remote.clone(),
             address: remote.as_str().to_owned(),
@@ -66,13 +77,7 @@ impl<'a> Access<'a> {
             secrets: Vec::new(),
             known_hosts: None,
             agent: None,
-        };
-        match remote.transport() {
-            GitTransport::Https | GitTransport::Http => access.prepare_http(op, whose, asked).await?,
-            GitTransport::Ssh => access.prepare_ssh(op, asked).await?,
-            GitTransport::Git => {}
         }
-        Ok(access)
     }
 
     /// The address that git is given.

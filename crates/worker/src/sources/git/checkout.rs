@@ -5,10 +5,10 @@ use super::super::error::RemoteError;
 use super::access::{Access, Whose};
 use super::program::Run;
 use super::repository::{CHECKOUT, REPOSITORY, Repository};
-use super::{Git, Pinned, submodules};
+use super::{Git, Pinned, bundle, submodules};
 use crate::error::WorkError;
 use forge_cache::ResultRef;
-use forge_llb::{GitMtime, GitRemote};
+use forge_llb::{GitForm, GitMtime, GitRemote};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -29,15 +29,32 @@ pub(super) async fn snapshot(
     let root = scratch.path().to_owned();
     std::fs::create_dir(root.join(TREE)).map_err(write_failed)?;
 
-    let access = Access::new(sources, op, remote, Whose::Named, asked).await?;
+    let access = match op.bundle {
+        Some(_) => Access::nowhere(sources, remote),
+        None => Access::new(sources, op, remote, Whose::Named, asked).await?,
+    };
     let repository = Repository::open(sources, access, &pinned.commit, asked).await?;
-    repository.fetch(pinned, asked).await?;
-    let commit = repository.commit(pinned.object(), asked).await?;
-    let entries = repository.entries(&commit, asked).await?;
-    repository.check_out(&commit, &root, TREE, asked).await?;
-    let nested = match op.skip_submodules {
-        true => Vec::new(),
-        false => submodules::listed(&repository, &entries, asked).await?,
+    // A tag may have been moved since it was pinned, and its old object may be nowhere any more; the commit alone will do.
+    let object = if op.keep_git_dir { pinned.object() } else { &pinned.commit };
+    match &op.bundle {
+        Some(bundle) => repository.take_in(&git.bundle(bundle, asked).await?, pinned, asked).await?,
+        None if op.form == GitForm::Bundle => repository.fetch_history(pinned, asked).await?,
+        None => repository.fetch(pinned, object, asked).await?,
+    }
+    let commit = repository.commit(object, asked).await?;
+    let nested = match op.form {
+        GitForm::Bundle => {
+            bundle::write(&repository, pinned, &commit, &root, asked).await?;
+            Vec::new()
+        }
+        GitForm::Files => {
+            let entries = repository.entries(&commit, asked).await?;
+            repository.check_out(&commit, &root, TREE, asked).await?;
+            match op.skip_submodules {
+                true => Vec::new(),
+                false => submodules::listed(&repository, &entries, asked).await?,
+            }
+        }
     };
     let time = match op.mtime {
         GitMtime::Checkout => None,

@@ -5,6 +5,7 @@
 //! of their own and never by git (A108). Trees are listed and judged before they are checked out (A110).
 
 mod access;
+mod bundle;
 mod checkout;
 mod program;
 mod repository;
@@ -19,7 +20,9 @@ use access::{Access, Whose};
 use async_trait::async_trait;
 use forge_cache::ResultRef;
 use forge_llb::is_whole_commit;
-use forge_llb::{GitMtime, GitRemote, GitSource, check_git_reference, checked_git_checksum, cleaned_git_subdir};
+use forge_llb::{
+    GitForm, GitMtime, GitRemote, GitSource, check_git_reference, checked_git_checksum, cleaned_git_subdir,
+};
 use forge_solver::CacheMap;
 use program::{Network, Run};
 use repository::Repository;
@@ -54,8 +57,9 @@ impl Source for Git<'_> {
         let GitSource { keep_git_dir, skip_submodules, mtime, .. } = self.op;
         let kept = keep_git_dir.then(|| format!("{:?} {:?}", pinned.name, pinned.tag));
         let subdir = self.subdir()?;
+        let form = if self.op.form == GitForm::Bundle { " bundle" } else { "" };
         let key = format!(
-            "git {} {remote} {kept:?} submodules {} mtime {} {subdir}",
+            "git{form} {} {remote} {kept:?} submodules {} mtime {} {subdir}",
             pinned.commit,
             !skip_submodules,
             *mtime == GitMtime::Commit
@@ -79,6 +83,7 @@ impl Source for Git<'_> {
         let pinned = self.pin(&remote, asked).await?;
         let name = match &pinned.name {
             Some(name) => name.clone(),
+            None if self.op.bundle.is_some() => String::new(),
             None => self.branch(&remote, &pinned.commit, asked).await?.unwrap_or_default(),
         };
         let read = match objects {
@@ -86,7 +91,7 @@ impl Source for Git<'_> {
             ReadObjects::Yes => {
                 let access = Access::new(self.sources, self.op, &remote, Whose::Named, asked).await?;
                 let repository = Repository::open(self.sources, access, &pinned.commit, asked).await?;
-                repository.fetch(&pinned, asked).await?;
+                repository.fetch(&pinned, pinned.object(), asked).await?;
                 let tag = match &pinned.tag {
                     Some(tag) => Some(repository.object("tag", tag, asked).await?),
                     None => None,
@@ -103,7 +108,7 @@ impl Source for Git<'_> {
         let pinned = self.pin(&remote, asked).await?;
         let access = Access::new(self.sources, self.op, &remote, Whose::Named, asked).await?;
         let repository = Repository::open(self.sources, access, &pinned.commit, asked).await?;
-        repository.fetch(&pinned, asked).await?;
+        repository.fetch(&pinned, &pinned.commit, asked).await?;
         let seconds = repository.commit_time(&pinned.commit, asked).await?;
         Ok(u64::try_from(seconds).ok().map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds)))
     }
@@ -124,6 +129,9 @@ impl Git<'_> {
         let checksum = self.op.checksum.as_deref().map(checked_git_checksum).transpose().map_err(RemoteError::from)?;
         let wanted = self.op.reference.as_deref().filter(|reference| !reference.is_empty());
         wanted.map(check_git_reference).transpose().map_err(RemoteError::from)?;
+        if let (Some(bundle), Some(commit)) = (&self.op.bundle, &checksum) {
+            return self.pin_in_bundle(remote, bundle, commit, asked).await;
+        }
         let pinned = match (self.op.fetch_by_commit, &checksum, wanted) {
             (true, Some(commit), name) if is_whole_commit(commit) => {
                 let name = name.filter(|name| name.starts_with("refs/")).map(str::to_owned);

@@ -4,6 +4,7 @@ use super::super::error::RemoteError;
 use super::super::{Asked, Sources};
 use super::Pinned;
 use super::access::Access;
+use super::bundle::BundleFile;
 use super::program::{Network, Program, Run};
 use super::tree::{self, TreeLine};
 use crate::error::WorkError;
@@ -71,13 +72,13 @@ impl<'a> Repository<'a> {
         self.access.remote.to_string()
     }
 
-    /// Sees that the pinned commit is there: asked for by itself, which most servers allow, else by its reference, else
+    /// Sees that an object is there, the pinned commit or the tag that leads to it: asked for by itself, which most servers allow, else by its reference, else
     /// among all branches and tags. Nothing else is accepted than what was pinned (A111).
     ///
     /// # Errors
-    /// The server does not hand the commit out.
-    pub(super) async fn fetch(&self, pinned: &Pinned, asked: &Asked<'_>) -> Result<(), RemoteError> {
-        if self.has(pinned, asked).await? {
+    /// The server does not hand the object out.
+    pub(super) async fn fetch(&self, pinned: &Pinned, object: &str, asked: &Asked<'_>) -> Result<(), RemoteError> {
+        if self.has(object, asked).await? {
             return Ok(());
         }
         let context = TransferContext { vertex: asked.vertex.clone(), ..self.sources.images.context().clone() };
@@ -92,7 +93,7 @@ impl<'a> Repository<'a> {
                     failure.get_or_insert(RemoteError::Git { action, remote, message });
                 }
                 Err(error) => return Err(error),
-                Ok(()) if self.has(pinned, asked).await? => {
+                Ok(()) if self.has(object, asked).await? => {
                     progress.complete();
                     return Ok(());
                 }
@@ -103,6 +104,52 @@ impl<'a> Repository<'a> {
         Err(failure.unwrap_or(RemoteError::NoReference { remote, reference }))
     }
 
+    /// The same with everything that leads to the commit.
+    ///
+    /// # Errors
+    /// As [`Repository::fetch`].
+    pub(super) async fn fetch_history(&self, pinned: &Pinned, asked: &Asked<'_>) -> Result<(), RemoteError> {
+        let is_shallow = self.guard.tree().join("shallow").exists();
+        if !is_shallow && self.has(&pinned.commit, asked).await? {
+            return Ok(());
+        }
+        let branches = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
+        let name = pinned.name.as_deref().unwrap_or(&pinned.commit);
+        let mut failure = None;
+        for what in [&[name][..], &branches] {
+            let deeper = is_shallow.then_some("--unshallow");
+            match self.fetch_once(&deeper.into_iter().chain(what.iter().copied()).collect::<Vec<_>>(), asked).await {
+                Ok(()) if self.has(&pinned.commit, asked).await? => return Ok(()),
+                Ok(()) => {}
+                Err(error @ RemoteError::Git { .. }) => failure = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        let (remote, reference) = (self.remote(), pinned.commit.clone());
+        Err(failure.unwrap_or(RemoteError::NoReference { remote, reference }))
+    }
+
+    /// Takes in what a bundle has, which must lead to the pinned commit.
+    ///
+    /// # Errors
+    /// It is none, or of something else.
+    pub(super) async fn take_in(
+        &self,
+        bundle: &BundleFile,
+        pinned: &Pinned,
+        asked: &Asked<'_>,
+    ) -> Result<(), RemoteError> {
+        if !self.has(pinned.object(), asked).await? {
+            let run = Run::new("take in a bundle of", ["bundle", "unbundle", BundleFile::SEEN_AS]);
+            self.local()?.run(bundle.shown(self.shown(run)), asked).await?;
+        }
+        let found = self.commit(pinned.object(), asked).await?;
+        match found == pinned.commit {
+            true => Ok(()),
+            false => Err(RemoteError::Commit { remote: self.remote(), expected: pinned.commit.clone(), found }),
+        }
+    }
+
     async fn fetch_once(&self, what: &[&str], asked: &Asked<'_>) -> Result<(), RemoteError> {
         let (depth, references): (Vec<&str>, Vec<&str>) = what.iter().partition(|word| word.starts_with("--"));
         let options = ["fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head", "--force"];
@@ -111,8 +158,8 @@ impl<'a> Repository<'a> {
         program.run(self.shown(Run::new("fetch", args)), asked).await.map(drop)
     }
 
-    async fn has(&self, pinned: &Pinned, asked: &Asked<'_>) -> Result<bool, RemoteError> {
-        let commit = format!("{}^{{commit}}", pinned.object());
+    async fn has(&self, object: &str, asked: &Asked<'_>) -> Result<bool, RemoteError> {
+        let commit = format!("{object}^{{commit}}");
         let run = Run::new("look into", ["cat-file", "-e", &commit]);
         match self.local()?.run(self.shown(run), asked).await {
             Ok(_) => Ok(true),

@@ -154,7 +154,7 @@ async fn one(
     let access = Access::new(git.sources, &op, &remote, whose, asked).await?;
     let repository = Repository::open(git.sources, access, &module.commit, asked).await?;
     let pinned = Pinned { commit: module.commit.clone(), tag: None, name: None };
-    repository.fetch(&pinned, asked).await?;
+    repository.fetch(&pinned, &pinned.commit, asked).await?;
     let entries = repository.entries(&module.commit, asked).await?;
     repository.check_out(&module.commit, root, place, asked).await?;
     let further = listed(&repository, &entries, asked).await?;

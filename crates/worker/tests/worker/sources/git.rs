@@ -1,10 +1,10 @@
 use super::Bench;
 use crate::Test;
 use crate::tree_text::trimmed;
-use forge_llb::{GitMtime, GitSource, GitUrl, SourceOp};
+use forge_llb::{BlobSource, GitForm, GitMtime, GitSource, GitUrl, SourceOp};
 use forge_registry::RegistryOptions;
 use forge_solver::WorkerError;
-use forge_testkit::{GitServer, RawServer, TestSession};
+use forge_testkit::{GitServer, RawServer, TestRegistry, TestSession};
 use std::io::{BufRead, BufReader};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -32,6 +32,7 @@ pub const TESTS: &[Test] = &[
     ("privileged_a111_a_branch_that_moves_does_not_change_the_build", a111_moving),
     ("privileged_a111_checksums_are_verified", a111_checksums),
     ("privileged_a112_redirects_of_repositories_are_judged", a112_redirects),
+    ("privileged_a_bundle_holds_a_commit_and_gives_it_back", bundles),
 ];
 
 fn source(url: &str) -> SourceOp {
@@ -613,4 +614,48 @@ fn a112_redirects() {
     let before = end.heads().len();
     assert!(bench.tree(&source(&late.url("r.git"))).starts_with("Remote: "));
     assert_eq!(end.heads().len(), before, "git follows nothing by itself");
+}
+
+fn bundles() {
+    let server = GitServer::start();
+    let repository = server.repository("r.git");
+    repository.write("f", "1").commit();
+    repository.write("f", "2").commit();
+    let commit = repository.git(&["rev-parse", "main"]);
+    let bench = Bench::new();
+    // What is there already is shallow.
+    bench.tree(&source(&server.url("r.git#main")));
+    let build = bench.build();
+    let written = GitSource { form: GitForm::Bundle, ..git(&server.url("r.git#main")) };
+    let layers = build.snapshot(&SourceOp::Git(written)).unwrap();
+    let tree = bench.store.layers().lower_dirs(layers.layers()).unwrap().remove(0);
+    assert_eq!(std::fs::read_dir(&tree).unwrap().count(), 1);
+    let bytes = std::fs::read(tree.join("bundle")).unwrap();
+    // It stands for the repository, which is nowhere.
+    let registry = TestRegistry::start();
+    let digest = registry.put_blob("a/b", bytes);
+    let of = |reference: Option<&str>, commit: &str| {
+        let blob = BlobSource {
+            reference: format!("{}/a/b@{digest}", registry.authority()).parse().unwrap(),
+            digest: digest.clone(),
+            layout: None,
+            filename: None,
+            mode: None,
+            owner: None,
+        };
+        SourceOp::Git(GitSource {
+            checksum: Some(commit.to_owned()),
+            reference: reference.map(str::to_owned),
+            bundle: Some(Box::new(blob)),
+            ..GitSource::new("https://nowhere.invalid/r.git")
+        })
+    };
+    for reference in [None, Some("main"), Some(commit.as_str())] {
+        assert_eq!(names(&Bench::new().tree(&of(reference, &commit))), trimmed("f =2"), "{reference:?}");
+    }
+    let other = "0".repeat(40);
+    for wrong in [of(Some("main"), &other), of(None, &other), of(Some("none"), &commit)] {
+        let shown = Bench::new().tree(&wrong);
+        assert!(shown.starts_with("UserInput: ") || shown.starts_with("Remote: "), "{shown}");
+    }
 }

@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
     ("privileged_secrets_for_the_host_are_sent", secrets),
     ("privileged_the_time_of_a_download_is_the_servers_or_the_archives", times),
     ("privileged_short_and_broken_downloads_are_errors", broken),
+    ("privileged_what_comes_packed_is_unpacked", packed),
 ];
 
 const DATE: &str = "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
@@ -241,4 +242,17 @@ fn broken() {
     let missing = RawServer::start(|stream, _| RawServer::respond(stream, "404 Not Found", "", b""));
     let url = format!("http://{}/x", missing.authority());
     assert_eq!(bench.tree(&source(&url)), format!("Remote: {url}: invalid response status 404\n"));
+}
+
+fn packed() {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, b"bytes").unwrap();
+    let body = gzip.finish().unwrap();
+    let server = RawServer::start(move |stream, head| {
+        assert!(head.contains("accept-encoding: gzip"), "{head}");
+        RawServer::respond(stream, "200 OK", "Content-Encoding: gzip\r\n", &body);
+    });
+    let url = format!("http://{}/x", server.authority());
+    let source = HttpSource { checksum: Some(Digest::sha256(b"bytes")), ..HttpSource::new(url) };
+    assert_eq!(Bench::new().tree(&SourceOp::Http(source)), trimmed("x =bytes 0600 @0"));
 }

@@ -2,6 +2,7 @@
 
 mod git;
 mod http;
+mod image;
 
 use crate::site::{executor, vertex};
 use crate::tree_text;
@@ -22,7 +23,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 pub fn tests() -> Vec<Test> {
-    [http::TESTS, git::TESTS].concat()
+    [http::TESTS, git::TESTS, image::TESTS].concat()
 }
 
 struct Bench {
