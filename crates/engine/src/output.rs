@@ -204,10 +204,13 @@ pub enum Destination {
 #[derive(Clone)]
 pub struct OutputStream(Arc<Mutex<Option<Opening>>>);
 
+/// Opens a stream once it is known what will be told of the image.
+type Open = dyn FnOnce(&Metadata) -> io::Result<Box<dyn Write + Send>> + Send;
+
 /// What a stream is had from.
 enum Opening {
     Open(Box<dyn Write + Send>),
-    Later(Box<dyn FnOnce(&Metadata) -> io::Result<Box<dyn Write + Send>> + Send>),
+    Later(Box<Open>),
 }
 
 /// What is told of an image, as in `--metadata-file`.

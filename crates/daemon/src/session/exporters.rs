@@ -58,10 +58,9 @@ pub(crate) async fn find(
 
 /// Tells a client what was written; it may still fail the build.
 pub(crate) async fn finalize(session: &ClientSession, response: HashMap<String, String>) -> Result<(), Status> {
-    let answer: Option<FinalizeExportResponse> = call(session, FINALIZE, FinalizeExportRequest { response }).await?;
-    // It has nothing to say but that it agrees.
-    drop(answer);
-    Ok(())
+    // The answer has nothing to say but that the client agrees.
+    let answer = call::<_, FinalizeExportResponse>(session, FINALIZE, FinalizeExportRequest { response });
+    answer.await.map(|_| ())
 }
 
 /// `None` where the client does not serve the method, or only another part of the service.

@@ -638,7 +638,7 @@ async fn privileged_what_is_said_of_an_image_is_found() {
     entry.annotations.insert("vnd.docker.reference.type".to_owned(), "attestation-manifest".into());
     let about = image.manifest.descriptor.digest.to_string();
     entry.annotations.insert("vnd.docker.reference.digest".to_owned(), about.into());
-    let mut index = forge_image::Index::from_json(&TestImage::index(&[image.clone()]).bytes, None).unwrap();
+    let mut index = forge_image::Index::from_json(&TestImage::index(std::slice::from_ref(&image)).bytes, None).unwrap();
     index.manifests.push(entry.clone());
     registry.put_manifest("app", Some("said"), MediaType::OciIndex.as_str(), index.to_json());
     let find = async |tag: &str, statements: &[&str]| {

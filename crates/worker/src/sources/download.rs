@@ -19,7 +19,7 @@ pub(super) struct Receiving {
 }
 
 enum Way {
-    Plain(Target),
+    Plain(Box<Target>),
     Gzip(Box<MultiGzDecoder<Target>>),
 }
 
@@ -69,7 +69,7 @@ impl Receiving {
     pub(super) fn new(file: File, hasher: ContentHash, packing: WebPacking, layers: Layers) -> Self {
         let target = Target { file, hasher, size: 0 };
         let to = match packing {
-            WebPacking::Plain => Way::Plain(target),
+            WebPacking::Plain => Way::Plain(Box::new(target)),
             WebPacking::Gzip => Way::Gzip(Box::new(MultiGzDecoder::new(target))),
         };
         Self { to, received: 0, layers }
@@ -100,7 +100,7 @@ impl Receiving {
     /// Digest and size of the file.
     pub(super) fn finish(self) -> Result<(Digest, u64), Unkept> {
         let target = match self.to {
-            Way::Plain(target) => target,
+            Way::Plain(target) => *target,
             Way::Gzip(unpacking) => unpacking.finish().map_err(Unkept::Io)?,
         };
         Ok((target.hasher.finish(), target.size))
