@@ -11,7 +11,8 @@ pub(crate) const VERSION: u32 = 4;
 
 const FOLDERS: [&str; 9] =
     ["blobs", "blobs/sha256", "blobs/sha512", "layers", "names", "cache-mounts", "scratch", "locks", "leases"];
-const FILES: [&str; 5] = ["forge.db", "forge.db-wal", "forge.db-shm", "FORMAT", "FORMAT.new"];
+/// The journal is there while the database is made, before it writes ahead.
+const FILES: [&str; 6] = ["forge.db", "forge.db-journal", "forge.db-wal", "forge.db-shm", "FORMAT", "FORMAT.new"];
 
 /// The `FORMAT` file: who made the store, and in which layout.
 ///

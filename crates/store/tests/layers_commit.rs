@@ -55,9 +55,22 @@ impl<'a> Mounted<'a> {
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
-        run("umount", &[self.root.to_str().unwrap()]);
+        unmount(&self.root);
         let _ = std::fs::remove_dir(self.active.work().parent().unwrap().join("merged"));
     }
+}
+
+/// A program that another test has just forked holds the descriptors of this one until it is executed.
+fn unmount(root: &Path) {
+    for _ in 0..100 {
+        let output = Command::new("umount").arg(root).output().unwrap();
+        if output.status.success() || !String::from_utf8_lossy(&output.stderr).contains("busy") {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(root.to_str().unwrap()), "{} stays mounted", root.display());
 }
 
 fn run(program: &str, arguments: &[&str]) {
