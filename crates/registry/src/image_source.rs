@@ -8,7 +8,12 @@ use std::sync::Arc;
 #[async_trait]
 pub trait ImageSource: Send + Sync {
     /// The bytes of a manifest or index, verified against the descriptor. Not longer than [`MAX_MANIFEST`].
-    async fn manifest(&self, context: &TransferContext, descriptor: &Descriptor) -> Result<Vec<u8>, FetchError>;
+    ///
+    /// # Errors
+    /// [`FetchError::NotAnImage`] of a source that holds blobs alone, which is what there is without further words.
+    async fn manifest(&self, _context: &TransferContext, descriptor: &Descriptor) -> Result<Vec<u8>, FetchError> {
+        Err(FetchError::NotAnImage { digest: descriptor.digest.clone(), media_type: descriptor.media_type.clone() })
+    }
 
     /// Writes a blob. Whether its digest is right is for `into` to say. `progress` is told the bytes so far.
     async fn blob(

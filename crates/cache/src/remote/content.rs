@@ -81,11 +81,6 @@ struct ContentBlobs(Arc<dyn BlobFolder>);
 
 #[async_trait]
 impl ImageSource for ContentBlobs {
-    async fn manifest(&self, _: &TransferContext, descriptor: &Descriptor) -> Result<Vec<u8>, FetchError> {
-        // Nobody looks for images here.
-        Err(FetchError::NotAnImage { digest: descriptor.digest.clone(), media_type: descriptor.media_type.clone() })
-    }
-
     async fn blob(
         &self,
         context: &TransferContext,

@@ -88,11 +88,6 @@ struct ObjectBlobs<S>(Arc<S>);
 
 #[async_trait]
 impl<S: ObjectStore + 'static> ImageSource for ObjectBlobs<S> {
-    async fn manifest(&self, _: &TransferContext, descriptor: &Descriptor) -> Result<Vec<u8>, FetchError> {
-        // Nobody looks for images here.
-        Err(FetchError::NotAnImage { digest: descriptor.digest.clone(), media_type: descriptor.media_type.clone() })
-    }
-
     async fn blob(
         &self,
         context: &TransferContext,

@@ -174,11 +174,6 @@ impl RecordStore for Reapi {
 
 #[async_trait]
 impl ImageSource for Reapi {
-    async fn manifest(&self, _: &TransferContext, descriptor: &Descriptor) -> Result<Vec<u8>, FetchError> {
-        // Nobody looks for images here.
-        Err(FetchError::NotAnImage { digest: descriptor.digest.clone(), media_type: descriptor.media_type.clone() })
-    }
-
     async fn blob(
         &self,
         context: &TransferContext,
