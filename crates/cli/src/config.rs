@@ -5,6 +5,7 @@ use crate::environment::Environment;
 use crate::gc_config::{GcKeys, WorkerKeys};
 use crate::request::set_limit;
 use anyhow::{Context, anyhow};
+use forge_daemon::FrontEndImages;
 use forge_engine::{EngineOptions, IntakeLimits, Proxy, RegistryHost};
 use forge_session::Redacted;
 use serde::Deserialize;
@@ -124,6 +125,8 @@ pub struct DaemonConfig {
     pub labels: BTreeMap<String, String>,
     /// `[grpc.tls]`.
     pub tls: TlsConfig,
+    /// `[frontend."gateway.v0"]`.
+    pub front_ends: FrontEndImages,
     /// What the files of `provenanceEnvDir` say of this machine.
     pub provenance: serde_json::Map<String, serde_json::Value>,
     /// What the file says that forge does not heed, one line each.
@@ -151,6 +154,7 @@ struct DaemonFile {
     worker: DaemonWorkers,
     grpc: Grpc,
     cdi: Cdi,
+    frontend: Frontends,
     #[serde(rename = "insecure-entitlements")]
     entitlements: Vec<String>,
     #[serde(rename = "provenanceEnvDir")]
@@ -194,6 +198,25 @@ struct Grpc {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
+struct Frontends {
+    #[serde(rename = "gateway.v0")]
+    gateway: GatewayKeys,
+    #[serde(flatten)]
+    others: BTreeMap<String, toml::Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct GatewayKeys {
+    enabled: Option<bool>,
+    #[serde(rename = "allowedRepositories")]
+    allowed_repositories: Vec<String>,
+    #[serde(flatten)]
+    others: BTreeMap<String, toml::Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct Cdi {
     disabled: bool,
     #[serde(rename = "specDirs")]
@@ -211,6 +234,8 @@ impl DaemonFile {
             ("worker.", &self.worker.others),
             ("worker.oci.", &self.worker.oci.others),
             ("cdi.", &self.cdi.others),
+            ("frontend.", &self.frontend.others),
+            ("frontend.\"gateway.v0\".", &self.frontend.gateway.others),
         ];
         let keys = tables.iter().flat_map(|(table, keys)| keys.keys().map(move |key| format!("{table}{key}")));
         keys.map(|key| format!("the configuration's {key} has no effect")).collect()
@@ -258,6 +283,10 @@ pub fn daemon_options(
         tls: file.grpc.tls,
         entitlements: file.entitlements,
         labels: file.worker.oci.labels,
+        front_ends: FrontEndImages {
+            enabled: file.frontend.gateway.enabled.unwrap_or(true),
+            allowed: file.frontend.gateway.allowed_repositories,
+        },
         remarks,
     };
     Ok((options, config))

@@ -99,6 +99,11 @@ impl Bridge {
         }
     }
 
+    /// What the client said the result is, if it has.
+    pub(crate) fn returned(&self) -> Option<Result<Solution, Status>> {
+        self.returned.borrow().clone()
+    }
+
     pub(crate) fn job(&self) -> &Job {
         &self.context.job
     }

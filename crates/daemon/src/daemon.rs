@@ -122,7 +122,7 @@ fn router(shared: &Arc<Shared>) -> Router {
 }
 
 /// Whoever can ask is answered: what cannot be served ends the process.
-struct Healthy;
+pub(crate) struct Healthy;
 
 const SERVING: HealthCheckResponse = HealthCheckResponse { status: ServingStatus::Serving as i32 };
 

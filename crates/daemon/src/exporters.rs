@@ -262,7 +262,8 @@ async fn to_engine(job: &Job, base: BuildRequest, output: Output, solution: &Sol
         // Results that are known by their platforms are an index, even of one.
         request.build_args.insert("BUILDKIT_MULTI_PLATFORM".to_owned(), "true".to_owned());
     }
-    let outcome = job.export(request, &solution.images).await.map_err(|error| reply::status(&error))?;
+    // A thread's stack would not hold it all.
+    let outcome = Box::pin(job.export(request, &solution.images)).await.map_err(|error| reply::status(&error))?;
     Ok(response(&outcome))
 }
 

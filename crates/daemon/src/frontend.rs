@@ -217,7 +217,10 @@ fn contexts(options: &HashMap<String, String>) -> Result<BTreeMap<String, NamedC
 }
 
 /// The config of the image that an input is: JSON whose values are base64.
-fn input_config(options: &HashMap<String, String>, context: &str) -> Result<Option<Box<ImageConfig>>, Status> {
+pub(crate) fn input_config(
+    options: &HashMap<String, String>,
+    context: &str,
+) -> Result<Option<Box<ImageConfig>>, Status> {
     let Some(text) = options.get(&format!("input-metadata:{context}")) else { return Ok(None) };
     let refused = |error: String| invalid(format!("failed to parse input-metadata:{context}: {error}"));
     let values: HashMap<String, String> = serde_json::from_str(text).map_err(|error| refused(error.to_string()))?;

@@ -1,4 +1,5 @@
-//! The gateway service on the control socket: each call belongs to the build that its metadata names.
+//! The gateway service: on the control socket each call belongs to the build that its metadata names, on a connection of its own
+//! all belong to one.
 
 use crate::bridge::Bridge;
 use crate::daemon::Shared;
@@ -16,22 +17,34 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Serves the gateway service.
-pub(crate) struct GatewayService {
-    shared: Arc<Shared>,
+pub(crate) enum GatewayService {
+    /// For all builds of the daemon.
+    Builds(Arc<Shared>),
+    /// For whoever has this connection.
+    One(Arc<Bridge>),
 }
 
 impl GatewayService {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self::Builds(shared)
+    }
+
+    /// Serves one build.
+    pub(crate) fn of(bridge: Arc<Bridge>) -> Self {
+        Self::One(bridge)
     }
 
     /// The bridge of the build that a call belongs to.
     async fn bridge<T>(&self, request: &Request<T>, call: &str) -> Result<Arc<Bridge>, Status> {
+        let shared = match self {
+            Self::Builds(shared) => shared,
+            Self::One(bridge) => return Ok(bridge.clone()),
+        };
         let id = request.metadata().get("buildkit-controlapi-buildid").and_then(|id| id.to_str().ok());
         let Some(id) = id.filter(|id| !id.is_empty()) else {
             return Err(Status::unknown(format!("forwarding {call}: no buildid found in context")));
         };
-        let found = self.shared.builds.wait(id, |build| build.bridge()).await;
+        let found = shared.builds.wait(id, |build| build.bridge()).await;
         found.map_err(|status| Status::new(status.code(), format!("forwarding {call}: {}", status.message())))
     }
 }

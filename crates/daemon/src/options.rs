@@ -1,4 +1,5 @@
 use crate::Address;
+use forge_image::Reference;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -15,6 +16,37 @@ pub struct TlsFiles {
     pub authority: Option<PathBuf>,
 }
 
+/// Which front ends that are images (`gateway.v0`) run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrontEndImages {
+    /// Whether any does.
+    pub enabled: bool,
+    /// The repositories that they may come from; all where there is none.
+    pub allowed: Vec<String>,
+}
+
+impl Default for FrontEndImages {
+    fn default() -> Self {
+        Self { enabled: true, allowed: Vec::new() }
+    }
+}
+
+impl FrontEndImages {
+    /// Whether that one runs; why not, if it does not.
+    pub(crate) fn check(&self, image: &str) -> Result<(), String> {
+        if !self.enabled {
+            return Err(format!("front end {image:.200} is not run: gateway.v0 is disabled by the configuration"));
+        }
+        let repository = |name: &str| name.parse::<Reference>().ok().map(|reference| reference.name());
+        let wanted = repository(image);
+        let is_allowed = self.allowed.iter().any(|allowed| wanted.is_some() && repository(allowed) == wanted);
+        match self.allowed.is_empty() || is_allowed {
+            true => Ok(()),
+            false => Err(format!("'{image:.200}' is not an allowed gateway source")),
+        }
+    }
+}
+
 /// How the daemon serves. Nothing is read from the environment.
 #[derive(Clone, Debug, Default)]
 pub struct DaemonOptions {
@@ -28,6 +60,8 @@ pub struct DaemonOptions {
     pub labels: BTreeMap<String, String>,
     /// What clients may ask for beyond what every build has: `network.host`, `security.insecure`, `device`.
     pub entitlements: Vec<String>,
+    /// The front ends that are images.
+    pub front_ends: FrontEndImages,
     /// How TCP addresses are protected.
     pub tls: Option<TlsFiles>,
     /// Sockets that whoever started this process has bound already (`fd://`).
@@ -40,4 +74,25 @@ pub struct DaemonOptions {
     pub version: String,
     /// The name of this machine.
     pub hostname: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Seen to fail with the list not looked at.
+    #[test]
+    fn a42_front_ends_come_from_where_they_may() {
+        let only = FrontEndImages { enabled: true, allowed: vec!["registry.test/team/front".into(), "plain".into()] };
+        for good in ["registry.test/team/front", "registry.test/team/front:v1", "docker.io/library/plain@sha256:"] {
+            let good = if good.ends_with(':') { format!("{good}{}", "0".repeat(64)) } else { good.to_owned() };
+            assert_eq!(only.check(&good), Ok(()), "{good}");
+        }
+        for bad in ["evil/front", "registry.test/team/front2", "registry.test/team", "other.test/team/front", "", "A b"]
+        {
+            assert!(only.check(bad).is_err(), "{bad}");
+        }
+        assert_eq!(FrontEndImages::default().check("any/one"), Ok(()));
+        assert!(FrontEndImages { enabled: false, ..only }.check("plain").is_err());
+    }
 }

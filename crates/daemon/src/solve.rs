@@ -23,7 +23,7 @@ use forge_session::{Event, EventSink, Session, WarningNotice};
 use prost::Message;
 use serde_json::json;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 use tonic::Status;
 
@@ -65,7 +65,9 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
     // Whoever waits may go away; the build then ends in its own time, and is noted.
     let _cancel = build.cancel.clone().drop_guard();
     let running = tokio::spawn(async move {
-        let (result, notice) = shared.engine.collecting(run(&shared, &build, request, &plans, (allowed, attest))).await;
+        // A thread's stack would not hold it all.
+        let running = Box::pin(run(&shared, &build, request, &plans, (allowed, attest)));
+        let (result, notice) = shared.engine.collecting(running).await;
         shared.origins.forget(&build.reference);
         let result = result.map_err(|failed| build.places.complete(failed));
         if let Some(short) = notice {
@@ -120,7 +122,9 @@ async fn run(
     let session: Arc<dyn Session> = Arc::new(session);
     let job = shared.engine.job(base.clone(), session).await.map_err(|error| reply::status(&error))?;
     let (plain, policy) = (job.clone(), Policy::default());
-    let context = JobContext { shared: shared.clone(), build: build.clone(), job, base, client, plain, policy };
+    let (session, nested) = (request.session.clone(), 0);
+    let context =
+        JobContext { shared: shared.clone(), build: build.clone(), job, base, client, session, nested, plain, policy };
     let verifier = match request.source_policy_session.as_str() {
         "" => None,
         id => Some(context.shared.sessions.get(id).await?),
@@ -146,7 +150,7 @@ async fn run(
                 inputs: request.frontend_inputs,
                 root: None,
             };
-            context.frontend(asked).await?
+            Box::pin(context.frontend(asked)).await?
         }
     };
     solution.evaluate(&context.job).await?;
@@ -168,7 +172,7 @@ async fn run(
         let solution = told.as_ref().unwrap_or(&solution);
         let exported =
             exporters::export(plan, number, &context.job, base, context.client.as_ref(), solution, &shared.files);
-        let exported = exported.await?;
+        let exported = Box::pin(exported).await?;
         results.extend(exporters::descriptor(plan, &exported));
         response.extend(exported);
     }
@@ -191,6 +195,10 @@ pub(crate) struct JobContext {
     pub job: Job,
     pub base: BuildRequest,
     pub client: Option<Arc<ClientSession>>,
+    /// The client's name for its session.
+    pub session: String,
+    /// How many front ends ask each other already.
+    pub nested: usize,
     /// The same build, its sources not judged.
     pub plain: Job,
     /// What its sources are judged by.
@@ -235,7 +243,7 @@ impl JobContext {
     }
 
     /// What a front end is asked, as provenance tells it. Forge's own front end is that under every name.
-    fn invocation(
+    pub(crate) fn invocation(
         &self,
         frontend: &str,
         options: &HashMap<String, String>,
@@ -289,20 +297,41 @@ impl JobContext {
                 let result = self.job.definition(bytes, false).await.map_err(|error| reply::status(&error))?;
                 Solution::of_metadata(Results::One(result.map(Found::new)), HashMap::new())
             }
-            "dockerfile.v0" => self.dockerfile(&request).await,
-            "gateway.v0" => match request.options.get("source").map(String::as_str) {
-                Some(source) if is_dockerfile(source) => self.dockerfile(&request).await,
-                source => Err(Status::unimplemented(format!(
-                    "frontend image {} is not run: gateway.v0 is not supported",
-                    source.unwrap_or_default()
-                ))),
+            "dockerfile.v0" => self.dockerfile_or_other(request).await,
+            "gateway.v0" => match request.options.get("source") {
+                Some(source) if is_dockerfile(source) => self.dockerfile(&request, &OtherFrontEnd::default()).await,
+                _ => Box::pin(self.front_end_image(request)).await,
             },
             // It may be as long as a message.
             other => Err(Status::unknown(format!("invalid frontend: {other:.100}"))),
         }
     }
 
-    async fn dockerfile(&self, asked: &FrontendRequest) -> Result<Solution, Status> {
+    /// Lowers a Dockerfile, or has that done by the image that it asks for, or that is asked for in its place.
+    async fn dockerfile_or_other(&self, request: FrontendRequest) -> Result<Solution, Status> {
+        let asked =
+            request.options.get("build-arg:BUILDKIT_SYNTAX").filter(|_| !request.options.contains_key("cmdline"));
+        let asked = asked.filter(|line| !line.split_whitespace().next().is_none_or(is_dockerfile)).cloned();
+        let other = OtherFrontEnd::default();
+        let line = match asked {
+            Some(line) => line,
+            None => {
+                let answered = self.dockerfile(&request, &other).await;
+                let found = other.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+                match (answered, found) {
+                    (Err(_), Some(line)) => line,
+                    (answered, _) => return answered,
+                }
+            }
+        };
+        let mut options = request.options;
+        options.insert("source".to_owned(), line.split_whitespace().next().unwrap_or_default().to_owned());
+        options.insert("cmdline".to_owned(), line);
+        let request = FrontendRequest { frontend: "gateway.v0".to_owned(), options, ..request };
+        Box::pin(self.front_end_image(request)).await
+    }
+
+    async fn dockerfile(&self, asked: &FrontendRequest, other: &OtherFrontEnd) -> Result<Solution, Status> {
         let options = &asked.options;
         let mut request = frontend::dockerfile(options, self.base.clone())?;
         for (name, definition) in &asked.inputs {
@@ -325,12 +354,19 @@ impl JobContext {
         }
         let is_map = request.build.platforms.len() > 1
             || options.get("multi-platform").is_some_and(|value| !matches!(value.as_str(), "" | "false" | "0"));
-        let know = |name: &str, text: &[u8]| self.build.progress.know_source(name, text.to_vec());
+        let know = |name: &str, text: &[u8]| {
+            *other.0.lock().unwrap_or_else(PoisonError::into_inner) = forge_engine::other_front_end(text);
+            self.build.progress.know_source(name, text.to_vec());
+        };
         let solved = self.job.dockerfile(request.build, &request.dockerfile, know).await;
         let solved = solved.map_err(|error| reply::status(&error))?;
         Ok(Solution::of_images(solved.images, is_map))
     }
 }
+
+/// The front end that a Dockerfile asks for, where it is not this one: an image, and what it is told.
+#[derive(Default)]
+struct OtherFrontEnd(Mutex<Option<String>>);
 
 /// The images that are forge's own front end under another name.
 fn is_dockerfile(source: &str) -> bool {

@@ -91,7 +91,7 @@ pub use forge_exporter::{
     Annotation, AnnotationScope, Attestation, AttestationForm, ExistingBlobs, FolderMode, LoadLimits, Nondistributable,
     PlatformFolders, Recipient, StatementFile, Subject,
 };
-pub use forge_frontend::TriggerRight;
+pub use forge_frontend::{TriggerRight, other_front_end};
 pub use forge_llb::{ExtraHost, SecretEnv, SecurityMode, Ulimit};
 pub use forge_solver::{Explain, OnFailure};
 pub use forge_store::{

@@ -43,7 +43,7 @@ pub use error::{FrontendError, Problem};
 pub use ignore_file::{IgnoreRule, ignore_patterns, ignore_rules};
 pub use lower::{check, lower, outline};
 pub use outline::{CheckResults, Checked, Outline, OutlineArg, OutlineCache, OutlineRequirement, Outlined};
-pub use parse::parse;
+pub use parse::{other_front_end, parse};
 pub use request::{
     Entitlement, EntitlementUse, GraphInput, ImageKey, ImageKeySource, ImageRequest, LowerOptions, Lowered,
     LoweredImage, NamedContext, ResolvedImage, ResolvedImages, SourceTime, TimeRequest, TriggerRight,

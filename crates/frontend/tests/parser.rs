@@ -142,6 +142,8 @@ fn a42_other_front_ends_are_refused_by_name() {
             format!("#!/bin/x\n\n {{\n\"more\": 1, \"syntax\": \"{other}\"}}\n"),
         ];
         for form in forms {
+            let asked = forge_frontend::other_front_end(form.as_bytes()).expect(&form);
+            assert_eq!(asked.split(' ').next(), Some(other), "{form}");
             let error = parse("d", form.as_bytes()).expect_err(&form);
             let refused = matches!(&*error.problem, Problem::NotBuilt { what } if what.contains("front end"));
             assert!(refused && error.to_string().contains(other), "{form}: {error}");

@@ -76,6 +76,7 @@ fn options(start: &Start, args: &DaemonArgs, config: DaemonConfig) -> anyhow::Re
         group: args.group.as_deref().map(group).transpose()?.or(config.gid),
         labels: config.labels.into_iter().chain(labels).collect(),
         entitlements: [config.entitlements, args.allow_insecure_entitlement.clone()].concat(),
+        front_ends: config.front_ends,
         tls: tls(args, config.tls)?,
         inherited: inherited(start)?,
         unprotected_tcp: args.allow_unprotected_tcp,

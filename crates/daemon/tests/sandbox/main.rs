@@ -10,6 +10,7 @@ mod chosen_outputs;
 #[allow(dead_code, reason = "the other tests use the rest of it")]
 mod client;
 mod containers;
+mod front_end;
 #[path = "../it/keys.rs"]
 mod keys;
 mod steered;
@@ -22,8 +23,9 @@ type Test = (&'static str, fn());
 
 fn main() {
     forge_engine::init_if_requested();
+    front_end::run_if_requested();
     let arguments = Arguments::from_args();
-    let trials = [containers::TESTS, steps::TESTS].concat().into_iter().map(trial).collect();
+    let trials = [containers::TESTS, front_end::TESTS, steps::TESTS].concat().into_iter().map(trial).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }
 
@@ -46,6 +48,7 @@ fn run(test: impl Future<Output = ()>) {
 /// How many processes of this machine have that word among their arguments.
 fn processes_with(word: &str) -> usize {
     let has = |entry: std::fs::DirEntry| {
+        front_end::run_if_requested();
         let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         arguments.split(|byte| *byte == 0).any(|argument| argument == word.as_bytes())
     };

@@ -56,15 +56,25 @@ pub(super) fn escape(directives: &[Directive]) -> Result<char, FrontendError> {
 
 /// Refuses a syntax that is not this one. What `docker/dockerfile` images do, forge does itself.
 pub(super) fn check_syntax(source: &[u8], directives: &[Directive]) -> Result<(), FrontendError> {
+    let asked = asked_syntax(source, directives)?;
+    asked.map_or(Ok(()), |value| check_frontend(&value.text).map_err(|error| error.or_at(value.span)))
+}
+
+/// The front end that a file asks for, an image and what it is told, where [`parse`](super::parse) refuses it for that.
+pub fn other_front_end(source: &[u8]) -> Option<String> {
+    let asked = asked_syntax(source, &read(source).ok()?).ok()??;
+    check_frontend(&asked.text).is_err().then_some(asked.text)
+}
+
+fn asked_syntax(source: &[u8], directives: &[Directive]) -> Result<Option<Token>, FrontendError> {
     let own = directives.iter().find(|directive| directive.key.text == "syntax").map(|own| own.value.clone());
-    let asked = match own {
+    Ok(match own {
         Some(value) => Some(value),
         None => match slash_syntax(source)? {
             Some(value) => Some(value),
             None => json_syntax(source)?,
         },
-    };
-    asked.map_or(Ok(()), |value| check_frontend(&value.text).map_err(|error| error.or_at(value.span)))
+    })
 }
 
 /// Files in other languages name their front end with `// syntax=image`, among directives of that form.

@@ -7,6 +7,7 @@ mod line;
 mod words;
 
 pub(crate) use directive::check_frontend;
+pub use directive::other_front_end;
 
 /// Whether a word opens a heredoc.
 pub(crate) fn heredoc_opening(word: &str) -> bool {
