@@ -526,8 +526,11 @@ impl JobResult {
 
 impl JobImage {
     fn lazy(build: &Arc<Build>, platform: Platform, image: LoweredImage, text: &DockerfileText) -> Self {
-        let (config, source_date_epoch, scanned) =
-            (image.config.clone(), image.source_date_epoch, image.scanned.clone());
+        let (source_date_epoch, scanned) = (image.source_date_epoch, image.scanned.clone());
+        let config = match source_date_epoch {
+            Some(epoch) => forge_exporter::dated(image.config.clone(), epoch),
+            None => image.config.clone(),
+        };
         let result = image.graph.goal().is_some().then(|| {
             let text = DockerfileText { name: text.name.clone(), text: text.text.clone() };
             let (build, text, solved) = (build.clone(), SourceTexts::Dockerfile(text), OnceCell::new());

@@ -171,6 +171,15 @@ fn complete_history(history: &mut Vec<HistoryEntry>, layers: usize, which: Missi
     Ok(())
 }
 
+/// A config whose own times are those of an epoch, as front ends date what they describe: it keeps them where its image leaves
+/// without an epoch. What an epoch cannot be is refused when images leave.
+pub fn dated(mut config: ImageConfig, epoch: i64) -> ImageConfig {
+    let Ok(epoch) = Timestamp::of_epoch(epoch) else { return config };
+    config.history.iter_mut().for_each(|entry| _ = entry.created.get_or_insert_with(|| epoch.to_string()));
+    config.created = Some(epoch.to_string());
+    config
+}
+
 /// Entries that made no layer are as old as the one before them, or behind them where none is before: so the same
 /// layers give the same image, whenever it is assembled. Nothing is later than the epoch. The image is as old as its
 /// youngest entry, or as the epoch.

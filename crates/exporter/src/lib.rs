@@ -44,7 +44,7 @@ mod tree;
 mod work;
 
 pub use archive::LoadLimits;
-pub use assemble::assemble;
+pub use assemble::{assemble, dated};
 pub use attestation::{
     Attestation, AttestationForm, MakePredicate, Placement, Predicate, SPDX, Subject, package_url, with_qualifier,
 };

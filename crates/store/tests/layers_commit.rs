@@ -244,6 +244,34 @@ fn privileged_what_is_equal_is_dropped() {
     fixture.check_layer(&layer.id);
 }
 
+/// A folder in which something was made and removed has another time, which is that of the step: it is no change. What has a
+/// time of its own is one.
+#[test]
+fn privileged_when_a_step_ran_is_no_change_of_a_folder() {
+    if !is_root("privileged_when_a_step_ran_is_no_change_of_a_folder") {
+        return;
+    }
+    let check = |script: &str| {
+        let fixture = Fixture::new();
+        let parents = base(&fixture);
+        let mut active = fixture.layers().prepare(&parents).unwrap();
+        let mounted = Mounted::new(&active);
+        let started = std::time::SystemTime::now();
+        mounted.shell(script);
+        drop(mounted);
+        active.set_times(FileTimes::of_step(started, std::time::SystemTime::now()));
+        let layer = fixture.layers().commit(active, &fixture.lease).unwrap();
+        fixture.check_layer(&layer.id);
+        entries(&fixture, &layer.id)
+    };
+    assert_eq!(check("touch tmp/x; rm tmp/x; mkdir etc/a etc/a/b; rm -r etc/a"), "");
+    assert_eq!(check("cp -p srv/z srv/y; mv srv/y srv/z"), "");
+    assert_eq!(check("touch tmp/x; rm tmp/x; touch etc/new"), "dir /etc; file /etc/new");
+    assert_eq!(check("touch etc/x; rm etc/x; rm usr/lib/a"), "dir /usr/lib; deleted /usr/lib/a");
+    assert_eq!(check("touch -d @5 etc"), "dir /etc");
+    assert_eq!(check("touch tmp/x; rm tmp/x; chmod 700 tmp"), "dir /tmp");
+}
+
 #[test]
 fn privileged_sockets_and_needless_markers_are_dropped() {
     if !is_root("privileged_sockets_and_needless_markers_are_dropped") {

@@ -22,7 +22,8 @@ pub(crate) struct Place {
 
 impl Place {
     /// Puts trees on top of each other: the layers of each, one after the other, as if each were written over what is
-    /// below it. What a layer deletes is deleted below it too.
+    /// below it. What a layer deletes is deleted below it too: by name, so that an opaque folder hides nothing that was not
+    /// below it where it was made.
     pub(crate) fn merge(&self, inputs: &[ResultRef]) -> Result<ResultRef, WorkError> {
         let mut stack: Vec<LayerId> = Vec::new();
         for input in inputs {
@@ -32,8 +33,9 @@ impl Place {
                 stack = layers;
                 continue;
             }
-            for layer in layers {
-                let fitted = self.store.layers().restack(&stack, &layer, &self.lease)?;
+            for (place, layer) in layers.iter().enumerate() {
+                let alone = self.store.layers().detach(&layers[..place], layer, &self.lease)?;
+                let fitted = self.store.layers().restack(&stack, &alone, &self.lease)?;
                 stack.push(fitted);
             }
         }
@@ -44,8 +46,10 @@ impl Place {
     pub(crate) fn diff(&self, op: &DiffOp, inputs: &[ResultRef]) -> Result<ResultRef, WorkError> {
         let side = |index: Option<usize>| index.map_or(Ok(Vec::new()), |index| self.layers(&inputs[index]));
         let (lower, upper) = (side(op.lower)?, side(op.upper)?);
-        if let Some(above) = upper.strip_prefix(&lower[..]) {
-            return Ok(ResultRef::Layers(above.to_vec()));
+        if upper.starts_with(&lower) {
+            let alone = |place: usize| self.store.layers().detach(&upper[..place], &upper[place], &self.lease);
+            let above = (lower.len()..upper.len()).map(alone).collect::<Result<_, _>>()?;
+            return Ok(ResultRef::Layers(above));
         }
         let made = difference::between(&self.store, &lower, &upper, &self.stop())?;
         let record = made.commit(&self.store, &self.lease)?;

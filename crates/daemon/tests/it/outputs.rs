@@ -79,7 +79,9 @@ async fn an_output_may_do_without_the_epoch_of_its_build() {
         let served = Served::context("dockerfile", &[("Dockerfile", dockerfile)]).and("context", &[("a", "text")]);
         build(&client, reference, served.clone(), vec![output("oci", attributes)]).await;
         let received = served.received.lock().unwrap().clone();
-        String::from_utf8_lossy(&received).contains("rewritten-timestamp")
+        let received = String::from_utf8_lossy(&received);
+        assert!(received.contains(r#""created":"2015-10-21T07:28:00Z""#), "the front end dates what it describes");
+        received.contains("rewritten-timestamp")
     };
     assert!(rewritten("one", &[("rewrite-timestamp", "true")]).await);
     assert!(!rewritten("two", &[("rewrite-timestamp", "true"), ("source-date-epoch", "")]).await);

@@ -8,7 +8,7 @@ use super::index::LayerIndex;
 use super::known::KnownFiles;
 use super::tree::{Found, Level, MergedTree};
 use super::xattr::{self, Markers};
-use crate::StoreError;
+use crate::{FileTimes, StoreError};
 use rayon::prelude::*;
 use rustix::fs::AtFlags;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -41,6 +41,8 @@ enum Lower {
     Different,
     /// The same kind and metadata; for a file the bytes decide.
     SameMetadata { layer: usize, inode: (u64, u64) },
+    /// A folder with the same metadata but for the time, which is that of the step.
+    SameButMoment,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -53,9 +55,17 @@ enum Fate {
 ///
 /// An entry is dropped only where metadata *and* bytes are equal: equal size and time prove nothing, since `mv y x` of two
 /// files that were written in the same moment has both.
-pub(super) fn diff(upper: &Path, lower: &MergedTree, known: &KnownFiles) -> Result<LayerIndex, StoreError> {
+///
+/// A folder of which only the time differs, and that because the step made and removed something in it, is not kept: when a step
+/// ran is no content (containerd's differ leaves out every folder of which only the time differs).
+pub(super) fn diff(
+    upper: &Path,
+    lower: &MergedTree,
+    known: &KnownFiles,
+    times: FileTimes,
+) -> Result<LayerIndex, StoreError> {
     let root = folder::open_root(upper).map_err(StoreError::os("open", upper))?;
-    let mut walk = Walk { upper, root, lower, known, markers: Markers::of(upper), found: Vec::new() };
+    let mut walk = Walk { upper, root, lower, known, times, markers: Markers::of(upper), found: Vec::new() };
     let root_entry = walk.run()?;
     walk.found.par_sort_unstable_by(|a, b| path_order(&a.path, &b.path));
     walk.settle_files()?;
@@ -69,6 +79,7 @@ struct Walk<'a> {
     root: OwnedFd,
     lower: &'a MergedTree,
     known: &'a KnownFiles,
+    times: FileTimes,
     markers: Markers,
     found: Vec<Candidate>,
 }
@@ -116,7 +127,7 @@ impl Walk<'_> {
                 let lower = below.as_ref().filter(|_| !opaque).and_then(|found| found.level.clone());
                 todo.push(Pending { path: path.clone(), lower });
             }
-            self.found.push(candidate(path, node, below));
+            self.found.push(candidate(path, node, below, self.times));
         }
         Ok(())
     }
@@ -182,7 +193,7 @@ impl Walk<'_> {
     fn common_lower(&self, group: &[usize]) -> Option<usize> {
         let mut nodes = group.iter().map(|&member| match self.found[member].lower {
             Lower::SameMetadata { layer, inode } => Some((layer, inode)),
-            Lower::Different => None,
+            Lower::Different | Lower::SameButMoment => None,
         });
         let first = nodes.next()??;
         nodes.all(|node| node == Some(first)).then_some(first.0)
@@ -208,7 +219,7 @@ impl Walk<'_> {
             if candidate.fate == Fate::Dropped {
                 continue;
             }
-            if candidate.is_implied() && !needed.contains(&candidate.path[..]) {
+            if candidate.says_nothing() && !needed.contains(&candidate.path[..]) {
                 dropped.push(position);
             } else if let Some((parent, _)) = split_path(&candidate.path) {
                 needed.insert(parent);
@@ -267,6 +278,11 @@ impl Candidate {
         matches!(self.node.kind, NodeKind::Directory { opaque: false })
             && matches!(self.lower, Lower::SameMetadata { .. })
     }
+
+    /// A folder that is not worth an entry where nothing in it is.
+    fn says_nothing(&self) -> bool {
+        matches!(self.node.kind, NodeKind::Directory { opaque: false }) && !matches!(self.lower, Lower::Different)
+    }
 }
 
 fn checked_path(parent: &[u8], name: &[u8]) -> Result<Vec<u8>, LayerError> {
@@ -281,7 +297,7 @@ fn checked_path(parent: &[u8], name: &[u8]) -> Result<Vec<u8>, LayerError> {
 }
 
 /// Sockets mean nothing without the process that listens, and whiteouts nothing where there is nothing to hide.
-fn candidate(path: Vec<u8>, mut node: Node, below: Option<Found>) -> Candidate {
+fn candidate(path: Vec<u8>, mut node: Node, below: Option<Found>, times: FileTimes) -> Candidate {
     let fate = match node.kind {
         NodeKind::Socket => Fate::Dropped,
         NodeKind::Whiteout if below.is_none() => Fate::Dropped,
@@ -294,9 +310,23 @@ fn candidate(path: Vec<u8>, mut node: Node, below: Option<Found>) -> Candidate {
         Some(found) if is_same(&node, &found.node) => {
             Lower::SameMetadata { layer: found.layer, inode: found.node.inode }
         }
+        Some(found) if is_moment(&node, &times) && is_same(&at_time_of(&node, &found.node), &found.node) => {
+            Lower::SameButMoment
+        }
         _ => Lower::Different,
     };
     Candidate { path, node, lower, blake3: None, fate }
+}
+
+/// Whether a folder has the time of the step that wrote into it.
+fn is_moment(node: &Node, times: &FileTimes) -> bool {
+    let is_folder = matches!(node.kind, NodeKind::Directory { .. });
+    is_folder && matches!(times, FileTimes::ContentOutside { .. }) && !times.is_content(node.metadata.mtime)
+}
+
+fn at_time_of(node: &Node, other: &Node) -> Node {
+    let metadata = Metadata { mtime: other.metadata.mtime, ..node.metadata.clone() };
+    Node { metadata, ..node.clone() }
 }
 
 fn is_same(upper: &Node, lower: &Node) -> bool {

@@ -17,6 +17,7 @@ mod commit;
 mod compress;
 mod contents;
 mod decompress;
+mod detach;
 mod emit;
 mod entry;
 mod entry_name;
@@ -301,7 +302,7 @@ impl Layers {
         known: &KnownFiles,
         lease: &Lease,
     ) -> Result<LayerRecord, StoreError> {
-        let index = commit::diff(&active.upper, &active.lower, known)?;
+        let index = commit::diff(&active.upper, &active.lower, known, active.times)?;
         let record = self.record_of_index(&index, active.times);
         self.publish(&active.staged, &index, &record, None, lease)?;
         active.scratch.renew();

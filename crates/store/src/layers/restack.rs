@@ -37,9 +37,21 @@ impl Layers {
         if !below.contains(layer) && old.entries().iter().zip(&entries).all(fits) {
             return Ok(*layer);
         }
+        self.publish_fitted(layer, &old, LayerIndex::new(entries)?, lease)
+    }
+
+    /// Makes a layer like another one, but for folders and deletions: its files are links to the other's own.
+    pub(super) fn publish_fitted(
+        &self,
+        layer: &LayerId,
+        old: &LayerIndex,
+        index: LayerIndex,
+        lease: &Lease,
+    ) -> Result<LayerId, StoreError> {
         let Some(record) = self.get(layer)? else { return self.no_files(layer) };
-        let same_tar = old.entries().iter().zip(&entries).all(|(old, new)| old.kind == new.kind);
-        let index = LayerIndex::new(entries)?;
+        let same_kind = |(old, new): (&LayerEntry, &LayerEntry)| old.path == new.path && old.kind == new.kind;
+        let same_length = old.entries().len() == index.entries().len();
+        let same_tar = same_length && old.entries().iter().zip(index.entries()).all(same_kind);
         let scratch = self.opened.scratch("restack")?;
         let staged = scratch.path().join("layer");
         let tree = staged.join("tree");

@@ -11,6 +11,8 @@ use std::fmt::Write as _;
 pub const TESTS: &[Test] = &[
     ("privileged_merged_trees_lie_on_each_other", merged),
     ("privileged_merged_deletions_delete", merged_deletions),
+    ("privileged_a_new_folder_hides_only_what_it_replaced", replaced_folders),
+    ("privileged_a_folder_with_deletions_alone_is_kept", bare_folders),
     ("privileged_merged_parents_are_those_of_the_new_base", merged_parents),
     ("privileged_a_tree_can_be_merged_twice", merged_twice),
     ("privileged_a_difference_reuses_layers", reused_layers),
@@ -103,12 +105,70 @@ fn merged_deletions() {
         let folder = upper.join("d");
         std::fs::create_dir(&folder).unwrap();
         whiteout(&folder.join("gone"));
-        std::fs::create_dir(upper.join("o")).unwrap();
-        // As the kernel writes it for this user.
-        let name = if crate::rootless::is_asked_for() { "user.overlay.opaque" } else { "trusted.overlay.opaque" };
-        rustix::fs::lsetxattr(upper.join("o"), name, b"y", rustix::fs::XattrFlags::empty()).unwrap();
+        opaque(&upper.join("o"));
     });
-    check(&site, &merge(&site, &[&base, &removed]), "d/\n d/keep =K\n o/");
+    check(&site, &merge(&site, &[&base, &removed]), "d/\n d/keep =K\n o/\n o/below =");
+}
+
+/// Makes a folder that hides what is below it, as the kernel writes it for this user.
+fn opaque(folder: &std::path::Path) {
+    std::fs::create_dir(folder).unwrap();
+    let name = if crate::rootless::is_asked_for() { "user.overlay.opaque" } else { "trusted.overlay.opaque" };
+    rustix::fs::lsetxattr(folder, name, b"y", rustix::fs::XattrFlags::empty()).unwrap();
+}
+
+/// A folder that was removed and made again deletes what it had, and nothing that another base has in it.
+fn replaced_folders() {
+    let site = Site::new();
+    let old = tree(&site, &["d/ 0711\n d/a =A\n d/b =B\n d/sub/\n d/sub/x =X\n d/sub/y =Y\n d/keep/\n d/keep/z =Z"]);
+    let upper = site.with_layer(&old, |upper| {
+        opaque(&upper.join("d"));
+        tree_text::write(upper, "d/b =new\n d/link == d/b\n d/sub/y =new\n d/sub/");
+    });
+    let seen = "d/\n d/b =new\n d/link =new\n d/sub/\n d/sub/y =new";
+    check(&site, &upper, seen);
+    let new =
+        tree(&site, &["d/\n d/a =2\n d/mine =M\n d/sub/\n d/sub/x =2\n d/sub/mine =M\n d/keep/\n d/keep/mine =M"]);
+    let rebased = "d/\n d/b =new\n d/link =new\n d/mine =M\n d/sub/\n d/sub/mine =M\n d/sub/y =new";
+    check(&site, &merge(&site, &[&new, &upper]), rebased);
+    let difference = diff(&site, Some(&old), Some(&upper));
+    check(&site, &merge(&site, &[&new, &difference]), rebased);
+    check(&site, &merge(&site, &[&old, &difference]), seen);
+    assert_eq!(diff(&site, Some(&old), Some(&upper)).layers().len(), 1);
+    // What the difference says stays said wherever it is laid first.
+    let other = tree(&site, &["other ="]);
+    let twice = merge(&site, &[&new, &merge(&site, &[&other, &difference])]);
+    check(&site, &twice, &format!("{rebased}\n other ="));
+}
+
+/// Where only something that is not there is deleted, the folder would be in no tar.
+fn bare_folders() {
+    let site = Site::new();
+    let old = tree(&site, &["d/ 0711\n d/e/ 0700\n d/e/gone =G"]);
+    let removed = site.with_layer(&old, |upper| {
+        tree_text::write(upper, "d/ 0711\n d/e/ 0700");
+        whiteout(&upper.join("d/e/gone"));
+        // As the lower ones are, so that they say nothing by themselves.
+        copy_times(&site, &old, upper, &["d/e", "d"]);
+    });
+    let index = site.store.layers().index(removed.layers().last().unwrap()).unwrap();
+    assert!(index.get(b"d/e").unwrap().is_implied());
+    let difference = diff(&site, Some(&old), Some(&removed));
+    let base = tree(&site, &["f =F"]);
+    for result in [merge(&site, &[&base, &difference]), merge(&site, &[&base, &removed])] {
+        check(&site, &result, "d/ 0711\n d/e/ 0700\n f =F");
+        assert_eq!(site.print(result.layers().last().unwrap()).matches("d/").count(), 3, "the tar has the folders");
+    }
+}
+
+fn copy_times(site: &Site, from: &ResultRef, to: &std::path::Path, folders: &[&str]) {
+    let tree = site.store.layers().tree(from.layers()).unwrap();
+    for folder in folders {
+        let (seconds, nanos) = tree.lookup(std::path::Path::new(folder)).unwrap().unwrap().mtime;
+        let time = std::time::UNIX_EPOCH + std::time::Duration::new(seconds as u64, nanos);
+        let times = std::fs::FileTimes::new().set_modified(time);
+        std::fs::File::open(to.join(folder)).unwrap().set_times(times).unwrap();
+    }
 }
 
 fn whiteout(path: &std::path::Path) {
