@@ -110,6 +110,7 @@ impl Build {
         events: Arc<dyn EventSink>,
         cancel: CancellationToken,
     ) -> Result<Self, EngineError> {
+        engine.expect_index();
         let opened = engine.clone();
         let stop = cancel.clone();
         // A stream may never end.

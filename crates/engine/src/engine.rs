@@ -31,6 +31,7 @@ struct Parts {
     executor_turn: Mutex<Option<ExpectedContainer>>,
     registry: OnceLock<Arc<Registry>>,
     index: OnceLock<Arc<SqliteIndex>>,
+    index_turn: Mutex<()>,
     flights: OnceLock<Arc<Flights>>,
 }
 
@@ -83,6 +84,7 @@ impl Engine {
             executor_turn: Mutex::new(expected),
             registry: OnceLock::new(),
             index: OnceLock::new(),
+            index_turn: Mutex::new(()),
             flights: OnceLock::new(),
         };
         Ok(Self(Arc::new(parts)))
@@ -173,7 +175,16 @@ impl Engine {
     }
 
     pub(crate) fn index(&self) -> Result<Arc<SqliteIndex>, EngineError> {
+        // Whoever begins early and whoever needs it should not both open it.
+        let _turn = self.0.index_turn.lock().unwrap_or_else(PoisonError::into_inner);
         made(&self.0.index, || Ok(Arc::new(SqliteIndex::open(&self.store().root().join("cache.db"))?)))
+    }
+
+    /// Begins to open the index, for which there is time while a Dockerfile is read.
+    pub(crate) fn expect_index(&self) {
+        let engine = self.clone();
+        // What fails here fails again for whoever needs it.
+        drop(tokio::task::spawn_blocking(move || drop(engine.index())));
     }
 
     pub(crate) fn flights(&self) -> Result<Arc<Flights>, EngineError> {

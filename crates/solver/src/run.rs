@@ -7,10 +7,12 @@ use crate::work::{Outcome, PendingKeys, PendingPart, Shared, Started, StepWork};
 use crate::{CacheMap, Completed, InputKey, Mode, OnFailure, SolveError, Solved, Solver, WorkerError};
 use forge_cache::{InputPart, ResultRef, Selector};
 use forge_session::Session;
-use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinSet;
@@ -56,7 +58,11 @@ pub(crate) struct Run {
     todo: Vec<Todo>,
     /// Steps that are over but not reported yet.
     over: Vec<(usize, Ending)>,
+    /// Steps that run.
     tasks: JoinSet<Message>,
+    /// What is only asked: on the loop's own thread, since the way to another one and back takes longer. The lock is never
+    /// waited for; it is what lets the build be looked at from several threads.
+    questions: Mutex<FuturesUnordered<BoxFuture<'static, Message>>>,
     /// Why the build ends early, once it does. Then nothing new begins.
     failure: Option<SolveError>,
     /// Who is told of results as they come.
@@ -94,9 +100,17 @@ impl Run {
             remembered,
             last: OnceCell::new(),
         });
-        let (todo, over, tasks) = (Vec::new(), Vec::new(), JoinSet::new());
-        let (failure, completed) = (None, None);
-        Self { shared, steps, todo, over, tasks, failure, completed, _cancel_on_drop: cancellation.drop_guard() }
+        Self {
+            shared,
+            steps,
+            todo: Vec::new(),
+            over: Vec::new(),
+            tasks: JoinSet::new(),
+            questions: Mutex::default(),
+            failure: None,
+            completed: None,
+            _cancel_on_drop: cancellation.drop_guard(),
+        }
     }
 
     /// Has somebody told of results as they come.
@@ -127,7 +141,7 @@ impl Run {
     pub async fn run(mut self) -> Result<Solved, SolveError> {
         self.evaluate().await;
         if self.failure.is_some() {
-            self.note_build().await;
+            self.note_failure().await;
         }
         match self.failure.take() {
             Some(failure) => Err(failure),
@@ -141,25 +155,31 @@ impl Run {
         }
         for step in 0..self.steps.len() {
             let work = self.work(step);
-            self.spawn(work.map(), move |result| Message::Mapped { step, result });
+            self.ask(work.map(), move |result| Message::Mapped { step, result });
         }
         let goal = self.shared.plan.goal;
         self.todo.extend(goal.map(|goal| Todo::Want(goal.step)));
         self.settle();
     }
 
-    /// `None` when no task is left.
+    /// `None` when no task and no question is left.
     async fn next_message(&mut self) -> Option<Message> {
+        let is_stopping = self.is_stopping();
+        let questions = self.questions.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if self.tasks.is_empty() && questions.is_empty() {
+            return None;
+        }
         let shared = self.shared.clone();
         tokio::select! {
             biased;
             // The build's token, not the session's: both are cancelled then, and after a failure of ours there is
             // nothing more to be told.
-            () = shared.session.cancellation().cancelled(), if !self.is_stopping() => Some(Message::Cancelled),
-            joined = self.tasks.join_next() => {
+            () = shared.session.cancellation().cancelled(), if !is_stopping => Some(Message::Cancelled),
+            Some(joined) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                 // Tasks catch their panics, and none is aborted while the loop runs.
-                joined.map(|joined| joined.expect("a task of the solver neither panics nor is aborted"))
+                Some(joined.expect("a task of the solver neither panics nor is aborted"))
             }
+            answer = questions.next(), if !questions.is_empty() => answer,
         }
     }
 
@@ -228,7 +248,7 @@ impl Run {
             Some(parts) => self.keyed(step, pending.finish(parts)),
             None => {
                 let work = self.work(step);
-                self.spawn(work.key(pending), move |result| Message::Keyed { step, result });
+                self.ask(work.key(pending), move |result| Message::Keyed { step, result });
             }
         }
     }
@@ -281,7 +301,7 @@ impl Run {
         match &known.keys {
             Some(keys) if known.map.cacheable && !keys.stale && !ignore_cache => {
                 let (work, key) = (self.work(step), keys.definition);
-                self.spawn(async move { work.find(key).await }, move |result| Message::Asked { step, result });
+                self.ask(async move { work.find(key).await }, move |result| Message::Asked { step, result });
                 self.steps[step].state = State::Asking(known);
             }
             _ => self.require_inputs(step),
@@ -304,7 +324,12 @@ impl Run {
         let inputs = self.planned(step).inputs.iter().map(|input| self.result(*input)).collect();
         let started = Started::default();
         let complete = self.work(step).complete(known.clone(), inputs, started.clone());
-        self.spawn(complete, move |result| Message::Ended { step, started, result });
+        let ended = move |result| Message::Ended { step, started, result };
+        match known.keys {
+            Some(_) => self.spawn(complete, ended),
+            // What has no key is a source that is only looked at.
+            None => self.ask(complete, ended),
+        }
         self.steps[step].state = State::Slow(known);
     }
 
@@ -428,8 +453,16 @@ impl Run {
         work: impl Future<Output = Result<T, WorkerError>> + Send + 'static,
         message: impl FnOnce(Result<T, WorkerError>) -> Message + Send + 'static,
     ) {
-        let work = AssertUnwindSafe(work).catch_unwind();
-        self.tasks.spawn(work.map(|result| message(result.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))))));
+        self.tasks.spawn(caught(work, message));
+    }
+
+    /// The same for what takes no time of this machine.
+    fn ask<T: 'static>(
+        &mut self,
+        work: impl Future<Output = Result<T, WorkerError>> + Send + 'static,
+        message: impl FnOnce(Result<T, WorkerError>) -> Message + Send + 'static,
+    ) {
+        self.questions.get_mut().unwrap_or_else(PoisonError::into_inner).push(caught(work, message).boxed());
     }
 }
 
@@ -446,6 +479,13 @@ fn selector_of(key: &InputKey) -> Selector {
         InputKey::Content(selector) => selector.clone(),
         InputKey::Definition => Selector::all(),
     }
+}
+
+async fn caught<T>(
+    work: impl Future<Output = Result<T, WorkerError>> + Send,
+    message: impl FnOnce(Result<T, WorkerError>) -> Message + Send,
+) -> Message {
+    message(AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))))
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> WorkerError {

@@ -1,10 +1,11 @@
 //! What came of a build: its result, what is noted for the next one, and what would come of one that only asks.
 
 use super::{Run, Step};
+use crate::explain::Remembered;
 use crate::plan::PlannedStep;
 use crate::step::State;
 use crate::{Forecast, SolveError, Solved, StepForecast, StepOutcome};
-use forge_cache::{CacheIndex, CacheKey, EarlierSteps, ResultRef};
+use forge_cache::{BuildId, BuildSteps, CacheIndex, CacheKey, EarlierSteps, ResultRef};
 use forge_llb::Op;
 use std::time::SystemTime;
 
@@ -40,9 +41,21 @@ impl Run {
         let keys: Vec<_> = self.steps.iter().filter_map(used).collect();
         let now = SystemTime::now();
         self.offer_used(&keys).await;
-        // The build has succeeded. All that is lost is how recently its records were used.
-        _ = self.shared.on_index(move |index| index.touch(&keys, now)).await;
-        self.note_build().await;
+        // The build has succeeded. All that is lost is how recently its records were used, and an explanation.
+        let noted = self.noted(None);
+        let note = move |index: &dyn CacheIndex| {
+            let touched = index.touch(&keys, now);
+            noted.map(|(build, steps)| index.note_build(&build, &steps, now)).transpose()?;
+            touched
+        };
+        _ = self.shared.on_index(note).await;
+    }
+
+    /// What the next build is to be compared with.
+    fn noted(&self, last: Option<&EarlierSteps>) -> Option<(BuildId, BuildSteps)> {
+        let is_done = |step: usize| matches!(self.steps[step].state, State::Complete { .. } | State::Skipped(_));
+        let build = self.shared.remembered.as_ref()?.id;
+        Some((build, self.shared.notes.steps(&self.shared.plan, is_done, last)))
     }
 
     /// Tells the shared caches of the records that were used.
@@ -71,20 +84,14 @@ impl Run {
         }
     }
 
-    /// Notes what the next build is to be compared with. Of a build that failed, that is what it came to, and what the one
+    /// Notes what the next build is to be compared with: of one that failed, that is what it came to, and what the one
     /// before it was where it came to nothing.
-    pub(super) async fn note_build(&self) {
-        let Some(remembered) = &self.shared.remembered else { return };
-        let is_done = |step: usize| matches!(self.steps[step].state, State::Complete { .. } | State::Skipped(_));
-        let (build, now) = (remembered.id, SystemTime::now());
-        let last = match self.failure {
-            Some(_) => self.shared.on_index(move |index| index.last_build(&build)).await.ok().flatten(),
-            None => None,
-        };
-        let last = last.map(EarlierSteps::from);
-        let steps = self.shared.notes.steps(&self.shared.plan, is_done, last.as_ref());
+    pub(super) async fn note_failure(&self) {
+        let Some(Remembered { id: build, .. }) = self.shared.remembered else { return };
+        let last = self.shared.on_index(move |index| index.last_build(&build)).await.ok().flatten();
+        let Some((build, steps)) = self.noted(last.map(EarlierSteps::from).as_ref()) else { return };
         // All that is lost is an explanation.
-        _ = self.shared.on_index(move |index| index.note_build(&build, &steps, now)).await;
+        _ = self.shared.on_index(move |index| index.note_build(&build, &steps, SystemTime::now())).await;
     }
 
     /// Asks for everything and runs nothing.
