@@ -1,6 +1,6 @@
 //! The far side of the set-up: a small single-threaded process, started from the same binary, that clones containers.
 //!
-//! `server` loops over requests and children; `waiting` is an init that has no container yet, which `room` and `early` make
+//! `server` loops over requests and children; `machine` is what it clones them with; `waiting` is an init that has no container yet, which `room` and `early` make
 //! ready for any; `setup` is the life of one container's init from the clone to execve(2), with `mounts`, `root`, `devices`,
 //! `identity` and `launch` as its chapters; `join` is that of a further process in a container; `shim` is that of a process which
 //! has an OCI runtime do most of it, by a `bundle`.
@@ -15,6 +15,7 @@ mod identity;
 mod join;
 mod launch;
 mod limits;
+mod machine;
 mod memory_group;
 mod mounts;
 mod network;
