@@ -6,6 +6,7 @@ use crate::step::{Known, State};
 use crate::work::{Outcome, PendingKeys, PendingPart, Shared, Started, StepWork};
 use crate::{CacheMap, Completed, InputKey, Mode, OnFailure, SolveError, Solved, Solver, WorkerError};
 use forge_cache::{InputPart, ResultRef, Selector};
+use forge_llb::Op;
 use forge_session::Session;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -58,10 +59,10 @@ pub(crate) struct Run {
     todo: Vec<Todo>,
     /// Steps that are over but not reported yet.
     over: Vec<(usize, Ending)>,
-    /// Steps that run.
+    /// Downloads, and what is done for nobody's sake.
     tasks: JoinSet<Message>,
-    /// What is only asked: on the loop's own thread, since the way to another one and back takes longer. The lock is never
-    /// waited for; it is what lets the build be looked at from several threads.
+    /// Questions, and steps that only wait for those who run them: on the loop's own thread, since the way to another one and
+    /// back takes longer. The lock is never waited for; it is what lets the build be looked at from several threads.
     questions: Mutex<FuturesUnordered<BoxFuture<'static, Message>>>,
     /// Why the build ends early, once it does. Then nothing new begins.
     failure: Option<SolveError>,
@@ -325,10 +326,11 @@ impl Run {
         let started = Started::default();
         let complete = self.work(step).complete(known.clone(), inputs, started.clone());
         let ended = move |result| Message::Ended { step, started, result };
-        match known.keys {
-            Some(_) => self.spawn(complete, ended),
-            // What has no key is a source that is only looked at.
-            None => self.ask(complete, ended),
+        match (&self.planned(step).vertex.op, &known.keys) {
+            // What is downloaded is decrypted and hashed on the way.
+            (Op::Source(_), Some(_)) => self.spawn(complete, ended),
+            // A source without a key is only looked at; what runs does so in threads of its own.
+            _ => self.ask(complete, ended),
         }
         self.steps[step].state = State::Slow(known);
     }
@@ -456,7 +458,7 @@ impl Run {
         self.tasks.spawn(caught(work, message));
     }
 
-    /// The same for what takes no time of this machine.
+    /// The same for what hands to others whatever takes time.
     fn ask<T: 'static>(
         &mut self,
         work: impl Future<Output = Result<T, WorkerError>> + Send + 'static,

@@ -239,7 +239,7 @@ impl StepWork {
         inputs: &[ResultRef],
     ) -> Result<Option<Vec<ResultRef>>, WorkerError> {
         let Some(detached) = content.detached else { return Ok(None) };
-        let Some(earlier) = self.on_index(move |index| index.query(&detached)).await? else { return Ok(None) };
+        let Some(earlier) = self.shared.look_up(|index| index.query(&detached)).await? else { return Ok(None) };
         let found = self.shared.solver.worker.find(self.request(inputs.to_vec()), self.session()).await?;
         let Some(outputs) = found.filter(|found| found.len() >= self.planned().vertex.op.outputs()) else {
             return Ok(None);
@@ -276,8 +276,8 @@ impl StepWork {
             Mode::Forecast => Ok(Outcome::WouldRun(miss.unwrap_or(MissCause::FirstBuild))),
             Mode::Build => {
                 let (outputs, kept) = self.run_and_keep(content, made_of, inputs, miss.as_ref(), started).await?;
-                let unsaved = kept.map(|kept| Box::new(Unsaved { kept, shared: self.shared.clone(), _flight: flight }));
-                Ok(Outcome::Ran { outputs, miss, unsaved })
+                let unsaved = Box::new(Unsaved { kept, shared: self.shared.clone(), _flight: flight });
+                Ok(Outcome::Ran { outputs, miss, unsaved: Some(unsaved) })
             }
         }
     }
@@ -320,7 +320,7 @@ impl StepWork {
         let remembered = remembered.as_ref()?;
         let id = remembered.id;
         let read = async || {
-            let last = self.on_index(move |index| index.last_build(&id)).await.ok().flatten();
+            let last = self.shared.look_up(|index| index.last_build(&id)).await.ok().flatten();
             last.map(EarlierSteps::from)
         };
         let last = self.shared.last.get_or_init(read).await.as_ref();
@@ -346,7 +346,7 @@ impl StepWork {
         inputs: Vec<ResultRef>,
         miss: Option<&MissCause>,
         started: &Started,
-    ) -> Result<(Vec<ResultRef>, Option<Kept>), WorkerError> {
+    ) -> Result<(Vec<ResultRef>, Kept), WorkerError> {
         let begin = Instant::now();
         let Execution { outputs, made, usage } = self.run(inputs, started, self.told(miss)).await?;
         let now = SystemTime::now();
@@ -363,29 +363,19 @@ impl StepWork {
             last_used: now,
             boot_id: StepRecord::current_boot().to_owned(),
         };
-        self.keep(Kept { keys: content.keys(), all: content.all(), record, made_of }).await
+        self.keep(Kept { keys: content.keys(), all: content.all(), record, made_of, given_up: Vec::new() }).await
     }
 
-    /// Keeps what a step made. Where an earlier run made the same, its results take their place and the new ones are given
-    /// up: what was made from the earlier ones then stays what follows from these, byte for byte.
-    async fn keep(&self, kept: Kept) -> Result<(Vec<ResultRef>, Option<Kept>), WorkerError> {
-        let earlier = self.shared.look_up(|index| kept.equal(index)).await?;
-        let Some(earlier) = earlier else {
-            self.offer(&kept.keys, &kept.record);
-            return Ok((kept.record.outputs.clone(), Some(kept)));
+    /// Decides what is kept of a step. Where an earlier run made the same, its results take their place and the new ones are
+    /// given up: what was made from the earlier ones then stays what follows from these, byte for byte.
+    async fn keep(&self, made: Kept) -> Result<(Vec<ResultRef>, Kept), WorkerError> {
+        let earlier = self.shared.look_up(|index| made.equal(index)).await?;
+        let kept = match earlier {
+            Some(earlier) if self.acquire(&earlier).await? => made.replaced_by(earlier),
+            _ => made,
         };
-        let is_there = self.acquire(&earlier).await?;
-        let outputs = if is_there { earlier } else { kept.record.outputs.clone() };
-        let record = StepRecord { outputs: outputs.clone(), ..kept.record.clone() };
-        self.offer(&kept.keys, &record);
-        let (all, made_of) = (kept.all, kept.made_of);
-        self.on_index(move |index| index.save(&all, &record, &made_of)).await?;
-        for (new, stays) in kept.record.outputs.iter().zip(&outputs) {
-            if new != stays {
-                self.shared.solver.results.discard(new).await?;
-            }
-        }
-        Ok((outputs, None))
+        self.offer(&kept.keys, &kept.record);
+        Ok((kept.record.outputs.clone(), kept))
     }
 
     /// Tells the shared caches of a record.
@@ -444,7 +434,7 @@ impl StepWork {
 impl ReadInputs for StepWork {
     async fn inputs(&self, key: CacheKey) -> Option<StepInputs> {
         // Whatever cannot be read explains nothing, and fails nothing.
-        self.on_index(move |index| index.inputs(&key)).await.ok().flatten()
+        self.shared.look_up(|index| index.inputs(&key)).await.ok().flatten()
     }
 }
 
@@ -456,6 +446,8 @@ struct Kept {
     all: Vec<CacheKey>,
     record: StepRecord,
     made_of: StepInputs,
+    /// What the step made and nobody needs.
+    given_up: Vec<ResultRef>,
 }
 
 impl Kept {
@@ -463,6 +455,15 @@ impl Kept {
     fn equal(&self, index: &dyn CacheIndex) -> Result<Option<Vec<ResultRef>>, CacheError> {
         let earlier = self.record.result.as_ref().map(|result| index.equal(result)).transpose()?.flatten();
         Ok(earlier.map(|earlier| earlier.outputs).filter(|earlier| *earlier != self.record.outputs))
+    }
+
+    /// The same with these results instead, which are equal.
+    fn replaced_by(mut self, earlier: Vec<ResultRef>) -> Self {
+        let made = std::mem::replace(&mut self.record.outputs, earlier);
+        let outputs = &self.record.outputs;
+        self.given_up =
+            made.into_iter().zip(outputs).filter(|(new, stays)| new != *stays).map(|(new, _)| new).collect();
+        self
     }
 }
 
@@ -478,8 +479,12 @@ impl Unsaved {
     /// Saves it, a little later: what follows asks the index first of all.
     pub async fn save(self) -> Result<(), WorkerError> {
         tokio::time::sleep(SAVE_PAUSE).await;
-        let Kept { all, record, made_of, .. } = self.kept;
-        self.shared.on_index(move |index| index.save(&all, &record, &made_of)).await
+        let Kept { all, record, made_of, given_up, .. } = self.kept;
+        self.shared.on_index(move |index| index.save(&all, &record, &made_of)).await?;
+        for result in &given_up {
+            self.shared.solver.results.discard(result).await?;
+        }
+        Ok(())
     }
 }
 
