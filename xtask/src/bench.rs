@@ -3,6 +3,7 @@
 mod cases;
 mod contexts;
 mod growth;
+mod layer;
 mod measure;
 
 use crate::demo::{Forge, release_binary};

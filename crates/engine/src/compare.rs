@@ -4,7 +4,7 @@ use crate::engine::{Engine, blocking};
 use crate::flat::{FlatEntry, FlatTree, LayerEffect, is_folder};
 use crate::{EngineError, HistoryRow};
 use forge_image::{DiffId, ImageId};
-use forge_store::{EntryKind, Image, LayerIndex};
+use forge_store::{EntryKind, Image, LayerId, LayerIndex};
 use std::fmt;
 
 /// A layer of an image.
@@ -115,19 +115,26 @@ impl Engine {
     }
 
     /// Says where an image that was built again is not what it was. Times later than the epoch that it was built with count
-    /// as the epoch.
+    /// as the epoch. Layers that lie in a registry only are fetched where both do not share them.
     ///
     /// # Errors
-    /// No such image, or an index cannot be read.
+    /// No such image, a layer cannot be fetched, or an index cannot be read.
     pub async fn first_difference(
         &self,
         recorded: &str,
         rebuilt: &str,
         epoch: Option<i64>,
     ) -> Result<Reproduction, EngineError> {
-        let (engine, recorded, rebuilt) = (self.clone(), recorded.to_owned(), rebuilt.to_owned());
+        let (recorded, rebuilt) = (recorded.to_owned(), rebuilt.to_owned());
+        let images = self.blocking(move |engine| Ok((engine.one_image(&recorded)?.1, engine.one_image(&rebuilt)?.1)));
+        let (recorded, rebuilt) = images.await?;
+        let pairs = recorded.layers.iter().zip(&rebuilt.layers);
+        let shared = pairs.take_while(|(before, after)| before == after).count();
+        if recorded.id != rebuilt.id {
+            self.bring_layers_to_read([&recorded.layers[shared..], &rebuilt.layers[shared..]].concat()).await?;
+        }
+        let engine = self.clone();
         blocking(move || {
-            let ((_, recorded), (_, rebuilt)) = (engine.one_image(&recorded)?, engine.one_image(&rebuilt)?);
             if recorded.id == rebuilt.id {
                 return Ok(Reproduction::Same(recorded.id));
             }
@@ -137,8 +144,11 @@ impl Engine {
                 Ok(rows)
             };
             let steps = steps_with_layers(&engine.store().images().config(&recorded.id)?.history, &rows(&recorded)?);
-            let (before, after) = (engine.indexes(&recorded)?, engine.indexes(&rebuilt)?);
-            for (number, (a, b)) in before.iter().zip(&after).enumerate() {
+            let index = |layers: &[LayerId]| layers.iter().map(|id| Ok(engine.store().layers().index(id)?)).collect();
+            let before: Result<Vec<LayerIndex>, EngineError> = index(&recorded.layers[shared..]);
+            let after: Result<Vec<LayerIndex>, EngineError> = index(&rebuilt.layers[shared..]);
+            for (number, (a, b)) in before?.iter().zip(&after?).enumerate() {
+                let number = shared + number;
                 let tree = |index| FlatTree::of(std::slice::from_ref(index)).clamped(epoch);
                 let mut changes = differences(&tree(a), &tree(b));
                 // The bytes of a file say more than the time of the folder that it is in.
@@ -148,7 +158,7 @@ impl Engine {
                     return Ok(Reproduction::Differs { layer: number, step, first });
                 }
             }
-            match (before.len(), after.len()) {
+            match (recorded.layers.len(), rebuilt.layers.len()) {
                 (a, b) if a == b => Ok(Reproduction::SameFiles { recorded: recorded.id, rebuilt: rebuilt.id }),
                 (a, b) => Ok(Reproduction::Layers { recorded: a, rebuilt: b }),
             }

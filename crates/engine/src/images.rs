@@ -305,9 +305,14 @@ impl Engine {
         let found = self.blocking(move |engine| {
             let images = texts.iter().map(|text| engine.one_image(text).map(|(_, image)| image));
             let images = images.collect::<Result<Vec<_>, _>>()?;
-            let layers: Vec<LayerId> = images.iter().flat_map(|image| image.layers.clone()).collect();
-            Ok((engine.store().layers().absent(&layers)?, layers))
+            Ok(images.iter().flat_map(|image| image.layers.clone()).collect())
         });
+        self.bring_layers_to_read(found.await?).await
+    }
+
+    /// The same for layers.
+    pub(crate) async fn bring_layers_to_read(&self, layers: Vec<LayerId>) -> Result<(), EngineError> {
+        let found = self.blocking(move |engine| Ok((engine.store().layers().absent(&layers)?, layers)));
         let (absent, layers) = found.await?;
         if absent.is_empty() {
             return Ok(());

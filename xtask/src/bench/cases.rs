@@ -1,11 +1,12 @@
 use super::Size;
+use super::layer::largest_path;
 use super::measure::{median, plain, shell};
 use crate::demo::Forge;
 use crate::registry::Registry;
 use anyhow::Result;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Where the cases run.
@@ -144,45 +145,6 @@ impl Bench {
         }
         Ok(())
     }
-
-    fn layer(&self) -> Result<()> {
-        let megabytes = self.scaled(900);
-        let context = self.context_of("layer", "FROM scratch\nCOPY data /\n")?;
-        collect_data(&context.join("data"), megabytes as u64 * 1_000_000)?;
-        plain(1, || self.forge.command(&format!("build -q -t layer {}", context.display())))?;
-        let bare_file = self.folder.join("bare");
-        let rows = [("gzip", "pigz -6", "0.25"), ("zstd", "zstd -q -3 -T2", "1.1")];
-        for (compression, compressor, goal) in rows {
-            let layout = self.folder.join(format!("layout-{compression}"));
-            let line = format!(
-                "build -q -o type=oci,tar=false,dest={},compression={compression} {}",
-                layout.display(),
-                context.display()
-            );
-            let forge = plain(1, || self.forge.command(&line))?;
-            let bare = plain(1, || {
-                shell(&format!("tar -C {}/data -c . | {compressor} > {}", context.display(), bare_file.display()))
-            })?;
-            Row {
-                case: &format!("{megabytes} MB layer to OCI {compression}"),
-                forge,
-                bare,
-                goal,
-                bare_job: &format!("tar | {compressor}"),
-            }
-            .print();
-            let (ours, theirs) = (fs::metadata(largest_path(&layout)?)?.len(), fs::metadata(&bare_file)?.len());
-            println!(
-                "{:<44} {:>10} {:>10} {:>7.3} {:>8}",
-                "    bytes",
-                ours,
-                theirs,
-                ours as f64 / theirs as f64,
-                "1.02"
-            );
-        }
-        Ok(())
-    }
 }
 
 impl Bench {
@@ -213,44 +175,4 @@ fn chain(name: &str, steps: usize) -> Result<String> {
         writeln!(dockerfile, "RUN echo {step} > /{name}-{step}")?;
     }
     Ok(dockerfile)
-}
-
-/// The path of the largest file in a folder.
-fn largest_path(folder: &Path) -> Result<PathBuf> {
-    let mut largest = (0, PathBuf::new());
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder)? {
-            let entry = entry?;
-            let metadata = entry.metadata()?;
-            if metadata.is_dir() {
-                folders.push(entry.path());
-            } else if metadata.len() > largest.0 {
-                largest = (metadata.len(), entry.path());
-            }
-        }
-    }
-    Ok(largest.1)
-}
-
-/// Programs and libraries of this machine, until there are enough bytes.
-fn collect_data(folder: &Path, wanted: u64) -> Result<()> {
-    fs::create_dir_all(folder)?;
-    let (mut have, mut round) = (0, 0);
-    while have < wanted {
-        let before = have;
-        for source in ["/usr/bin", "/usr/lib/x86_64-linux-gnu", "/usr/lib", "/usr/share/doc"] {
-            for entry in fs::read_dir(source).into_iter().flatten().flatten() {
-                let metadata = entry.path().symlink_metadata()?;
-                if have >= wanted || !metadata.is_file() {
-                    continue;
-                }
-                let name = format!("{round}-{}-{}", source.replace('/', "-"), entry.file_name().to_string_lossy());
-                have += fs::copy(entry.path(), folder.join(name)).unwrap_or(0);
-            }
-        }
-        anyhow::ensure!(have > before, "this machine has too few files to make a layer from");
-        round += 1;
-    }
-    Ok(())
 }

@@ -328,7 +328,7 @@ fn rootless_a26_rights_are_given_by_name_only() {
 /// thread that stays, in `a66_a_folder_exchanged_for_a_link_is_never_followed` of the store.
 fn a66(attacker: &Attacker) {
     let canary = attacker.place("canary");
-    let marker = format!("outlives-{}", std::process::id());
+    let marker = format!("outlives-{}", attacker.path("canary").display());
     let script = format!(
         "mkdir -p /t/d/e /t/x; ln -s {canary} /t/l; for n in $(seq 300); do echo $n > /t/d/e/$n; done; \
          (: {marker}; while :; do mv /t/d /t/x/d; mv /t/l /t/d; mv /t/d /t/l; mv /t/x/d /t/d; done) & "
@@ -351,6 +351,13 @@ fn a66(attacker: &Attacker) {
 #[test]
 fn privileged_a66_a_process_that_outlives_its_step_leads_no_removal_astray() {
     if let Some(attacker) = Attacker::root("a66") {
+        a66(&attacker);
+    }
+}
+
+#[test]
+fn rootless_a66_a_process_that_outlives_its_step_leads_no_removal_astray() {
+    if let Some(attacker) = Attacker::user("a66") {
         a66(&attacker);
     }
 }

@@ -78,3 +78,32 @@ fn privileged_an_image_is_verified_by_building_it_again() {
     forge.fails(1, &["verify", "-t", "x", "app", &context]);
     forge.fails(1, &["verify", "nosuch", &context]);
 }
+
+/// Fails when the layers of both images are read, whether or not they share them.
+#[test]
+fn privileged_an_image_is_verified_whose_base_is_not_here() {
+    let Some(forge) = Forge::privileged("an_image_is_verified_whose_base_is_not_here") else { return };
+    let registry = forge_testkit::TestRegistry::start();
+    let host = registry.authority();
+    forge.ok(&["tag", "busybox", &format!("{host}/base:1")]);
+    forge.ok(&["push", &format!("{host}/base:1")]);
+    let other = Forge::new();
+    let dockerfile = format!("FROM {host}/base:1\nCOPY file /\nENV A=1\n");
+    let context = other.context("context", &[("Dockerfile", &dockerfile), ("file", "x")]);
+    other.build(&["-t", &format!("{host}/app:1"), "--push", &context]);
+    let sent = || registry.lines().iter().filter(|line| line.contains("GET /v2/base/blobs/")).count();
+    let before = sent();
+    let words = ["verify", &format!("{host}/app:1"), &context];
+    assert!(other.ok(&words).stdout.starts_with("the same image"));
+    fs::write(other.path("context/file"), "yy").unwrap();
+    let found = other.fails(1, &words).stdout;
+    assert!(found.contains("layer 2 differs (COPY file /") && found.contains("C /file"), "{found}");
+    assert_eq!(sent(), before, "what both have need not be here");
+    // The image itself is only known: what it has is fetched to be compared.
+    let third = Forge::new();
+    let derived = third.context("derived", &[("Dockerfile", &format!("FROM {host}/app:1\nENV B=1\n"))]);
+    third.build(&["-t", "derived", &derived]);
+    let context = other.path("context").display().to_string();
+    let found = third.fails(1, &["verify", &format!("{host}/app:1"), &context]).stdout;
+    assert!(found.contains("layer 2 differs (COPY file /") && found.contains("C /file"), "{found}");
+}
