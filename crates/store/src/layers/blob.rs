@@ -2,7 +2,8 @@
 
 use super::chunk_index::ChunkIndex;
 use super::chunks::Chunker;
-use super::compress::{self, ChunkOut, Chunks, Codec, ParallelCompressor};
+use super::codec::{self, Codec};
+use super::compress::{ChunkOut, Chunks, ParallelCompressor};
 use super::decompress::Tar;
 use super::emit::{self, Files, TarSink, Vigilance};
 use super::error::LayerError;
@@ -100,7 +101,7 @@ impl Layers {
         };
         let (digest, size) = BlobWriter::finish(writer, lease)?;
         index.record(&digest, &chunks.places)?;
-        let descriptor = Descriptor::new(compress::media_type(compression), digest, size);
+        let descriptor = Descriptor::new(codec::media_type(compression), digest, size);
         let blob = LayerBlob { descriptor, diff_id, compression: *compression, clamp: tar.clamp_mtime, foreign: false };
         Ok((blob, chunks))
     }
@@ -135,7 +136,7 @@ impl Layers {
             }
         };
         let (digest, size) = BlobWriter::finish(writer, lease)?;
-        let descriptor = Descriptor { annotations, ..Descriptor::new(compress::media_type(compression), digest, size) };
+        let descriptor = Descriptor { annotations, ..Descriptor::new(codec::media_type(compression), digest, size) };
         Ok(LayerBlob { descriptor, diff_id, compression: *compression, clamp: tar.clamp_mtime, foreign: false })
     }
 

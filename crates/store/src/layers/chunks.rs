@@ -15,8 +15,8 @@ pub(super) const MAX: u64 = 4 << 20;
 
 /// Takes chunks, in order.
 pub(super) trait ChunkSink {
-    /// Takes a chunk, and hands back a buffer for the next one.
-    fn chunk(&mut self, bytes: Vec<u8>) -> Result<Vec<u8>, StoreError>;
+    /// Takes a chunk.
+    fn chunk(&mut self, bytes: &[u8]) -> Result<(), StoreError>;
 }
 
 /// Cuts by content, so that a change in one place moves only the cuts nearby:
@@ -53,10 +53,10 @@ impl<'a> Chunker<'a> {
     }
 
     fn cut(&mut self) -> Result<(), StoreError> {
-        if self.chunk.is_empty() {
-            return Ok(());
+        if !self.chunk.is_empty() {
+            self.out.chunk(&self.chunk)?;
+            self.chunk.clear();
         }
-        self.chunk = self.out.chunk(std::mem::take(&mut self.chunk))?;
         Ok(())
     }
 
@@ -105,9 +105,9 @@ mod tests {
     struct Collected(Vec<Vec<u8>>);
 
     impl ChunkSink for Collected {
-        fn chunk(&mut self, bytes: Vec<u8>) -> Result<Vec<u8>, StoreError> {
-            self.0.push(bytes);
-            Ok(Vec::new())
+        fn chunk(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+            self.0.push(bytes.to_vec());
+            Ok(())
         }
     }
 

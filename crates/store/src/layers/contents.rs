@@ -162,7 +162,8 @@ impl<'a> Writer<'a> {
     /// Ends the member, so that what follows begins one.
     fn cut(&mut self) -> Result<(), StoreError> {
         if !self.member.is_empty() {
-            self.member = self.compressor.chunk(std::mem::take(&mut self.member))?;
+            self.compressor.chunk(&self.member)?;
+            self.member.clear();
             self.members += 1;
         }
         Ok(())

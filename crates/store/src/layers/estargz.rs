@@ -11,7 +11,8 @@
 //! entries more than the plain layer has, so its DiffId is another one.
 
 use super::chunk_index::ChunkIndex;
-use super::compress::{ChunkOut, Codec, ParallelCompressor};
+use super::codec::Codec;
+use super::compress::{ChunkOut, ParallelCompressor};
 use super::contents::{Behind, Listed, Writer, table, write_entries};
 use super::emit::{Entries, Files};
 use super::entry::{EntryKind, LayerEntry, Metadata};

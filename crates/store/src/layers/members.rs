@@ -20,16 +20,17 @@ const MOST: usize = 8 << 20;
 const MOST_COMPRESSED: usize = MOST + (1 << 16);
 
 /// Turns a member with a plain header at [`HEADER`] - [`PLAIN_HEADER`] into one that says its length, where it is one that
-/// readers believe.
-pub(super) fn announce(bytes: &mut Vec<u8>, uncompressed: usize) {
+/// readers believe. The member begins where the answer does.
+pub(super) fn announce(bytes: &mut [u8], uncompressed: usize) -> &[u8] {
     const MOVED: usize = HEADER - PLAIN_HEADER;
     let flags = bytes[MOVED + 8];
     match u32::try_from(bytes.len()).ok().filter(|_| uncompressed <= MOST && bytes.len() <= MOST_COMPRESSED) {
         Some(length) => {
             bytes[..16].copy_from_slice(&[0x1f, 0x8b, 8, 4, 0, 0, 0, 0, flags, 0xff, 8, 0, b'F', b'G', 4, 0]);
             bytes[16..HEADER].copy_from_slice(&length.to_le_bytes());
+            bytes
         }
-        None => drop(bytes.drain(..MOVED)),
+        None => &bytes[MOVED..],
     }
 }
 
@@ -126,7 +127,7 @@ impl<R: BufRead> Read for MemberReader<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layers::compress::Codec;
+    use crate::layers::codec::Codec;
     use std::io::Write;
 
     fn own(bytes: &[u8]) -> Vec<u8> {

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`LayerEntry`], [`LayerIndex`] (what a layer says); [`MergedTree`] (what a stack shows);
 //! [`ActiveLayer`] and `commit` (from changes to a layer); [`PackWriter`], [`Pack`], `listed`, `expand` (layers without a
-//! tree), `told` (layers that are not here); `blob`, `emit`, `tar_writer`, `chunks`, `compress`, `members` (from a layer
+//! tree), `told` (layers that are not here); `blob`, `emit`, `tar_writer`, `chunks`, `compress`, `codec`, `members` (from a layer
 //! to its tar); `foreign`, `adopt`, `decompress`, `tar_reader`, `pax`, `entry_name`, `placement`, `unpack` (from a stranger's tar to a
 //! layer); `folder`, `xattr`, `apply` (the system calls).
 
@@ -13,6 +13,7 @@ mod blob;
 mod check;
 mod chunk_index;
 mod chunks;
+mod codec;
 mod commit;
 mod compress;
 mod contents;

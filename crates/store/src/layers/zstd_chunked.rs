@@ -12,7 +12,8 @@
 //! The tar is the plain layer's, and so is its DiffId: whoever does not know the arrangement skips the last two frames.
 
 use super::chunk_index::ChunkIndex;
-use super::compress::{ChunkOut, Codec, ParallelCompressor};
+use super::codec::Codec;
+use super::compress::{ChunkOut, ParallelCompressor};
 use super::contents::{Behind, Writer, table, write_entries};
 use super::emit::{Entries, Files};
 use super::error::LayerError;
