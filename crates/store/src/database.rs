@@ -2,25 +2,23 @@ use crate::StoreError;
 use crate::remote_rows::SCHEMA_REMOTES;
 use crate::schema::{COLUMNS_3, SCHEMA, SCHEMA_2};
 use rusqlite::config::DbConfig;
-use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
-use std::ffi::c_int;
+use std::fs;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Connections beyond this many are closed instead of kept: more threads than that do not query at once for long.
 const IDLE_CONNECTIONS: usize = 8;
 
 /// A checkpoint costs two fsyncs, so it must not come several times in one build (`docs/design/003-durability.md`).
-const CHECKPOINT_PAGES: c_int = 1000;
+const CHECKPOINT_PAGES: u32 = 1000;
 
 /// Whoever opens a database that nobody else has open reads the whole WAL, so its size is paid at the start of every
-/// command: some 1.5 ms for a thousand pages. From so many on, there is a checkpoint beside what a command does, once.
-const CHECKPOINT_BESIDE: c_int = 200;
+/// command: 1.4 ms for 600 pages of 4 KiB. A longer one is brought into the file when the store is opened. That has to come before
+/// anything is added: only a WAL all of which is in the file is begun anew, and then SQLite cuts it to this length.
+const LONG_WAL: u64 = 250 * (4096 + 24);
 
 /// SQLite metadata of one store, with a pool of connections.
 pub(crate) struct Database {
@@ -28,42 +26,12 @@ pub(crate) struct Database {
     idle: Mutex<Vec<Connection>>,
     /// Threads of one process queue here instead of polling each other's file lock.
     writer: Mutex<()>,
-    beside: Arc<Beside>,
-}
-
-/// The checkpoint that a process begins beside its work.
-#[derive(Default)]
-struct Beside {
-    begun: AtomicBool,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl Beside {
-    fn begin(&self, path: &Path) {
-        if self.begun.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let path = path.to_owned();
-        // What is not brought into the file now, is later: by the next process, or by a transaction when the WAL is long.
-        let checkpoint = move || drop(bare(&path).and_then(|db| db.query_row("PRAGMA wal_checkpoint", [], |_| Ok(()))));
-        let spawned = std::thread::Builder::new().name("forge-checkpoint".to_owned()).spawn(checkpoint);
-        *lock(&self.thread) = spawned.ok();
-    }
-
-    /// Waits for it, and lets none begin any more.
-    fn end(&self) {
-        self.begun.store(true, Ordering::Relaxed);
-        if let Some(thread) = lock(&self.thread).take() {
-            // A panic of the thread is no less of a checkpoint that did not come.
-            let _ = thread.join();
-        }
-    }
 }
 
 impl Database {
     /// Makes the file and its tables. The caller holds the lock under which a store is made.
     pub(crate) fn create(path: &Path) -> Result<(), StoreError> {
-        let connection = connect(path, &Arc::default())?;
+        let connection = connect(path)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         let exists: bool =
@@ -77,7 +45,7 @@ impl Database {
     /// Makes the tables that a store of an earlier format lacks, durably: the `FORMAT` file vouches for them. The caller holds
     /// the lock under which a store is made.
     pub(crate) fn upgrade(path: &Path) -> Result<(), StoreError> {
-        let mut connection = connect(path, &Arc::default())?;
+        let mut connection = connect(path)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(SCHEMA_2)?;
@@ -91,9 +59,18 @@ impl Database {
     }
 
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
-        let beside = Arc::default();
-        let first = connect(path, &beside)?;
-        Ok(Self { path: path.to_owned(), idle: Mutex::new(vec![first]), writer: Mutex::new(()), beside })
+        let first = connect(path)?;
+        Ok(Self { path: path.to_owned(), idle: Mutex::new(vec![first]), writer: Mutex::new(()) })
+    }
+
+    /// Brings the WAL into the file where it is long. Best before anything is written.
+    pub(crate) fn shorten_wal(&self) -> Result<(), StoreError> {
+        let wal = self.path.with_extension("db-wal");
+        if fs::metadata(wal).is_ok_and(|wal| wal.len() > LONG_WAL) {
+            // Whoever comes next tries again, as after any commit at which SQLite could not.
+            let _ = self.connection()?.query_row("PRAGMA wal_checkpoint", [], |_| Ok(()));
+        }
+        Ok(())
     }
 
     /// Reads one consistent state.
@@ -130,7 +107,6 @@ impl Database {
 
     /// Brings everything into the one file, which can then be given another name. Nobody may use the database any more.
     pub(crate) fn close_into_one_file(self) -> Result<(), StoreError> {
-        self.beside.end();
         let mut connections = self.idle.into_inner().unwrap_or_else(PoisonError::into_inner);
         let last = connections.pop();
         drop(connections);
@@ -145,7 +121,7 @@ impl Database {
         let idle = lock(&self.idle).pop();
         let connection = match idle {
             Some(connection) => connection,
-            None => connect(&self.path, &self.beside)?,
+            None => connect(&self.path)?,
         };
         Ok(Pooled { pool: &self.idle, connection: Some(connection) })
     }
@@ -161,30 +137,17 @@ fn transact<T>(
     Ok(value)
 }
 
-fn connect(path: &Path, beside: &Arc<Beside>) -> Result<Connection, StoreError> {
-    let mut connection = bare(path)?;
-    connection.busy_handler(Some(wait_for_lock))?;
-    connection.set_prepared_statement_cache_capacity(64);
-    connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;")?;
-    let (path, beside) = (path.to_owned(), beside.clone());
-    // Instead of SQLite's own, which has one limit, and checkpoints in the middle of what is done.
-    connection.wal_hook(Some(move |wal: &mut Wal, pages: c_int| {
-        if pages >= CHECKPOINT_PAGES {
-            // As SQLite does: whoever comes next tries again.
-            let _ = wal.checkpoint();
-        } else if pages >= CHECKPOINT_BESIDE {
-            beside.begin(&path);
-        }
-        Ok(())
-    }))?;
-    Ok(connection)
-}
-
-fn bare(path: &Path) -> Result<Connection, rusqlite::Error> {
+fn connect(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_handler(Some(wait_for_lock))?;
     // A checkpoint when the last connection closes would add two fsyncs to every command.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    connection.execute_batch(&format!(
+        "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}; \
+         PRAGMA journal_size_limit = {LONG_WAL};"
+    ))?;
     Ok(connection)
 }
 
@@ -232,5 +195,38 @@ impl Drop for Pooled<'_> {
         {
             pool.push(connection);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seen to fail with the checkpoint left out, and with no limit of the WAL's length.
+    #[test]
+    fn a_long_wal_is_brought_into_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("forge.db");
+        let length = || fs::metadata(path.with_extension("db-wal")).unwrap().len();
+        fs::write(&path, "").unwrap();
+        Database::create(&path).unwrap();
+        let database = Database::open(&path).unwrap();
+        let write = |database: &Database, number: u32| {
+            database.write(|transaction| Ok(transaction.pragma_update(None, "user_version", number)?)).unwrap();
+        };
+        (0..300).for_each(|number| write(&database, number));
+        drop(database);
+        assert!(length() > LONG_WAL);
+        let database = Database::open(&path).unwrap();
+        database.shorten_wal().unwrap();
+        write(&database, 300);
+        assert!(length() <= LONG_WAL, "{}", length());
+        (301..320).for_each(|number| write(&database, number));
+        drop(database);
+        let database = Database::open(&path).unwrap();
+        database.shorten_wal().unwrap();
+        let read = |connection: &Connection| connection.query_row("PRAGMA user_version", [], |row| row.get(0));
+        let found: u32 = database.read(|connection| Ok(read(connection)?)).unwrap();
+        assert_eq!((found, length() <= LONG_WAL), (319, true));
     }
 }

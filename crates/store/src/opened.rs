@@ -46,6 +46,7 @@ impl Opened {
 
     fn open_prepared(root: PathBuf, rebuilt: Option<Rebuilt>) -> Result<Arc<Self>, StoreError> {
         let database = Database::open(&root.join("forge.db"))?;
+        database.shorten_wal()?;
         let boot_id = owner::boot_id()?;
         let folder = File::open(&root).map_err(StoreError::io("open", &root))?;
         let opened = Self {
