@@ -101,7 +101,11 @@ impl Opened {
     }
 
     pub(crate) fn layer_path(&self, id: &LayerId) -> PathBuf {
-        self.root.join("layers").join(id.as_str())
+        // High stacks ask for hundreds with every step: one piece of memory, with room for the tree's name.
+        let length = self.root.as_os_str().len() + "/layers/".len() + id.as_str().len() + "/index".len();
+        let mut path = PathBuf::with_capacity(length);
+        path.extend([self.root.as_path(), Path::new("layers"), Path::new(id.as_str())]);
+        path
     }
 
     pub(crate) fn cache_mount_path(&self, name: &str) -> PathBuf {

@@ -23,7 +23,7 @@ pub struct LocalResults {
     /// Who fetches layers that are read and not here; without it they are errors.
     images: Option<Arc<ImageResolver>>,
     listings: Listings,
-    contents: Arc<Mutex<HashMap<LayerId, ContentDigest>>>,
+    contents: Arc<Mutex<Contents>>,
 }
 
 /// What was listed while it was digested: reading it again would mean walking the layers again. Selections of contexts are
@@ -124,7 +124,7 @@ impl ResultStore for LocalResults {
         };
         if *selector == Selector::all()
             && let ResultRef::Layers(layers) = &result
-            && let Some(known) = fold(layers, &lock(&self.contents))
+            && let Ok(known) = lock(&self.contents).fold(layers)
         {
             return Ok(known);
         }
@@ -194,35 +194,48 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// The content of a whole stack: that of each of its layers, in order.
-/// What the layers of a stack amount to, if the content of all of them is known.
-fn fold(layers: &[LayerId], contents: &HashMap<LayerId, ContentDigest>) -> Option<ContentDigest> {
-    let mut hasher = Hasher::new_derive_key("forge content of a stack of layers v1");
-    for layer in layers {
-        hasher.update(contents.get(layer)?.as_bytes());
-    }
-    Some(hasher.finalize().into())
+/// What layers amount to. A layer's content does not change, and steps of a chain ask for the same ones again and again.
+#[derive(Default)]
+struct Contents {
+    of: HashMap<LayerId, ContentDigest>,
+    /// The last stack that was asked for, and the hasher behind its layers: the next step's stack is mostly that and one more.
+    folded: (Vec<LayerId>, Option<Hasher>),
 }
 
-/// The same for any layers. What is found is remembered: a layer's content does not change, and steps of a chain ask for the
-/// same ones again and again.
-fn look_up(
-    store: &Store,
-    layers: &[LayerId],
-    contents: &Mutex<HashMap<LayerId, ContentDigest>>,
-) -> Result<ContentDigest, CacheError> {
-    let gone = |layer: &LayerId| {
-        let message = format!("layer {layer} is gone");
-        CacheError::Result { kind: ErrorKind::Environment, message, source: None }
-    };
-    for layer in layers {
-        if lock(contents).contains_key(layer) {
-            continue;
+impl Contents {
+    /// The content of a whole stack: that of each of its layers, in order.
+    ///
+    /// # Errors
+    /// The first layer whose content is not known; what is below it need not be looked at again.
+    fn fold(&mut self, layers: &[LayerId]) -> Result<ContentDigest, LayerId> {
+        let (folded, hasher) = &mut self.folded;
+        if !layers.starts_with(folded) {
+            folded.clear();
+            *hasher = None;
         }
-        let content = store.layers().content(layer).map_err(|error| failed(error.kind(), error))?;
-        lock(contents).insert(*layer, content.ok_or_else(|| gone(layer))?);
+        let hasher = hasher.get_or_insert_with(|| Hasher::new_derive_key("forge content of a stack of layers v1"));
+        for layer in &layers[folded.len()..] {
+            hasher.update(self.of.get(layer).ok_or(*layer)?.as_bytes());
+            folded.push(*layer);
+        }
+        Ok(hasher.finalize().into())
     }
-    Ok(fold(layers, &lock(contents)).expect("all of them are known now"))
+}
+
+/// The content of a whole stack of any layers.
+fn look_up(store: &Store, layers: &[LayerId], contents: &Mutex<Contents>) -> Result<ContentDigest, CacheError> {
+    loop {
+        let layer = match lock(contents).fold(layers) {
+            Ok(content) => return Ok(content),
+            Err(layer) => layer,
+        };
+        let content = store.layers().content(&layer).map_err(|error| failed(error.kind(), error))?;
+        let gone = || {
+            let message = format!("layer {layer} is gone");
+            CacheError::Result { kind: ErrorKind::Environment, message, source: None }
+        };
+        lock(contents).of.insert(layer, content.ok_or_else(gone)?);
+    }
 }
 
 fn layer_record(store: &Store, layer: &LayerId) -> Result<LayerRecord, CacheError> {
@@ -231,4 +244,33 @@ fn layer_record(store: &Store, layer: &LayerId) -> Result<LayerRecord, CacheErro
         let message = format!("layer {layer} is gone");
         CacheError::Result { kind: ErrorKind::Environment, message, source: None }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(number: usize) -> LayerId {
+        format!("{number:032x}").parse().unwrap()
+    }
+
+    /// Seen to fail with what was folded kept for a stack that does not begin with it.
+    #[test]
+    fn a_stack_amounts_to_the_same_whatever_was_asked_before() {
+        let known = || Contents {
+            of: (0..9).map(|number| (layer(number), ContentDigest::from(blake3::hash(&[number as u8])))).collect(),
+            ..Contents::default()
+        };
+        let stacks = [&[1, 2, 3][..], &[1, 2, 3, 4], &[1, 2], &[], &[4, 2, 3, 1], &[4, 2, 3, 1, 4], &[1, 2, 3]];
+        let mut used = known();
+        for stack in stacks {
+            let layers: Vec<LayerId> = stack.iter().copied().map(layer).collect();
+            assert_eq!(used.fold(&layers), known().fold(&layers), "{stack:?}");
+        }
+        let unknown = [layer(1), layer(77), layer(2)];
+        assert_eq!(used.fold(&unknown), Err(layer(77)));
+        used.of.insert(layer(77), ContentDigest::from(blake3::hash(b"later")));
+        let mut fresh = Contents { of: used.of.clone(), ..Contents::default() };
+        assert_eq!(used.fold(&unknown), fresh.fold(&unknown));
+    }
 }

@@ -243,7 +243,7 @@ impl Layers {
         if let Some(list) = remembered.known_list(id) {
             return Ok(root::Root::of_list(path, ListedTree::new(self.clone(), *id, list)));
         }
-        if let Some(root) = remembered.root(id, path.clone())? {
+        if let Some(root) = remembered.root(id, path)? {
             return Ok(root);
         }
         let list = || match self.packed(id)? {
@@ -251,7 +251,7 @@ impl Layers {
             None => self.no_files(id),
         };
         let list = ListedTree::new(self.clone(), *id, remembered.list(id, list)?);
-        Ok(root::Root::of_list(path, list))
+        Ok(root::Root::of_list(self.tree_folder(id), list))
     }
 
     /// The trees of a stack of layers, given lowest first, as an overlay wants them: top-most first. Those of a high
@@ -383,7 +383,9 @@ impl Layers {
     }
 
     fn tree_folder(&self, id: &LayerId) -> PathBuf {
-        self.path(id).join("tree")
+        let mut path = self.path(id);
+        path.push("tree");
+        path
     }
 
     fn write_beside(
