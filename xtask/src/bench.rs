@@ -21,7 +21,8 @@ pub enum Size {
     Million,
 }
 
-pub fn run(size: Size) -> Result<()> {
+/// Runs the cases of these names, all where there are none.
+pub fn run(size: Size, cases: &[&str]) -> Result<()> {
     packages::ensure(packages::BENCH)?;
     let folder = folder()?;
     let forge = Forge { binary: release_binary()?, root: folder.path().join("store") };
@@ -30,7 +31,7 @@ pub fn run(size: Size) -> Result<()> {
     crate::command::output(&mut forge.command(&format!("load -i {}", archive.display())))?;
     let bench = cases::Bench { forge, folder: folder.path().to_owned(), size };
     println!("{:<44} {:>10} {:>10} {:>7} {:>8}   bare job", "case", "forge", "bare", "ratio", "goal");
-    bench.run()
+    bench.run(cases)
 }
 
 /// Only how costs grow with files, layers and steps.

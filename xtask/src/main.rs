@@ -42,7 +42,9 @@ const USAGE: &str = "cargo xtask COMMAND
   soak [--seconds N] [--seed N]
                    random commands, kills, clocks and collections, an hour (L12)
   load             the load tests in full, with their figures (L01, L11, L13, L15)
-  bench [--quick]  forge beside the bare cost of each job, as ratios
+  bench [--quick] [CASE]...
+                   forge beside the bare cost of each job, as ratios; CASE: steps, growth, cached, hundred, container,
+                   contexts, curves, layer, pull (which pulls the image of layer)
   growth [--quick | --million]
                    how time and memory grow with files, layers and steps (--million: contexts up to a million files)
   busybox FILE     write a busybox base image, as an archive for `forge load`";
@@ -70,8 +72,8 @@ fn run() -> Result<()> {
         ["torture", ref words @ ..] => torture::run_words(demo::release_binary()?, words),
         ["soak", ref words @ ..] => soak::run_words(demo::release_binary()?, words),
         ["load"] => load(),
-        ["bench"] => bench::run(bench::Size::Full),
-        ["bench", "--quick"] => bench::run(bench::Size::Quick),
+        ["bench", "--quick", ref cases @ ..] => bench::run(bench::Size::Quick, cases),
+        ["bench", ref cases @ ..] => bench::run(bench::Size::Full, cases),
         ["growth"] => bench::growth(bench::Size::Full),
         ["growth", "--quick"] => bench::growth(bench::Size::Quick),
         ["growth", "--million"] => bench::growth(bench::Size::Million),

@@ -3,7 +3,7 @@ use super::layer::largest_path;
 use super::measure::{median, plain, shell};
 use crate::demo::Forge;
 use crate::registry::Registry;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
@@ -40,17 +40,27 @@ impl Row<'_> {
     }
 }
 
+/// Measures one job and prints its rows.
+type Case = fn(&Bench) -> Result<()>;
+
 impl Bench {
-    pub fn run(&self) -> Result<()> {
-        self.steps()?;
-        self.growth()?;
-        self.cached()?;
-        self.hundred_cached()?;
-        self.container()?;
-        self.contexts()?;
-        self.curves()?;
-        self.layer()?;
-        self.pull()
+    pub fn run(&self, wanted: &[&str]) -> Result<()> {
+        let cases: [(&str, Case); 9] = [
+            ("steps", Self::steps),
+            ("growth", Self::growth),
+            ("cached", Self::cached),
+            ("hundred", Self::hundred_cached),
+            ("container", Self::container),
+            ("contexts", Self::contexts),
+            ("curves", Self::curves),
+            ("layer", Self::layer),
+            ("pull", Self::pull),
+        ];
+        if let Some(unknown) = wanted.iter().find(|name| cases.iter().all(|(case, _)| case != *name)) {
+            bail!("there is no case {unknown:?}");
+        }
+        let mut chosen = cases.iter().filter(|(case, _)| wanted.is_empty() || wanted.contains(case));
+        chosen.try_for_each(|(_, run)| run(self))
     }
 
     /// A context with a Dockerfile.

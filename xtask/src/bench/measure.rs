@@ -1,5 +1,5 @@
 use crate::command::output;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,8 @@ pub struct Used {
     pub time: Duration,
     /// The most memory that it had at once.
     pub kilobytes: u64,
+    /// What its threads calculated, beside what the kernel did for them.
+    pub calculated: Duration,
 }
 
 impl Used {
@@ -58,10 +60,12 @@ impl Used {
 pub fn used(command: &mut Command) -> Result<Used> {
     let report = tempfile::NamedTempFile::new()?;
     let mut timed = Command::new("time");
-    timed.args(["-f", "%M", "-o"]).arg(report.path()).arg(command.get_program()).args(command.get_args());
+    timed.args(["-f", "%M %U", "-o"]).arg(report.path()).arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         timed.env(name, value.unwrap_or_default());
     }
     let time = once(&mut timed)?;
-    Ok(Used { time, kilobytes: std::fs::read_to_string(report.path())?.trim().parse()? })
+    let report = std::fs::read_to_string(report.path())?;
+    let (kilobytes, seconds) = report.trim().split_once(' ').context("time(1) says two numbers")?;
+    Ok(Used { time, kilobytes: kilobytes.parse()?, calculated: Duration::from_secs_f64(seconds.parse()?) })
 }
