@@ -55,6 +55,26 @@ impl Flights {
         holder(&std::fs::read_to_string("/proc/locks").ok()?, file.dev(), file.ino())
     }
 
+    /// Removes the files that killed processes left. They are empty, and there is one for each step that was running then.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn sweep(&self) -> Result<(), CacheError> {
+        let Some(path) = &self.folder else { return Ok(()) };
+        let entries = match std::fs::read_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            found => found.map_err(|source| CacheError::Lock { path: path.clone(), source })?,
+        };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            // One that cannot be opened has just gone, or is left to the next sweep.
+            let Ok(file) = File::options().write(true).open(&path) else { continue };
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && is_at(&file, &path).unwrap_or(false) {
+                drop(LockFile { path, _file: file });
+            }
+        }
+        Ok(())
+    }
+
     async fn take(&self, key: &CacheKey) -> Result<FlightGuard, CacheError> {
         let turn = self.turns.turn(*key).await;
         let lock = match &self.folder {

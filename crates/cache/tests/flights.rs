@@ -65,6 +65,22 @@ async fn removal_of_the_lock_file_lets_no_two_in() {
     }
 }
 
+/// Fails when files that are locked go too: both would then run the step.
+#[tokio::test]
+async fn a_sweep_removes_what_nobody_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let (here, there) = (Flights::new(folder.path()), Flights::new(folder.path()));
+    std::fs::write(folder.path().join(key("left").to_string()), "").unwrap();
+    let guard = here.acquire(&key("held"), &CancellationToken::new()).await.unwrap();
+    there.sweep().unwrap();
+    let names =
+        || std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    assert_eq!(names(), [key("held").to_string().as_str()]);
+    drop(guard);
+    assert!(names().is_empty());
+    Flights::new(&folder.path().join("none")).sweep().unwrap();
+}
+
 #[tokio::test]
 async fn a_folder_that_cannot_be_used_is_an_error() {
     let folder = tempfile::tempdir().unwrap();

@@ -206,6 +206,7 @@ impl Engine {
     /// them.
     fn collect_garbage(&self, go_on: &dyn Fn() -> bool) -> Result<u64, EngineError> {
         let Some(_turn) = self.store().try_lock("gc")? else { return Ok(0) };
+        self.flights()?.sweep()?;
         let space = self.space()?;
         let cache = self.prunable()?;
         let policies = self.options().gc.policies(space);

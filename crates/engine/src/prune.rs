@@ -36,6 +36,7 @@ impl Engine {
     fn prune_now(&self, request: &PruneRequest) -> Result<PruneReport, EngineError> {
         if !request.dry_run {
             self.give_reserve();
+            self.flights()?.sweep()?;
         }
         let cache = self.prunable()?;
         let policy = &request.policy;

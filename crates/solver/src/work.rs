@@ -13,16 +13,22 @@ use forge_cache::{
 use forge_llb::Op;
 use forge_session::{Event, LogStream, Session};
 use futures_util::future::try_join_all;
+use kept::Kept;
+use keys::ContentKeys;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{OnceCell, Semaphore};
 
+mod kept;
+mod keys;
+
+pub(crate) use kept::Unsaved;
+pub(crate) use keys::{PendingKeys, PendingPart};
+
 /// How long a step waits for another build before it says so: at first, and from then on.
 const FIRST_WATCH: Duration = Duration::from_secs(5);
 const LATER_WATCH: Duration = Duration::from_secs(60);
-/// How long it takes the next step to have asked for what it needs.
-const SAVE_PAUSE: Duration = Duration::from_millis(1);
 
 /// What all steps of a build share.
 pub(crate) struct Shared {
@@ -438,56 +444,6 @@ impl ReadInputs for StepWork {
     }
 }
 
-/// What is kept of a step that ran.
-struct Kept {
-    /// Under which others may look for it.
-    keys: Vec<CacheKey>,
-    /// Under which this machine does.
-    all: Vec<CacheKey>,
-    record: StepRecord,
-    made_of: StepInputs,
-    /// What the step made and nobody needs.
-    given_up: Vec<ResultRef>,
-}
-
-impl Kept {
-    /// What an earlier run made that is the same.
-    fn equal(&self, index: &dyn CacheIndex) -> Result<Option<Vec<ResultRef>>, CacheError> {
-        let earlier = self.record.result.as_ref().map(|result| index.equal(result)).transpose()?.flatten();
-        Ok(earlier.map(|earlier| earlier.outputs).filter(|earlier| *earlier != self.record.outputs))
-    }
-
-    /// The same with these results instead, which are equal.
-    fn replaced_by(mut self, earlier: Vec<ResultRef>) -> Self {
-        let made = std::mem::replace(&mut self.record.outputs, earlier);
-        let outputs = &self.record.outputs;
-        self.given_up =
-            made.into_iter().zip(outputs).filter(|(new, stays)| new != *stays).map(|(new, _)| new).collect();
-        self
-    }
-}
-
-/// What a step made, and nobody can find yet: to save it takes about as long as a short step, and the steps that follow need
-/// not wait for that. Whoever wants to run the same step waits.
-pub(crate) struct Unsaved {
-    kept: Kept,
-    shared: Arc<Shared>,
-    _flight: Option<FlightGuard>,
-}
-
-impl Unsaved {
-    /// Saves it, a little later: what follows asks the index first of all.
-    pub async fn save(self) -> Result<(), WorkerError> {
-        tokio::time::sleep(SAVE_PAUSE).await;
-        let Kept { all, record, made_of, given_up, .. } = self.kept;
-        self.shared.on_index(move |index| index.save(&all, &record, &made_of)).await?;
-        for result in &given_up {
-            self.shared.solver.results.discard(result).await?;
-        }
-        Ok(())
-    }
-}
-
 impl Shared {
     /// Looks something up in the index: that takes less than the way to another thread and back.
     pub async fn look_up<T>(
@@ -510,88 +466,5 @@ impl Shared {
             Ok(result) => Ok(result?),
             Err(_) => Err(WorkerError::internal("the cache index panicked")),
         }
-    }
-}
-
-/// What a definition key will be made of.
-pub(crate) struct PendingKeys {
-    pub map: CacheMap,
-    pub op: OpKey,
-    pub parts: Vec<PendingPart>,
-    /// Which inputs have a definition key that is stale.
-    pub stale: Vec<bool>,
-}
-
-/// What an input will contribute to a definition key.
-#[derive(Clone)]
-pub(crate) enum PendingPart {
-    /// Known already.
-    Known(InputPart),
-    /// The digest of what the selector shows of a result.
-    Unread(ResultRef, Selector),
-}
-
-impl PendingKeys {
-    /// The parts, if nothing has to be read.
-    pub fn known_parts(&self) -> Option<Vec<InputPart>> {
-        let known = |part: &PendingPart| match part {
-            PendingPart::Known(part) => Some(*part),
-            PendingPart::Unread(..) => None,
-        };
-        self.parts.iter().map(known).collect()
-    }
-
-    /// Makes the keys of what the inputs contribute.
-    pub fn finish(self, parts: Vec<InputPart>) -> Known {
-        let inputs = self.map.inputs.iter().zip(&parts).zip(&self.stale);
-        let content = inputs.map(|((key, part), stale)| content_part(key, part, *stale)).collect();
-        let definition = CacheKey::definition(&self.op, &parts);
-        let keys = Keys { definition, parts, content, stale: self.stale.contains(&true) };
-        Known { map: self.map, keys: Some(keys) }
-    }
-}
-
-fn content_part(key: &crate::InputKey, part: &InputPart, stale: bool) -> ContentPart {
-    match (part, key) {
-        // Read for the definition key already, with the same selector.
-        (InputPart::Content(_), _) => ContentPart::Known(*part),
-        (InputPart::Key { .. }, crate::InputKey::Content(selector)) => ContentPart::Selected(selector.clone()),
-        (InputPart::Key { .. }, crate::InputKey::Definition) if stale => ContentPart::Stale,
-        (InputPart::Key { .. }, crate::InputKey::Definition) => ContentPart::Known(*part),
-    }
-}
-
-/// The content key of a step whose inputs were read, and the other keys of its record.
-struct ContentKeys {
-    key: CacheKey,
-    parts: Vec<InputPart>,
-    /// The definition key; and with stale inputs the content key that a build without `ignore_cache` computes,
-    /// which must not lead to an older record any more.
-    further: Vec<CacheKey>,
-    /// The key without what is beneath, where the step may come out the same on something else: it leads to a step that
-    /// did, and says nothing of this one.
-    detached: Option<CacheKey>,
-}
-
-impl ContentKeys {
-    fn keys(&self) -> Vec<CacheKey> {
-        std::iter::once(self.key).chain(self.further.iter().copied()).collect()
-    }
-
-    fn all(&self) -> Vec<CacheKey> {
-        self.keys().into_iter().chain(self.detached).collect()
-    }
-
-    fn new(op: &OpKey, keys: &Keys, beneath: Option<usize>, parts: Vec<InputPart>) -> Self {
-        let detached = beneath.map(|beneath| CacheKey::detached(op, &parts, beneath));
-        let key = CacheKey::content(op, &parts);
-        let nominal = |((part, read), nominal): ((&ContentPart, &InputPart), &InputPart)| match part {
-            ContentPart::Stale => *nominal,
-            _ => *read,
-        };
-        let nominal: Vec<InputPart> = keys.content.iter().zip(&parts).zip(&keys.parts).map(nominal).collect();
-        let mut further = vec![keys.definition, CacheKey::content(op, &nominal)];
-        further.retain(|other| *other != key);
-        Self { key, parts, further, detached }
     }
 }
