@@ -14,6 +14,7 @@ mod environment;
 mod failure;
 mod front;
 mod gc_config;
+mod host;
 mod interrupt;
 mod output;
 mod progress;
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
         return ExitCode::from(code);
     }
     // While there is one thread: a process with several cannot enter a user namespace.
-    let standing = match standing::Standing::establish(&cli.command) {
+    let standing = match standing::Standing::establish(&cli.command, host::is_named(&cli)) {
         Ok(standing) => standing,
         Err(error) => return ExitCode::from(report(&Failure::from(error).with_code(BEFORE_START), prefix)),
     };

@@ -27,13 +27,15 @@ pub enum Standing {
 }
 
 impl Standing {
-    /// Finds out, and enters the namespace where the command needs one. No thread may have been started.
+    /// Finds out, and enters the namespace where the command needs one, which one that a daemon does not. No thread may have been
+    /// started.
     ///
     /// # Errors
     /// The user can have no such namespace.
-    pub fn establish(command: &Command) -> Result<Self, EngineError> {
+    pub fn establish(command: &Command, is_elsewhere: bool) -> Result<Self, EngineError> {
         // These use no store.
-        if let Command::Version(_) | Command::Login(_) | Command::Logout(_) = command {
+        let needs_none = matches!(command, Command::Version(_) | Command::Login(_) | Command::Logout(_));
+        if needs_none || is_elsewhere {
             return Ok(if rustix::process::geteuid().is_root() { Self::Root } else { Self::User });
         }
         forge_engine::find_footing().map(|footing| match footing {

@@ -25,8 +25,22 @@ pub(crate) fn status(error: &EngineError) -> Status {
     let vertex = error.vertex().map(|vertex| detail("Vertex", &json!({ "digest": vertex.as_str() })));
     let source = error.place().map(|place| detail("Source", &source(place)));
     let denied = denied(error.denials());
-    let details = trace.into_iter().chain(vertex).chain(source).chain(denied).collect();
+    let details = trace.into_iter().chain(vertex).chain(source).chain(denied).chain(own(error)).collect();
     with_details(code(error.kind()), error.to_string(), details)
+}
+
+/// What BuildKit's details have no place for: forge's own client says it again.
+fn own(error: &EngineError) -> Option<Any> {
+    let says_more = error.detail().is_some() || error.hint().is_some() || error.exit_code().is_some();
+    says_more.then(|| {
+        let value = json!({
+            "kind": format!("{:?}", error.kind()),
+            "detail": error.detail(),
+            "hint": error.hint(),
+            "exitCode": error.exit_code(),
+        });
+        Any { type_url: "forge.engine.Failure+json".to_owned(), value: value.to_string().into_bytes() }
+    })
 }
 
 /// What whoever judges sources says of one that was denied.

@@ -67,7 +67,7 @@ impl MainContext {
     }
 
     /// Opens a folder of this machine.
-    fn folder(folder: &Path) -> Result<Self, EngineError> {
+    pub(crate) fn folder(folder: &Path) -> Result<Self, EngineError> {
         Ok(Self { heeds_ignore_files: true, ..Self::of(open_folder(folder)?, Held::Nothing) })
     }
 
@@ -96,6 +96,11 @@ impl MainContext {
     /// A Dockerfile that was fetched; the download itself is all there is to copy.
     pub(crate) fn download(source: NamedContext, folder: &Path, dockerfile: Vec<u8>) -> Result<Self, EngineError> {
         Ok(Self { dockerfile: Some(dockerfile), ..Self::fetched(source, folder)? })
+    }
+
+    /// Files that somebody else holds.
+    pub(crate) fn of_files(files: Arc<dyn Context>) -> Self {
+        Self::of(files, Held::Nothing)
     }
 
     fn of(files: Arc<dyn Context>, held: Held) -> Self {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 const BUFFER: usize = 1 << 20;
 
 /// A stream that can be written to, and what makes it count when it is complete.
-pub(crate) struct OpenedDestination {
+pub struct OpenedDestination {
     /// Where the bytes go. Refuses them once the work is cancelled.
     pub stream: ArchiveWriter,
     /// To be completed when all bytes are written.
@@ -23,15 +23,23 @@ pub(crate) struct OpenedDestination {
 }
 
 /// What has to happen when all bytes are written. Dropped before, it leaves nothing behind.
-pub(crate) enum End {
+pub enum End {
     /// Nothing: a pipe, a device and standard output have what was written.
     Nothing,
     /// The new file takes its place.
-    Replace { file: NamedTempFile, path: PathBuf },
+    Replace {
+        /// The new file.
+        file: NamedTempFile,
+        /// The place.
+        path: PathBuf,
+    },
 }
 
 /// Opens a destination for writing; `metadata` is told to whoever takes a stream. May block.
-pub(crate) fn open(
+///
+/// # Errors
+/// It cannot be written.
+pub fn open(
     destination: &Destination,
     metadata: &Metadata,
     cancel: &CancellationToken,
@@ -95,7 +103,10 @@ fn replace(path: PathBuf, cancel: &CancellationToken) -> io::Result<OpenedDestin
 
 impl End {
     /// Puts a complete file in its place; it survives a power cut. May block.
-    pub(crate) fn complete(self) -> Result<(), EngineError> {
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn complete(self) -> Result<(), EngineError> {
         let Self::Replace { file, path } = self else { return Ok(()) };
         let placed = file.as_file().sync_all().and_then(|()| file.persist(&path).map_err(|error| error.error));
         placed.map(drop).map_err(|error| cannot_write(&path, error))

@@ -36,7 +36,7 @@ impl<'a> SourceLines<'a> {
 }
 
 /// Prints lines of a source as [`SourceLines::excerpt`] does.
-pub(crate) fn excerpt(file: &str, source: &str, first: u32, last: u32) -> String {
+pub fn excerpt(file: &str, source: &str, first: u32, last: u32) -> String {
     SourceLines::new(file, source).excerpt(first, last)
 }
 

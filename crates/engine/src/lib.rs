@@ -22,6 +22,7 @@ mod destination;
 mod devices;
 mod dockerfile;
 mod early_push;
+mod elsewhere;
 mod emulation;
 mod engine;
 mod entitlements;
@@ -75,6 +76,8 @@ pub use container::RunningContainer;
 pub use context_modes::ContextModes;
 pub use context_report::{ContextItem, ContextReport};
 pub use definition::DefinitionFormat;
+pub use destination::{End, OpenedDestination, open as open_destination};
+pub use elsewhere::Handover;
 pub use engine::Engine;
 pub use entitlements::Allowed;
 pub use flat::LayerEffect;
@@ -84,6 +87,7 @@ pub use imagetools::{ComposeOutcome, ComposeRequest, ComposeSource, RemoteImage}
 
 pub use devices::{Device, DeviceRule};
 pub use error::{EngineError, SourcePlace};
+pub use excerpt::excerpt;
 pub use expected::ExpectedContainer;
 pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason};
 pub use forge_executor::{CpuQuota, ExitStatus, Footing, NamespaceIds, Resources, SwapLimit};

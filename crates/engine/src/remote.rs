@@ -72,6 +72,14 @@ impl RemoteContext {
 }
 
 impl RemoteContext {
+    /// Whether its address has user information, which is not shown.
+    pub fn has_credentials(&self) -> bool {
+        match &self.0 {
+            Place::Git(url) => url.credentials.is_some(),
+            Place::Http(http) => http.credentials.is_some(),
+        }
+    }
+
     /// The address with the place of its user information, and the same without the folder of a repository: what it is
     /// listed as among what a build was made of.
     pub(crate) fn told(&self) -> (String, String) {

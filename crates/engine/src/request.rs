@@ -181,7 +181,7 @@ impl ContextStream {
     }
 
     /// The stream, for the first who asks.
-    pub(crate) fn take(&self) -> Option<ArchiveReader> {
+    pub fn take(&self) -> Option<ArchiveReader> {
         self.0.lock().expect("no holder panics").take()
     }
 }

@@ -61,6 +61,24 @@ pub struct GlobalArgs {
     /// Configuration file, TOML [env: FORGE_CONFIG]
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
     pub config: Option<PathBuf>,
+    /// Build with the forge daemon at unix:///path or tcp://host:port instead of in this process [env: FORGE_HOST]
+    #[arg(long, global = true, value_name = "ADDRESS", help_heading = "Global options")]
+    pub host: Option<String>,
+    /// Authority that the certificate of that daemon is of, a PEM file
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub tlscacert: Option<PathBuf>,
+    /// Certificate to show that daemon, a PEM file
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub tlscert: Option<PathBuf>,
+    /// Key of that certificate, a PEM file
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub tlskey: Option<PathBuf>,
+    /// Folder with these three: ca.pem, cert.pem, key.pem
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    pub tlsdir: Option<PathBuf>,
+    /// Name in the daemon's certificate, where it is not the host of its address
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Global options")]
+    pub tlsservername: Option<String>,
     /// Never open a connection
     #[arg(long, global = true, help_heading = "Global options")]
     pub offline: bool,
@@ -126,6 +144,37 @@ pub enum Command {
 }
 
 impl Command {
+    /// As users write it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Build(_) => "build",
+            Self::Plan(_) => "plan",
+            Self::Run(_) => "run",
+            Self::Images(_) => "images",
+            Self::Inspect(_) => "inspect",
+            Self::History(_) => "history",
+            Self::Layers(_) => "layers",
+            Self::Diff(_) => "diff",
+            Self::Verify(_) => "verify",
+            Self::Tag(_) => "tag",
+            Self::Rmi(_) => "rmi",
+            Self::Pull(_) => "pull",
+            Self::Push(_) => "push",
+            Self::Imagetools(_) => "imagetools",
+            Self::Save(_) => "save",
+            Self::Load(_) => "load",
+            Self::Login(_) => "login",
+            Self::Logout(_) => "logout",
+            Self::Du(_) => "du",
+            Self::Prune(_) => "prune",
+            Self::Store(_) => "store",
+            Self::Daemon(_) => "daemon",
+            Self::Debug(_) => "debug",
+            Self::Version(_) => "version",
+            Self::Info(_) => "info",
+        }
+    }
+
     /// The OCI runtime that its flag names.
     pub fn oci_runtime(&self) -> Option<&str> {
         match self {
@@ -171,11 +220,24 @@ impl Cli {
     }
 }
 
+/// Global flags whose value may be the next word.
+const WITH_VALUES: [&str; 9] = [
+    "--root",
+    "--config",
+    "--unpack-limit",
+    "--host",
+    "--tlscacert",
+    "--tlscert",
+    "--tlskey",
+    "--tlsdir",
+    "--tlsservername",
+];
+
 /// How many words before the command are global flags and their values.
 fn leading_flags(words: &[OsString]) -> usize {
     let mut count = 0;
     while let Some(word) = words.get(count).and_then(|word| word.to_str()).filter(|word| word.starts_with('-')) {
-        count += if matches!(word, "--root" | "--config") { 2 } else { 1 };
+        count += if WITH_VALUES.contains(&word) { 2 } else { 1 };
     }
     count
 }

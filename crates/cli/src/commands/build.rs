@@ -1,19 +1,24 @@
 use super::{Start, block_on_many};
 use crate::args::BuildArgs;
 use crate::failure::Failure;
+use crate::host::{self, Host};
 use crate::interrupt::Interrupts;
 use crate::progress::{Display, Mode, warnings_text};
 use crate::request::{
-    DefinitionFile, Input, InputNeeds, build_request, call_request, definition_file, input_needs, notes,
+    DefinitionFile, Input, InputNeeds, build_request, cache_entries, call_request, definition_file, input_needs, notes,
     with_dockerfile_context,
 };
 use crate::{config, output};
 use anyhow::Context;
+use forge_client::{Client, RemoteBuild};
 use forge_engine::{BuildOutcome, BuildRequest, ContextStream};
+use forge_session::EventSink;
 use serde_json::{Map, Value};
 use std::io::{IsTerminal, Read};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
+use tokio_util::sync::CancellationToken;
 
 /// What is taken from standard input: one byte more than the parser takes, so that it refuses what is too large
 /// instead of reading a part of it.
@@ -37,13 +42,16 @@ pub fn build(start: &Start, args: &BuildArgs) -> Result<u8, Failure> {
     let (input, proxies) = given(start, args)?;
     let request = build_request(args, &start.environment, input, proxies, SystemTime::now())?;
     if let Some(asked) = call_request(args)? {
+        if start.host.is_some() {
+            return Err(elsewhere("--call"));
+        }
         return super::call::call(start, request, asked, mode);
     }
     refuse_binary_on_terminal(&request)?;
     notes(args).iter().for_each(|note| output::note(note));
     // A stale file from an earlier build must not pass for this one's, as in docker.
     args.iidfile.iter().chain(&args.metadata_file).try_for_each(remove)?;
-    let outcome = block_on_many(run(start, request, origin, mode, args.debug))?;
+    let outcome = block_on_many(run(start, args, request, origin, mode))?;
     write_files(args, &outcome)?;
     if mode == Mode::Quiet
         && let Some(image) = &outcome.image
@@ -65,21 +73,17 @@ pub fn given(start: &Start, args: &BuildArgs) -> Result<(Input, Vec<String>), Fa
 
 async fn run(
     start: &Start,
+    args: &BuildArgs,
     request: BuildRequest,
     origin: Origin,
     mode: Mode,
-    debug: bool,
 ) -> Result<BuildOutcome, Failure> {
     let interrupts = Interrupts::watch()?;
     let display = Display::start(mode, start.style());
     let (events, token) = (display.events(), interrupts.token());
-    let outcome = match (start.engine(), origin) {
-        (Ok(engine), Origin::Dockerfile) => engine.build(request, events, token).await.map_err(Failure::from),
-        (Ok(engine), Origin::Definition(definition)) => {
-            let request = with_dockerfile_context(request);
-            engine.build_definition(definition, request, events, token).await.map_err(Failure::from)
-        }
-        (Err(failure), _) => Err(failure),
+    let outcome = match &start.host {
+        Some(host) => there(start, host, args, request, origin, (events, token)).await,
+        None => here(start, request, origin, (events, token)).await,
     };
     display.finish();
     let outcome = outcome.map_err(|failure| match interrupts.exit_code() {
@@ -87,12 +91,66 @@ async fn run(
         None => failure,
     })?;
     if matches!(mode, Mode::Plain | Mode::Tty) && !outcome.warnings.is_empty() {
-        output::note(warnings_text(&outcome.warnings, debug).trim_end());
+        output::note(warnings_text(&outcome.warnings, args.debug).trim_end());
     }
     if matches!(mode, Mode::Plain | Mode::Tty) {
         outcome.notices.iter().for_each(|notice| output::note(&format!("forge: {notice}")));
     }
     Ok(outcome)
+}
+
+/// What a build tells, and what stops it.
+type Ends = (Arc<dyn EventSink>, CancellationToken);
+
+async fn here(
+    start: &Start,
+    request: BuildRequest,
+    origin: Origin,
+    (events, token): Ends,
+) -> Result<BuildOutcome, Failure> {
+    let engine = start.engine()?;
+    let built = match origin {
+        Origin::Dockerfile => engine.build(request, events, token).await,
+        Origin::Definition(definition) => {
+            engine.build_definition(definition, with_dockerfile_context(request), events, token).await
+        }
+    };
+    built.map_err(Failure::from)
+}
+
+/// With a daemon, which has the store and the network, and is handed the rest.
+async fn there(
+    start: &Start,
+    host: &Host,
+    args: &BuildArgs,
+    request: BuildRequest,
+    origin: Origin,
+    (events, token): Ends,
+) -> Result<BuildOutcome, Failure> {
+    if args.oci_runtime.is_some() {
+        return Err(elsewhere("--oci-runtime"));
+    }
+    let (request, definition) = match origin {
+        Origin::Dockerfile => (request, None),
+        Origin::Definition(definition) => (with_dockerfile_context(request), Some(definition)),
+    };
+    let caches = cache_entries(args, &start.environment, request.caches.inline)?;
+    let build = RemoteBuild {
+        request,
+        definition,
+        imports: caches.0,
+        exports: caches.1,
+        docker_config: start.options.docker_config.clone(),
+        machine: host::this_machine(),
+    };
+    let connected = token.run_until_cancelled(Client::connect(&host.address, host.tls.as_ref())).await;
+    let client = connected.ok_or_else(|| Failure::new("cancelled"))??;
+    Ok(client.build(build, events, token).await?)
+}
+
+/// A flag that a daemon cannot be handed.
+fn elsewhere(flag: &str) -> Failure {
+    Failure::new(format!("{flag} is not supported for a build elsewhere (--host)"))
 }
 
 fn mode(start: &Start, args: &BuildArgs) -> anyhow::Result<Mode> {

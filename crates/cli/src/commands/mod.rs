@@ -20,6 +20,7 @@ use crate::args::{Cli, Command, StoreCommand};
 use crate::config;
 use crate::environment::Environment;
 use crate::failure::{BEFORE_START, Failure};
+use crate::host::{self, Host};
 use crate::interrupt::Interrupts;
 use crate::output;
 use crate::progress::Style;
@@ -33,6 +34,8 @@ use tokio_util::sync::CancellationToken;
 struct Start {
     environment: Environment,
     options: EngineOptions,
+    /// The daemon that builds, where it is not this process.
+    host: Option<Host>,
 }
 
 impl Start {
@@ -77,13 +80,16 @@ pub fn run(cli: Cli, standing: &Standing) -> Result<u8, Failure> {
     let environment = Environment::of_process();
     if let Command::Daemon(args) = &cli.command {
         let (options, config) = config::daemon_options(&cli.global, args, &environment, standing.is_root())?;
-        return daemon::daemon(&Start { environment, options }, args, config);
+        return daemon::daemon(&Start { environment, options, host: None }, args, config);
     }
+    let host = host::host(&cli.global, &cli.command, &environment)?;
     let mut options = config::engine_options(&cli.global, &environment, standing.is_root())?;
-    options.oci_runtime = config::oci_runtime(cli.command.oci_runtime(), &environment)
-        .map_err(|error| Failure::from(error).with_code(BEFORE_START))?;
-    standing.note(&cli.command).inspect(|note| output::note(note));
-    let start = Start { environment, options };
+    if host.is_none() {
+        options.oci_runtime = config::oci_runtime(cli.command.oci_runtime(), &environment)
+            .map_err(|error| Failure::from(error).with_code(BEFORE_START))?;
+        standing.note(&cli.command).inspect(|note| output::note(note));
+    }
+    let start = Start { environment, options, host };
     match cli.command {
         Command::Build(args) => return build::build(&start, &args),
         Command::Plan(args) => return plan::plan(&start, &args),

@@ -25,6 +25,7 @@ pub use intake::set_limit;
 pub use limits::bytes;
 pub use llb::{DefinitionFile, definition_file, with_dockerfile_context};
 pub use run::{check_terminal, run_request};
+pub use shared_cache::cache_entries;
 
 use crate::sanitise;
 use anyhow::{Context, bail};

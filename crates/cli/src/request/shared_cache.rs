@@ -1,8 +1,11 @@
 use super::output::csv;
+use crate::args::BuildArgs;
 use crate::environment::Environment;
 use crate::sanitise;
-use anyhow::Context;
+use anyhow::{Context, bail};
+use forge_client::CacheEntry;
 use forge_engine::{EngineError, SharedCaches};
+use std::collections::HashMap;
 
 /// Reads `--cache-from` and `--cache-to`: a reference, or `type=…,key=value` in CSV as buildx takes it. What services need and
 /// their users have in the environment is taken from there.
@@ -24,6 +27,40 @@ pub(super) fn caches(from: &[String], to: &[String], environment: &Environment) 
         caches.add_export(&kind, attributes).map_err(|error| told("cache-to", error))?;
     }
     Ok(caches)
+}
+
+/// What a daemon is told of the caches of a build, those that are asked first; it reads the attributes itself. `is_inline` says
+/// that the image is to have one in it.
+///
+/// # Errors
+/// A cache that has to be on the daemon's machine.
+pub fn cache_entries(
+    args: &BuildArgs,
+    environment: &Environment,
+    is_inline: bool,
+) -> anyhow::Result<(Vec<CacheEntry>, Vec<CacheEntry>)> {
+    let entries = |flag: &str, texts: &[String]| -> anyhow::Result<Vec<CacheEntry>> {
+        let texts = texts.iter().filter(|text| !text.is_empty());
+        texts
+            .map(|text| {
+                let (kind, attributes) = fields(flag, text, environment)?;
+                let is_file = |(name, _): &&(String, String)| matches!(name.as_str(), "sign-key" | "verify-key");
+                if kind == "local" {
+                    bail!("--{flag} type=local is not supported for a build elsewhere (--host)");
+                }
+                if let Some((name, _)) = attributes.iter().find(is_file) {
+                    bail!("--{flag} {name} is not supported for a build elsewhere (--host)");
+                }
+                Ok(CacheEntry { kind, attributes: attributes.into_iter().collect() })
+            })
+            .collect()
+    };
+    let imports = entries("cache-from", &args.cache_from)?;
+    let mut exports = entries("cache-to", &args.cache_to)?;
+    if is_inline && exports.iter().all(|entry| entry.kind != "inline") {
+        exports.push(CacheEntry { kind: "inline".to_owned(), attributes: HashMap::new() });
+    }
+    Ok((imports, exports))
 }
 
 type Pairs = Vec<(String, String)>;

@@ -21,6 +21,7 @@ mod corpus;
 #[path = "../../../../xtask/src/corpus_case.rs"]
 mod corpus_case;
 mod credentials;
+mod elsewhere;
 mod explain;
 mod exporters;
 mod faults;

@@ -1,10 +1,10 @@
 //! Folders of clients, kept between builds so that only what changed crosses the connection.
 
-use super::receive::{Receiver, Reply, Trust, request};
-use super::{ClientSession, MOST_MESSAGE, fsutil};
+use super::{ClientSession, MOST_MESSAGE};
 use forge_buildkit_proto::fsutil::types::Packet;
 use forge_buildkit_proto::fsutil::types::packet::PacketType;
 use forge_buildkit_proto::moby::filesync::packet::file_sync_client::FileSyncClient;
+use forge_filesync::{Others, Owners, Receiver, Reply, Trust, request};
 use forge_image::Digest;
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -16,6 +16,16 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::{Code, Request, Status, Streaming};
+
+/// How many bytes come in between two reports.
+const REPORT: u64 = 1 << 20;
+
+/// Bytes of files that came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Incoming {
+    SoFar(u64),
+    Complete(u64),
+}
 
 /// What is asked of a client.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -140,7 +150,7 @@ impl SessionFiles {
         self: &Arc<Self>,
         session: &Arc<ClientSession>,
         wanted: &Wanted,
-        told: impl Fn(u64) + Send + 'static,
+        told: impl Fn(Incoming) + Send + 'static,
     ) -> Result<Held, Status> {
         if !session.supports("/moby.filesync.v1.FileSync/DiffCopy") {
             return Err(Status::unimplemented("no local sources enabled"));
@@ -157,7 +167,7 @@ impl SessionFiles {
         let incoming = client.diff_copy(outgoing).await?.into_inner();
         // Clients without a key of their own share folders, and may have quite different trees.
         let trust = if session.shared_key.is_empty() { Trust::Nothing } else { Trust::Stamps };
-        let receiver = Receiver::new(held.tree.clone(), trust);
+        let receiver = Receiver::new(held.tree.clone(), trust, Others::Removed, Owners::Sent);
         blocking(move || receive(receiver, incoming, &sender, told)).await?;
         Ok(held)
     }
@@ -167,10 +177,10 @@ fn receive(
     mut receiver: Receiver,
     mut incoming: Streaming<Packet>,
     sender: &mpsc::Sender<Packet>,
-    told: impl Fn(u64),
+    told: impl Fn(Incoming),
 ) -> io::Result<()> {
     let runtime = Handle::current();
-    let mut next_report = 0;
+    let mut next_report = REPORT;
     loop {
         let packet = match runtime.block_on(incoming.message()) {
             Ok(Some(packet)) => packet,
@@ -180,14 +190,14 @@ fn receive(
         let reply = receiver.take(packet).inspect_err(|error| {
             let message = error.to_string().into_bytes();
             // It may have gone; then there is nobody to be told.
-            let _ = sender.try_send(fsutil::packet(PacketType::PacketErr, 0, message));
+            let _ = sender.try_send(forge_filesync::packet(PacketType::PacketErr, 0, message));
         })?;
         let answer = match reply {
             Reply::Nothing => None,
             Reply::Request(id) => Some(request(id)),
-            Reply::Complete => Some(fsutil::packet(PacketType::PacketFin, 0, Vec::new())),
+            Reply::Complete => Some(forge_filesync::packet(PacketType::PacketFin, 0, Vec::new())),
             Reply::End => {
-                told(receiver.received);
+                told(Incoming::Complete(receiver.received));
                 return Ok(());
             }
         };
@@ -195,8 +205,8 @@ fn receive(
             runtime.block_on(sender.send(answer)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
         }
         if receiver.received >= next_report {
-            told(receiver.received);
-            next_report = receiver.received + (1 << 20);
+            told(Incoming::SoFar(receiver.received));
+            next_report = receiver.received + REPORT;
         }
     }
 }

@@ -1,16 +1,14 @@
 //! Clients that serve what a build asks of them: files, secrets, credentials, places for results.
 //!
 //! Reading order: [`Sessions`], [`ClientSession`]; `hijack` (the connection), `health` (whether it still works); `remote` (a
-//! client as a build sees it), `files` and `fsutil` (folders), `agent` (SSH).
+//! client as a build sees it), `files` (folders), `agent` (SSH).
 
 mod agent;
 pub(crate) mod content;
 pub(crate) mod exporters;
 mod files;
-pub(crate) mod fsutil;
 mod health;
 mod hijack;
-mod receive;
 mod remote;
 pub(crate) mod send;
 pub(crate) mod upload;

@@ -1,6 +1,6 @@
 //! A client as a build sees it.
 
-use super::files::{Held, SessionFiles, Wanted};
+use super::files::{Held, Incoming, SessionFiles, Wanted};
 use super::{ClientSession, agent, content};
 use async_trait::async_trait;
 use forge_buildkit_proto::moby::buildkit::secrets::v1::GetSecretRequest;
@@ -104,11 +104,15 @@ impl RemoteSession {
     }
 
     /// Shows how much came in, under the step that wants it.
-    fn reporter(&self, vertex: Option<Digest>, name: &str) -> impl Fn(u64) + Send + use<> {
+    fn reporter(&self, vertex: Option<Digest>, name: &str) -> impl Fn(Incoming) + Send + use<> {
         let (events, started, id) = (self.events.clone(), SystemTime::now(), format!("transferring {name}:"));
-        move |bytes| {
+        move |incoming| {
             let Some(vertex) = vertex.clone() else { return };
             let now = SystemTime::now();
+            let (bytes, completed) = match incoming {
+                Incoming::SoFar(bytes) => (bytes, None),
+                Incoming::Complete(bytes) => (bytes, Some(now)),
+            };
             events.emit(Event::Status(StatusUpdate {
                 id: id.clone(),
                 vertex,
@@ -117,7 +121,7 @@ impl RemoteSession {
                 current: bytes,
                 timestamp: now,
                 started: Some(started),
-                completed: Some(now),
+                completed,
             }));
         }
     }

@@ -1,13 +1,13 @@
 //! Results on their way to a client: streams of bytes, and trees of files.
 
 use super::ClientSession;
-use super::fsutil::{self, mode, packet};
 use forge_buildkit_proto::fsutil::types::packet::PacketType;
 use forge_buildkit_proto::fsutil::types::{Packet, Stat};
 use forge_buildkit_proto::moby::filesync::packet::file_send_client::FileSendClient as TreeClient;
 use forge_buildkit_proto::moby::filesync::v1::BytesMessage;
 use forge_buildkit_proto::moby::filesync::v1::file_send_client::FileSendClient as StreamClient;
 use forge_engine::{MergedTree, StatementFile, TreeEntry, TreeKind};
+use forge_filesync::{mode, packet, stat_packet};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Read, Write};
@@ -250,7 +250,7 @@ impl Listing {
             }
             self.merged(tree.folder.as_deref(), std::slice::from_ref(tree))?;
         }
-        self.sender.blocking_send(fsutil::stat(None)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.sender.blocking_send(stat_packet(None)).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 
     fn statement(&mut self, folder: Option<&str>, file: &StatementFile) -> io::Result<()> {
@@ -320,7 +320,7 @@ impl Listing {
 
     fn send(&mut self, stat: Stat) -> io::Result<()> {
         self.next += 1;
-        self.sender.blocking_send(fsutil::stat(Some(stat))).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.sender.blocking_send(stat_packet(Some(stat))).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 

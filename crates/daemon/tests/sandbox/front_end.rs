@@ -81,7 +81,7 @@ async fn answer() -> i32 {
     assert!(bridge.inputs(InputsRequest {}).await.unwrap().into_inner().definitions.is_empty());
     let returned = match option("what").as_deref() {
         Some("exit") => {
-            eprintln!("last words");
+            std::io::Write::write_all(&mut std::io::stderr(), b"last words\n").unwrap();
             return 5;
         }
         Some("nothing") => return 0,

@@ -1,6 +1,6 @@
-//! Brings a client's tree into a folder: what is there already is not transferred again.
+//! Brings a tree into a folder: what is there already is not transferred again.
 
-use super::fsutil::{self, Kind, mode, packet};
+use crate::packets::{self, Kind, mode, packet};
 use forge_buildkit_proto::fsutil::types::packet::PacketType;
 use forge_buildkit_proto::fsutil::types::{Packet, Stat};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
@@ -12,9 +12,9 @@ use std::path::{Component, Path, PathBuf};
 
 /// A tree that comes in. All of it blocks.
 ///
-/// The client is a stranger: an entry is only taken when its folder came before it and is a folder, so that nothing is
+/// The sender is a stranger: an entry is only taken when its folder came before it and is a folder, so that nothing is
 /// ever written through a symbolic link; names that are no names end the transfer (A30, A31).
-pub(super) struct Receiver {
+pub struct Receiver {
     folder: PathBuf,
     /// The number of the next entry.
     next: u32,
@@ -27,17 +27,37 @@ pub(super) struct Receiver {
     pending: HashMap<u32, Pending>,
     listed: bool,
     trust: Trust,
+    others: Others,
+    owners: Owners,
     /// Bytes of files that came in.
     pub received: u64,
 }
 
 /// Whether a file that looks like the client's is the client's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trust {
+pub enum Trust {
     /// The folder was last filled from the same tree: size, time and mode tell.
     Stamps,
     /// It may have been filled from any: everything is asked for.
     Nothing,
+}
+
+/// What becomes of what the sender has not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// It is removed: the folder is to be the tree.
+    Removed,
+    /// It stays: the tree is added to the folder.
+    Kept,
+}
+
+/// Whose what comes in is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owners {
+    /// The sender's numbers.
+    Sent,
+    /// Whoever receives it.
+    Receiver,
 }
 
 /// What is known of a file that came by.
@@ -53,7 +73,8 @@ struct Pending {
 }
 
 /// What is to be done after a packet.
-pub(super) enum Reply {
+pub enum Reply {
+    /// The sender goes on.
     Nothing,
     /// The bytes of a file are wanted.
     Request(u32),
@@ -65,10 +86,12 @@ pub(super) enum Reply {
 
 impl Receiver {
     /// Into a folder that nobody else changes meanwhile.
-    pub(super) fn new(folder: PathBuf, trust: Trust) -> Self {
+    pub fn new(folder: PathBuf, trust: Trust, others: Others, owners: Owners) -> Self {
         Self {
             folder,
             trust,
+            others,
+            owners,
             next: 0,
             last: Vec::new(),
             folders: HashMap::new(),
@@ -81,7 +104,10 @@ impl Receiver {
     }
 
     /// Takes a packet.
-    pub(super) fn take(&mut self, packet: Packet) -> io::Result<Reply> {
+    ///
+    /// # Errors
+    /// It is none of this protocol, names what must not be named, or a file cannot be written.
+    pub fn take(&mut self, packet: Packet) -> io::Result<Reply> {
         match packet.r#type() {
             PacketType::PacketErr => {
                 Err(io::Error::other(format!("error from sender: {}", String::from_utf8_lossy(&packet.data))))
@@ -103,7 +129,9 @@ impl Receiver {
         if !self.listed || !self.pending.is_empty() {
             return Ok(Reply::Nothing);
         }
-        self.remove_others(&self.folder.clone(), Path::new(""))?;
+        if self.others == Others::Removed {
+            self.remove_others(&self.folder.clone(), Path::new(""))?;
+        }
         // Times and modes last: what was written into a folder changed its time, and it may be one that cannot be written to.
         let mut folders: Vec<(PathBuf, Stat)> = self.folders.drain().collect();
         folders.sort_by(|a, b| b.0.cmp(&a.0));
@@ -118,7 +146,7 @@ impl Receiver {
         self.next = self.next.checked_add(1).ok_or_else(|| refused("too many entries", &stat.path))?;
         let path = self.checked(&stat)?;
         self.seen.insert(path.clone());
-        match fsutil::kind(&stat) {
+        match packets::kind(&stat) {
             Kind::Directory => self.folder_entry(path, stat).map(|()| Reply::Nothing),
             Kind::Symlink => self.symlink(&path, &stat).map(|()| Reply::Nothing),
             // Nobody reads them (A39): a build that copies one is told so by what it finds.
@@ -174,7 +202,7 @@ impl Receiver {
             clear(&place)?;
             symlink(&stat.linkname, &place)?;
         }
-        set_owner(&place, stat)?;
+        self.set_owner(&place, stat)?;
         set_time(&place, stat)
     }
 
@@ -259,12 +287,20 @@ impl Receiver {
     /// Gives an entry its owner, mode and time. The time comes last: with it a file counts as complete.
     fn settle(&self, path: &Path, stat: &Stat) -> io::Result<()> {
         let place = self.at(path);
-        set_owner(&place, stat)?;
+        self.set_owner(&place, stat)?;
         fs::set_permissions(&place, Permissions::from_mode(mode::permissions(stat.mode)))?;
         set_time(&place, stat)
     }
 
-    /// Removes what the client has not.
+    fn set_owner(&self, place: &Path, stat: &Stat) -> io::Result<()> {
+        match (self.owners, fs::symlink_metadata(place)) {
+            (Owners::Receiver, _) => Ok(()),
+            (Owners::Sent, Ok(found)) if (found.uid(), found.gid()) == (stat.uid, stat.gid) => Ok(()),
+            (Owners::Sent, _) => lchown(place, Some(stat.uid), Some(stat.gid)),
+        }
+    }
+
+    /// Removes what the sender has not.
     fn remove_others(&self, folder: &Path, path: &Path) -> io::Result<()> {
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
@@ -281,7 +317,7 @@ impl Receiver {
 }
 
 /// The answer to a [`Reply::Request`], and to a [`Reply::Complete`].
-pub(super) fn request(id: u32) -> Packet {
+pub fn request(id: u32) -> Packet {
     packet(PacketType::PacketReq, id, Vec::new())
 }
 
@@ -300,13 +336,6 @@ fn clear(place: &Path) -> io::Result<()> {
         Err(error) => Err(error),
         Ok(found) if found.is_dir() => fs::remove_dir_all(place),
         Ok(_) => fs::remove_file(place),
-    }
-}
-
-fn set_owner(place: &Path, stat: &Stat) -> io::Result<()> {
-    match fs::symlink_metadata(place) {
-        Ok(found) if (found.uid(), found.gid()) == (stat.uid, stat.gid) => Ok(()),
-        _ => lchown(place, Some(stat.uid), Some(stat.gid)),
     }
 }
 
@@ -337,14 +366,14 @@ mod tests {
 
     /// Sends a tree as a client does; gives the paths whose bytes were asked for.
     fn send(folder: &Path, entries: &[(Stat, &[u8])]) -> io::Result<Vec<String>> {
-        let mut receiver = Receiver::new(folder.to_owned(), Trust::Stamps);
+        let mut receiver = Receiver::new(folder.to_owned(), Trust::Stamps, Others::Removed, Owners::Sent);
         let mut asked = Vec::new();
         for (stat, _) in entries {
-            if let Reply::Request(id) = receiver.take(fsutil::stat(Some(own(stat.clone()))))? {
+            if let Reply::Request(id) = receiver.take(packets::stat_packet(Some(own(stat.clone()))))? {
                 asked.push(id);
             }
         }
-        let mut reply = receiver.take(fsutil::stat(None))?;
+        let mut reply = receiver.take(packets::stat_packet(None))?;
         for id in &asked {
             let bytes = entries[*id as usize].1;
             for chunk in [bytes, b""] {

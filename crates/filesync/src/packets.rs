@@ -17,27 +17,36 @@ use forge_buildkit_proto::fsutil::types::packet::PacketType;
 use forge_buildkit_proto::fsutil::types::{Packet, Stat};
 
 /// Go's bits for what a file is, and for what `chmod` sets beyond permissions.
-pub(crate) mod mode {
-    pub(crate) const DIRECTORY: u32 = 1 << 31;
-    pub(crate) const SYMLINK: u32 = 1 << 27;
-    pub(crate) const DEVICE: u32 = 1 << 26;
-    pub(crate) const FIFO: u32 = 1 << 25;
-    pub(crate) const SOCKET: u32 = 1 << 24;
-    pub(crate) const SET_UID: u32 = 1 << 23;
-    pub(crate) const SET_GID: u32 = 1 << 22;
-    pub(crate) const CHARACTER: u32 = 1 << 21;
-    pub(crate) const STICKY: u32 = 1 << 20;
+pub mod mode {
+    /// A folder.
+    pub const DIRECTORY: u32 = 1 << 31;
+    /// A symbolic link.
+    pub const SYMLINK: u32 = 1 << 27;
+    /// A device.
+    pub const DEVICE: u32 = 1 << 26;
+    /// A pipe.
+    pub const FIFO: u32 = 1 << 25;
+    /// A socket.
+    pub const SOCKET: u32 = 1 << 24;
+    /// `S_ISUID`.
+    pub const SET_UID: u32 = 1 << 23;
+    /// `S_ISGID`.
+    pub const SET_GID: u32 = 1 << 22;
+    /// With [`DEVICE`], one of characters.
+    pub const CHARACTER: u32 = 1 << 21;
+    /// `S_ISVTX`.
+    pub const STICKY: u32 = 1 << 20;
     /// Everything that says what a file is.
-    pub(crate) const KIND: u32 = DIRECTORY | SYMLINK | DEVICE | FIFO | SOCKET | CHARACTER | 1 << 19;
+    pub const KIND: u32 = DIRECTORY | SYMLINK | DEVICE | FIFO | SOCKET | CHARACTER | 1 << 19;
 
     /// The bits that `chmod(2)` takes.
-    pub(crate) fn permissions(mode: u32) -> u32 {
+    pub fn permissions(mode: u32) -> u32 {
         let high = [(SET_UID, 0o4000), (SET_GID, 0o2000), (STICKY, 0o1000)];
         high.iter().filter(|(go, _)| mode & go != 0).fold(mode & 0o777, |bits, (_, unix)| bits | unix)
     }
 
     /// The same the other way round.
-    pub(crate) fn of_permissions(mode: u32) -> u32 {
+    pub fn of_permissions(mode: u32) -> u32 {
         let high = [(SET_UID, 0o4000), (SET_GID, 0o2000), (STICKY, 0o1000)];
         high.iter().filter(|(_, unix)| mode & unix != 0).fold(mode & 0o777, |bits, (go, _)| bits | go)
     }
@@ -45,16 +54,19 @@ pub(crate) mod mode {
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// A folder.
     Directory,
+    /// A regular file.
     File,
+    /// A symbolic link.
     Symlink,
     /// Devices, pipes and sockets.
     Special,
 }
 
 /// What a stat says that its entry is.
-pub(crate) fn kind(stat: &Stat) -> Kind {
+pub fn kind(stat: &Stat) -> Kind {
     match stat.mode & mode::KIND {
         0 => Kind::File,
         mode::DIRECTORY => Kind::Directory,
@@ -64,12 +76,12 @@ pub(crate) fn kind(stat: &Stat) -> Kind {
 }
 
 /// A packet with a stat; none ends the list.
-pub(crate) fn stat(stat: Option<Stat>) -> Packet {
+pub fn stat_packet(stat: Option<Stat>) -> Packet {
     Packet { r#type: PacketType::PacketStat.into(), stat, ..Packet::default() }
 }
 
 /// A packet about a file.
-pub(crate) fn packet(kind: PacketType, id: u32, data: Vec<u8>) -> Packet {
+pub fn packet(kind: PacketType, id: u32, data: Vec<u8>) -> Packet {
     Packet { r#type: kind.into(), id, data, ..Packet::default() }
 }
 

@@ -1,0 +1,225 @@
+//! `--host`: a build with a daemon is as one in this process.
+
+use crate::fixture::{Forge, Outcome, Step, state, wait, without_times};
+use forge_testkit::{TestCa, TestRegistry};
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+/// A daemon with a store of its own.
+struct Daemon {
+    child: Child,
+    address: String,
+}
+
+impl Daemon {
+    fn start(forge: &Forge) -> Self {
+        let address = format!("unix://{}", forge.path("d.sock").display());
+        Self::start_at(forge, &address, &[])
+    }
+
+    fn start_at(forge: &Forge, address: &str, words: &[&str]) -> Self {
+        let root = forge.path("daemon");
+        let root = root.to_str().unwrap();
+        forge.ok(&["--root", root, "load", "-i", crate::fixture::base_image().to_str().unwrap()]);
+        let words = [&["--root", root, "daemon", "--addr", address], words].concat();
+        let mut command = forge.command(&words);
+        // Its configuration is another file than that of builds here.
+        command.env_remove("FORGE_CONFIG").stderr(Stdio::from(fs::File::create(forge.path("daemon.log")).unwrap()));
+        let child = command.spawn().unwrap();
+        let started = Instant::now();
+        while !fs::read_to_string(forge.path("daemon.log")).unwrap().contains("serving") {
+            assert!(started.elapsed() < Duration::from_secs(20), "the daemon does not start");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Self { child, address: address.to_owned() }
+    }
+
+    fn build(&self, forge: &Forge, words: &[&str]) -> Outcome {
+        let words = [&["--host", &self.address, "build", "--progress", "plain"], words].concat();
+        forge.forge(&words)
+    }
+
+    #[track_caller]
+    fn ok(&self, forge: &Forge, words: &[&str]) -> Outcome {
+        let outcome = self.build(forge, words);
+        assert_eq!(outcome.code, 0, "{}{}", outcome.stdout, outcome.stderr);
+        outcome
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        wait(&mut self.child);
+    }
+}
+
+/// What is said below the log.
+fn failure(stderr: &str) -> String {
+    let lines = stderr.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+const DOCKERFILE: &str = "FROM busybox\nARG WORD=none\nCOPY a b /in/\nRUN echo said $WORD; cat /in/a > /out\n";
+
+#[test]
+fn privileged_a_build_elsewhere_is_as_one_here() {
+    let Some(forge) = Forge::privileged("a_build_elsewhere_is_as_one_here") else { return };
+    let daemon = Daemon::start(&forge);
+    let files =
+        [("Dockerfile", DOCKERFILE), ("a", "text of a\n"), ("b", "text of b\n"), (".dockerignore", "ignored\n")];
+    let context = forge.context("context", &files);
+    fs::write(Path::new(&context).join("ignored"), vec![7; 1 << 20]).unwrap();
+    let here = forge.ok(&["build", "--progress", "plain", "--build-arg", "WORD=x", "-o", "here", &context]);
+    let there = daemon.ok(&forge, &["--build-arg", "WORD=x", "-o", "there", &context]);
+    assert_eq!(there.steps(), here.steps());
+    assert!(there.stderr.contains("said x"), "{}", there.stderr);
+    for path in ["out", "in/a", "in/b", "bin/busybox"] {
+        assert_eq!(fs::read(forge.path("here").join(path)).unwrap(), fs::read(forge.path("there").join(path)).unwrap());
+    }
+    // By difference: of the context nothing but what changed crosses.
+    fs::write(Path::new(&context).join("b"), "other text of b\n").unwrap();
+    let again = daemon.ok(&forge, &["--build-arg", "WORD=x", "-o", "there", &context]);
+    assert!(again.stderr.contains("transferring context: 16B"), "{}", again.stderr);
+    assert_eq!(fs::read_to_string(forge.path("there/in/b")).unwrap(), "other text of b\n");
+    let cached = daemon.ok(&forge, &["--build-arg", "WORD=x", "-o", "there", &context]);
+    assert_eq!(state(&cached.steps(), "RUN"), Step::Cached);
+    assert!(!forge.path("store/images").join("x").exists());
+}
+
+#[test]
+fn privileged_what_fails_elsewhere_fails_in_the_same_words() {
+    let Some(forge) = Forge::privileged("what_fails_elsewhere_fails_in_the_same_words") else { return };
+    let daemon = Daemon::start(&forge);
+    for (name, dockerfile) in [
+        ("step", "FROM busybox\nRUN echo last words; exit 7\n"),
+        ("syntax", "FROM busybox\nRUM x\n"),
+        ("missing", "FROM busybox\nCOPY none /x\n"),
+        ("secret", "FROM busybox\nRUN --mount=type=secret,id=s,required true\n"),
+    ] {
+        let context = forge.context(name, &[("Dockerfile", dockerfile), ("a", "")]);
+        let here = forge.fails(1, &["build", "--progress", "plain", &context]);
+        let there = daemon.build(&forge, &[&context]);
+        assert_eq!(there.code, here.code, "{name}: {}", there.stderr);
+        assert_eq!(without_times(&failure(&there.stderr)), without_times(&failure(&here.stderr)), "{name}");
+    }
+    let none = forge.context("none", &[("x", "")]);
+    let (here, there) = (forge.fails(1, &["build", &none]), daemon.build(&forge, &[&none]));
+    assert_eq!((there.code, failure(&there.stderr)), (1, failure(&here.stderr)));
+}
+
+#[test]
+fn privileged_results_come_from_elsewhere() {
+    let Some(forge) = Forge::privileged("results_come_from_elsewhere") else { return };
+    let daemon = Daemon::start(&forge);
+    let registry = TestRegistry::start();
+    let context = forge.context("context", &[("Dockerfile", DOCKERFILE), ("a", "text\n"), ("b", "")]);
+    // Archives, which are loaded here.
+    for (kind, file) in [("oci", "oci.tar"), ("docker", "docker.tar")] {
+        let output = format!("type={kind},dest={file}");
+        daemon.ok(&forge, &["-t", "far/away:1", "-o", &output, &context]);
+        forge.ok(&["load", "-i", file]);
+        assert_eq!(forge.shell("far/away:1", "cat /out"), "text\n", "{kind}");
+        forge.ok(&["rmi", "far/away:1"]);
+    }
+    let tar = daemon.build(&forge, &["-o", "-", &context]);
+    assert!(tar.code == 0 && tar.stdout.contains("ustar"), "{}", tar.stderr);
+    // An image stays with the daemon, or goes to a registry; what is told of it is written here.
+    let name = format!("{}/team/app:1", registry.authority());
+    let words = ["--push", "-t", &name, "--iidfile", "id", "--metadata-file", "metadata", "--label", "l=v", &context];
+    daemon.ok(&forge, &words);
+    forge.ok(&["pull", &name]);
+    let id = fs::read_to_string(forge.path("id")).unwrap();
+    let inspected = forge.ok(&["inspect", &name]).stdout;
+    assert!(inspected.contains(&id) && inspected.contains("\"l\": \"v\""), "{id}\n{inspected}");
+    let metadata = fs::read_to_string(forge.path("metadata")).unwrap();
+    assert!(metadata.contains("containerimage.digest") && metadata.contains(&id), "{metadata}");
+    let quiet = forge.ok(&["--host", &daemon.address, "build", "-q", "-t", "stays", &context]);
+    assert!(quiet.stdout.starts_with("sha256:") && quiet.stderr.is_empty(), "{quiet:?}");
+    let root = forge.path("daemon");
+    let images = forge.ok(&["--root", root.to_str().unwrap(), "images"]).stdout;
+    assert!(images.contains("stays") && !forge.ok(&["images"]).stdout.contains("stays"), "{images}");
+}
+
+#[test]
+fn privileged_a_build_elsewhere_is_handed_secrets_and_named_contexts() {
+    let Some(forge) = Forge::privileged("a_build_elsewhere_is_handed_secrets_and_named_contexts") else { return };
+    let daemon = Daemon::start(&forge);
+    let dockerfile = "FROM busybox\nCOPY --from=more file /file\n\
+        RUN --mount=type=secret,id=s cat /run/secrets/s /file > /out\n";
+    forge.context("more", &[("file", " and a file")]);
+    fs::write(forge.path("secret"), "a secret").unwrap();
+    let words = ["--secret", "id=s,src=secret", "--build-context", "more=more", "-o", "out", "-"];
+    let words = [&["--host", &daemon.address, "build"], &words[..]].concat();
+    let outcome = forge.with_input(&words, dockerfile.as_bytes());
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    assert_eq!(fs::read_to_string(forge.path("out/out")).unwrap(), "a secret and a file");
+    // A Dockerfile that is none of the context's, by the variable.
+    fs::write(forge.path("other"), "FROM busybox\nCOPY file /given\n").unwrap();
+    let words = ["build", "-f", "other", "-o", "given", "more"];
+    let outcome = forge.with_env(&words, "FORGE_HOST", &daemon.address);
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    assert_eq!(fs::read_to_string(forge.path("given/given")).unwrap(), " and a file");
+}
+
+#[test]
+fn privileged_daemons_are_believed_by_their_certificates() {
+    let Some(forge) = Forge::privileged("daemons_are_believed_by_their_certificates") else { return };
+    let (ca, stranger) = (TestCa::new(), TestCa::new());
+    let authority = ca.write(&forge.path(""));
+    let (key, certificate) = ca.write_client(&forge.path(""));
+    let server = ca.issue(&["127.0.0.1"]);
+    let (server_key, server_certificate) = server.write(&forge.path(""));
+    fs::create_dir(forge.path("strange")).unwrap();
+    let strange = stranger.write(&forge.path("strange"));
+    let (strange_key, strange_certificate) = stranger.write_client(&forge.path("strange"));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("tcp://127.0.0.1:{port}");
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let files = [text(&server_certificate), text(&server_key), text(&authority)];
+    let words = ["--tlscert", &files[0], "--tlskey", &files[1], "--tlscacert", &files[2]];
+    let daemon = Daemon::start_at(&forge, &address, &words);
+    let context = forge.context("context", &[("Dockerfile", "FROM busybox\nRUN echo it ran\n")]);
+    let build = |authority: &Path, key: &Path, certificate: &Path| {
+        let files = [text(authority), text(key), text(certificate)];
+        let words = ["--tlscacert", &files[0], "--tlskey", &files[1], "--tlscert", &files[2], &context];
+        daemon.build(&forge, &words)
+    };
+    let good = build(&authority, &key, &certificate);
+    assert!(good.code == 0 && good.stderr.contains("it ran"), "{}", good.stderr);
+    for bad in [build(&strange, &key, &certificate), build(&authority, &strange_key, &strange_certificate)] {
+        assert!(bad.code == 1 && bad.stderr.contains("cannot connect to the daemon at tcp://127"), "{}", bad.stderr);
+        assert!(!bad.stderr.contains("it ran"));
+    }
+    let plain = daemon.build(&forge, &[&context]);
+    assert!(plain.code == 1 && plain.stderr.contains("cannot connect"), "{}", plain.stderr);
+}
+
+#[test]
+fn privileged_what_has_no_meaning_elsewhere_is_refused_by_name() {
+    let Some(forge) = Forge::privileged_empty("what_has_no_meaning_elsewhere_is_refused_by_name") else { return };
+    let daemon = Daemon::start(&forge);
+    let context = forge.context("context", &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]);
+    for (words, name) in [
+        (vec!["--keep-going"], "--keep-going"),
+        (vec!["--memory", "1g"], "--memory"),
+        (vec!["--explain"], "--explain"),
+        (vec!["--check"], "--call"),
+        (vec!["--cache-to", "type=local,dest=x"], "--cache-to type=local"),
+        (vec!["-o", "type=oci,dest=x,tar=false"], "tar=false"),
+        (vec!["--oci-runtime", "runc"], "--oci-runtime"),
+        (vec!["--build-context", "x=oci-layout://x"], "oci-layout"),
+    ] {
+        let words = [words, vec![context.as_str()]].concat();
+        let outcome = daemon.build(&forge, &words);
+        assert!(outcome.code == 1 && outcome.stderr.contains(name), "{words:?}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains("not supported for a build elsewhere"), "{words:?}: {}", outcome.stderr);
+    }
+    let run = forge.forge(&["--host", &daemon.address, "run", "busybox"]);
+    assert!(run.stderr.contains("`forge run` works on this machine only"), "{}", run.stderr);
+    let nobody = forge.forge(&["--host", "unix:///none.sock", "build", &context]);
+    assert!(nobody.code == 1 && nobody.stderr.contains("cannot connect to the daemon at unix:///none.sock"));
+}
