@@ -27,6 +27,9 @@ use std::path::{Path, PathBuf};
 /// [unpack]
 /// bytes = "64g"
 /// entries = 500000
+/// [frontend."gateway.v0"]
+/// enabled = true
+/// allowedRepositories = ["docker.io/docker/dockerfile-x"]
 /// ```
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -36,6 +39,23 @@ struct ConfigFile {
     worker: Workers,
     /// Keys and values of `--unpack-limit`.
     unpack: BTreeMap<String, toml::Value>,
+    frontend: OwnFrontends,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct OwnFrontends {
+    #[serde(rename = "gateway.v0")]
+    gateway: OwnGateway,
+}
+
+/// Unlike with a daemon, whose clients choose what runs, nothing does unless it is allowed (A42).
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct OwnGateway {
+    enabled: bool,
+    #[serde(rename = "allowedRepositories")]
+    allowed_repositories: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -73,6 +93,15 @@ pub fn engine_options(global: &GlobalArgs, environment: &Environment, is_root: b
         gc: file.worker.oci.gc().options().context("the configuration's [worker.oci]")?,
         user_agent: None,
     })
+}
+
+/// The front ends that are images which a build in this process may run.
+///
+/// # Errors
+/// As [`engine_options`].
+pub fn front_ends(global: &GlobalArgs, environment: &Environment, is_root: bool) -> anyhow::Result<FrontEndImages> {
+    let gateway = read_file(global, environment, is_root)?.frontend.gateway;
+    Ok(FrontEndImages { enabled: gateway.enabled, allowed: gateway.allowed_repositories })
 }
 
 /// The file's limits, then the flags'.

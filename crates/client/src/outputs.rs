@@ -69,7 +69,10 @@ pub(crate) fn outputs(
 
 /// A flag that a build elsewhere cannot have.
 pub(crate) fn unsupported(what: impl std::fmt::Display, why: &str) -> EngineError {
-    EngineError::new(ErrorKind::Unsupported, format!("{what} is not supported for a build elsewhere: {why}"))
+    EngineError::new(
+        ErrorKind::Unsupported,
+        format!("{what} is not supported for a build by a daemon or a front end image: {why}"),
+    )
 }
 
 fn stream(kind: &str, destination: &Destination) -> Result<Target, EngineError> {

@@ -21,6 +21,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::DuplexStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
@@ -103,6 +104,24 @@ impl Daemon {
         }
         drop(files);
         Ok(served?)
+    }
+}
+
+impl Daemon {
+    /// Serves one connection until `end` is cancelled, and then as [`Daemon::serve`] ends.
+    ///
+    /// # Errors
+    /// The server fails by itself.
+    pub async fn serve_one(self, connection: DuplexStream, end: CancellationToken) -> Result<(), DaemonError> {
+        let connections = stream::once(async { Ok::<_, std::io::Error>(connection) }).chain(stream::pending());
+        tokio::select! {
+            served = router(&self.shared).serve_with_incoming(connections) => Ok(served?),
+            () = async {
+                end.cancelled().await;
+                self.stop.cancel();
+                let _ = tokio::time::timeout(GRACE, self.shared.builds.idle()).await;
+            } => Ok(()),
+        }
     }
 }
 

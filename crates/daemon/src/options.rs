@@ -32,6 +32,11 @@ impl Default for FrontEndImages {
 }
 
 impl FrontEndImages {
+    /// None runs.
+    pub fn none() -> Self {
+        Self { enabled: false, allowed: Vec::new() }
+    }
+
     /// Whether that one runs; why not, if it does not.
     pub(crate) fn check(&self, image: &str) -> Result<(), String> {
         if !self.enabled {

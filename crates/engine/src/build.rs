@@ -637,6 +637,11 @@ pub(crate) fn refused(error: &FrontendError, text: &DockerfileText) -> EngineErr
     if let Problem::Trigger { right, .. } = &*error.problem {
         failed = failed.with_hint(format!("allow it with --allow onbuild.{}", right.name()));
     }
+    if let Problem::NotBuilt { .. } = &*error.problem {
+        failed = failed.with_hint(
+            "it is foreign code: allow it with enabled = true in [frontend.\"gateway.v0\"] of the configuration, for `forge build`",
+        );
+    }
     if let Some(span) = error.span {
         failed = failed.with_place(place(text, &text.name, span.first_line, span.last_line));
     }

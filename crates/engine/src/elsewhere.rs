@@ -1,5 +1,6 @@
 //! A build that runs on another machine: what it is handed from this one.
 
+use crate::build::unsolved;
 use crate::context::{MAIN_CONTEXT, MainContext, open_folder};
 use crate::dockerfile::{DockerfileText, read_dockerfile, read_ignore_file};
 use crate::handed::Handed;
@@ -13,7 +14,7 @@ use rustix::fs::MemfdFlags;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Seek, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -45,17 +46,19 @@ impl BuildRequest {
         let mut contexts: BTreeMap<String, Arc<dyn Context>> = BTreeMap::new();
         let main = match &self.context {
             BuildContext::Directory(folder) => MainContext::folder(folder)?,
-            _ => MainContext::of_files(Arc::new(GivenFiles::default())),
+            _ => MainContext::of_files(Arc::new(GivenFiles::of(BTreeMap::new()))),
         };
         let files = self.context_modes.of(main.files.clone());
         let identity = files.identity();
         contexts.insert(MAIN_CONTEXT.to_owned(), files);
-        let dockerfile = self.own_dockerfile(&main)?;
+        let dockerfile = self.own_dockerfile(&main).map_err(unsolved)?;
         let name = dockerfile.as_ref().map(|(text, _)| text.name.clone());
         if let Some((DockerfileText { name, text }, ignore)) = dockerfile {
             let ignore = ignore.map(|text| (format!("{name}.dockerignore"), text));
-            let files = [(name, text)].into_iter().chain(ignore).collect();
-            contexts.insert(DOCKERFILE_CONTEXT.to_owned(), Arc::new(GivenFiles(files)));
+            let given = [(name, text)].into_iter().chain(ignore).collect();
+            // Front ends of other languages may read what lies beside it.
+            let beside = self.dockerfile_is_in_context().then(|| main.files.clone());
+            contexts.insert(DOCKERFILE_CONTEXT.to_owned(), Arc::new(GivenFiles { given, beside }));
         }
         for (name, context) in &self.named_contexts {
             if let NamedContext::Directory(folder) = context {
@@ -67,11 +70,44 @@ impl BuildRequest {
         Ok(Handover { session, dockerfile: name, identity })
     }
 
+    /// The front end that the build asks for, where that is an image, and what it is told: by its Dockerfile, as far as that is
+    /// this machine's, or by the build argument that replaces it. Blocks.
+    ///
+    /// # Errors
+    /// There is no Dockerfile.
+    pub fn other_front_end(&self) -> Result<Option<String>, EngineError> {
+        if let Some(asked) = self.build_args.get("BUILDKIT_SYNTAX") {
+            let directive = format!("# syntax={asked}\n");
+            return Ok(forge_frontend::other_front_end(directive.as_bytes()));
+        }
+        if let DockerfileSource::Remote(_) = self.dockerfile {
+            return Ok(None);
+        }
+        let main = match &self.context {
+            BuildContext::Directory(folder) => MainContext::folder(folder)?,
+            _ => MainContext::of_files(Arc::new(GivenFiles::of(BTreeMap::new()))),
+        };
+        let dockerfile = self.own_dockerfile(&main).map_err(unsolved)?;
+        Ok(dockerfile.and_then(|(text, _)| forge_frontend::other_front_end(&text.text)))
+    }
+
+    fn dockerfile_is_in_context(&self) -> bool {
+        match (&self.dockerfile, &self.context) {
+            (DockerfileSource::Default, BuildContext::Directory(_)) => true,
+            (DockerfileSource::File(path), BuildContext::Directory(folder)) => {
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                matches!((parent.canonicalize(), folder.canonicalize()), (Ok(parent), Ok(folder)) if parent == folder)
+            }
+            _ => false,
+        }
+    }
+
     /// The Dockerfile, and the ignore file beside it, where they are this machine's.
     fn own_dockerfile(&self, main: &MainContext) -> Result<Option<OwnDockerfile>, EngineError> {
         match (&self.dockerfile, &self.context) {
             (DockerfileSource::Remote(_), _) => {
-                let message = "a Dockerfile by its address is not supported for a build elsewhere";
+                let message =
+                    "a Dockerfile by its address is not supported for a build by a daemon or a front end image";
                 Err(EngineError::new(ErrorKind::Unsupported, message)
                     .with_hint("download it, or name it in a repository"))
             }
@@ -89,11 +125,21 @@ impl BuildRequest {
     }
 }
 
-/// Files that are in memory.
-#[derive(Default)]
-struct GivenFiles(BTreeMap<String, Vec<u8>>);
+/// Files that are in memory, and perhaps a folder that they lie in.
+struct GivenFiles {
+    given: BTreeMap<String, Vec<u8>>,
+    beside: Option<Arc<dyn Context>>,
+}
 
 impl GivenFiles {
+    fn of(given: BTreeMap<String, Vec<u8>>) -> Self {
+        Self { given, beside: None }
+    }
+
+    fn find(&self, path: &ContextPath) -> Option<&Vec<u8>> {
+        self.given.get(path.display().as_ref())
+    }
+
     fn entry(name: &str, text: &[u8]) -> ContextEntry {
         let digest = Digest::sha256(text);
         // As if every text had been written at a time of its own: by that it is told from what was there before.
@@ -106,25 +152,38 @@ impl GivenFiles {
 
 impl Context for GivenFiles {
     fn identity(&self) -> String {
-        "given".to_owned()
+        self.beside.as_ref().map_or_else(|| "given".to_owned(), |beside| beside.identity())
     }
 
     fn stat(&self, path: &ContextPath) -> Result<Option<ContextEntry>, ContextError> {
-        if path.is_root() {
-            let entry = Self::entry("", b"");
-            return Ok(Some(ContextEntry { kind: EntryKind::Directory, mode: 0o755, ..entry }));
+        match (self.find(path), &self.beside) {
+            (Some(text), _) => Ok(Some(Self::entry(&path.display(), text))),
+            (None, Some(beside)) => beside.stat(path),
+            (None, None) if path.is_root() => {
+                let entry = Self::entry("", b"");
+                Ok(Some(ContextEntry { kind: EntryKind::Directory, mode: 0o755, ..entry }))
+            }
+            (None, None) => Ok(None),
         }
-        Ok(self.0.get(path.display().as_ref()).map(|text| Self::entry(&path.display(), text)))
     }
 
     fn children(&self, path: &ContextPath) -> Result<Vec<ContextEntry>, ContextError> {
-        let files = self.0.iter().filter(|_| path.is_root());
-        Ok(files.map(|(name, text)| Self::entry(name, text)).collect())
+        let mut children = self.beside.as_ref().map(|beside| beside.children(path)).transpose()?.unwrap_or_default();
+        if path.is_root() {
+            children.retain(|entry| self.find(&entry.path).is_none());
+            children.extend(self.given.iter().map(|(name, text)| Self::entry(name, text)));
+            children.sort_by(|left, right| left.path.cmp(&right.path));
+        }
+        Ok(children)
     }
 
     fn open(&self, path: &ContextPath) -> Result<File, ContextError> {
         let failed = |source| ContextError::Read { path: path.display().into_owned(), source };
-        let text = self.0.get(path.display().as_ref()).ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
+        let text = match (self.find(path), &self.beside) {
+            (Some(text), _) => text,
+            (None, Some(beside)) => return beside.open(path),
+            (None, None) => return Err(failed(std::io::ErrorKind::NotFound.into())),
+        };
         let write = || {
             let mut file = File::from(rustix::fs::memfd_create("forge", MemfdFlags::CLOEXEC)?);
             file.write_all(text)?;
@@ -132,5 +191,35 @@ impl Context for GivenFiles {
             Ok(file)
         };
         write().map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forge_session::LocalContext;
+    use std::io::Read;
+
+    #[test]
+    fn files_in_memory_lie_in_their_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in [("Dockerfile", "old"), ("beside", "text")] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let beside = Arc::new(LocalContext::open(folder.path()).unwrap());
+        let given = BTreeMap::from([("Dockerfile".to_owned(), b"new".to_vec()), ("z".to_owned(), Vec::new())]);
+        let files = GivenFiles { given, beside: Some(beside) };
+        let root = ContextPath::default();
+        let names: Vec<_> =
+            files.children(&root).unwrap().iter().map(|entry| entry.path.display().into_owned()).collect();
+        assert_eq!(names, ["Dockerfile", "beside", "z"]);
+        for (name, expected) in [("Dockerfile", "new"), ("beside", "text")] {
+            let mut text = String::new();
+            files.open(&ContextPath::clean(name)).unwrap().read_to_string(&mut text).unwrap();
+            assert_eq!(text, expected);
+        }
+        assert!(files.stat(&ContextPath::clean("none")).unwrap().is_none());
+        let alone = GivenFiles::of(BTreeMap::new());
+        assert!(alone.stat(&root).unwrap().is_some() && alone.children(&root).unwrap().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-use super::{Start, block_on_many};
+use super::{Start, block_on_many, front_end};
 use crate::args::BuildArgs;
 use crate::failure::Failure;
 use crate::host::{self, Host};
@@ -83,6 +83,9 @@ async fn run(
     let (events, token) = (display.events(), interrupts.token());
     let outcome = match &start.host {
         Some(host) => there(start, host, args, request, origin, (events, token)).await,
+        None if start.front_ends.enabled && is_for_other_front_end(&request, &origin)? => {
+            front_end::build(start, args, request, (events, token)).await
+        }
         None => here(start, request, origin, (events, token)).await,
     };
     display.finish();
@@ -99,8 +102,15 @@ async fn run(
     Ok(outcome)
 }
 
+fn is_for_other_front_end(request: &BuildRequest, origin: &Origin) -> Result<bool, Failure> {
+    match origin {
+        Origin::Dockerfile => Ok(request.other_front_end()?.is_some()),
+        Origin::Definition(_) => Ok(false),
+    }
+}
+
 /// What a build tells, and what stops it.
-type Ends = (Arc<dyn EventSink>, CancellationToken);
+pub(super) type Ends = (Arc<dyn EventSink>, CancellationToken);
 
 async fn here(
     start: &Start,
@@ -134,23 +144,27 @@ async fn there(
         Origin::Dockerfile => (request, None),
         Origin::Definition(definition) => (with_dockerfile_context(request), Some(definition)),
     };
-    let caches = cache_entries(args, &start.environment, request.caches.inline)?;
-    let build = RemoteBuild {
-        request,
-        definition,
-        imports: caches.0,
-        exports: caches.1,
-        docker_config: start.options.docker_config.clone(),
-        machine: host::this_machine(),
-    };
+    let build = remote_build(start, args, request, definition)?;
     let connected = token.run_until_cancelled(Client::connect(&host.address, host.tls.as_ref())).await;
     let client = connected.ok_or_else(|| Failure::new("cancelled"))??;
     Ok(client.build(build, events, token).await?)
 }
 
+/// The same build as a daemon is asked for it.
+pub(super) fn remote_build(
+    start: &Start,
+    args: &BuildArgs,
+    request: BuildRequest,
+    definition: Option<Vec<u8>>,
+) -> anyhow::Result<RemoteBuild> {
+    let (imports, exports) = cache_entries(args, &start.environment, request.caches.inline)?;
+    let docker_config = start.options.docker_config.clone();
+    Ok(RemoteBuild { request, definition, imports, exports, docker_config, machine: host::this_machine() })
+}
+
 /// A flag that a daemon cannot be handed.
 fn elsewhere(flag: &str) -> Failure {
-    Failure::new(format!("{flag} is not supported for a build elsewhere (--host)"))
+    Failure::new(format!("{flag} is not supported for a build by a daemon or a front end image"))
 }
 
 fn mode(start: &Start, args: &BuildArgs) -> anyhow::Result<Mode> {

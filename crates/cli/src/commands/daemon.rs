@@ -32,7 +32,7 @@ pub fn daemon(start: &Start, args: &DaemonArgs, config: DaemonConfig) -> Result<
     })
 }
 
-fn failure(error: DaemonError) -> Failure {
+pub(super) fn failure(error: DaemonError) -> Failure {
     let hint = error.hint().map(str::to_owned);
     let failed = forge_engine::EngineError::caused(error.kind(), error);
     Failure::from(match hint {

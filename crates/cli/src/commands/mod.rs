@@ -6,6 +6,7 @@ mod call;
 mod compare;
 mod daemon;
 mod debug;
+mod front_end;
 mod images;
 mod imagetools;
 mod inspect;
@@ -25,6 +26,7 @@ use crate::interrupt::Interrupts;
 use crate::output;
 use crate::progress::Style;
 use crate::standing::Standing;
+use forge_daemon::FrontEndImages;
 use forge_engine::{Engine, EngineError, EngineOptions, ExpectedContainer};
 use std::future::Future;
 use std::io::IsTerminal;
@@ -36,6 +38,8 @@ struct Start {
     options: EngineOptions,
     /// The daemon that builds, where it is not this process.
     host: Option<Host>,
+    /// The front ends that are images which may run in this process.
+    front_ends: FrontEndImages,
 }
 
 impl Start {
@@ -80,7 +84,11 @@ pub fn run(cli: Cli, standing: &Standing) -> Result<u8, Failure> {
     let environment = Environment::of_process();
     if let Command::Daemon(args) = &cli.command {
         let (options, config) = config::daemon_options(&cli.global, args, &environment, standing.is_root())?;
-        return daemon::daemon(&Start { environment, options, host: None }, args, config);
+        return daemon::daemon(
+            &Start { environment, options, host: None, front_ends: FrontEndImages::none() },
+            args,
+            config,
+        );
     }
     let host = host::host(&cli.global, &cli.command, &environment)?;
     let mut options = config::engine_options(&cli.global, &environment, standing.is_root())?;
@@ -89,7 +97,11 @@ pub fn run(cli: Cli, standing: &Standing) -> Result<u8, Failure> {
             .map_err(|error| Failure::from(error).with_code(BEFORE_START))?;
         standing.note(&cli.command).inspect(|note| output::note(note));
     }
-    let start = Start { environment, options, host };
+    let front_ends = match &cli.command {
+        Command::Build(_) => config::front_ends(&cli.global, &environment, standing.is_root())?,
+        _ => FrontEndImages::none(),
+    };
+    let start = Start { environment, options, host, front_ends };
     match cli.command {
         Command::Build(args) => return build::build(&start, &args),
         Command::Plan(args) => return plan::plan(&start, &args),

@@ -46,10 +46,10 @@ pub fn cache_entries(
                 let (kind, attributes) = fields(flag, text, environment)?;
                 let is_file = |(name, _): &&(String, String)| matches!(name.as_str(), "sign-key" | "verify-key");
                 if kind == "local" {
-                    bail!("--{flag} type=local is not supported for a build elsewhere (--host)");
+                    bail!("--{flag} type=local is not supported for a build by a daemon or a front end image");
                 }
                 if let Some((name, _)) = attributes.iter().find(is_file) {
-                    bail!("--{flag} {name} is not supported for a build elsewhere (--host)");
+                    bail!("--{flag} {name} is not supported for a build by a daemon or a front end image");
                 }
                 Ok(CacheEntry { kind, attributes: attributes.into_iter().collect() })
             })

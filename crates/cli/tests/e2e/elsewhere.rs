@@ -1,7 +1,9 @@
 //! `--host`: a build with a daemon is as one in this process.
 
 use crate::fixture::{Forge, Outcome, Step, state, wait, without_times};
+use crate::interrupt::signal;
 use forge_testkit::{TestCa, TestRegistry};
+use rustix::process::Signal;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -51,8 +53,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        signal(&self.child, Signal::TERM);
         wait(&mut self.child);
     }
 }
@@ -216,7 +217,11 @@ fn privileged_what_has_no_meaning_elsewhere_is_refused_by_name() {
         let words = [words, vec![context.as_str()]].concat();
         let outcome = daemon.build(&forge, &words);
         assert!(outcome.code == 1 && outcome.stderr.contains(name), "{words:?}: {}", outcome.stderr);
-        assert!(outcome.stderr.contains("not supported for a build elsewhere"), "{words:?}: {}", outcome.stderr);
+        assert!(
+            outcome.stderr.contains("not supported for a build by a daemon or a front end image"),
+            "{words:?}: {}",
+            outcome.stderr
+        );
     }
     let run = forge.forge(&["--host", &daemon.address, "run", "busybox"]);
     assert!(run.stderr.contains("`forge run` works on this machine only"), "{}", run.stderr);

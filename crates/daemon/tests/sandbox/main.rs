@@ -11,6 +11,7 @@ mod chosen_outputs;
 mod client;
 mod containers;
 mod front_end;
+mod front_end_program;
 #[path = "../it/keys.rs"]
 mod keys;
 mod steered;
@@ -23,7 +24,7 @@ type Test = (&'static str, fn());
 
 fn main() {
     forge_engine::init_if_requested();
-    front_end::run_if_requested();
+    front_end_program::run_if_requested();
     let arguments = Arguments::from_args();
     let trials = [containers::TESTS, front_end::TESTS, steps::TESTS].concat().into_iter().map(trial).collect();
     libtest_mimic::run(&arguments, trials).exit();
@@ -48,7 +49,7 @@ fn run(test: impl Future<Output = ()>) {
 /// How many processes of this machine have that word among their arguments.
 fn processes_with(word: &str) -> usize {
     let has = |entry: std::fs::DirEntry| {
-        front_end::run_if_requested();
+        front_end_program::run_if_requested();
         let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         arguments.split(|byte| *byte == 0).any(|argument| argument == word.as_bytes())
     };

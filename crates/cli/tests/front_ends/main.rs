@@ -1,0 +1,110 @@
+//! Front ends that are images, with the real binary: none runs unless the configuration allows it. This program is the front end,
+//! in an image of its own.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "a skipped test says so")]
+
+#[path = "../../../../xtask/src/busybox.rs"]
+#[allow(dead_code, reason = "the other tests use the rest of it")]
+mod busybox;
+#[path = "../e2e/fixture.rs"]
+#[allow(dead_code, reason = "the other tests use the rest of it")]
+mod fixture;
+#[path = "../../../daemon/tests/sandbox/front_end_program.rs"]
+mod program;
+
+use fixture::Forge;
+use forge_testkit::TestRegistry;
+use libtest_mimic::{Arguments, Trial};
+use std::fs;
+
+type Test = (&'static str, fn());
+
+const TESTS: [Test; 2] = [
+    ("privileged_a42_front_end_images_are_refused_unless_allowed", a42_refused),
+    ("privileged_a_front_end_image_builds_as_forges_own_does", builds),
+];
+
+fn main() {
+    program::run_if_requested();
+    let arguments = Arguments::from_args();
+    let trial = |(name, test): Test| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    };
+    libtest_mimic::run(&arguments, TESTS.into_iter().map(trial).collect()).exit();
+}
+
+/// Pushes the image of this program; gives its name.
+fn pushed(forge: &Forge, registry: &TestRegistry) -> String {
+    let context = forge.path("front");
+    fs::create_dir_all(&context).unwrap();
+    let (dockerfile, files) = program::image();
+    fs::write(context.join("Dockerfile"), dockerfile).unwrap();
+    for (name, bytes) in files {
+        fs::write(context.join(name), bytes).unwrap();
+    }
+    let name = format!("{}/team/front:1", registry.authority());
+    forge.ok(&["build", "--push", "-t", &name, context.to_str().unwrap()]);
+    name
+}
+
+fn asking(forge: &Forge, image: &str) -> String {
+    let foreign = format!("# syntax={image}\nanything: at all\n");
+    forge.context("asking", &[("Dockerfile", &foreign), ("Real", "FROM scratch\nCOPY a /made\n"), ("a", "text")])
+}
+
+fn configure(forge: &Forge, text: &str) {
+    fs::write(forge.path("forge.toml"), format!("[frontend.\"gateway.v0\"]\n{text}\n")).unwrap();
+}
+
+/// Seen to fail with the configuration not looked at: the image was fetched.
+fn a42_refused() {
+    let Some(forge) = Forge::privileged("a42_front_end_images_are_refused_unless_allowed") else { return };
+    let registry = TestRegistry::start();
+    let image = format!("{}/evil/front:1", registry.authority());
+    let context = asking(&forge, &image);
+    let plain = forge.context("plain", &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]);
+    let syntax = format!("BUILDKIT_SYNTAX={image}");
+    let refused = |words: &[&str], why: &str| {
+        let outcome = forge.fails(1, &[&["build"], words].concat());
+        assert!(outcome.stderr.contains(why) && outcome.stderr.contains(&image), "{why}: {}", outcome.stderr);
+        assert!(registry.received().is_empty(), "{why}: {:?}", registry.lines());
+    };
+    for words in [vec![context.as_str()], vec!["--build-arg", &syntax, &plain]] {
+        fs::write(forge.path("forge.toml"), "").unwrap();
+        refused(&words, "hint: it is foreign code: allow it with enabled = true in [frontend.\"gateway.v0\"]");
+        configure(&forge, "enabled = false");
+        refused(&words, "enabled = true");
+        configure(&forge, "allowedRepositories = [\"127.0.0.1/evil/front\"]");
+        refused(&words, "enabled = true");
+        configure(&forge, "enabled = true\nallowedRepositories = [\"good.test/front\"]");
+        refused(&words, "is not an allowed gateway source");
+    }
+    let outcome = forge.fails(1, &["plan", &context]);
+    assert!(outcome.stderr.contains("front end image"), "{}", outcome.stderr);
+}
+
+fn builds() {
+    let Some(forge) = Forge::privileged("a_front_end_image_builds_as_forges_own_does") else { return };
+    let registry = TestRegistry::start();
+    let image = pushed(&forge, &registry);
+    let repository = image.rsplit_once(':').unwrap().0.to_owned();
+    configure(&forge, &format!("enabled = true\nallowedRepositories = [{repository:?}]"));
+    let context = asking(&forge, &image);
+    forge.ok(&["build", "-o", "out", &context]);
+    assert_eq!(fs::read_to_string(forge.path("out/made")).unwrap(), "text");
+    let built = forge.ok(&["build", "--progress", "plain", "-t", "made:1", "--iidfile", "id", &context]);
+    assert!(built.stderr.contains("[1/1] COPY a /made") && built.stderr.contains("CACHED"), "{}", built.stderr);
+    let inspected = forge.ok(&["inspect", "made:1"]).stdout;
+    assert!(inspected.contains(&fs::read_to_string(forge.path("id")).unwrap()), "{inspected}");
+    // What it says of a failure is said here.
+    let failed = forge.fails(1, &["build", "--build-arg", "what=fail", &context]);
+    assert!(failed.stderr.contains("said no"), "{}", failed.stderr);
+    let exited = forge.fails(1, &["build", "--build-arg", "what=exit", &context]);
+    assert!(exited.stderr.contains("exit code: 5: last words"), "{}", exited.stderr);
+    // And nothing is left of it but what builds keep.
+    let scratch = fs::read_dir(forge.store().join("session-scratch")).map(Iterator::count).unwrap_or_default();
+    assert_eq!(scratch, 0);
+}
