@@ -12,6 +12,8 @@ pub const LOCAL_FOLLOW: &str = "local.followpaths";
 pub const LOCAL_EXCLUDE: &str = "local.excludepatterns";
 pub const LOCAL_SHARED_KEY_HINT: &str = "local.sharedkeyhint";
 pub const LOCAL_DIFFER: &str = "local.differ";
+pub const LOCAL_METADATA: &str = "local.metadatatransfer";
+pub const LOCAL_METADATA_EXCEPT: &str = "local.metadatatransferexclude";
 
 pub const OCI_SESSION: &str = "oci.session";
 pub const OCI_STORE: &str = "oci.store";

@@ -28,9 +28,9 @@ mod encode;
 mod error;
 
 pub use bollard_buildkit_proto::{fsutil, google, health, moby, pb};
-pub use decode::{Decoded, decode, decode_exec, decode_source, source_ops};
+pub use decode::{Decoded, check_in_place, decode, decode_exec, decode_source, source_ops};
 pub use dump::{StepList, dot, json_lines, step_list};
-pub use encode::{EncodeError, EncodedGraph, encode, encode_named, encode_platform, encode_source};
+pub use encode::{EncodeError, EncodedGraph, encode, encode_named, encode_platform, encode_source, encode_vertex};
 pub use error::DecodeError;
 
 /// A file that steps of a definition come from, a Dockerfile.

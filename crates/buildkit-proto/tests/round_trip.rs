@@ -176,7 +176,7 @@ fn the_order_of_entries_does_not_matter() {
 fn a115_long_chains_are_read() {
     let mut graph = Graph::new();
     let vertex = |op, inputs| Vertex { op, inputs, platform: None, metadata: Metadata::default() };
-    let local = LocalSource { name: "context".into(), include: vec![], exclude: vec![] };
+    let local = LocalSource::new("context");
     let mut edge = graph.add(vertex(Op::Source(SourceOp::Local(local)), vec![])).unwrap();
     for _ in 0..20_000 {
         edge = graph.add(vertex(Op::Merge, vec![edge.clone(), edge])).unwrap();

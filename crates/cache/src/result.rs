@@ -19,6 +19,12 @@ pub enum ResultRef {
         include: Vec<String>,
         /// Patterns of what is left out.
         exclude: Vec<String>,
+        /// The paths that a client was asked for, which sent no more; none for everything.
+        #[serde(default)]
+        follow: Vec<String>,
+        /// Where set, the client sent only these files, and of others what they are.
+        #[serde(default)]
+        metadata_only: Option<Vec<String>>,
     },
 }
 

@@ -32,8 +32,16 @@ const SCHEMA: &str = "
 #[serde(rename_all = "snake_case")]
 enum KeptRef {
     Layers(Vec<LayerId>),
-    Context { name: String, include: Vec<String>, exclude: Vec<String> },
-    Stacked { stack: i64, layers: Vec<LayerId> },
+    /// Nothing is kept of what makes one client's files differ from those that lie elsewhere: it ends with the build.
+    Context {
+        name: String,
+        include: Vec<String>,
+        exclude: Vec<String>,
+    },
+    Stacked {
+        stack: i64,
+        layers: Vec<LayerId>,
+    },
 }
 
 /// Writes the stacks of results; the text for the record's row, and the rows of `stacks` that it names.
@@ -49,7 +57,7 @@ pub(crate) fn keep(connection: &Connection, outputs: &[ResultRef]) -> Result<(St
                 KeptRef::Stacked { stack, layers: own.to_vec() }
             }
             ResultRef::Layers(layers) => KeptRef::Layers(layers.clone()),
-            ResultRef::Context { name, include, exclude } => {
+            ResultRef::Context { name, include, exclude, .. } => {
                 KeptRef::Context { name: name.clone(), include: include.clone(), exclude: exclude.clone() }
             }
         });
@@ -119,7 +127,9 @@ impl<'c> Stacks<'c> {
         let kept: Vec<KeptRef> = parse(name, text)?;
         let whole = |kept| match kept {
             KeptRef::Layers(layers) => Ok(ResultRef::Layers(layers)),
-            KeptRef::Context { name, include, exclude } => Ok(ResultRef::Context { name, include, exclude }),
+            KeptRef::Context { name, include, exclude } => {
+                Ok(ResultRef::Context { name, include, exclude, follow: Vec::new(), metadata_only: None })
+            }
             KeptRef::Stacked { stack, layers } => {
                 let below = self.layers(name, stack)?;
                 Ok(ResultRef::Layers([below, &layers].concat()))

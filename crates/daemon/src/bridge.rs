@@ -2,6 +2,7 @@
 
 use crate::attestations;
 use crate::containers::Containers;
+use crate::failed::ToldFailures;
 use crate::progress::time;
 use crate::reply;
 use crate::session::send::stat_of;
@@ -76,14 +77,15 @@ pub(crate) struct Bridge {
     results: Mutex<HashMap<String, Found>>,
     next: AtomicU64,
     pub(crate) containers: Containers,
+    pub(crate) told: ToldFailures,
     returned: watch::Sender<Option<Result<Solution, Status>>>,
 }
 
 impl Bridge {
     pub(crate) fn new(context: JobContext, inputs: HashMap<String, pb::Definition>, root: Arc<Invocation>) -> Self {
         let (results, next) = (Mutex::default(), AtomicU64::new(1));
-        let (containers, returned) = (Containers::default(), watch::Sender::new(None));
-        Self { context, inputs, root, results, next, containers, returned }
+        let (containers, told, returned) = Default::default();
+        Self { context, inputs, root, results, next, containers, told, returned }
     }
 
     /// What the client says the result is, once it does.
@@ -113,7 +115,7 @@ impl Bridge {
     }
 
     /// Gives a result a name that no other build has.
-    fn name(&self, result: Found) -> String {
+    pub(crate) fn name(&self, result: Found) -> String {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let id = format!("{}-{number}", self.context.build.reference);
         self.results().insert(id.clone(), result);
@@ -134,9 +136,9 @@ impl Bridge {
         self.job().tree(&found.result).await.map_err(|error| self.placed(reply::status(&error)))
     }
 
-    /// A failure with all places that the step comes from.
+    /// A failure with all places that the step comes from, and what there is of it.
     fn placed(&self, failed: Status) -> Status {
-        self.context.build.places.complete(failed)
+        self.with_results(self.context.build.places.complete(failed))
     }
 
     /// The names that the parts of a result get, in order; no name is the empty file system.

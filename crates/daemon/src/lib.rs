@@ -22,6 +22,7 @@ mod debug;
 mod error;
 mod exec_process;
 mod exporters;
+mod failed;
 mod filter;
 mod front_end_image;
 mod frontend;

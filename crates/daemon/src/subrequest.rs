@@ -6,7 +6,7 @@ use crate::solve::JobContext;
 use forge_engine::{Answer, BuildRequest, Call, CallOutcome, CheckReport, Outline, SessionDockerfile, Span, Target};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// The version of all answers.
 const VERSION: &str = "1.0.0";
@@ -23,7 +23,10 @@ pub(crate) async fn answer(
         "frontend.outline" => Call::Outline,
         "frontend.targets" => Call::Targets,
         "frontend.lint" => Call::Check,
-        other => return Err(Status::unimplemented(format!("unsupported request {other}"))),
+        other => {
+            let told = reply::detail("Subrequest", &json!({ "name": other }));
+            return Err(reply::with_details(Code::Unimplemented, format!("unsupported request {other}"), vec![told]));
+        }
     };
     let outcome = context.job.call(request, dockerfile, call).await.map_err(|error| reply::status(&error))?;
     Ok(match &outcome.answer {

@@ -7,6 +7,7 @@ use crate::engine::{Engine, blocking, until_cancelled};
 use crate::entitlements;
 use crate::error::work_hint;
 use crate::excerpt::{SourceLines, excerpt};
+use crate::failed_steps::FailedSteps;
 use crate::handed::Handed;
 use crate::job::DOCKERFILE_CONTEXT;
 use crate::limits::BoundedExecutor;
@@ -87,6 +88,8 @@ pub(crate) struct Build {
     shared_cache: Arc<OnceLock<Option<Arc<SharedCache>>>>,
     /// The contexts that were read beside the graph.
     locals: Arc<Mutex<BTreeSet<String>>>,
+    /// What there is of steps that failed; `None` where nobody can look at it.
+    pub failures: Option<Arc<FailedSteps>>,
     /// Who judges what the build is made of.
     pub guard: Option<Arc<dyn SourceGuard>>,
 }
@@ -184,6 +187,7 @@ impl Build {
             worker: Arc::default(),
             shared_cache: Arc::default(),
             locals: Arc::default(),
+            failures: None,
             guard,
         })
     }
@@ -203,6 +207,7 @@ impl Build {
             worker: self.worker.clone(),
             shared_cache: self.shared_cache.clone(),
             locals: Arc::default(),
+            failures: self.failures.clone(),
             guard: self.guard.clone(),
         }
     }
@@ -490,6 +495,7 @@ impl Build {
         let (transfer, images) = (self.transfer.clone(), self.images.clone());
         let (on_failure, max_parallelism) = (self.request.on_failure, self.request.max_parallelism);
         let (caches, renews) = (self.request.caches.clone(), self.request.renew_cache_mounts);
+        let keeps = self.failures.is_some();
         let (each, together) = (self.request.limits.resources.clone(), self.request.total_limits.clone());
         let solver = self.engine.blocking(move |engine| {
             let shared = caches.open(engine, &transfer)?;
@@ -499,6 +505,7 @@ impl Build {
             let worker = worker.with_devices(&engine.options().device_folders);
             let worker = worker.with_shared_mounts(shared.clone().map(|shared| shared as Arc<dyn RemoteMounts>));
             let worker = if renews { worker.renewing_mounts() } else { worker };
+            let worker = if keeps { worker.keeping_failures() } else { worker };
             let results = Arc::new(LocalResults::new(store, lease, worker.contexts()).fetching(images));
             let worker = Arc::new(worker.with_index(engine.index()?));
             let solver = Solver {
@@ -664,7 +671,7 @@ fn suggest_image(text: &DockerfileText, name: &str) -> Option<String> {
 
 /// A step that failed, with its last lines of output and the instruction that it comes from.
 pub(crate) fn step_failed(error: SolveError, text: &DockerfileText) -> EngineError {
-    let SolveError::Step { vertex, name, span, source } = error else {
+    let SolveError::Step { vertex, name, span, source, .. } = error else {
         return EngineError::new(error.kind(), error.to_string());
     };
     let mut detail = String::new();
@@ -770,7 +777,8 @@ mod tests {
 
     fn failed_step(source: WorkerError) -> EngineError {
         let vertex = forge_llb::VertexDigest::new(Digest::sha256(b"x"));
-        let error = SolveError::Step { vertex, name: "[1/1] RUN x".into(), span: None, source: Box::new(source) };
+        let error =
+            SolveError::Step { vertex, name: "[1/1] RUN x".into(), span: None, failed: None, source: Box::new(source) };
         step_failed(error, &text("FROM scratch\nRUN x\n"))
     }
 

@@ -95,6 +95,7 @@ impl Build {
         let is_judged = self.guard.is_some();
         let decoded = blocking(move || decode(&definition, is_judged)).await;
         let (Decoded { graph, sources }, told) = shown.end(decoded)?;
+        forge_buildkit_proto::check_in_place(&graph).map_err(unreadable)?;
         let graph = self.guarded_graph(graph, &told).await?;
         let lowered = self.image_of(graph, &platform, self.request.no_cache)?;
         let nowhere = DockerfileText { name: String::new(), text: Vec::new() };

@@ -146,7 +146,9 @@ impl Engine {
     pub async fn job(&self, request: BuildRequest, session: Arc<dyn Session>) -> Result<Job, EngineError> {
         let build = self.blocking(move |engine| {
             let main = MainContext::empty(engine.store(), None)?;
-            Build::with(engine.clone(), request, session, main, BTreeMap::new(), BTreeMap::new())
+            let mut build = Build::with(engine.clone(), request, session, main, BTreeMap::new(), BTreeMap::new())?;
+            build.failures = Some(Arc::default());
+            Ok(build)
         });
         Ok(Job(Arc::new(build.await?)))
     }
@@ -221,7 +223,7 @@ impl Job {
         let warnings = build.report(&lowered[0], &text);
         let platforms: Vec<Platform> = platforms.to_vec();
         let build = Arc::new(build);
-        let images = platforms.into_iter().zip(lowered);
+        let images = platforms.into_iter().zip(lowered.into_iter().map(crate::followed::narrowed));
         let images = images.map(|(platform, image)| JobImage::lazy(&build, platform, image, &text)).collect();
         Ok(JobDockerfile { images, warnings })
     }
@@ -361,7 +363,11 @@ impl Job {
         solved
             .get_or_try_init(|| async {
                 let solver = build.solver().await?;
-                match (solver.solve(&image.graph, build.session.clone()).await, text) {
+                let solving = solver.solve(&image.graph, build.session.clone()).await;
+                if let (Err(error), Some(failures)) = (&solving, &build.failures) {
+                    failures.note(error, &image.graph);
+                }
+                match (solving, text) {
                     (Ok(solved), _) => Ok(solved),
                     (Err(error), SourceTexts::Dockerfile(text)) => Err(build.failed(error, image, text).await),
                     (Err(error), SourceTexts::Definition(sources)) => {
@@ -518,6 +524,16 @@ impl JobResult {
         Ok(forge_buildkit_proto::definition_bytes(&definition))
     }
 
+    /// A result that there is already.
+    pub(crate) fn there(build: &Arc<Build>, result: forge_cache::ResultRef) -> Self {
+        Self(Arc::new(Lazy {
+            build: build.clone(),
+            image: crate::failed_steps::nameless(build),
+            text: SourceTexts::Definition(Vec::new()),
+            solved: OnceCell::new_with(Some(Solved { result, steps: Vec::new() })),
+        }))
+    }
+
     /// Whether two are the same.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
@@ -607,7 +623,7 @@ impl Build {
         if !context.starts_with("input:") {
             self.note_local(context);
         }
-        let wanted = ContextSelection { name: context, include: &[], exclude: &[], follow, vertex: Some(&vertex) };
+        let wanted = ContextSelection { follow, vertex: Some(&vertex), ..ContextSelection::all(context) };
         self.session.fetch_context(&wanted).await?;
         let Some(files) = self.session.selected_context(&wanted) else { return Ok(None) };
         let file = file.to_owned();

@@ -30,7 +30,9 @@ mod error;
 mod excerpt;
 mod expected;
 mod export;
+mod failed_steps;
 mod flat;
+mod followed;
 mod full_disk;
 mod garbage;
 mod handed;
@@ -89,6 +91,7 @@ pub use devices::{Device, DeviceRule};
 pub use error::{EngineError, SourcePlace};
 pub use excerpt::excerpt;
 pub use expected::ExpectedContainer;
+pub use failed_steps::FailedOp;
 pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason};
 pub use forge_executor::{CpuQuota, ExitStatus, Footing, NamespaceIds, Resources, SwapLimit};
 pub use forge_exporter::{
@@ -97,6 +100,7 @@ pub use forge_exporter::{
 };
 pub use forge_frontend::{TriggerRight, other_front_end};
 pub use forge_llb::{ExtraHost, SecretEnv, SecurityMode, Ulimit};
+pub use forge_solver::FailedPart;
 pub use forge_solver::{Explain, OnFailure};
 pub use forge_store::{
     BlobFault, Finding as StoreFinding, LayerFault, Repair, TreeFault, UnpackLimits, Verification, VerifyDepth,

@@ -192,7 +192,9 @@ impl Build {
 /// No instruction is to blame for a context.
 fn without_span(error: SolveError) -> SolveError {
     match error {
-        SolveError::Step { vertex, name, source, .. } => SolveError::Step { vertex, name, span: None, source },
+        SolveError::Step { vertex, name, failed, source, .. } => {
+            SolveError::Step { vertex, name, span: None, failed, source }
+        }
         other => other,
     }
 }

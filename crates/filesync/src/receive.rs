@@ -3,6 +3,8 @@
 use crate::packets::{self, Kind, mode, packet};
 use forge_buildkit_proto::fsutil::types::packet::PacketType;
 use forge_buildkit_proto::fsutil::types::{Packet, Stat};
+use forge_session::{ContextPath, PatternMatcher};
+use prost::Message;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, Permissions};
@@ -29,8 +31,22 @@ pub struct Receiver {
     trust: Trust,
     others: Others,
     owners: Owners,
+    /// Where only some files come, what there is.
+    listing: Option<Listing>,
     /// Bytes of files that came in.
     pub received: u64,
+}
+
+/// The file that tells of all others, as BuildKit calls it: for each its length in four bytes, lowest first, and its `Stat`.
+const LISTING: &str = ".fsutil-metadata";
+
+/// What there is where not everything comes.
+struct Listing {
+    /// What comes itself.
+    except: PatternMatcher,
+    told: Vec<u8>,
+    /// Folders that did not come.
+    folders: HashMap<PathBuf, Stat>,
 }
 
 /// Whether a file that looks like the client's is the client's.
@@ -99,8 +115,15 @@ impl Receiver {
             seen: HashSet::new(),
             pending: HashMap::new(),
             listed: false,
+            listing: None,
             received: 0,
         }
+    }
+
+    /// Only what matches comes itself, with the folders that lead there; of everything one file tells what it is.
+    #[must_use]
+    pub fn of_metadata(self, except: PatternMatcher) -> Self {
+        Self { listing: Some(Listing { except, told: Vec::new(), folders: HashMap::new() }), ..self }
     }
 
     /// Takes a packet.
@@ -132,6 +155,12 @@ impl Receiver {
         if self.others == Others::Removed {
             self.remove_others(&self.folder.clone(), Path::new(""))?;
         }
+        if let Some(listing) = &self.listing {
+            let place = self.at(Path::new(LISTING));
+            clear(&place)?;
+            File::create_new(&place)?.write_all(&listing.told)?;
+            fs::set_permissions(&place, Permissions::from_mode(0o644))?;
+        }
         // Times and modes last: what was written into a folder changed its time, and it may be one that cannot be written to.
         let mut folders: Vec<(PathBuf, Stat)> = self.folders.drain().collect();
         folders.sort_by(|a, b| b.0.cmp(&a.0));
@@ -145,6 +174,9 @@ impl Receiver {
         let id = self.next;
         self.next = self.next.checked_add(1).ok_or_else(|| refused("too many entries", &stat.path))?;
         let path = self.checked(&stat)?;
+        if self.only_told(&path, &stat)? {
+            return Ok(Reply::Nothing);
+        }
         self.seen.insert(path.clone());
         match packets::kind(&stat) {
             Kind::Directory => self.folder_entry(path, stat).map(|()| Reply::Nothing),
@@ -170,10 +202,38 @@ impl Receiver {
         }
         self.last = key;
         let parent = path.parent().unwrap_or(Path::new(""));
-        if !parent.as_os_str().is_empty() && !self.folders.contains_key(parent) {
+        let is_told = self.listing.as_ref().is_some_and(|listing| listing.folders.contains_key(parent));
+        if !parent.as_os_str().is_empty() && !self.folders.contains_key(parent) && !is_told {
             return Err(refused("its folder was not sent", &stat.path));
         }
         Ok(path)
+    }
+
+    /// Whether an entry is told of and does not come itself. The folders of one that comes are made.
+    fn only_told(&mut self, path: &Path, stat: &Stat) -> io::Result<bool> {
+        let Some(listing) = &mut self.listing else { return Ok(false) };
+        if path == Path::new(LISTING) {
+            return Ok(true);
+        }
+        let told = stat.encode_to_vec();
+        let length = u32::try_from(told.len()).map_err(|_| refused("it says too much", &stat.path))?;
+        listing.told.extend(length.to_le_bytes());
+        listing.told.extend(told);
+        if !listing.except.matches(&ContextPath::clean(&stat.path)) {
+            if packets::kind(stat) == Kind::Directory {
+                listing.folders.insert(path.to_owned(), stat.clone());
+            }
+            return Ok(true);
+        }
+        let mut missing: Vec<(PathBuf, Stat)> = Vec::new();
+        for folder in path.ancestors().skip(1) {
+            missing.extend(listing.folders.remove(folder).map(|stat| (folder.to_owned(), stat)));
+        }
+        for (folder, stat) in missing.into_iter().rev() {
+            self.seen.insert(folder.clone());
+            self.folder_entry(folder, stat)?;
+        }
+        Ok(false)
     }
 
     fn at(&self, path: &Path) -> PathBuf {
@@ -366,7 +426,10 @@ mod tests {
 
     /// Sends a tree as a client does; gives the paths whose bytes were asked for.
     fn send(folder: &Path, entries: &[(Stat, &[u8])]) -> io::Result<Vec<String>> {
-        let mut receiver = Receiver::new(folder.to_owned(), Trust::Stamps, Others::Removed, Owners::Sent);
+        send_to(Receiver::new(folder.to_owned(), Trust::Stamps, Others::Removed, Owners::Sent), entries)
+    }
+
+    fn send_to(mut receiver: Receiver, entries: &[(Stat, &[u8])]) -> io::Result<Vec<String>> {
         let mut asked = Vec::new();
         for (stat, _) in entries {
             if let Reply::Request(id) = receiver.take(packets::stat_packet(Some(own(stat.clone()))))? {
@@ -405,6 +468,43 @@ mod tests {
         assert_eq!(send(folder.path(), &[(sized("d", b"file"), &b"file"[..])]).unwrap(), ["d"]);
         assert_eq!(fs::read(folder.path().join("d")).unwrap(), b"file");
         assert!(!folder.path().join("l").exists());
+    }
+
+    #[test]
+    fn of_metadata_only_what_matches_comes_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = || {
+            [
+                (sized("a", b"one"), &b"one"[..]),
+                (entry("d", mode::DIRECTORY | 0o755), &b""[..]),
+                (sized("d/a", b"two"), &b"two"[..]),
+                (entry("d/e", mode::DIRECTORY | 0o755), &b""[..]),
+                (sized("d/e/x", b"three"), &b"three"[..]),
+                (entry("n", mode::DIRECTORY | 0o755), &b""[..]),
+                (sized("n/b", b"four"), &b"four"[..]),
+            ]
+        };
+        let except = |patterns: &[&str]| {
+            PatternMatcher::new(&patterns.iter().map(|pattern| (*pattern).to_owned()).collect::<Vec<_>>()).unwrap()
+        };
+        let receive = |patterns: &[&str]| {
+            let receiver = Receiver::new(folder.path().to_owned(), Trust::Stamps, Others::Removed, Owners::Sent)
+                .of_metadata(except(patterns));
+            send_to(receiver, &tree()).unwrap()
+        };
+        assert_eq!(receive(&["d/**/x"]), ["d/e/x"]);
+        let there = |path: &str| folder.path().join(path).exists();
+        assert!(there("d/e/x") && !there("a") && !there("d/a") && !there("n"));
+        let told = fs::read(folder.path().join(LISTING)).unwrap();
+        let (mut rest, mut paths) = (&told[..], Vec::new());
+        while let Some((length, after)) = rest.split_first_chunk::<4>() {
+            let (stat, after) = after.split_at(u32::from_le_bytes(*length) as usize);
+            paths.push(Stat::decode(stat).unwrap().path);
+            rest = after;
+        }
+        assert_eq!(paths, ["a", "d", "d/a", "d/e", "d/e/x", "n", "n/b"]);
+        assert_eq!(receive(&["n"]), ["n/b"], "what was left out before is gone");
+        assert!(there("n/b") && !there("d"));
     }
 
     #[test]

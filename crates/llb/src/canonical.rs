@@ -112,11 +112,18 @@ fn encode_source(encoder: &mut Encoder, source: &SourceOp) {
                 encoder.option(*layer_limit, |encoder, limit| encoder.number(limit as u64));
             }
         }
-        SourceOp::Local(LocalSource { name, include, exclude }) => {
+        SourceOp::Local(LocalSource { name, include, exclude, follow, metadata_only, compare }) => {
             encoder.tag(b'L');
             encoder.text(name);
             encoder.texts(include);
             encoder.texts(exclude);
+            let is_plain = follow.is_empty() && metadata_only.is_none() && *compare == CompareFiles::Metadata;
+            // Those that have none of them are known as before there were any.
+            if !is_plain {
+                encoder.texts(follow);
+                encoder.option(metadata_only.as_ref(), |encoder, patterns| encoder.texts(patterns));
+                encoder.flag(*compare == CompareFiles::Never);
+            }
         }
         SourceOp::OciLayout(OciLayoutSource { name, tag, digest }) => {
             encoder.tag(b'O');

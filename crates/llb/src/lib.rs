@@ -39,7 +39,7 @@ pub use git_url::{
 pub use graph::{Edge, Graph, GraphError, InstructionSpan, Metadata, Op, Vertex, VertexDigest};
 pub use passthrough::PassthroughOp;
 pub use source::{
-    BlobSource, GitForm, GitMtime, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource, ResolveMode,
-    SourceOp,
+    BlobSource, CompareFiles, GitForm, GitMtime, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource,
+    ResolveMode, SourceOp,
 };
 pub use url_credentials::{UrlCredentials, without_credentials};

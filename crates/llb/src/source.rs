@@ -53,7 +53,7 @@ impl ImageSource {
 }
 
 /// Files of a context of the session.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalSource {
     /// The context's name, `context` for the main one.
     pub name: String,
@@ -61,6 +61,29 @@ pub struct LocalSource {
     pub include: Vec<String>,
     /// Patterns of the ignore file, in order (`!` re-includes; last match wins).
     pub exclude: Vec<String>,
+    /// Only these paths, which may be patterns, and what links among them lead to; all of it where empty.
+    pub follow: Vec<String>,
+    /// Where set, files are told of in one file, and only those that match come themselves.
+    pub metadata_only: Option<Vec<String>>,
+    /// How files are known that came before.
+    pub compare: CompareFiles,
+}
+
+/// How files of a client are known that it sent for an earlier build.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CompareFiles {
+    /// By size, mode and time.
+    #[default]
+    Metadata,
+    /// Not at all: all of them come again.
+    Never,
+}
+
+impl LocalSource {
+    /// All files of a context.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
 }
 
 /// An image in an OCI layout folder.

@@ -44,8 +44,20 @@ pub struct ContextSelection<'a> {
     pub exclude: &'a [String],
     /// Only these paths will be read, and what links among them lead to; everything that is selected where empty.
     pub follow: &'a [String],
+    /// Where set, what files there are is told by one file, and only those that match come themselves.
+    pub metadata_only: Option<&'a [String]>,
+    /// Whether files that look the same as what came for an earlier build are the same.
+    pub trusts_stamps: bool,
     /// Whom progress is reported for.
     pub vertex: Option<&'a Digest>,
+}
+
+impl<'a> ContextSelection<'a> {
+    /// All of a tree.
+    pub fn all(name: &'a str) -> Self {
+        let (include, exclude, follow, metadata_only, vertex) = Default::default();
+        Self { name, include, exclude, follow, metadata_only, trusts_stamps: true, vertex }
+    }
 }
 
 /// Everything that a build may ask of whoever started it.

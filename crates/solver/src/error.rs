@@ -1,3 +1,4 @@
+use crate::FailedStep;
 use forge_cache::CacheError;
 use forge_image::ErrorKind;
 use forge_llb::{InstructionSpan, VertexDigest};
@@ -19,6 +20,14 @@ pub enum WorkerError {
     /// The step was told to stop and did.
     #[error("cancelled")]
     Cancelled,
+    /// As the cause says; what the step was given and what it left can be looked at.
+    #[error("{cause}")]
+    Kept {
+        /// What there is of it.
+        failed: Box<FailedStep>,
+        /// Why it failed.
+        cause: Box<WorkerError>,
+    },
     /// Anything else. The cause is boxed: the solver knows no concrete op and so not its errors.
     #[error("{message}")]
     Other {
@@ -39,6 +48,7 @@ impl WorkerError {
         match self {
             Self::Process { .. } => ErrorKind::Process,
             Self::Cancelled => ErrorKind::Cancelled,
+            Self::Kept { cause, .. } => cause.kind(),
             Self::Other { kind, .. } => *kind,
         }
     }
@@ -47,7 +57,25 @@ impl WorkerError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Other { hint, .. } => hint.as_deref(),
+            Self::Kept { cause, .. } => cause.hint(),
             _ => None,
+        }
+    }
+
+    /// The same with what there is of the step; who was told to stop has nothing.
+    #[must_use]
+    pub fn keeping(self, failed: FailedStep) -> Self {
+        match self {
+            Self::Cancelled => Self::Cancelled,
+            cause => Self::Kept { failed: Box::new(failed), cause: Box::new(cause) },
+        }
+    }
+
+    /// Why the step failed, and what there is of it.
+    pub(crate) fn parted(self) -> (Self, Option<Box<FailedStep>>) {
+        match self {
+            Self::Kept { failed, cause } => (*cause, Some(failed)),
+            error => (error, None),
         }
     }
 
@@ -87,6 +115,8 @@ pub enum SolveError {
         name: String,
         /// The instruction that it comes from.
         span: Option<Box<InstructionSpan>>,
+        /// What there is of it, where that was kept.
+        failed: Option<Box<FailedStep>>,
         /// What went wrong.
         source: Box<WorkerError>,
     },

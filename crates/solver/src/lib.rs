@@ -11,6 +11,7 @@
 
 mod error;
 mod explain;
+mod failed;
 mod forecast;
 mod plan;
 mod progress;
@@ -22,6 +23,7 @@ mod worker;
 
 pub use error::{SolveError, WorkerError};
 pub use explain::{Explain, MissCause, NamedChange, Remembered};
+pub use failed::{FailedPart, FailedStep};
 pub use forecast::{Expected, Forecast, StepForecast};
 pub use worker::{CacheMap, ExecuteRequest, Execution, InputKey, Worker};
 

@@ -423,10 +423,12 @@ impl Run {
 
     fn step_error(&self, step: usize, error: WorkerError) -> SolveError {
         let PlannedStep { digest, vertex, .. } = self.planned(step);
+        let (error, failed) = error.parted();
         SolveError::Step {
             vertex: digest.clone(),
             name: vertex.metadata.name.clone(),
             span: vertex.metadata.span.clone().map(Box::new),
+            failed,
             source: Box::new(error),
         }
     }

@@ -4,7 +4,10 @@ use crate::explain::{Explain, MissCause, Missed, Notes, ReadInputs, Remembered};
 use crate::plan::{Input, Plan, PlannedStep};
 use crate::session::StepSession;
 use crate::step::{ContentPart, Keys, Known};
-use crate::{CacheMap, ExecuteRequest, Execution, Expected, InputKey, Mode, Solver, WorkerError, progress};
+use crate::{
+    CacheMap, ExecuteRequest, Execution, Expected, FailedPart, FailedStep, InputKey, Mode, Solver, WorkerError,
+    progress,
+};
 use forge_cache::remote::FoundRecord;
 use forge_cache::{
     CacheError, CacheIndex, CacheKey, EarlierSteps, FlightGuard, InputPart, OpKey, ResultRef, Selector, StepInputs,
@@ -218,10 +221,16 @@ impl StepWork {
         (map, keys): (&CacheMap, &Keys),
         inputs: &[ResultRef],
     ) -> Result<ContentKeys, WorkerError> {
-        let read = keys.content.iter().zip(inputs).map(async |(part, input)| match part {
-            ContentPart::Known(part) => Ok(*part),
-            ContentPart::Selected(selector) => self.read(input, selector).await,
-            ContentPart::Stale => self.read(input, &Selector::all()).await,
+        let read = keys.content.iter().zip(inputs).enumerate().map(async |(place, (part, input))| {
+            let read = match part {
+                ContentPart::Known(part) => return Ok(*part),
+                ContentPart::Selected(selector) => self.read(input, selector).await,
+                ContentPart::Stale => self.read(input, &Selector::all()).await,
+            };
+            read.map_err(|error| {
+                let inputs = vec![Some(input.clone())];
+                error.keeping(FailedStep { inputs, left: Vec::new(), part: FailedPart::Key(place) })
+            })
         });
         let parts = try_join_all(read).await?;
         Ok(ContentKeys::new(op, keys, map.beneath, parts))

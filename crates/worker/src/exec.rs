@@ -125,6 +125,18 @@ pub(crate) struct StepContext {
     pub(crate) shared_mounts: Option<Arc<dyn RemoteMounts>>,
     /// The cache mounts that began anew in this build; `None` where the step takes them as they are.
     pub(crate) renewed_mounts: Option<RenewedMounts>,
+    /// What becomes of what a step leaves that fails.
+    pub(crate) failures: Failures,
+}
+
+/// What becomes of what steps leave that fail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Failures {
+    /// Nobody is to see it.
+    #[default]
+    Dropped,
+    /// It is kept as results are, and told with the failure.
+    Kept,
 }
 
 /// What a process gets beyond what its op says.

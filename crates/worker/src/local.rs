@@ -3,7 +3,7 @@
 use crate::context_files::ContextFiles;
 use crate::error::WorkError;
 use crate::exec::container::BuildContainer;
-use crate::exec::{self, RenewedMounts, StepContext};
+use crate::exec::{self, Failures, RenewedMounts, StepContext};
 use crate::file;
 use crate::images::ImageResolver;
 use crate::keys;
@@ -15,10 +15,10 @@ use async_trait::async_trait;
 use forge_cache::remote::RemoteMounts;
 use forge_cache::{MadeLayer, ResultRef, SqliteIndex};
 use forge_executor::Executor;
-use forge_image::{Digest, Platform};
+use forge_image::{Digest, ErrorKind, Platform};
 use forge_llb::{ExecOp, FileOp, Op, SourceOp, Vertex};
 use forge_session::Session;
-use forge_solver::{CacheMap, ExecuteRequest, Execution, Worker, WorkerError};
+use forge_solver::{CacheMap, ExecuteRequest, Execution, FailedPart, FailedStep, Worker, WorkerError};
 use forge_store::{Lease, Store};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,6 +34,7 @@ pub struct LocalWorker {
     device_folders: Arc<[PathBuf]>,
     shared_mounts: Option<Arc<dyn RemoteMounts>>,
     renewed_mounts: Option<RenewedMounts>,
+    failures: Failures,
 }
 
 impl LocalWorker {
@@ -50,6 +51,7 @@ impl LocalWorker {
             device_folders: Arc::default(),
             shared_mounts: None,
             renewed_mounts: None,
+            failures: Failures::default(),
         }
     }
 
@@ -75,6 +77,12 @@ impl LocalWorker {
     #[must_use]
     pub fn renewing_mounts(self) -> Self {
         Self { renewed_mounts: Some(RenewedMounts::default()), ..self }
+    }
+
+    /// Keeps what steps were given and what they leave that fail, and says so with the failure.
+    #[must_use]
+    pub fn keeping_failures(self) -> Self {
+        Self { failures: Failures::Kept, ..self }
     }
 
     /// Grants the devices that specifications of the Container Device Interface in these folders describe. Without it there
@@ -168,6 +176,30 @@ impl LocalWorker {
         tokio::task::spawn_blocking(work).await?
     }
 
+    /// A failure of file actions with what those before it made. Who cannot be told more is told why it failed.
+    async fn file_left(
+        &self,
+        op: &FileOp,
+        request: &ExecuteRequest,
+        session: &Arc<dyn Session>,
+        error: WorkError,
+    ) -> WorkerError {
+        let error = WorkerError::from(error);
+        if error.kind() == ErrorKind::Cancelled {
+            return error;
+        }
+        let Ok(inputs) = self.present(request).await else { return error };
+        let (store, lease, op) = (self.store.clone(), self.lease.clone(), op.clone());
+        let (given, session, contexts) = (inputs.clone(), session.clone(), self.contexts.clone());
+        let again = move || {
+            let inputs = file_inputs(&store, given, session, &contexts).ok()?;
+            file::left(&op, &store, &lease, &inputs, SystemTime::now()).ok().flatten()
+        };
+        let Ok(Some((action, left))) = tokio::task::spawn_blocking(again).await else { return error };
+        let inputs = inputs.into_iter().map(Some).collect();
+        error.keeping(FailedStep { inputs, left, part: FailedPart::Action(action) })
+    }
+
     /// The layers of a COPY whose own one is kept already.
     async fn find_file(
         &self,
@@ -228,6 +260,7 @@ impl LocalWorker {
             device_folders: self.device_folders.clone(),
             shared_mounts: self.shared_mounts.clone(),
             renewed_mounts: None,
+            failures: self.failures,
         }
     }
 
@@ -298,7 +331,12 @@ impl Worker for LocalWorker {
                 let asked = Asked { vertex: request.digest.digest().clone(), session };
                 self.sources.get(source, vertex.platform.as_ref()).snapshot(&asked).await?
             }
-            Op::File(op) => return Ok(self.file_step(op, &request, session).await?),
+            Op::File(op) => {
+                return match (self.file_step(op, &request, session).await, self.failures) {
+                    (Err(error), Failures::Kept) => Err(self.file_left(op, &request, session, error).await),
+                    (made, _) => Ok(made?),
+                };
+            }
             Op::Passthrough(op) => {
                 let results = op.outputs.iter().map(|index| request.inputs[*index].clone());
                 return Ok(Execution::new(results.collect()));

@@ -64,12 +64,15 @@ pub(crate) fn source_tree(
             let tree = store.layers().known_tree(layers).map_err(|error| failed(error.kind(), error))?;
             Ok(SourceTree::of_layers(tree, Stop(session.clone())))
         }
-        ResultRef::Context { name, include, exclude } => {
-            let wanted = ContextSelection { name, include, exclude, follow: &[], vertex: None };
+        ResultRef::Context { name, include, exclude, follow, metadata_only } => {
+            let metadata_only = metadata_only.as_deref();
+            let wanted = ContextSelection { include, exclude, follow, metadata_only, ..ContextSelection::all(name) };
             let Some(context) = session.selected_context(&wanted) else {
                 let message = format!("there is no build context named {name:?}");
                 return Err(CacheError::Result { kind: ErrorKind::UserInput, message, source: None });
             };
+            // What was followed came beside what is included, and the list of what there is beside everything.
+            let include = if follow.is_empty() && metadata_only.is_none() { &include[..] } else { &[] };
             let visible = Visible::new(include, exclude).map_err(|error| failed(ErrorKind::UserInput, error))?;
             Ok(SourceTree::of_context(context, visible, Stop(session.clone())))
         }

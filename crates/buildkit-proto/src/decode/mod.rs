@@ -11,7 +11,7 @@ mod spans;
 use crate::encode::CUSTOM_NAME;
 use crate::error::Refusal;
 use crate::{DecodeError, SourceFile, capabilities, pb};
-use follow::Narrowed;
+pub use follow::check_in_place;
 use forge_image::{Digest, Platform};
 use forge_llb::{DiffOp, Edge, ExecOp, Graph, Metadata, Op, PassthroughOp, SourceOp, Vertex, VertexDigest};
 use prost::Message;
@@ -42,7 +42,6 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded, DecodeError> {
     reader.load(&goal)?;
     let mut graph = reader.graph;
     graph.set_goal(Some(goal))?;
-    reader.narrowed.check(&graph)?;
     Ok(Decoded { graph, sources: sources(definition.source) })
 }
 
@@ -143,7 +142,6 @@ struct Reader<'a> {
     /// The bytes of each op by their digest.
     ops: HashMap<Digest, &'a [u8]>,
     graph: Graph,
-    narrowed: Narrowed,
     spans: Spans<'a>,
 }
 
@@ -151,7 +149,7 @@ impl<'a> Reader<'a> {
     fn new(definition: &'a pb::Definition) -> Self {
         let ops = definition.def.iter().map(|bytes| (Digest::sha256(bytes), bytes.as_slice())).collect();
         let spans = Spans::new(definition.source.as_ref());
-        Self { definition, ops, graph: Graph::new(), narrowed: Narrowed::default(), spans }
+        Self { definition, ops, graph: Graph::new(), spans }
     }
 
     /// Adds everything that an edge needs, in the order of the definition where that has inputs first.
@@ -228,7 +226,7 @@ impl<'a> Reader<'a> {
         let name = self.name(&digest, &op);
         self.check_capabilities(&digest, &name)?;
         let inputs = op.inputs.iter().map(|input| edge(input, &name)).collect::<Result<_, _>>()?;
-        let (platform, narrow) = (decode_platform(&op), narrowing(&op));
+        let platform = decode_platform(&op);
         let refused = |refusal: Refusal| refusal.of(&name);
         let vertex = Vertex {
             platform: platform.map_err(refused)?,
@@ -244,9 +242,7 @@ impl<'a> Reader<'a> {
                 name: name.clone(),
             },
         };
-        let digest = VertexDigest::new(digest);
-        self.narrowed.note(&digest, narrow.map_err(refused)?);
-        self.graph.add_as(digest, vertex)?;
+        self.graph.add_as(VertexDigest::new(digest), vertex)?;
         Ok(())
     }
 
@@ -271,13 +267,6 @@ fn decode_platform(op: &pb::Op) -> Result<Option<Platform>, Refusal> {
         os_features: platform.os_features.clone(),
         ..parsed
     }))
-}
-
-fn narrowing(op: &pb::Op) -> Result<Vec<String>, Refusal> {
-    match &op.op {
-        Some(pb::op::Op::Source(source)) => source::followed_paths(source),
-        _ => Ok(Vec::new()),
-    }
 }
 
 fn decode_op(op: pb::Op) -> Result<Op, Refusal> {

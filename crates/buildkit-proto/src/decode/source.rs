@@ -2,8 +2,9 @@ use crate::error::Refusal;
 use crate::{attributes as attr, pb};
 use forge_image::{Digest, Reference};
 use forge_llb::{
-    BlobSource, GitForm, GitMtime, GitRemote, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource,
-    ResolveMode, SourceOp, check_git_reference, checked_git_checksum, cleaned_git_subdir, is_whole_commit,
+    BlobSource, CompareFiles, GitForm, GitMtime, GitRemote, GitSource, HttpSource, ImageSource, LocalSource,
+    OciLayoutSource, ResolveMode, SourceOp, check_git_reference, checked_git_checksum, cleaned_git_subdir,
+    is_whole_commit,
 };
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -23,14 +24,6 @@ pub fn decode(source: &pb::SourceOp) -> Result<SourceOp, Refusal> {
         "oci-layout+blob" => blob(place, &source.attrs, Some(place)).map(SourceOp::Blob),
         "http" | "https" => http(&source.identifier, &source.attrs).map(SourceOp::Http),
         other => Refusal::unsupported(format!("a source of the kind {other}://")),
-    }
-}
-
-/// The paths that a local source is narrowed to; none where it is not.
-pub fn followed_paths(source: &pb::SourceOp) -> Result<Vec<String>, Refusal> {
-    match source.attrs.get(attr::LOCAL_FOLLOW) {
-        Some(value) if source.identifier.starts_with("local://") => patterns(attr::LOCAL_FOLLOW, value),
-        _ => Ok(Vec::new()),
     }
 }
 
@@ -68,18 +61,30 @@ fn image(place: &str, attributes: &Attributes) -> Result<ImageSource, Refusal> {
 }
 
 fn local(place: &str, attributes: &Attributes) -> Result<LocalSource, Refusal> {
-    let mut local = LocalSource { name: place.to_owned(), include: Vec::new(), exclude: Vec::new() };
+    let mut local = LocalSource::new(place);
+    let (mut metadata_only, mut except) = (false, Vec::new());
     for (name, value) in attributes {
         match name.as_str() {
             attr::LOCAL_INCLUDE => local.include = patterns(name, value)?,
             attr::LOCAL_EXCLUDE => local.exclude = patterns(name, value)?,
-            // Read by `followed_paths`.
-            attr::LOCAL_FOLLOW => {}
-            // Which client has the files, and how a transfer is kept and compared: there is none.
-            attr::LOCAL_SESSION | attr::LOCAL_UNIQUE | attr::LOCAL_SHARED_KEY_HINT | attr::LOCAL_DIFFER => {}
+            attr::LOCAL_FOLLOW => local.follow = patterns(name, value)?,
+            attr::LOCAL_METADATA => {
+                metadata_only = matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True");
+            }
+            attr::LOCAL_METADATA_EXCEPT => except = patterns(name, value)?,
+            attr::LOCAL_DIFFER => {
+                local.compare = match value.as_str() {
+                    "" | "metadata" => CompareFiles::Metadata,
+                    "none" => CompareFiles::Never,
+                    _ => return Refusal::malformed(format!("{name} is {value:?}: expected none or metadata")),
+                }
+            }
+            // Which client has the files, and how a transfer is kept.
+            attr::LOCAL_SESSION | attr::LOCAL_UNIQUE | attr::LOCAL_SHARED_KEY_HINT => {}
             _ => return unknown(name),
         }
     }
+    local.metadata_only = metadata_only.then_some(except);
     Ok(local)
 }
 

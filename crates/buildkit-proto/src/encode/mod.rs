@@ -75,6 +75,14 @@ pub fn encode_named(graph: &Graph, sources: &[SourceFile]) -> Result<EncodedGrap
     Ok(EncodedGraph { definition: writer.finish(goal), digests })
 }
 
+/// The op of one vertex as a definition of the whole graph has it; `None` where the format has no words for it.
+pub fn encode_vertex(graph: &Graph, vertex: &VertexDigest) -> Option<pb::Op> {
+    let encoded = encode_named(graph, &[]).ok()?;
+    let digest = encoded.digests.get(vertex)?;
+    let bytes = encoded.definition.def.iter().find(|bytes| Digest::sha256(bytes) == *digest)?;
+    pb::Op::decode(bytes.as_slice()).ok()
+}
+
 #[derive(Default)]
 struct Writer {
     definition: pb::Definition,

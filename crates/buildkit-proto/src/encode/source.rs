@@ -2,8 +2,8 @@ use super::Encoded;
 use crate::{attributes as attr, capabilities as cap, pb};
 use forge_image::Reference;
 use forge_llb::{
-    BlobSource, GitForm, GitMtime, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource, ResolveMode,
-    SourceOp,
+    BlobSource, CompareFiles, GitForm, GitMtime, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource,
+    ResolveMode, SourceOp,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -74,6 +74,18 @@ fn encode_local(local: &LocalSource) -> Encoded {
     }
     if !local.exclude.is_empty() {
         source.need(cap::SOURCE_LOCAL_EXCLUDE, attr::LOCAL_EXCLUDE, json(&local.exclude));
+    }
+    if !local.follow.is_empty() {
+        source.need(cap::SOURCE_LOCAL_FOLLOW, attr::LOCAL_FOLLOW, json(&local.follow));
+    }
+    if let Some(except) = &local.metadata_only {
+        source.need(cap::SOURCE_LOCAL_METADATA, attr::LOCAL_METADATA, "true".to_owned());
+        if !except.is_empty() {
+            source.set(attr::LOCAL_METADATA_EXCEPT, json(except));
+        }
+    }
+    if local.compare == CompareFiles::Never {
+        source.need(cap::SOURCE_LOCAL_DIFFER, attr::LOCAL_DIFFER, "none".to_owned());
     }
     source.encoded()
 }

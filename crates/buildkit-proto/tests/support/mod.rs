@@ -108,6 +108,9 @@ fn source(random: &mut Random) -> SourceOp {
             name: random.word(),
             include: random.some(Random::word),
             exclude: random.some(Random::word),
+            follow: random.some(Random::word),
+            metadata_only: random.maybe(|random| random.some(Random::word)),
+            compare: random.pick(&[CompareFiles::Metadata, CompareFiles::Never]),
         }),
         2 => SourceOp::OciLayout(OciLayoutSource {
             name: random.pick(&["base", "a:b", "x@y", "d/e"]).to_owned(),

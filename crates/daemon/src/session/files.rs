@@ -6,6 +6,7 @@ use forge_buildkit_proto::fsutil::types::packet::PacketType;
 use forge_buildkit_proto::moby::filesync::packet::file_sync_client::FileSyncClient;
 use forge_filesync::{Others, Owners, Receiver, Reply, Trust, request};
 use forge_image::Digest;
+use forge_session::PatternMatcher;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
@@ -34,6 +35,10 @@ pub(super) struct Wanted {
     pub include: Vec<String>,
     pub exclude: Vec<String>,
     pub follow: Vec<String>,
+    /// Where set, files are only told of but for these.
+    pub metadata_only: Option<Vec<String>>,
+    /// Whether what looks the same as what came before is the same.
+    pub is_compared: bool,
 }
 
 /// The folders of all clients.
@@ -166,8 +171,13 @@ impl SessionFiles {
         let mut client = client.max_decoding_message_size(MOST_MESSAGE);
         let incoming = client.diff_copy(outgoing).await?.into_inner();
         // Clients without a key of their own share folders, and may have quite different trees.
-        let trust = if session.shared_key.is_empty() { Trust::Nothing } else { Trust::Stamps };
-        let receiver = Receiver::new(held.tree.clone(), trust, Others::Removed, Owners::Sent);
+        let is_known = wanted.is_compared && !session.shared_key.is_empty();
+        let trust = if is_known { Trust::Stamps } else { Trust::Nothing };
+        let mut receiver = Receiver::new(held.tree.clone(), trust, Others::Removed, Owners::Sent);
+        if let Some(except) = &wanted.metadata_only {
+            let except = PatternMatcher::new(except).map_err(|error| Status::invalid_argument(error.to_string()))?;
+            receiver = receiver.of_metadata(except);
+        }
         blocking(move || receive(receiver, incoming, &sender, told)).await?;
         Ok(held)
     }

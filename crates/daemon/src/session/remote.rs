@@ -36,7 +36,7 @@ pub(crate) struct RemoteSession {
     layouts: tokio::sync::Mutex<HashMap<(String, Digest), tempfile::TempDir>>,
 }
 
-type Key = (String, Vec<String>, Vec<String>, Vec<String>);
+type Key = (String, Vec<String>, Vec<String>, Vec<String>, Option<Vec<String>>);
 
 struct Fetched {
     context: Arc<dyn Context>,
@@ -88,8 +88,8 @@ impl RemoteSession {
         if self.find(&key).is_some() {
             return Ok(());
         }
-        let asked =
-            Wanted { name: key.0.clone(), include: key.1.clone(), exclude: key.2.clone(), follow: key.3.clone() };
+        let (name, include, exclude, follow, metadata_only) = key.clone();
+        let asked = Wanted { name, include, exclude, follow, metadata_only, is_compared: wanted.trusts_stamps };
         let told = self.reporter(wanted.vertex.cloned(), &asked.name);
         let client = match self.others.get(&asked.name) {
             Some(other) => other,
@@ -152,7 +152,9 @@ impl Context for SessionContext {
 }
 
 fn key(wanted: &ContextSelection<'_>) -> Key {
-    (wanted.name.to_owned(), wanted.include.to_vec(), wanted.exclude.to_vec(), wanted.follow.to_vec())
+    let metadata_only = wanted.metadata_only.map(<[String]>::to_vec);
+    let (name, include, exclude) = (wanted.name.to_owned(), wanted.include.to_vec(), wanted.exclude.to_vec());
+    (name, include, exclude, wanted.follow.to_vec(), metadata_only)
 }
 
 #[async_trait]

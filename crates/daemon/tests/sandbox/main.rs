@@ -10,6 +10,7 @@ mod chosen_outputs;
 #[allow(dead_code, reason = "the other tests use the rest of it")]
 mod client;
 mod containers;
+mod failed;
 mod front_end;
 mod front_end_program;
 #[path = "../it/keys.rs"]
@@ -26,7 +27,8 @@ fn main() {
     forge_engine::init_if_requested();
     front_end_program::run_if_requested();
     let arguments = Arguments::from_args();
-    let trials = [containers::TESTS, front_end::TESTS, steps::TESTS].concat().into_iter().map(trial).collect();
+    let trials = [containers::TESTS, failed::TESTS, front_end::TESTS, steps::TESTS];
+    let trials = trials.concat().into_iter().map(trial).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }
 

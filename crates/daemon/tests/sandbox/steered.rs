@@ -36,8 +36,13 @@ pub struct Steered {
 
 impl Steered {
     pub async fn begin(daemon: &TestDaemon, reference: &str) -> Self {
+        Self::begin_with(daemon, reference, BASE).await
+    }
+
+    /// The same with a Dockerfile.
+    pub async fn begin_with(daemon: &TestDaemon, reference: &str, dockerfile: &str) -> Self {
         let client = daemon.client().await;
-        let session = client.session(&format!("session-{reference}"), "key", served(BASE)).await;
+        let session = client.session(&format!("session-{reference}"), "key", served(dockerfile)).await;
         let request = SolveRequest {
             r#ref: reference.to_owned(),
             session: format!("session-{reference}"),
@@ -57,16 +62,22 @@ impl Steered {
 
     /// The base; gives the name of the result.
     pub async fn base(&self) -> String {
+        self.stage("base").await.unwrap()
+    }
+
+    /// A stage of the Dockerfile; gives the name of the result.
+    pub async fn stage(&self, target: &str) -> Result<String, Status> {
         let request = wire::SolveRequest {
+            frontend_opt: [("target".to_owned(), target.to_owned())].into(),
             frontend: "dockerfile.v0".to_owned(),
             allow_result_return: true,
             allow_result_array_ref: true,
             evaluate: true,
             ..wire::SolveRequest::default()
         };
-        let response = self.client.gateway().solve(self.request(request)).await.unwrap().into_inner();
+        let response = self.client.gateway().solve(self.request(request)).await?.into_inner();
         match response.result.unwrap().result {
-            Some(result::Result::Ref(named)) => named.id,
+            Some(result::Result::Ref(named)) => Ok(named.id),
             other => panic!("{other:?}"),
         }
     }

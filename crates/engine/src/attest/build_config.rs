@@ -80,7 +80,7 @@ fn source_info(info: &forge_buildkit_proto::pb::SourceInfo, origin: &FileOrigin)
 
 fn local_file(context: &str, file: &str) -> Result<forge_buildkit_proto::StepList, EngineError> {
     let failed = |error| EngineError::caused(ErrorKind::Internal, error);
-    let source = LocalSource { name: context.to_owned(), include: vec![file.to_owned()], exclude: Vec::new() };
+    let source = LocalSource { include: vec![file.to_owned()], ..LocalSource::new(context) };
     let metadata = Metadata { name: format!("load build definition from {file}"), ..Metadata::default() };
     let op = Op::Source(SourceOp::Local(source));
     let mut graph = Graph::new();

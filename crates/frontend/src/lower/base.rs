@@ -118,7 +118,7 @@ impl Lowering<'_> {
             return Ok(edge.clone());
         }
         self.contexts.insert(session.to_owned());
-        let local = LocalSource { name: session.to_owned(), include: Vec::new(), exclude: exclude.to_vec() };
+        let local = LocalSource { exclude: exclude.to_vec(), ..LocalSource::new(session) };
         let metadata = Metadata { name: title, ignore_cache: false, span: Some(self.span(span)) };
         let edge = self.add(Op::Source(SourceOp::Local(local)), Vec::new(), None, metadata)?;
         self.folders.insert(session.to_owned(), edge.clone());

@@ -279,7 +279,13 @@ impl Worker for Fake {
                 last_lines: vec!["last words".to_owned()],
             }),
             (_, _, Some(context)) => {
-                let context = ResultRef::Context { name: context, include: Vec::new(), exclude: Vec::new() };
+                let context = ResultRef::Context {
+                    name: context,
+                    include: Vec::new(),
+                    exclude: Vec::new(),
+                    follow: Vec::new(),
+                    metadata_only: None,
+                };
                 Ok(Execution::new(vec![context]))
             }
             _ => {

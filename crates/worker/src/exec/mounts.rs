@@ -20,6 +20,8 @@ pub(super) struct StepMounts {
 
 /// A tree that the step may change.
 pub(super) struct ChangedMount {
+    /// Its place among the mounts.
+    pub(super) mount: usize,
     /// Which output it becomes; `None` where the changes are thrown away.
     pub(super) output: Option<usize>,
     pub(super) active: ActiveLayer,
@@ -38,9 +40,9 @@ impl StepMounts {
     pub(super) fn prepare(op: &ExecOp, context: &StepContext, found: &Found<'_>) -> Result<Self, WorkError> {
         let mut mounts = Self::default();
         let mut agents = found.agents.iter();
-        for mount in op.mounts.iter().filter(|mount| mount.target != "/") {
+        for (place, mount) in op.mounts.iter().enumerate().filter(|(_, mount)| mount.target != "/") {
             let spec = match &mount.kind {
-                MountKind::Bind => Some(mounts.bind(mount, context)?),
+                MountKind::Bind => Some(mounts.bind(place, mount, context)?),
                 MountKind::Tmpfs { size } => Some(tmpfs(mount, *size)),
                 MountKind::Cache { id, .. } => Some(cache(mount, id, found.caches)?),
                 MountKind::Secret(secret) => found.secrets.mount(&mount.target, secret),
@@ -53,7 +55,7 @@ impl StepMounts {
 
     /// A tree of the graph. Always an overlay: not even a step with all privileges can make a read-only one writable,
     /// since the file system itself is read-only, or reach what lies beside the selected path.
-    fn bind(&mut self, mount: &ExecMount, context: &StepContext) -> Result<MountSpec, WorkError> {
+    fn bind(&mut self, place: usize, mount: &ExecMount, context: &StepContext) -> Result<MountSpec, WorkError> {
         let (layers, path) = tree_of(mount, context)?;
         let layers_store = context.store.layers();
         if mount.readonly {
@@ -63,7 +65,7 @@ impl StepMounts {
         let active = layers_store.prepare(&layers)?;
         let changes = OverlayChanges { upper: active.upper().to_owned(), work: active.work().to_owned() };
         let lower = active.lower_dirs().to_vec();
-        self.changed.push(ChangedMount { output: mount.output, active });
+        self.changed.push(ChangedMount { mount: place, output: mount.output, active });
         Ok(MountSpec::new(&mount.target, MountSource::Overlay { lower, changes: Some(changes), path }, false))
     }
 }

@@ -4,14 +4,14 @@ use super::caches::Caches;
 use super::mounts::{ChangedMount, Found, StepMounts};
 use super::secrets::Secrets;
 use super::ssh::{self, Relays};
-use super::{ExecError, Extras, Step, StepContext, StepEnd, StepLog};
+use super::{ExecError, Extras, Failures, Step, StepContext, StepEnd, StepLog};
 use crate::WorkError;
 use crate::stack::Place;
 use forge_cache::{MadeLayer, ResultRef, StepUsage};
 use forge_executor::{Container, Executor, ExecutorError, ExitStatus, Usage};
 use forge_image::chain;
 use forge_llb::{ExecMount, ExecOp, MountKind};
-use forge_solver::{Execution, WorkerError};
+use forge_solver::{Execution, FailedPart, FailedStep, WorkerError};
 use forge_store::{ActiveLayer, FileTimes, LayerId};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -40,12 +40,17 @@ pub(crate) async fn run(
             return Err(WorkerError::Cancelled);
         }
     };
-    let (ran, relays) = ended.map_err(WorkError::from)?.map_err(|broken| explain(op, broken))?;
+    let kept = |error: WorkerError, left| match context.failures {
+        Failures::Kept => error.keeping(FailedStep { inputs: given(op, context), left, part: FailedPart::Process }),
+        Failures::Dropped => error,
+    };
+    let not_begun = |broken| kept(explain(op, broken), given(op, context));
+    let (ran, relays) = ended.map_err(WorkError::from)?.map_err(not_begun)?;
     relays.stop().await;
     let Ran { ended, usage, made } = ran;
     match made {
-        Some(made) => Ok(Execution { usage: usage.map(step_usage), ..made }),
-        None => Err(failure(op, ended.status, ended.last_lines)),
+        Made::Outputs(made) => Ok(Execution { usage: usage.map(step_usage), ..made }),
+        Made::Failed(left) => Err(kept(failure(op, ended.status, ended.last_lines), left)),
     }
 }
 
@@ -88,8 +93,14 @@ impl Slot {
 struct Ran {
     ended: StepEnd,
     usage: Option<Usage>,
-    /// `None` if the process failed.
-    made: Option<Execution>,
+    made: Made,
+}
+
+/// What the process left.
+enum Made {
+    Outputs(Execution),
+    /// It failed: what each mount shows, where that is kept.
+    Failed(Vec<Option<ResultRef>>),
 }
 
 /// The files of a step, until its process has ended.
@@ -105,15 +116,16 @@ struct Files {
 
 impl Files {
     /// Keeps what the step changed, if it did what it should. Nothing of it may live any more. Blocks.
-    fn settle(self, status: ExitStatus) -> Result<Option<Execution>, WorkError> {
+    fn settle(self, status: ExitStatus) -> Result<Made, WorkError> {
         let times = FileTimes::of_step(self.started, SystemTime::now());
         // First of all: others may wait for a cache.
         if !self.caches.is_empty() {
             self.caches.release()?;
         }
-        match succeeded(&self.op, status) {
-            true => outputs(&self.op, &self.context, self.root, self.changed, times).map(Some),
-            false => Ok(None),
+        match (succeeded(&self.op, status), self.context.failures) {
+            (true, _) => outputs(&self.op, &self.context, self.root, self.changed, times).map(Made::Outputs),
+            (false, Failures::Kept) => left(&self.op, &self.context, self.root, self.changed).map(Made::Failed),
+            (false, Failures::Dropped) => Ok(Made::Failed(Vec::new())),
         }
     }
 }
@@ -227,15 +239,39 @@ fn outputs(
             made.outputs[output] = context.inputs[input].clone();
         }
     }
-    let root_mount = op.mounts.iter().find(|mount| mount.target == "/" && !mount.readonly);
-    let root = root_mount.map(|mount| ChangedMount { output: mount.output, active: root });
-    for ChangedMount { output, mut active } in changed.into_iter().chain(root) {
+    for ChangedMount { output, mut active, .. } in changed.into_iter().chain(root_mount(op, root)) {
         if let Some(output) = output {
             active.set_times(times);
             commit(context, active, output, &mut made)?;
         }
     }
     Ok(made)
+}
+
+fn root_mount(op: &ExecOp, active: ActiveLayer) -> Option<ChangedMount> {
+    let mount = op.mounts.iter().position(|mount| mount.target == "/" && !mount.readonly)?;
+    Some(ChangedMount { mount, output: op.mounts[mount].output, active })
+}
+
+/// What each mount showed at first.
+fn given(op: &ExecOp, context: &StepContext) -> Vec<Option<ResultRef>> {
+    op.mounts.iter().map(|mount| Some(context.inputs[mount.input?].clone())).collect()
+}
+
+/// Keeps what each mount of a process shows that failed, be it an output or not. Blocks.
+fn left(
+    op: &ExecOp,
+    context: &StepContext,
+    root: ActiveLayer,
+    changed: Vec<ChangedMount>,
+) -> Result<Vec<Option<ResultRef>>, WorkError> {
+    let mut left = given(op, context);
+    for ChangedMount { mount, active, .. } in changed.into_iter().chain(root_mount(op, root)) {
+        let parents = active.parents().to_vec();
+        let record = context.store.layers().commit(active, &context.lease)?;
+        left[mount] = Some(ResultRef::Layers([parents, vec![record.id]].concat()));
+    }
+    Ok(left)
 }
 
 /// Keeps what changed as a layer, on top of its parents. A layer without entries is kept too: the history counts it.

@@ -172,13 +172,39 @@ pub(crate) fn execute(
     inputs: &Inputs<'_>,
     now: SystemTime,
 ) -> Result<Made, FileError> {
-    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let now = (i64::try_from(now.as_secs()).unwrap_or_default(), now.subsec_nanos());
-    let mut work = Work { store, lease, inputs, now, trees: Vec::new(), of_action: Vec::new() };
+    let mut work = Work::new(store, lease, inputs, now);
     for (action, step) in op.actions.iter().zip(plan::plan(op)) {
         work.action(&action.kind, step)?;
     }
     work.finish()
+}
+
+/// Carries out an operation that failed once more, action by action: the one that fails, and the tree that each leaves. Of the one
+/// that fails that is what it was to change, and later ones have none. `None` where it does not fail now.
+pub(crate) fn left(
+    op: &FileOp,
+    store: &Store,
+    lease: &Lease,
+    inputs: &Inputs<'_>,
+    now: SystemTime,
+) -> Result<Option<(usize, Vec<Option<ResultRef>>)>, FileError> {
+    let mut work = Work::new(store, lease, inputs, now);
+    let mut left: Vec<Option<ResultRef>> = Vec::new();
+    for (place, (action, step)) in op.actions.iter().zip(plan::apart(op)).enumerate() {
+        inputs.stop.check()?;
+        if work.action(&action.kind, step).is_ok() {
+            left.push(Some(work.left_by(place)));
+            continue;
+        }
+        left.push(match action.base {
+            FileInput::Scratch => None,
+            FileInput::Input(index) => Some(inputs.results[index].clone()),
+            FileInput::Action(before) => left[before].clone(),
+        });
+        left.resize(op.actions.len(), None);
+        return Ok(Some((place, left)));
+    }
+    Ok(None)
 }
 
 /// An operation at work.
@@ -206,7 +232,19 @@ enum TreeState {
     Frozen(Vec<LayerId>),
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    fn new(store: &'a Store, lease: &'a Lease, inputs: &'a Inputs<'a>, now: SystemTime) -> Self {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = (i64::try_from(now.as_secs()).unwrap_or_default(), now.subsec_nanos());
+        Self { store, lease, inputs, now, trees: Vec::new(), of_action: Vec::new() }
+    }
+
+    /// The tree of an action that stays as it is.
+    fn left_by(&self, action: usize) -> ResultRef {
+        let tree = self.of_action[action];
+        ResultRef::Layers([&self.trees[tree].origin[..], &self.frozen_layers(tree)].concat())
+    }
+
     fn action(&mut self, kind: &FileKind, step: Step) -> Result<(), FileError> {
         let tree = match step.begin {
             Begin::Continue(before) => self.of_action[before],

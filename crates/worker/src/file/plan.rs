@@ -35,6 +35,16 @@ pub(super) fn plan(op: &FileOp) -> Vec<Step> {
     op.actions.iter().zip(&freeze).map(|(action, freeze)| Step { begin: begin(action.base), freeze: *freeze }).collect()
 }
 
+/// The same with the tree of every action left as it is, for looking at each of them.
+pub(super) fn apart(op: &FileOp) -> Vec<Step> {
+    let begin = |base| match base {
+        FileInput::Scratch => Begin::Scratch,
+        FileInput::Input(index) => Begin::Input(index),
+        FileInput::Action(before) => Begin::Frozen(before),
+    };
+    op.actions.iter().map(|action| Step { begin: begin(action.base), freeze: true }).collect()
+}
+
 /// A tree that only one action goes on with, or that is only read, can be used as it is.
 fn needs_freezing(op: &FileOp, action: usize) -> bool {
     let this = FileInput::Action(action);

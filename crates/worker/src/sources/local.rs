@@ -5,7 +5,7 @@ use crate::error::WorkError;
 use crate::keys;
 use async_trait::async_trait;
 use forge_cache::ResultRef;
-use forge_llb::LocalSource;
+use forge_llb::{CompareFiles, LocalSource};
 use forge_session::ContextSelection;
 use forge_solver::CacheMap;
 
@@ -24,10 +24,17 @@ impl Source for Local<'_> {
     }
 
     async fn snapshot(&self, asked: &Asked<'_>) -> Result<ResultRef, WorkError> {
-        let LocalSource { name, include, exclude } = self.op;
-        let wanted = ContextSelection { name, include, exclude, follow: &[], vertex: Some(&asked.vertex) };
+        let LocalSource { name, include, exclude, follow, metadata_only, compare } = self.op.clone();
+        let wanted = ContextSelection {
+            include: &include,
+            exclude: &exclude,
+            follow: &follow,
+            metadata_only: metadata_only.as_deref(),
+            trusts_stamps: compare == CompareFiles::Metadata,
+            vertex: Some(&asked.vertex),
+            ..ContextSelection::all(&name)
+        };
         asked.session.fetch_context(&wanted).await?;
-        let LocalSource { name, include, exclude } = self.op.clone();
-        Ok(ResultRef::Context { name, include, exclude })
+        Ok(ResultRef::Context { name, include, exclude, follow, metadata_only })
     }
 }

@@ -128,7 +128,13 @@ impl Site {
     /// What every step sees: base, context and stage.
     pub fn inputs(&self) -> Vec<ResultRef> {
         let (include, exclude) = (self.include.clone(), self.ignore.clone());
-        let context = ResultRef::Context { name: "context".to_owned(), include, exclude };
+        let context = ResultRef::Context {
+            name: "context".to_owned(),
+            include,
+            exclude,
+            follow: Vec::new(),
+            metadata_only: None,
+        };
         vec![self.base.clone(), context, self.stage.clone()]
     }
 
