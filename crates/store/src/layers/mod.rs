@@ -238,12 +238,15 @@ impl Layers {
 
     /// Where a layer is read: its tree if it has one, else its index.
     fn root(&self, id: &LayerId) -> Result<root::Root, StoreError> {
-        let (remembered, path) = (self.opened.remembered(), self.tree_folder(id));
+        let (remembered, path) = (self.opened.remembered(), || self.tree_folder(id));
+        if let Some(root) = remembered.known_root(id) {
+            return Ok(root);
+        }
         // Its tree may be there by now, and says the same.
         if let Some(list) = remembered.known_list(id) {
-            return Ok(root::Root::of_list(path, ListedTree::new(self.clone(), *id, list)));
+            return Ok(root::Root::of_list(path(), ListedTree::new(self.clone(), *id, list)));
         }
-        if let Some(root) = remembered.root(id, path)? {
+        if let Some(root) = remembered.root(id, path())? {
             return Ok(root);
         }
         let list = || match self.packed(id)? {
@@ -251,7 +254,7 @@ impl Layers {
             None => self.no_files(id),
         };
         let list = ListedTree::new(self.clone(), *id, remembered.list(id, list)?);
-        Ok(root::Root::of_list(self.tree_folder(id), list))
+        Ok(root::Root::of_list(path(), list))
     }
 
     /// The trees of a stack of layers, given lowest first, as an overlay wants them: top-most first. Those of a high

@@ -25,10 +25,15 @@ type Names = Option<Arc<[Vec<u8>]>>;
 
 /// The tree of one layer, or what stands for it.
 pub(super) struct Root {
-    path: PathBuf,
+    place: Arc<Place>,
     kind: RootKind,
     /// Opened when something in it is read: of a long stack most trees say nothing of most paths.
     folder: OnceLock<OwnedFd>,
+}
+
+/// What of a tree is the same for everybody who looks at it.
+struct Place {
+    path: PathBuf,
     names: Names,
 }
 
@@ -58,18 +63,22 @@ impl AbsentLayer {
 }
 
 impl Root {
-    fn of_layer(path: PathBuf, names: Names) -> Self {
-        Self { path, kind: RootKind::Layer(OnceLock::new()), folder: OnceLock::new(), names }
+    fn of_layer(place: Arc<Place>) -> Self {
+        Self { place, kind: RootKind::Layer(OnceLock::new()), folder: OnceLock::new() }
+    }
+
+    fn nameless(path: PathBuf, kind: RootKind) -> Self {
+        Self { place: Arc::new(Place { path, names: None }), kind, folder: OnceLock::new() }
     }
 
     /// A layer without a tree; the path is where its tree would be.
     pub(super) fn of_list(path: PathBuf, list: ListedTree) -> Self {
-        Self { path, kind: RootKind::Listed(Box::new(list)), folder: OnceLock::new(), names: None }
+        Self::nameless(path, RootKind::Listed(Box::new(list)))
     }
 
     /// A layer that is not here; the path is where its tree would be.
     pub(super) fn of_absent(path: PathBuf, absent: AbsentLayer) -> Self {
-        Self { path, kind: RootKind::Absent(Box::new(absent)), folder: OnceLock::new(), names: None }
+        Self::nameless(path, RootKind::Absent(Box::new(absent)))
     }
 
     /// The layer's index instead of a tree, where that is all there is.
@@ -105,7 +114,7 @@ impl Root {
             RootKind::Listed(list) => Ok(Some(list.index())),
             RootKind::Layer(index) => {
                 if index.get().is_none() {
-                    let path = self.path.with_file_name("index");
+                    let path = self.place.path.with_file_name("index");
                     let bytes = std::fs::read(&path).map_err(StoreError::io("read", &path))?;
                     // Another thread may have been faster, and read the same.
                     drop(index.set(LayerIndex::decode(&bytes)?));
@@ -119,14 +128,14 @@ impl Root {
     pub(super) fn tree(&self) -> Result<&Path, StoreError> {
         match &self.kind {
             RootKind::Listed(list) => list.tree(),
-            RootKind::Changing | RootKind::Layer(_) => Ok(&self.path),
+            RootKind::Changing | RootKind::Layer(_) => Ok(&self.place.path),
             RootKind::Absent(absent) => Err(absent.error()),
         }
     }
 
     /// Opens one of its folders.
     pub(super) fn open_folder(&self, path: &[u8]) -> Result<OwnedFd, StoreError> {
-        let error = StoreError::os("open", self.path.join(OsStr::from_bytes(path)));
+        let error = StoreError::os("open", self.place.path.join(OsStr::from_bytes(path)));
         folder::open_folder(self.folder()?, path).map_err(error)
     }
 
@@ -138,7 +147,7 @@ impl Root {
                 let kind = NodeKind::Directory { opaque: false };
                 Ok(Node { kind, metadata: default_root(), inode: (0, 0), links: 1 })
             }
-            _ => folder::read_root(self.folder()?, markers).map_err(StoreError::os("read", &self.path)),
+            _ => folder::read_root(self.folder()?, markers).map_err(StoreError::os("read", &self.place.path)),
         }
     }
 
@@ -148,7 +157,7 @@ impl Root {
         if let Some(list) = self.listed() {
             return list.open(path).map(Some);
         }
-        let error = || StoreError::os("open", self.path.join(OsStr::from_bytes(path)));
+        let error = || StoreError::os("open", self.place.path.join(OsStr::from_bytes(path)));
         let parent = folder::open_folder(self.folder()?, parent).map_err(error())?;
         Ok(Some(folder::open_file(parent.as_fd(), name).map_err(error())?.into()))
     }
@@ -156,17 +165,17 @@ impl Root {
     /// A tree that may change.
     pub(super) fn open(path: PathBuf) -> Result<Self, StoreError> {
         let folder = folder::open_root(&path).map_err(StoreError::os("open", &path))?;
-        Ok(Self { path, kind: RootKind::Changing, folder: OnceLock::from(folder), names: None })
+        Ok(Self { folder: OnceLock::from(folder), ..Self::nameless(path, RootKind::Changing) })
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        &self.place.path
     }
 
     pub(super) fn folder(&self) -> Result<BorrowedFd<'_>, StoreError> {
         self.require()?;
         if self.folder.get().is_none() {
-            let opened = folder::open_root(&self.path).map_err(StoreError::os("open", &self.path))?;
+            let opened = folder::open_root(&self.place.path).map_err(StoreError::os("open", &self.place.path))?;
             // Another thread may have been faster; its folder is as good.
             drop(self.folder.set(opened));
         }
@@ -175,7 +184,7 @@ impl Root {
 
     /// Whether it is certain that the root folder has nothing of that name.
     pub(super) fn lacks(&self, name: &[u8]) -> bool {
-        self.names.as_ref().is_some_and(|names| names.binary_search_by(|known| known[..].cmp(name)).is_err())
+        self.place.names.as_ref().is_some_and(|names| names.binary_search_by(|known| known[..].cmp(name)).is_err())
     }
 }
 
@@ -196,7 +205,7 @@ const MOST_LAYERS: usize = 16_384;
 /// What this process knows of layers. None of it ever changes: ids are random, and a layer that is made anew has another.
 #[derive(Default)]
 pub(crate) struct Remembered {
-    names: Mutex<HashMap<LayerId, Names>>,
+    places: Mutex<HashMap<LayerId, Arc<Place>>>,
     lists: Mutex<Lists>,
     contents: Mutex<HashMap<LayerId, ContentDigest>>,
     /// What tables of contents of absent layers said, and the number of all their entries.
@@ -210,11 +219,13 @@ struct Lists {
 }
 
 impl Remembered {
+    /// A layer's tree, if it was looked for before and there was one.
+    pub(super) fn known_root(&self, id: &LayerId) -> Option<Root> {
+        lock(&self.places).get(id).cloned().map(Root::of_layer)
+    }
+
     /// The tree at a path, which must be that layer's; `None` where there is none.
     pub(super) fn root(&self, id: &LayerId, path: PathBuf) -> Result<Option<Root>, StoreError> {
-        if let Some(names) = lock(&self.names).get(id) {
-            return Ok(Some(Root::of_layer(path, names.clone())));
-        }
         let folder = match folder::open_root(&path) {
             Ok(folder) => folder,
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
@@ -222,9 +233,10 @@ impl Remembered {
         };
         let names = folder::names(&folder).map_err(StoreError::os("read", &path))?;
         let names = (names.len() <= MOST_NAMES).then(|| Arc::from(names));
-        bounded(&mut lock(&self.names), MOST_LAYERS).insert(*id, names.clone());
+        let place = Arc::new(Place { path, names });
+        bounded(&mut lock(&self.places), MOST_LAYERS).insert(*id, place.clone());
         // Not kept open: a stack may be higher than a process may have descriptors.
-        Ok(Some(Root::of_layer(path, names)))
+        Ok(Some(Root::of_layer(place)))
     }
 
     /// The list of a packed layer, read by `open` the first time.
