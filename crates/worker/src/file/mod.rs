@@ -179,15 +179,18 @@ pub(crate) fn execute(
     work.finish()
 }
 
-/// Carries out an operation that failed once more, action by action: the one that fails, and the tree that each leaves. Of the one
-/// that fails that is what it was to change, and later ones have none. `None` where it does not fail now.
+/// What an operation that failed leaves: the action that failed, and the tree of each. Of the one that failed that is what it
+/// was to change, and later ones have none.
+pub(crate) type Left = (usize, Vec<Option<ResultRef>>);
+
+/// Carries out an operation that failed once more, action by action. `None` where it does not fail now.
 pub(crate) fn left(
     op: &FileOp,
     store: &Store,
     lease: &Lease,
     inputs: &Inputs<'_>,
     now: SystemTime,
-) -> Result<Option<(usize, Vec<Option<ResultRef>>)>, FileError> {
+) -> Result<Option<Left>, FileError> {
     let mut work = Work::new(store, lease, inputs, now);
     let mut left: Vec<Option<ResultRef>> = Vec::new();
     for (place, (action, step)) in op.actions.iter().zip(plan::apart(op)).enumerate() {
