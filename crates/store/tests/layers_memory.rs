@@ -61,7 +61,7 @@ fn measure(codec: &str, threads: usize) {
 
 const CASE: &str = "FORGE_TEST_MEMORY";
 
-/// Seen to fail with ten times as many bytes let wait.
+/// Seen to fail, with eight threads, where each of them keeps its tables and clears all of its room.
 #[test]
 fn privileged_compressing_a_layer_takes_little_memory() {
     let name = "privileged_compressing_a_layer_takes_little_memory";
