@@ -124,15 +124,21 @@ impl Machine {
         })
     }
 
-    /// Begins the first process of the next container.
-    pub(super) fn begin_spare(&mut self, network: Option<NetworkMode>) {
+    /// Begins the first process of the next container, unless one waits already.
+    pub(super) fn begin_spare(&mut self) {
         if self.spare.is_some() || self.finishing || !self.rights.mounts {
             return;
         }
         // What cannot be had now is told when it is asked for.
         let Ok(group) = self.cgroups.target(DevicePolicy::Standard, None) else { return };
         self.spare = Waiting::clone(self.namespaces, group, &self.means(0)).ok();
-        if network == Some(NetworkMode::Private) {
+    }
+
+    /// Makes ready what the next container needs, if it is as the last one.
+    pub(super) fn expect_next(&mut self) {
+        let Some(network) = self.likely else { return };
+        self.begin_spare();
+        if network == NetworkMode::Private {
             self.connect_spare();
         }
     }

@@ -25,7 +25,7 @@ fn serve() -> io::Result<()> {
     let mut machine = Machine::find()?;
     let notices = machine.cgroups.notices();
     control.send(&Message::Serving { notices }, &[])?;
-    machine.begin_spare(None);
+    machine.begin_spare();
     crate::seccomp::compile_common();
     let mut children = Vec::new();
     let served = serve_until_the_end(&control, &signals, &mut machine, &mut children);
@@ -49,10 +49,8 @@ fn serve_until_the_end(
         if child_ended {
             drain(signals);
             reap(children, machine);
-            // Beside what the caller does with the result; what takes time for nobody's sake comes last.
-            if let Some(network) = machine.likely {
-                machine.begin_spare(Some(network));
-            }
+            // The network of the container that has ended is free now.
+            machine.expect_next();
         } else if !request {
             machine.ended.clear();
         }
@@ -144,12 +142,17 @@ fn answer(control: &Channel, machine: &mut Machine, children: &mut Vec<Child>) -
         }
         Message::Spawn(order) => {
             let [channel, exit] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| io::ErrorKind::InvalidData)?;
+            let is_first = machine.likely.is_none();
             match machine.spawn(&order, &channel, exit) {
                 Ok(child) => children.push(child),
                 Err(failure) => refuse(channel, failure),
             }
-            // The container's first process has enough to do by now.
+            // The container's first process has enough to do by now, and the caller waits for it. Who had a second container
+            // made will want a third.
             machine.ended.clear();
+            if !is_first && machine.likely.is_some() {
+                machine.begin_spare();
+            }
         }
         Message::Join => {
             let [channel, exit, first] =
