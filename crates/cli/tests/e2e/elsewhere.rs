@@ -1,7 +1,7 @@
 //! `--host`: a build with a daemon is as one in this process.
 
-use crate::fixture::{Forge, Outcome, Step, state, wait, without_times};
-use crate::interrupt::signal;
+use crate::fixture::{Forge, Outcome, Step, have, state, system, wait, without_times};
+use crate::interrupt::{eventually, processes_with, read_until, signal};
 use forge_testkit::{TestCa, TestRegistry};
 use rustix::process::Signal;
 use std::fs;
@@ -227,4 +227,64 @@ fn privileged_what_has_no_meaning_elsewhere_is_refused_by_name() {
     assert!(run.stderr.contains("`forge run` works on this machine only"), "{}", run.stderr);
     let nobody = forge.forge(&["--host", "unix:///none.sock", "build", &context]);
     assert!(nobody.code == 1 && nobody.stderr.contains("cannot connect to the daemon at unix:///none.sock"));
+}
+
+#[test]
+fn privileged_a_build_elsewhere_ends_with_its_client_and_its_daemon() {
+    let Some(forge) = Forge::privileged_empty("a_build_elsewhere_ends_with_its_client_and_its_daemon") else { return };
+    let daemon = Daemon::start(&forge);
+    let context = forge.context("context", &[("Dockerfile", "FROM busybox\nRUN echo running; sleep 87651\n")]);
+    let begin = || {
+        let words = ["--host", &daemon.address, "build", "--progress", "plain", "-t", "x", &context];
+        let mut child = forge.command(&words).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        read_until(&mut stderr, " running");
+        (child, stderr)
+    };
+    // By Ctrl-C, and by a client that is gone at once.
+    let (mut child, _stderr) = begin();
+    signal(&child, Signal::INT);
+    assert_eq!(wait(&mut child), 130);
+    eventually("the step of a cancelled build runs", || processes_with("sleep 87651") == 0);
+    let (mut child, _stderr) = begin();
+    child.kill().unwrap();
+    wait(&mut child);
+    eventually("the step of a client that is gone runs", || processes_with("sleep 87651") == 0);
+    // The daemon ends in the middle: the client says so.
+    let (mut child, mut stderr) = begin();
+    drop(daemon);
+    let mut told = String::new();
+    std::io::Read::read_to_string(&mut stderr, &mut told).unwrap();
+    assert_eq!(wait(&mut child), 1, "{told}");
+    assert!(told.contains("ERROR: "), "{told}");
+    eventually("the step of a daemon that ended runs", || processes_with("sleep 87651") == 0);
+}
+
+#[test]
+fn privileged_agents_and_caches_of_a_build_elsewhere() {
+    let test = "agents_and_caches_of_a_build_elsewhere";
+    let Some(forge) = Forge::privileged_empty(test) else { return };
+    if !have(test, &["ssh-keygen"]) {
+        return;
+    }
+    let daemon = Daemon::start(&forge);
+    let key = forge.path("key");
+    system(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key.to_str().unwrap()]);
+    let dockerfile = "FROM busybox\nRUN --mount=type=ssh,required=true stat -c %F $SSH_AUTH_SOCK > /socket\n";
+    let context = forge.context("ssh", &[("Dockerfile", dockerfile)]);
+    let without = daemon.build(&forge, &[&context]);
+    assert!(without.code == 1 && without.stderr.contains("ssh"), "{}", without.stderr);
+    daemon.ok(&forge, &["--ssh", "default=key", "-o", "out", &context]);
+    assert_eq!(fs::read_to_string(forge.path("out/socket")).unwrap(), "socket\n");
+    // The daemon tells the cache, and one without anything of its own asks it.
+    let registry = TestRegistry::start();
+    let cache = format!("{}/team/cache:one", registry.authority());
+    let context = forge.context("cached", &[("Dockerfile", "FROM busybox\nRUN date +%N > /when\n")]);
+    daemon.ok(&forge, &["--cache-to", &cache, "-o", "first", &context]);
+    drop(daemon);
+    fs::remove_dir_all(forge.path("daemon")).unwrap();
+    let daemon = Daemon::start(&forge);
+    let second = daemon.ok(&forge, &["--cache-from", &cache, "-o", "second", &context]);
+    assert_eq!(state(&second.steps(), "RUN"), Step::Cached);
+    assert_eq!(fs::read(forge.path("first/when")).unwrap(), fs::read(forge.path("second/when")).unwrap());
 }
