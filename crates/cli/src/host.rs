@@ -4,7 +4,8 @@ use crate::args::{Cli, Command, GlobalArgs};
 use crate::environment::Environment;
 use crate::failure::Failure;
 use anyhow::{Context, bail};
-use forge_client::{Address, TlsFiles};
+use forge_client::{Address, Client, TlsFiles};
+use forge_engine::EngineError;
 use std::path::Path;
 
 const VARIABLE: &str = "FORGE_HOST";
@@ -13,6 +14,16 @@ const VARIABLE: &str = "FORGE_HOST";
 pub struct Host {
     pub address: Address,
     pub tls: Option<TlsFiles>,
+}
+
+impl Host {
+    /// Connects.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect(&self) -> Result<Client, EngineError> {
+        Client::connect(&self.address, self.tls.as_ref()).await
+    }
 }
 
 /// Whether there is one for that command.
@@ -33,7 +44,7 @@ pub fn host(global: &GlobalArgs, command: &Command, environment: &Environment) -
         };
     };
     match command {
-        Command::Build(_) => {}
+        Command::Build(_) | Command::Du(_) | Command::Prune(_) => {}
         // These are the same wherever builds run; a flag that was meant for them is another matter.
         Command::Version(_) | Command::Login(_) | Command::Logout(_) | Command::Imagetools(_)
             if global.host.is_none() =>
@@ -56,7 +67,7 @@ pub fn host(global: &GlobalArgs, command: &Command, environment: &Environment) -
 fn refused(command: &Command, by_flag: bool) -> Failure {
     let name = command.name();
     Failure::new(match by_flag {
-        true => format!("`forge {name}` works on this machine only: --host is for `forge build`"),
+        true => format!("`forge {name}` works on this machine only: --host is for `forge build`, `du` and `prune`"),
         false => format!("`forge {name}` works on this machine only, and {VARIABLE} names a daemon: unset it"),
     })
 }

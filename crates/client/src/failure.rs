@@ -40,6 +40,11 @@ pub(crate) fn of_build(status: &Status) -> EngineError {
     }
 }
 
+/// The failure of anything else.
+pub(crate) fn plain(status: &Status) -> EngineError {
+    EngineError::new(kind_of_code(status.code()), status.message())
+}
+
 fn value(detail: &Any) -> Option<Value> {
     serde_json::from_slice(&detail.value).ok()
 }

@@ -21,6 +21,7 @@ mod request;
 mod results;
 mod session;
 mod tls;
+mod usage;
 
 pub use address::Address;
 pub use build::{CacheEntry, RemoteBuild};

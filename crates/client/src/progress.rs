@@ -74,7 +74,7 @@ fn warning(warning: VertexWarning) -> WarningNotice {
 }
 
 /// A time as it crosses the wire.
-fn time(timestamp: Timestamp) -> SystemTime {
+pub(crate) fn time(timestamp: Timestamp) -> SystemTime {
     let seconds = u64::try_from(timestamp.seconds).unwrap_or_default();
     let nanos = u32::try_from(timestamp.nanos).unwrap_or_default().min(999_999_999);
     UNIX_EPOCH.checked_add(Duration::new(seconds, nanos)).unwrap_or(UNIX_EPOCH)

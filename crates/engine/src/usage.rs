@@ -128,7 +128,7 @@ pub(crate) fn parents(record: &StepRecord, makers: &Makers) -> Vec<String> {
 
 impl UsageRow {
     /// What filters ask.
-    pub(crate) fn facts(&self) -> Facts {
+    pub fn facts(&self) -> Facts {
         Facts {
             id: self.id.clone(),
             kind: self.kind.clone(),

@@ -10,7 +10,7 @@ use crate::request::{
 };
 use crate::{config, output};
 use anyhow::Context;
-use forge_client::{Client, RemoteBuild};
+use forge_client::RemoteBuild;
 use forge_engine::{BuildOutcome, BuildRequest, ContextStream};
 use forge_session::EventSink;
 use serde_json::{Map, Value};
@@ -145,7 +145,7 @@ async fn there(
         Origin::Definition(definition) => (with_dockerfile_context(request), Some(definition)),
     };
     let build = remote_build(start, args, request, definition)?;
-    let connected = token.run_until_cancelled(Client::connect(&host.address, host.tls.as_ref())).await;
+    let connected = token.run_until_cancelled(host.connect()).await;
     let client = connected.ok_or_else(|| Failure::new("cancelled"))??;
     Ok(client.build(build, events, token).await?)
 }

@@ -14,8 +14,13 @@ use std::time::{Duration, SystemTime};
 
 pub fn du(start: &Start, args: &DuArgs) -> Result<(), Failure> {
     let format = Format::read(args.format.as_deref())?;
-    let (filter, unused_for) = read_filters(&args.filters)?;
-    let mut report = block_on(async { Ok(start.engine()?.usage(filter).await?) })?;
+    let Filters { filter, unused_for, .. } = read_filters(&args.filters)?;
+    let mut report = block_on(async {
+        match &start.host {
+            Some(host) => Ok(host.connect().await?.usage(&filter).await?),
+            None => Ok(start.engine()?.usage(filter).await?),
+        }
+    })?;
     let now = SystemTime::now();
     let rested = |row: &UsageRow| row.last_used.and_then(|time| now.duration_since(time).ok()).unwrap_or_default();
     report.rows.retain(|row| unused_for.is_zero() || rested(row) >= unused_for);
@@ -101,7 +106,18 @@ pub fn prune(start: &Start, args: &PruneArgs) -> Result<(), Failure> {
         return Ok(());
     }
     let request = prune_request(args)?;
-    let report = block_on(async { Ok(start.engine()?.prune(request).await?) })?;
+    let report = block_on(async {
+        match &start.host {
+            Some(_) if args.dry_run => {
+                Err(Failure::new("--dry-run is not supported with --host: a daemon only removes"))
+            }
+            Some(host) => {
+                let conditions = read_filters(&args.filters)?.conditions;
+                Ok(host.connect().await?.prune(&request.policy, &conditions).await?)
+            }
+            None => Ok(start.engine()?.prune(request).await?),
+        }
+    })?;
     output::print(&prune_text(&report, args, SystemTime::now()))?;
     if report.over > 0 {
         let over = units::size(report.over);
@@ -111,7 +127,7 @@ pub fn prune(start: &Start, args: &PruneArgs) -> Result<(), Failure> {
 }
 
 fn prune_request(args: &PruneArgs) -> anyhow::Result<PruneRequest> {
-    let (filter, keep_duration) = read_filters(&args.filters)?;
+    let Filters { filter, unused_for: keep_duration, .. } = read_filters(&args.filters)?;
     let space = |flag: &str, text: &Option<String>| text.as_deref().map(|text| bytes(flag, text)).transpose();
     let policy = Policy {
         filters: if filter == Filter::default() { Vec::new() } else { vec![filter] },
@@ -125,7 +141,14 @@ fn prune_request(args: &PruneArgs) -> anyhow::Result<PruneRequest> {
 }
 
 /// buildx's filters: `until=24h` is a time, everything else a condition.
-fn read_filters(texts: &[String]) -> anyhow::Result<(Filter, Duration)> {
+struct Filters {
+    /// Between commas.
+    conditions: String,
+    filter: Filter,
+    unused_for: Duration,
+}
+
+fn read_filters(texts: &[String]) -> anyhow::Result<Filters> {
     let (mut conditions, mut unused_for) = (Vec::new(), Duration::ZERO);
     for text in texts.iter().flat_map(|text| text.split(',')) {
         match text.split_once('=') {
@@ -138,7 +161,9 @@ fn read_filters(texts: &[String]) -> anyhow::Result<(Filter, Duration)> {
             _ => conditions.push(text.to_owned()),
         }
     }
-    Ok((conditions.join(",").parse::<Filter>().context("--filter")?, unused_for))
+    let conditions = conditions.join(",");
+    let filter = conditions.parse().context("--filter")?;
+    Ok(Filters { conditions, filter, unused_for })
 }
 
 fn confirm(all: bool) -> Result<bool, Failure> {

@@ -288,3 +288,24 @@ fn privileged_agents_and_caches_of_a_build_elsewhere() {
     assert_eq!(state(&second.steps(), "RUN"), Step::Cached);
     assert_eq!(fs::read(forge.path("first/when")).unwrap(), fs::read(forge.path("second/when")).unwrap());
 }
+
+#[test]
+fn privileged_the_store_of_a_daemon_is_looked_at_and_cleared() {
+    let Some(forge) = Forge::privileged_empty("the_store_of_a_daemon_is_looked_at_and_cleared") else { return };
+    let daemon = Daemon::start(&forge);
+    let context = forge.context("context", &[("Dockerfile", "FROM busybox\nRUN echo kept > /file\n")]);
+    daemon.ok(&forge, &["-o", "type=cacheonly", &context]);
+    let host = ["--host", daemon.address.as_str()];
+    let du = |words: &[&str]| forge.ok(&[&host[..], &["du"], words].concat()).stdout;
+    let all = du(&["--verbose"]);
+    assert!(all.contains("RUN echo kept") && all.contains("local source for context"), "{all}");
+    let only = du(&["--verbose", "--filter", "type=source.local"]);
+    assert!(!only.contains("RUN echo kept") && only.contains("local source for context"), "{only}");
+    assert!(!forge.ok(&["du", "--verbose"]).stdout.contains("RUN echo kept"));
+    let dry = forge.fails(1, &[&host[..], &["prune", "--dry-run"]].concat());
+    assert!(dry.stderr.contains("--dry-run is not supported with --host"), "{}", dry.stderr);
+    let pruned = forge.ok(&[&host[..], &["prune", "--all", "--force"]].concat()).stdout;
+    assert!(pruned.contains("Total reclaimed space:"), "{pruned}");
+    let left = du(&["--verbose"]);
+    assert!(!left.contains("RUN echo kept") && !left.contains("local source"), "{left}");
+}

@@ -134,7 +134,7 @@ fn a42_misbehaving() {
     });
 }
 
-/// Seen to fail with `check` of the options left out: the image was looked for.
+/// Meant to fail with `check` of the options left out: the image is looked for then.
 fn a42_switched_off() {
     run(async {
         let daemon = TestDaemon::start_as(|options| options.front_ends.enabled = false).await;
