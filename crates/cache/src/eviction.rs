@@ -112,7 +112,7 @@ impl Policy {
     }
 
     /// How much may stay of `used` bytes; `None` where size is no question.
-    fn target(&self, used: u64, space: Space) -> Option<u64> {
+    pub fn target(&self, used: u64, space: Space) -> Option<u64> {
         let limit = |limit: Option<u64>| limit.filter(|bytes| *bytes > 0);
         let (reserved, max, free) =
             (limit(self.reserved_space), limit(self.max_used_space), limit(self.min_free_space));

@@ -136,6 +136,15 @@ impl Bridge {
         self.job().tree(&found.result).await.map_err(|error| self.placed(reply::status(&error)))
     }
 
+    /// What makes a result, with all that is known of where its steps come from.
+    fn definition(&self, result: &JobResult) -> Option<pb::Definition> {
+        // A result that the format has no words for is none the worse for it.
+        let named = result.named_definition().ok()?;
+        let mut definition = pb::Definition::decode(named.bytes.as_slice()).ok()?;
+        self.context.build.places.carry_over(&mut definition, &named.names);
+        Some(definition)
+    }
+
     /// A failure with all places that the step comes from, and what there is of it.
     fn placed(&self, failed: Status) -> Status {
         self.with_results(self.context.build.places.complete(failed))
@@ -184,7 +193,7 @@ impl Bridge {
         for image in &solution.images {
             let (id, def) = match &image.result {
                 Some(result) => {
-                    let definition = definition(result);
+                    let definition = self.definition(result);
                     if let (Some(definition), Some(invocation)) = (&definition, &image.invocation) {
                         let build = &self.context.build.reference;
                         self.context.shared.origins.note(build, definition, invocation.origin());
@@ -427,11 +436,6 @@ fn chain_of(chain: AttestationChain) -> wire::AttestationChain {
         signature_manifests: Vec::new(),
         blobs: chain.documents.into_iter().map(blob).collect(),
     }
-}
-
-fn definition(result: &JobResult) -> Option<pb::Definition> {
-    // A result that the format has no words for is none the worse for it.
-    pb::Definition::decode(result.definition().ok()?.as_slice()).ok()
 }
 
 /// An error as a client hands it in, with its details.

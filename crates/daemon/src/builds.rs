@@ -1,6 +1,7 @@
 //! What runs now, and what ran lately.
 
 use crate::bridge::Bridge;
+use crate::history_files::{HistoryFiles, KeptBuild};
 use crate::places::Places;
 use crate::progress::Progress;
 use bytes::Bytes;
@@ -23,6 +24,7 @@ const WAIT: Duration = Duration::from_secs(3);
 
 /// BuildKit's own spelling.
 const STATUS: &str = "application/vnd.googeapis.google.rpc.status+proto";
+const LOG: &str = "application/vnd.buildkit.status.v0";
 const TRACE: &str = "application/vnd.buildkit.otlp.json.v0";
 /// What is kept of statements is their predicate alone, as with BuildKit.
 const STATEMENT: &str = "application/vnd.in-toto+json";
@@ -88,6 +90,18 @@ impl Build {
         self.locked().external_error = Some(kept);
     }
 
+    /// Keeps all that it said.
+    fn keep_log(&self) {
+        let kept = self.keep(LOG, self.progress.log());
+        self.locked().logs = Some(kept);
+    }
+
+    /// As its file has it.
+    fn kept(&self) -> KeptBuild {
+        let contents = self.contents().values().map(|bytes| bytes.to_vec()).collect();
+        KeptBuild { record: Some(self.record()), contents, number: self.number }
+    }
+
     /// Keeps when each of its steps ran.
     pub(crate) fn keep_trace(&self) {
         let kept = self.keep(TRACE, self.progress.trace(&self.reference));
@@ -136,14 +150,31 @@ pub(crate) struct Builds {
     changed: watch::Sender<()>,
     events: broadcast::Sender<BuildHistoryEvent>,
     next: AtomicU64,
+    files: HistoryFiles,
     /// Cancelled when the daemon ends.
     stop: CancellationToken,
 }
 
 impl Builds {
-    pub(crate) fn new(stop: CancellationToken) -> Self {
+    /// Those that `files` has, and those that begin from now on. Blocks.
+    pub(crate) fn open(stop: CancellationToken, files: HistoryFiles) -> Self {
         let (events, _) = broadcast::channel(256);
-        Self { builds: Mutex::default(), changed: watch::Sender::new(()), events, next: AtomicU64::new(0), stop }
+        let mut builds: BTreeMap<String, Arc<Build>> = BTreeMap::new();
+        let mut next = 0;
+        for kept in files.load() {
+            next = next.max(kept.number.saturating_add(1));
+            let build = ended(kept, &stop);
+            builds.insert(build.reference.clone(), Arc::new(build));
+        }
+        forget_old(&mut builds, &files);
+        let (builds, changed) = (Mutex::new(builds), watch::Sender::new(()));
+        Self { builds, changed, events, next: AtomicU64::new(next), files, stop }
+    }
+
+    /// Writes what is remembered of a build.
+    fn save(&self, build: &Build) {
+        // Without its file it is remembered until the daemon ends.
+        let _ = self.files.save(&build.reference, &build.kept());
     }
 
     fn builds(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Build>>> {
@@ -168,7 +199,7 @@ impl Builds {
             number: self.next.fetch_add(1, Ordering::Relaxed),
         });
         builds.insert(reference, build.clone());
-        forget_old(&mut builds);
+        forget_old(&mut builds, &self.files);
         drop(builds);
         self.changed.send_replace(());
         self.tell(build.event());
@@ -179,7 +210,10 @@ impl Builds {
     pub(crate) fn end(&self, build: &Build, note: impl FnOnce(&mut BuildHistoryRecord)) {
         build.set_bridge(None);
         build.progress.close();
+        build.keep_log();
+        build.keep_trace();
         note(&mut build.locked());
+        self.save(build);
         self.changed.send_replace(());
         self.tell(build.event());
     }
@@ -235,6 +269,7 @@ impl Builds {
         };
         builds.remove(reference);
         drop(builds);
+        self.files.remove(reference);
         let record = BuildHistoryRecord { r#ref: build.reference.clone(), ..BuildHistoryRecord::default() };
         self.tell(BuildHistoryEvent { r#type: BuildHistoryEventType::Deleted.into(), record: Some(record) });
         Ok(())
@@ -245,6 +280,9 @@ impl Builds {
         let found = self.builds().get(reference).cloned();
         let build = found.ok_or_else(|| Status::not_found(format!("no build record {reference}")))?;
         build.keep_trace();
+        if build.has_ended() {
+            self.save(&build);
+        }
         self.tell(build.event());
         Ok(())
     }
@@ -254,6 +292,9 @@ impl Builds {
         let found = self.builds().get(reference).cloned();
         let build = found.ok_or_else(|| Status::not_found(format!("no build record {reference}")))?;
         change(&mut build.locked());
+        if build.has_ended() {
+            self.save(&build);
+        }
         self.tell(build.event());
         Ok(())
     }
@@ -301,7 +342,7 @@ impl Builds {
 }
 
 /// Pinned builds and those that run stay.
-fn forget_old(builds: &mut BTreeMap<String, Arc<Build>>) {
+fn forget_old(builds: &mut BTreeMap<String, Arc<Build>>, files: &HistoryFiles) {
     let mut old: Vec<(u64, String)> = builds
         .values()
         .filter(|build| build.has_ended() && !build.locked().pinned)
@@ -310,5 +351,24 @@ fn forget_old(builds: &mut BTreeMap<String, Arc<Build>>) {
     old.sort();
     for (_, reference) in old.iter().take(old.len().saturating_sub(REMEMBERED)) {
         builds.remove(reference);
+        files.remove(reference);
+    }
+}
+
+/// A build of an earlier life of the daemon.
+fn ended(kept: KeptBuild, stop: &CancellationToken) -> Build {
+    let record = kept.record.unwrap_or_default();
+    let contents = kept.contents.into_iter().map(|bytes| (Digest::sha256(&bytes).to_string(), Bytes::from(bytes)));
+    let contents: BTreeMap<String, Bytes> = contents.collect();
+    let log = record.logs.as_ref().and_then(|log| contents.get(&log.digest)).cloned().unwrap_or_default();
+    Build {
+        reference: record.r#ref.clone(),
+        progress: Arc::new(Progress::ended(&log)),
+        cancel: stop.child_token(),
+        places: Places::default(),
+        bridge: Mutex::default(),
+        record: Mutex::new(record),
+        contents: Mutex::new(contents),
+        number: kept.number,
     }
 }

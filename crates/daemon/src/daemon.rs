@@ -2,6 +2,7 @@ use crate::builds::Builds;
 use crate::content::ContentService;
 use crate::control::ControlService;
 use crate::gateway_service::GatewayService;
+use crate::history_files::HistoryFiles;
 use crate::info_service::WithInfo;
 use crate::listen::Listener;
 use crate::origins::Origins;
@@ -75,7 +76,7 @@ impl Daemon {
             options,
             sessions: Arc::new(Sessions::new()),
             files: Arc::new(SessionFiles::new(root)),
-            builds: Arc::new(Builds::new(stop.clone())),
+            builds: Arc::new(Builds::open(stop.clone(), HistoryFiles::new(root))),
             origins: Origins::default(),
         });
         Ok(Self { shared, listeners, debug, stop })

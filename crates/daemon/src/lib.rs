@@ -27,6 +27,7 @@ mod filter;
 mod front_end_image;
 mod frontend;
 mod gateway_service;
+mod history_files;
 mod info_service;
 mod listen;
 mod options;

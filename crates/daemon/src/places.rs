@@ -5,6 +5,7 @@ use crate::reply;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use forge_buildkit_proto::pb;
+use forge_image::Digest;
 use serde_json::{Map, Value, json};
 use std::sync::{Arc, Mutex, PoisonError};
 use tonic::Status;
@@ -28,6 +29,28 @@ impl Places {
             known.remove(0);
         }
         known.push(Arc::new(source.clone()));
+    }
+
+    /// Says in a definition of results where its steps come from, as their makers said: `names` are what these called them, and
+    /// what they are called there.
+    pub(crate) fn carry_over(&self, definition: &mut pb::Definition, names: &[(Digest, Digest)]) {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = definition.source.get_or_insert_default();
+        for (before, now) in names {
+            let found = known.iter().find_map(|source| Some((source, source.locations.get(before.as_str())?)));
+            let Some((source, locations)) = found else { continue };
+            let place = |location: &pb::Location| {
+                let info = source.infos.get(usize::try_from(location.source_index).ok()?)?;
+                let position = told.infos.iter().position(|known| known == info).unwrap_or_else(|| {
+                    told.infos.push(info.clone());
+                    told.infos.len() - 1
+                });
+                let source_index = i32::try_from(position).ok()?;
+                Some(pb::Location { source_index, ranges: location.ranges.clone() })
+            };
+            let locations = locations.locations.iter().filter_map(place).collect();
+            told.locations.insert(now.to_string(), pb::Locations { locations });
+        }
     }
 
     /// A failure with all places of the step that failed, the last first; as it is where none are known.
@@ -127,6 +150,26 @@ mod tests {
         let completed = places.complete(failed);
         assert_eq!(told(&completed), [("f9".to_owned(), 9), ("f8".to_owned(), 8), ("f7".to_owned(), 7)]);
         assert_eq!(told(&places.complete(completed)).len(), 3, "once more says nothing new");
+    }
+
+    #[test]
+    fn a_result_that_is_handed_on_keeps_its_places() {
+        let places = Places::default();
+        let (before, now, other) = (Digest::sha256(b"a"), Digest::sha256(b"b"), Digest::sha256(b"c"));
+        places.note(&definition_with(before.as_str(), &[7, 8]));
+        let mut definition = definition_with(other.as_str(), &[3]);
+        places.carry_over(&mut definition, &[(before.clone(), now.clone()), (other.clone(), other.clone())]);
+        let source = definition.source.unwrap();
+        let lines = |digest: &Digest| {
+            let all = source.locations[digest.as_str()].locations.iter();
+            let told = all.map(|location| {
+                let start = location.ranges[0].start.unwrap();
+                (source.infos[location.source_index as usize].filename.as_str(), start.line, start.character)
+            });
+            told.collect::<Vec<_>>()
+        };
+        assert_eq!(lines(&now), [("f7", 7, 1), ("f8", 8, 1)]);
+        assert_eq!(lines(&other), [("f3", 3, 1)]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use forge_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexLog
 use forge_buildkit_proto::pb;
 use forge_image::Digest;
 use forge_session::{Event, EventSink, StatusUpdate, VertexUpdate, WarningNotice};
+use prost::Message as _;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -62,6 +63,38 @@ pub(crate) struct Counts {
 impl Progress {
     pub(crate) fn new() -> Self {
         Self { state: Mutex::default(), changed: watch::Sender::new(()) }
+    }
+
+    /// What a build said that ended earlier, from its log.
+    pub(crate) fn ended(log: &[u8]) -> Self {
+        let progress = Self::new();
+        {
+            let mut state = progress.state();
+            let mut rest = log;
+            while let Some((length, after)) = rest.split_first_chunk::<4>()
+                && let Some((frame, after)) = after.split_at_checked(u32::from_le_bytes(*length) as usize)
+                && let Ok(message) = StatusResponse::decode(frame)
+            {
+                state.take(message);
+                rest = after;
+            }
+            state.closed = true;
+        }
+        progress
+    }
+
+    /// All that was said, as BuildKit keeps it: messages of the status stream, each behind its length in four bytes, lowest
+    /// first.
+    pub(crate) fn log(&self) -> Vec<u8> {
+        let state = self.state();
+        let mut log = Vec::new();
+        for items in state.items.chunks(ITEMS) {
+            let frame = message(items).encode_to_vec();
+            // A message is far smaller than what it may be.
+            log.extend(u32::try_from(frame.len()).unwrap_or(u32::MAX).to_le_bytes());
+            log.extend(frame);
+        }
+        log
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -178,6 +211,21 @@ impl EventSink for Progress {
 }
 
 impl State {
+    /// Takes in what was told before.
+    fn take(&mut self, message: StatusResponse) {
+        for vertex in &message.vertexes {
+            let Ok(digest) = vertex.digest.parse() else { continue };
+            let known: &mut Known = self.vertices.entry(digest).or_default();
+            known.started |= vertex.started.is_some();
+            known.completed |= vertex.completed.is_some();
+            known.cached |= vertex.cached;
+        }
+        self.items.extend(message.vertexes.into_iter().map(Item::Vertex));
+        self.items.extend(message.statuses.into_iter().map(Item::Status));
+        self.items.extend(message.logs.into_iter().map(Item::Log));
+        self.items.extend(message.warnings.into_iter().map(Item::Warning));
+    }
+
     /// One build solves several graphs that share vertices: what was completed once stays as it was told.
     fn vertex(&mut self, update: VertexUpdate) {
         let known = self.vertices.entry(update.digest.clone()).or_default();

@@ -44,6 +44,14 @@ pub struct Job(Arc<Build>);
 #[derive(Clone)]
 pub struct JobResult(Arc<Lazy>);
 
+/// The definition of what makes a result.
+pub struct NamedDefinition {
+    /// In BuildKit's format.
+    pub bytes: Vec<u8>,
+    /// What its steps are called, in the build and in the definition.
+    pub names: Vec<(Digest, Digest)>,
+}
+
 struct Lazy {
     /// The build that it is of: its session has the contexts that the graph reads.
     build: Arc<Build>,
@@ -518,10 +526,19 @@ impl JobResult {
     /// # Errors
     /// It holds what the format has no words for.
     pub fn definition(&self) -> Result<Vec<u8>, EngineError> {
+        Ok(self.named_definition()?.bytes)
+    }
+
+    /// The same, and what its steps are called: in this build, and in the definition.
+    ///
+    /// # Errors
+    /// As [`JobResult::definition`].
+    pub fn named_definition(&self) -> Result<NamedDefinition, EngineError> {
         let (sources, _) = self.files();
-        let definition = forge_buildkit_proto::encode(&self.0.image.graph, &sources)
+        let encoded = forge_buildkit_proto::encode_named(&self.0.image.graph, &sources)
             .map_err(|error| EngineError::caused(ErrorKind::UserInput, error))?;
-        Ok(forge_buildkit_proto::definition_bytes(&definition))
+        let names = encoded.digests.into_iter().map(|(vertex, op)| (vertex.digest().clone(), op)).collect();
+        Ok(NamedDefinition { bytes: forge_buildkit_proto::definition_bytes(&encoded.definition), names })
     }
 
     /// A result that there is already.

@@ -92,7 +92,7 @@ pub use error::{EngineError, SourcePlace};
 pub use excerpt::excerpt;
 pub use expected::ExpectedContainer;
 pub use failed_steps::FailedOp;
-pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason};
+pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason, Space};
 pub use forge_executor::{CpuQuota, ExitStatus, Footing, NamespaceIds, Resources, SwapLimit};
 pub use forge_exporter::{
     Annotation, AnnotationScope, Attestation, AttestationForm, ExistingBlobs, FolderMode, LoadLimits, Nondistributable,
@@ -107,8 +107,8 @@ pub use forge_store::{
 };
 pub use forge_worker::{BuildProcess, ProcessRequest, ProcessStreams, ReadObjects, Resolver, SourceFacts};
 pub use job::{
-    AttestationChain, Job, JobDockerfile, JobImage, JobResult, JobSource, MergedTree, SessionDockerfile, TreeEntry,
-    TreeKind,
+    AttestationChain, Job, JobDockerfile, JobImage, JobResult, JobSource, MergedTree, NamedDefinition,
+    SessionDockerfile, TreeEntry, TreeKind,
 };
 pub use job_container::JobContainer;
 pub use leaks::leaks;

@@ -195,9 +195,9 @@ impl LocalWorker {
             let inputs = file_inputs(&store, given, session, &contexts).ok()?;
             file::left(&op, &store, &lease, &inputs, SystemTime::now()).ok().flatten()
         };
-        let Ok(Some((action, left))) = tokio::task::spawn_blocking(again).await else { return error };
+        let Ok(Some(left)) = tokio::task::spawn_blocking(again).await else { return error };
         let inputs = inputs.into_iter().map(Some).collect();
-        error.keeping(FailedStep { inputs, left, part: FailedPart::Action(action) })
+        error.keeping(FailedStep { inputs, left: left.trees, part: FailedPart::Action(left.action) })
     }
 
     /// The layers of a COPY whose own one is kept already.

@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -77,6 +78,8 @@ pub(crate) struct Kept {
     pub about: String,
     pub bytes: u64,
     pub in_use: bool,
+    /// When it was first and last used.
+    pub used: (SystemTime, SystemTime),
 }
 
 impl SessionFiles {
@@ -104,9 +107,17 @@ impl SessionFiles {
             let path = entry?.path();
             let Some(id) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else { continue };
             let about = fs::read_to_string(path.join("about")).unwrap_or_default();
-            kept.push(Kept { id, about, bytes: size(&path.join("tree")), in_use: used.contains_key(&path) });
+            let (bytes, in_use) = (size(&path.join("tree")), used.contains_key(&path));
+            let used = (modified(&path.join("lock")), modified(&path.join("about")));
+            kept.push(Kept { id, about, bytes, in_use, used });
         }
         Ok(kept)
+    }
+
+    /// The bytes that the file system has left. Blocks.
+    pub(crate) fn free(&self) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(self.folder.parent().unwrap_or(&self.folder))?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 
     /// Removes a folder that nobody reads; `false` if somebody does. Blocks.
@@ -263,6 +274,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
         Ok(status) => status,
         Err(error) => Status::new(Code::Unknown, error.to_string()),
     })
+}
+
+/// When a file was written; long ago where that cannot be known.
+fn modified(path: &Path) -> SystemTime {
+    fs::metadata(path).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// Bytes of all files below a folder; what cannot be read counts nothing.

@@ -1,6 +1,9 @@
-use crate::client::{Served, TestDaemon};
+use crate::client::{Client, Served, TestDaemon};
 use forge_buildkit_proto::moby::buildkit::v1::sourcepolicy::{Policy, PolicyAction, Rule, Selector};
-use forge_buildkit_proto::moby::buildkit::v1::{BuildHistoryRequest, CacheOptions, CacheOptionsEntry, SolveRequest};
+use forge_buildkit_proto::moby::buildkit::v1::{
+    BuildHistoryRecord, BuildHistoryRequest, CacheOptions, CacheOptionsEntry, PruneRequest, SolveRequest,
+    UpdateBuildHistoryRequest,
+};
 use std::time::Duration;
 use tonic::Code;
 
@@ -28,6 +31,79 @@ async fn a_dockerfile_and_its_context_come_from_the_client() {
     let mut history = client.control().listen_build_history(history).await.unwrap().into_inner();
     let first = history.message().await.unwrap().unwrap().record.unwrap();
     assert_eq!((first.r#ref.as_str(), first.error.is_none()), ("one", true));
+}
+
+/// All builds that are remembered.
+async fn remembered(client: &Client) -> Vec<BuildHistoryRecord> {
+    let request = BuildHistoryRequest { early_exit: true, ..BuildHistoryRequest::default() };
+    let mut events = client.control().listen_build_history(request).await.unwrap().into_inner();
+    let mut records = Vec::new();
+    while let Some(event) = events.message().await.unwrap() {
+        records.extend(event.record);
+    }
+    records
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn builds_are_remembered_when_the_daemon_starts_anew() {
+    let daemon = TestDaemon::start().await;
+    let client = daemon.client().await;
+    client.build("one", copying("text"), &[]).await.unwrap();
+    let none = Served::context("dockerfile", &[]).and("context", &[]);
+    client.build("two", none, &[]).await.unwrap_err();
+    let (records, status) = (remembered(&client).await, client.status("one").await);
+    assert_eq!(records.iter().map(|record| record.r#ref.as_str()).collect::<Vec<_>>(), ["one", "two"]);
+    for record in &records {
+        assert_eq!(record.logs.as_ref().unwrap().media_type, "application/vnd.buildkit.status.v0");
+        assert!(record.trace.is_some() && record.completed_at.is_some());
+    }
+    assert!(records[0].num_completed_steps > 0 && records[1].external_error.is_some());
+    let daemon = daemon.again().await;
+    let client = daemon.client().await;
+    assert_eq!(remembered(&client).await, records);
+    assert_eq!(client.status("one").await, status);
+    let forget = UpdateBuildHistoryRequest { r#ref: "one".into(), delete: true, ..Default::default() };
+    client.control().update_build_history(forget).await.unwrap();
+    client.build("three", copying("text"), &[]).await.unwrap();
+    let daemon = daemon.again().await;
+    let names: Vec<String> = remembered(&daemon.client().await).await.into_iter().map(|record| record.r#ref).collect();
+    assert_eq!(names, ["two", "three"]);
+    daemon.stop().await.unwrap();
+}
+
+/// What is removed of copies of clients' files, and of results.
+async fn pruned(client: &Client, request: PruneRequest) -> (usize, usize) {
+    let mut answers = client.control().prune(request).await.unwrap().into_inner();
+    let (mut files, mut results) = (0, 0);
+    while let Some(record) = answers.message().await.unwrap() {
+        if record.record_type == "source.local" { files += 1 } else { results += 1 }
+    }
+    (files, results)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_removed_keeps_to_filters_and_limits() {
+    let daemon = TestDaemon::start().await;
+    let client = daemon.client().await;
+    let build = async |name: &str| client.build(name, copying("text"), &[]).await.unwrap();
+    build("one").await;
+    let request = |change: fn(&mut PruneRequest)| {
+        let mut request = PruneRequest { all: true, ..PruneRequest::default() };
+        change(&mut request);
+        request
+    };
+    let filtered = |filter: &str| PruneRequest { filter: vec![filter.to_owned()], ..request(|_| {}) };
+    assert_eq!(pruned(&client, filtered("description~=never")).await, (0, 0));
+    assert_eq!(pruned(&client, request(|it| it.keep_duration = 3_600_000_000_000)).await, (0, 0), "all of it is new");
+    assert_eq!(pruned(&client, request(|it| it.max_used_space = 1 << 40)).await, (0, 0), "there is room");
+    assert_eq!(pruned(&client, request(|it| it.reserved_space = 1 << 40)).await, (0, 0), "so much may stay");
+    assert_eq!(pruned(&client, request(|it| it.min_free_space = 1)).await, (0, 0), "enough is free");
+    let (files, results) = pruned(&client, filtered("type==source.local")).await;
+    assert!(files > 0 && results == 0, "{files} {results}");
+    build("two").await;
+    let (files, results) = pruned(&client, request(|it| it.max_used_space = 1)).await;
+    assert!(files > 0 && results > 0, "{files} {results}");
+    daemon.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

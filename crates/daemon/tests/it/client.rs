@@ -65,7 +65,22 @@ impl TestDaemon {
         change: impl FnOnce(&mut EngineOptions),
         change_daemon: impl FnOnce(&mut DaemonOptions),
     ) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), change, change_daemon).await
+    }
+
+    /// Ends it, and starts it anew with what it left.
+    pub async fn again(self) -> Self {
+        let Self { folder, stop, served, .. } = self;
+        drop(stop);
+        served.await.unwrap().unwrap();
+        Self::start_in(folder, |_| {}, |_| {}).await
+    }
+
+    async fn start_in(
+        folder: tempfile::TempDir,
+        change: impl FnOnce(&mut EngineOptions),
+        change_daemon: impl FnOnce(&mut DaemonOptions),
+    ) -> Self {
         let root = folder.path().join("root");
         let mut options = EngineOptions {
             root: root.clone(),

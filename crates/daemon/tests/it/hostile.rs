@@ -142,5 +142,5 @@ async fn a29_file_operations_stay_in_their_root() {
             assert!(path.components().all(inside) && !path.ends_with("untouched"), "{path:?}");
         }
     }
-    assert!(succeeded > 30, "{succeeded} of 200 could be done");
+    assert!(succeeded > 20, "{succeeded} of 200 could be done");
 }

@@ -266,7 +266,11 @@ fn left(
     changed: Vec<ChangedMount>,
 ) -> Result<Vec<Option<ResultRef>>, WorkError> {
     let mut left = given(op, context);
-    for ChangedMount { mount, active, .. } in changed.into_iter().chain(root_mount(op, root)) {
+    // What is shown of a context is a copy that lies elsewhere in its layer.
+    let is_copy = |mount: usize| matches!(left[mount], Some(ResultRef::Context { .. }));
+    let changed: Vec<ChangedMount> = changed.into_iter().chain(root_mount(op, root)).collect();
+    let kept: Vec<ChangedMount> = changed.into_iter().filter(|changed| !is_copy(changed.mount)).collect();
+    for ChangedMount { mount, active, .. } in kept {
         let parents = active.parents().to_vec();
         let record = context.store.layers().commit(active, &context.lease)?;
         left[mount] = Some(ResultRef::Layers([parents, vec![record.id]].concat()));

@@ -33,6 +33,7 @@ pub(super) fn mkfile(editor: &mut Editor<'_>, action: &MkfileAction, now: Moment
     let Some((parent, name)) = path.parent().zip(path.file_name()) else {
         return Err(EditError::IsADirectory { path: action.path.clone() }.into());
     };
+    require(editor, parent)?;
     let mut parent = editor.folder(parent, &EntryMetadata { mode: 0o755, ..metadata.clone() })?;
     Ok(editor.bytes(&mut parent, name, &action.data, &metadata)?)
 }

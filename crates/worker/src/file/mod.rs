@@ -179,11 +179,16 @@ pub(crate) fn execute(
     work.finish()
 }
 
-/// What an operation that failed leaves: the action that failed, and the tree of each. Of the one that failed that is what it
-/// was to change, and later ones have none.
-pub(crate) type Left = (usize, Vec<Option<ResultRef>>);
+/// What there is of an operation that failed.
+pub(crate) struct Left {
+    /// The action that failed.
+    pub action: usize,
+    /// The tree of each action.
+    pub trees: Vec<Option<ResultRef>>,
+}
 
-/// Carries out an operation that failed once more, action by action. `None` where it does not fail now.
+/// Carries out an operation that failed once more, action by action: the one that fails, and the tree that each leaves. Of the one
+/// that fails that is what it was to change, and later ones have none. `None` where it does not fail now.
 pub(crate) fn left(
     op: &FileOp,
     store: &Store,
@@ -205,7 +210,7 @@ pub(crate) fn left(
             FileInput::Action(before) => left[before].clone(),
         });
         left.resize(op.actions.len(), None);
-        return Ok(Some((place, left)));
+        return Ok(Some(Left { action: place, trees: left }));
     }
     Ok(None)
 }
