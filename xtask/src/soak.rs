@@ -293,15 +293,15 @@ impl Soak {
         ensure!(verified.contains(": whole"), "{verified}");
         let store = self.forge.root.to_string_lossy().into_owned();
         let mounts = fs::read_to_string("/proc/self/mountinfo")?.lines().filter(|line| line.contains(&store)).count();
-        let leaks = self.forge.command("debug leaks").output()?;
-        let leaks = String::from_utf8_lossy(&leaks.stdout).into_owned();
-        let groups = leaks.lines().filter(|line| line.contains(&store)).count();
         let interfaces = fs::read_dir("/sys/class/net")?.flatten();
         let interfaces = interfaces.filter(|entry| entry.file_name().to_string_lossy().starts_with("forge")).count();
         // The size of what is kept depends on what was built last; that nothing else is kept does not.
         text(&mut self.forge.command("prune -af"))?;
         let verified = text(&mut self.forge.command("store verify"))?;
         ensure!(verified.trim_end().ends_with(": whole"), "after a collection: {verified}");
+        let leaks = self.forge.command("debug leaks").output()?;
+        let leaks = String::from_utf8_lossy(&leaks.stdout).into_owned();
+        let groups = leaks.lines().filter(|line| line.contains(&store)).count();
         let layers = fs::read_dir(self.forge.root.join("layers"))?.count();
         let count = |name: &str| fs::read_dir(self.forge.root.join(name)).map_or(0, |entries| entries.count());
         let store_files = ["scratch", "leases", "locks", "flights", "run"].iter().map(|name| count(name)).sum();

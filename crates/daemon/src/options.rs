@@ -85,7 +85,7 @@ pub struct DaemonOptions {
 mod tests {
     use super::*;
 
-    // Seen to fail with the list not looked at.
+    // Fails when the list is not looked at.
     #[test]
     fn a42_front_ends_come_from_where_they_may() {
         let only = FrontEndImages { enabled: true, allowed: vec!["registry.test/team/front".into(), "plain".into()] };
