@@ -1,4 +1,5 @@
 use crate::background::Background;
+use crate::collect::names_in;
 use crate::database::Database;
 use crate::ids::LayerId;
 use crate::layers::{Folds, Remembered};
@@ -161,12 +162,21 @@ impl Opened {
         Ok(folder.join(format!("{number}-{purpose}")))
     }
 
-    /// Removes leases and scratch folders of processes that are dead. Costs one query when there are none.
+    /// Removes leases and scratch folders of processes that are dead. Costs one query and a look into one folder when there are
+    /// none.
     pub(crate) fn reap(&self) -> Result<(), StoreError> {
         let own = self.owner.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|owner| owner.id.clone());
         let others = self.database.read(|connection| owner::others(connection, own.as_deref()))?;
-        for (id, process) in others {
-            if let Some(dead) = DeadOwner::find(&self.leases_path(), &id, Some(&process), &self.boot_id)? {
+        let leases = self.leases_path();
+        for (id, process) in &others {
+            if let Some(dead) = DeadOwner::find(&leases, id, Some(process), &self.boot_id)? {
+                self.clear_up(&dead)?;
+            }
+        }
+        // Those that died before they had a record.
+        let is_known = |id: &String| own.as_ref() == Some(id) || others.iter().any(|(other, _)| other == id);
+        for id in names_in(&leases)?.into_iter().filter(|id| !is_known(id)) {
+            if let Some(dead) = DeadOwner::find(&leases, &id, None, &self.boot_id)? {
                 self.clear_up(&dead)?;
             }
         }

@@ -114,6 +114,18 @@ fn f42_a_lease_of_another_boot_is_stale() {
     kill(&mut child);
 }
 
+/// A process that was killed between the file of its lease and its record. Fails where only records are looked at.
+#[test]
+fn a_lease_without_a_record_ends_with_its_process() {
+    let (_folder, store) = new_store();
+    let place = |name: &str| store.root().join("leases").join(name);
+    std::fs::write(place("dead"), "").unwrap();
+    let living = std::fs::File::create(place("living")).unwrap();
+    rustix::fs::flock(&living, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    drop(Store::open(store.root()).unwrap());
+    assert!(place("living").exists() && !place("dead").exists());
+}
+
 /// Without its lock file a process is known by pid and start time: a recycled pid does not keep a lease.
 #[test]
 fn a_recycled_pid_keeps_nothing() {

@@ -211,11 +211,14 @@ fn a36_names_never_leave_the_tree() {
         FileKind::Mkfile(MkfileAction { path: path.to_owned(), mode: 0o644, data, owner: None, timestamp: Some(9) })
     };
     for path in ["/../../canary/flag", "../../../../../../canary/flag", "/a/../../../../../../../canary/flag"] {
+        let folder = path.trim_end_matches("/flag").to_owned();
+        let folder = MkdirAction { path: folder, mode: 0o755, make_parents: true, owner: None, timestamp: Some(9) };
         let actions = vec![
-            FileAction { base: FileInput::Scratch, kind: mkfile(path) },
+            FileAction { base: FileInput::Scratch, kind: FileKind::Mkdir(folder) },
+            FileAction { base: FileInput::Action(0), kind: mkfile(path) },
             FileAction {
                 base: FileInput::Input(0),
-                kind: FileKind::Copy(forge_llb::CopyAction { from: FileInput::Action(0), ..copy_action("COPY / /t") }),
+                kind: FileKind::Copy(forge_llb::CopyAction { from: FileInput::Action(1), ..copy_action("COPY / /t") }),
             },
         ];
         let shown = site.shown(site.execute_op(FileOp { actions }));

@@ -173,10 +173,11 @@ fn continuations() {
     ];
     check(&site, read_later, "d deleted\n kept =F");
     let onto_itself = vec![
-        action(FileInput::Scratch, FileKind::Mkfile(mkfile("/d/x", "X", None))),
-        action(FileInput::Action(0), from(0, "COPY / /d/inside")),
+        action(FileInput::Scratch, FileKind::Mkdir(mkdir("/d", None))),
+        action(FileInput::Action(0), FileKind::Mkfile(mkfile("/d/x", "X", None))),
+        action(FileInput::Action(1), from(1, "COPY / /d/inside")),
     ];
-    let inside = "d/ @9\n d/inside/\n d/inside/d/ @9\n d/inside/d/x =X @9\n d/x =X @9";
+    let inside = "d/\n d/inside/\n d/inside/d/\n d/inside/d/x =X @9\n d/x =X @9";
     assert_eq!(site.shown(site.execute_op(FileOp { actions: onto_itself })).replace(" @now", ""), trimmed(inside));
     // It is one layer, however it came about.
     let steps = vec![
