@@ -1,7 +1,7 @@
 //! One large layer: six copies of a system's files and noise, as it leaves to a layout.
 
 use super::cases::{Bench, Row};
-use super::measure::{Used, plain, shell, used};
+use super::measure::{Used, median, plain, settle, shell, used};
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
@@ -23,11 +23,12 @@ impl Bench {
         for (compression, compressor, goal, bytes) in
             [("gzip", "pigz -6", "0.25", "1.02"), ("zstd", "zstd -q -3 -T2", "1.1", "1.03")]
         {
+            settle()?;
             let forge = self.to_layout(&context, compression)?;
             first.get_or_insert(forge);
             let bare_file = self.folder.join("bare");
             let line = format!("tar -C {} -c . | {compressor} > {}", data.display(), bare_file.display());
-            let bare = plain(1, || shell(&line))?;
+            let bare = median(1, settle, || shell(&line))?;
             let case = format!("{megabytes} MB layer to OCI {compression}");
             Row { case: &case, forge: forge.time, bare, goal, bare_job: &format!("tar | {compressor}") }.print();
             let theirs = fs::metadata(&bare_file)?.len();

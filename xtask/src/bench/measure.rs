@@ -21,6 +21,12 @@ pub fn median(
     Ok(times[times.len() / 2])
 }
 
+/// Waits until everything is on the disk, so that nobody shares it with what was prepared.
+pub fn settle() -> Result<()> {
+    rustix::fs::sync();
+    Ok(())
+}
+
 /// One run of a command.
 pub fn once(command: &mut Command) -> Result<Duration> {
     let start = Instant::now();
