@@ -81,6 +81,17 @@ pub(crate) fn details(status: &Status) -> Vec<Any> {
     rpc::Status::decode(status.details()).map(|status| status.details).unwrap_or_default()
 }
 
+/// A failure at the place of another one, unless it has a place of its own.
+pub(crate) fn placed_as(failed: Status, other: &Status) -> Status {
+    let is_place = |detail: &Any| detail.type_url == type_url("Source");
+    let mut all = details(&failed);
+    if all.iter().any(is_place) {
+        return failed;
+    }
+    all.extend(details(other).into_iter().filter(is_place));
+    with_details(failed.code(), failed.message().to_owned(), all)
+}
+
 /// A detail of one of the types that clients know.
 pub(crate) fn detail(kind: &str, value: &Value) -> Any {
     Any { type_url: type_url(kind), value: value.to_string().into_bytes() }
@@ -129,5 +140,22 @@ mod tests {
             (value["info"]["data"].as_str(), value["ranges"][0]["end"]["line"].as_u64()),
             (Some("UlVOIHg="), Some(1))
         );
+    }
+
+    /// Seen to fail in BuildKit's test ErrorsSourceMap, where an image that cannot be had was told without its line.
+    #[test]
+    fn a_failure_takes_the_place_of_another_only_where_it_has_none() {
+        let at = |line: u32| {
+            let place = SourcePlace { file: "Dockerfile".into(), data: Vec::new(), first_line: line, last_line: line };
+            with_details(Code::Unknown, format!("at {line}"), vec![detail("Source", &source(&place))])
+        };
+        let line = |status: &Status| {
+            let value: Value = serde_json::from_slice(&details(status)[0].value).unwrap();
+            value["ranges"][0]["start"]["line"].as_u64()
+        };
+        let vague = placed_as(Status::unknown("no such image"), &at(1));
+        assert_eq!((vague.message(), line(&vague)), ("no such image", Some(1)));
+        let exact = placed_as(at(7), &at(1));
+        assert_eq!((exact.message(), line(&exact), details(&exact).len()), ("at 7", Some(7), 1));
     }
 }

@@ -313,13 +313,13 @@ impl JobContext {
             request.options.get("build-arg:BUILDKIT_SYNTAX").filter(|_| !request.options.contains_key("cmdline"));
         let asked = asked.filter(|line| !line.split_whitespace().next().is_none_or(is_dockerfile)).cloned();
         let other = OtherFrontEnd::default();
-        let line = match asked {
-            Some(line) => line,
+        let (line, refused) = match asked {
+            Some(line) => (line, None),
             None => {
                 let answered = self.dockerfile(&request, &other).await;
                 let found = other.0.lock().unwrap_or_else(PoisonError::into_inner).take();
                 match (answered, found) {
-                    (Err(_), Some(line)) => line,
+                    (Err(refused), Some(line)) => (line, Some(refused)),
                     (answered, _) => return answered,
                 }
             }
@@ -328,7 +328,12 @@ impl JobContext {
         options.insert("source".to_owned(), line.split_whitespace().next().unwrap_or_default().to_owned());
         options.insert("cmdline".to_owned(), line);
         let request = FrontendRequest { frontend: "gateway.v0".to_owned(), options, ..request };
-        Box::pin(self.front_end_image(request)).await
+        let answered = Box::pin(self.front_end_image(request)).await;
+        // The line that asks for the image is the place of what it does not place itself.
+        answered.map_err(|failed| match refused {
+            Some(refused) => reply::placed_as(failed, &refused),
+            None => failed,
+        })
     }
 
     async fn dockerfile(&self, asked: &FrontendRequest, other: &OtherFrontEnd) -> Result<Solution, Status> {
