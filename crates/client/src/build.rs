@@ -8,13 +8,12 @@ use forge_buildkit_proto::moby::buildkit::v1::{
     CacheOptions, CacheOptionsEntry, SolveRequest, SolveResponse, StatusRequest,
 };
 use forge_buildkit_proto::pb;
-use forge_engine::{BuildContext, BuildOutcome, BuildRequest, EngineError, Handover};
+use forge_engine::{BuildContext, BuildOutcome, BuildRequest, EngineError, EngineOptions, Handover, TokenFetcher};
 use forge_image::{Digest, ErrorKind};
 use forge_session::{Event, EventSink};
 use prost::Message;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -43,8 +42,8 @@ pub struct RemoteBuild {
     pub imports: Vec<CacheEntry>,
     /// The caches that are told.
     pub exports: Vec<CacheEntry>,
-    /// docker's `config.json` with credentials; need not exist.
-    pub docker_config: PathBuf,
+    /// How registries are reached from here, and where docker keeps its credentials.
+    pub options: EngineOptions,
     /// What tells this machine from others.
     pub machine: String,
 }
@@ -62,7 +61,7 @@ impl Client {
     ) -> Result<BuildOutcome, EngineError> {
         let stop = cancel.child_token();
         let _stop = stop.clone().drop_guard();
-        let given = (build.request.clone(), build.docker_config.clone(), events.clone(), stop.clone());
+        let given = (build.request.clone(), build.options.docker_config.clone(), events.clone(), stop.clone());
         let opened = tokio::task::spawn_blocking(move || given.0.hand_over(given.1, given.2, given.3));
         let handover = opened.await??;
         let id = random()?;
@@ -72,7 +71,8 @@ impl Client {
             _ => None,
         };
         let shared_key = Digest::sha256(format!("{}:{}", build.machine, handover.identity).as_bytes());
-        let handed = Handed::new(handover.session, stream);
+        let tokens = TokenFetcher::new(&build.options)?;
+        let handed = Handed::new(handover.session, stream, tokens);
         let session = self.open_session(&id, shared_key.hex(), handed, Arc::new(targets));
         let session = session.await.map_err(|status| failure::of_build(&status))?;
         let told = Arc::new(Told { events, outcome: Mutex::default() });

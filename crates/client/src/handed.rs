@@ -12,7 +12,7 @@ use forge_buildkit_proto::moby::sshforward::v1::ssh_server::Ssh;
 use forge_buildkit_proto::moby::sshforward::v1::{BytesMessage, CheckAgentRequest, CheckAgentResponse};
 use forge_buildkit_proto::moby::upload::v1::BytesMessage as Uploaded;
 use forge_buildkit_proto::moby::upload::v1::upload_server::Upload;
-use forge_session::Credentials;
+use forge_session::{Credentials, TokenRequest};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -94,13 +94,20 @@ impl Ssh for Handed {
     }
 }
 
+/// Tokens are good for the build that they are fetched for.
+const NO_AUTHORITY: &str = "tokens are not shared with other builds";
+
+/// Docker Hub is asked for by the name of its registry, and known by that of its images.
+fn registry(host: &str) -> &str {
+    if host == "registry-1.docker.io" { "docker.io" } else { host }
+}
+
 #[tonic::async_trait]
 impl Auth for Handed {
     async fn credentials(&self, request: Request<CredentialsRequest>) -> Result<Response<CredentialsResponse>, Status> {
         let host = request.into_inner().host;
-        // Docker Hub is asked for by the name of its registry, and known by that of its images.
-        let registry = if host == "registry-1.docker.io" { "docker.io" } else { host.as_str() };
-        let found = self.session().credentials(registry).await.map_err(|error| failed(forge_image::chain(&error)))?;
+        let found =
+            self.session().credentials(registry(&host)).await.map_err(|error| failed(forge_image::chain(&error)))?;
         let (username, secret) = match found {
             None => (String::new(), String::new()),
             Some(Credentials::Basic { username, password }) => (username, password.reveal().to_owned()),
@@ -114,22 +121,34 @@ impl Auth for Handed {
         Ok(Response::new(CredentialsResponse { username, secret }))
     }
 
-    async fn fetch_token(&self, _: Request<FetchTokenRequest>) -> Result<Response<FetchTokenResponse>, Status> {
-        Err(Status::unimplemented("the daemon asks registries for tokens itself"))
+    async fn fetch_token(&self, request: Request<FetchTokenRequest>) -> Result<Response<FetchTokenResponse>, Status> {
+        let asked = request.into_inner();
+        let wanted = TokenRequest {
+            registry: registry(&asked.host),
+            realm: &asked.realm,
+            service: Some(asked.service.as_str()).filter(|service| !service.is_empty()),
+            scopes: &asked.scopes,
+            refused: None,
+        };
+        let fetched = self.tokens().fetch(&wanted, self.session()).await;
+        let fetched = fetched.map_err(|error| failed(forge_image::chain(&error)))?;
+        let given = fetched.ok_or_else(|| Status::unimplemented("tokens of that server are not fetched from here"))?;
+        let expires_in = i64::try_from(given.life.as_secs()).unwrap_or(i64::MAX).max(1);
+        Ok(Response::new(FetchTokenResponse { token: given.token.reveal().to_owned(), expires_in, issued_at: 0 }))
     }
 
     async fn get_token_authority(
         &self,
         _: Request<GetTokenAuthorityRequest>,
     ) -> Result<Response<GetTokenAuthorityResponse>, Status> {
-        Err(Status::unimplemented("the daemon asks registries for tokens itself"))
+        Err(Status::unimplemented(NO_AUTHORITY))
     }
 
     async fn verify_token_authority(
         &self,
         _: Request<VerifyTokenAuthorityRequest>,
     ) -> Result<Response<VerifyTokenAuthorityResponse>, Status> {
-        Err(Status::unimplemented("the daemon asks registries for tokens itself"))
+        Err(Status::unimplemented(NO_AUTHORITY))
     }
 }
 

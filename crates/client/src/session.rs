@@ -14,7 +14,7 @@ use forge_buildkit_proto::moby::filesync::packet::file_sync_server::FileSyncServ
 use forge_buildkit_proto::moby::filesync::v1::auth_server::AuthServer;
 use forge_buildkit_proto::moby::sshforward::v1::ssh_server::SshServer;
 use forge_buildkit_proto::moby::upload::v1::upload_server::UploadServer;
-use forge_engine::ContextStream;
+use forge_engine::{ContextStream, TokenFetcher};
 use forge_session::Session;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use std::io;
@@ -37,10 +37,11 @@ const CHUNK: usize = 32 << 10;
 const WINDOW: u32 = 4 << 20;
 
 /// What the daemon may call.
-const METHODS: [&str; 10] = [
+const METHODS: [&str; 11] = [
     "/moby.filesync.v1.FileSync/DiffCopy",
     "/moby.filesync.v1.FileSend/DiffCopy",
     "/moby.filesync.v1.Auth/Credentials",
+    "/moby.filesync.v1.Auth/FetchToken",
     "/moby.buildkit.secrets.v1.Secrets/GetSecret",
     "/moby.sshforward.v1.SSH/CheckAgent",
     "/moby.sshforward.v1.SSH/ForwardAgent",
@@ -58,15 +59,20 @@ struct Given {
     session: Arc<dyn Session>,
     /// The main context, where it is a stream.
     stream: Option<ContextStream>,
+    tokens: TokenFetcher,
 }
 
 impl Handed {
-    pub(crate) fn new(session: Arc<dyn Session>, stream: Option<ContextStream>) -> Self {
-        Self(Arc::new(Given { session, stream }))
+    pub(crate) fn new(session: Arc<dyn Session>, stream: Option<ContextStream>, tokens: TokenFetcher) -> Self {
+        Self(Arc::new(Given { session, stream, tokens }))
     }
 
     pub(crate) fn session(&self) -> &dyn Session {
         &*self.0.session
+    }
+
+    pub(crate) fn tokens(&self) -> &TokenFetcher {
+        &self.0.tokens
     }
 
     pub(crate) fn stream(&self) -> Option<&ContextStream> {

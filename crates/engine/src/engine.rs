@@ -329,7 +329,7 @@ async fn push_target(
     forge_exporter::push(context, registry, &images, &settings).await
 }
 
-fn registry_options(options: &EngineOptions) -> RegistryOptions {
+pub(crate) fn registry_options(options: &EngineOptions) -> RegistryOptions {
     let host = |host: &crate::RegistryHost| HostOptions {
         mirrors: host.mirrors.clone(),
         http: host.http,

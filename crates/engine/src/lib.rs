@@ -61,6 +61,7 @@ mod shared_cache;
 mod source_guard;
 mod source_policy;
 mod steps;
+mod tokens;
 mod told;
 mod usage;
 mod verify;
@@ -133,6 +134,7 @@ pub use request::{
 pub use shared_cache::{CacheBundle, CacheExport, CacheImport, CacheMode, CachePlace, ClientFolder, SharedCaches};
 pub use source_guard::SourceGuard;
 pub use source_policy::{SourcePolicy, evaluate};
+pub use tokens::TokenFetcher;
 pub use verify::VerifyReport;
 
 /// Runs the set-up of a container, and does not return, if this process was started for that. To be called first

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use forge_image::{Digest, ErrorKind};
 use forge_session::{
     Context, ContextEntry, ContextError, ContextPath, ContextSelection, CredentialError, Credentials, EntryKind,
-    EventSink, FileStamp, Secret, SecretError, Session,
+    EventSink, FileStamp, RegistryToken, Secret, SecretError, Session, TokenRequest,
 };
 use forge_store::{MergedTree, TreeEntry, TreeKind};
 use std::collections::BTreeMap;
@@ -46,6 +46,14 @@ impl Session for ProvidedContexts {
 
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
         self.session.credentials(registry).await
+    }
+
+    async fn token(&self, wanted: &TokenRequest<'_>) -> Result<Option<RegistryToken>, CredentialError> {
+        self.session.token(wanted).await
+    }
+
+    fn owner(&self) -> &str {
+        self.session.owner()
     }
 
     async fn secret(&self, id: &str) -> Result<Option<Secret>, SecretError> {

@@ -23,7 +23,7 @@ impl Exchange<'_> {
     /// Requests to other servers than the endpoint (a foreign upload location) carry no proof, and cannot ask for any.
     pub(crate) async fn once(&self, request: &Request, what: &str) -> Result<Answer, Failure> {
         let home = request.url.origin() == self.endpoint.base.origin();
-        let known = if home { self.authenticator.known(self.endpoint, self.scope).await } else { None };
+        let known = if home { self.authenticator.known(self.endpoint, self.scope, self.session).await } else { None };
         let answer = self.send(request, known.clone()).await?;
         if answer.status() != StatusCode::UNAUTHORIZED {
             return Ok(answer);
@@ -32,15 +32,23 @@ impl Exchange<'_> {
         if challenges.is_empty() {
             return Err(answer.into_failure(what).await);
         }
-        let refusal = answer.into_failure(what).await;
+        let (mut refusal, mut refused) = (answer.into_failure(what).await, known);
         let (transport, endpoint, scope) = (self.transport, self.endpoint, self.scope);
-        let proof =
-            self.authenticator.answer(transport, endpoint, scope, &challenges, known.as_ref(), self.session).await?;
-        let Some(proof) = proof else { return Err(refusal) };
-        let answer = self.send(request, Some(proof)).await?;
-        match answer.status() {
-            StatusCode::UNAUTHORIZED => Err(answer.into_failure(what).await),
-            _ => Ok(answer),
+        loop {
+            let proof =
+                self.authenticator.answer(transport, endpoint, scope, &challenges, refused.as_ref(), self.session);
+            let Some(proof) = proof.await? else { return Err(refusal) };
+            let answer = self.send(request, Some(proof.clone())).await?;
+            if answer.status() != StatusCode::UNAUTHORIZED {
+                return Ok(answer);
+            }
+            let is_first = refused.as_ref().is_none_or(|refused| !refused.lent);
+            refusal = answer.into_failure(what).await;
+            // What others fetched may have been good for something else, or until a while ago.
+            match proof.lent && is_first {
+                true => refused = Some(proof),
+                false => return Err(refusal),
+            }
         }
     }
 

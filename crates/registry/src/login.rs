@@ -1,9 +1,9 @@
-use crate::auth::{Challenge, Demand, Realm, Trust, basic, challenges};
+use crate::auth::{Challenge, DEFAULT_LIFE, Demand, Realm, basic, challenges};
 use crate::endpoint::Endpoint;
 use crate::retry::{Failure, Tries};
 use crate::transport::{Request, authority};
 use crate::{Registry, RegistryError, ServerMessage};
-use forge_session::{Credentials, Redacted};
+use forge_session::{Credentials, Redacted, RegistryToken, Session, TokenRequest};
 use reqwest::{Method, StatusCode};
 
 /// What a registry said to credentials.
@@ -35,6 +35,32 @@ impl Registry {
         }
     }
 
+    /// Fetches a token with the session's credentials for somebody who need not know these, and who says what the registry
+    /// asked for; `None` where there are none. The realm is judged as if the registry itself had named it.
+    ///
+    /// # Errors
+    /// [`RegistryError::Refused`] for a realm that is not to have the credentials (A74); or they are refused, or cannot be read.
+    pub async fn token(
+        &self,
+        wanted: &TokenRequest<'_>,
+        session: &dyn Session,
+    ) -> Result<Option<RegistryToken>, RegistryError> {
+        let endpoint = Endpoint::origin(self.transport.options(), wanted.registry, "")?;
+        let found = session.credentials(&endpoint.name).await;
+        let found = found.map_err(|source| RegistryError::Credentials { registry: endpoint.name.clone(), source })?;
+        let credentials = match found {
+            None => return Ok(None),
+            Some(Credentials::Bearer(token)) => return Ok(Some(RegistryToken { token, life: DEFAULT_LIFE })),
+            Some(credentials) => credentials,
+        };
+        let realm = Realm::judge(&endpoint, wanted.realm)?;
+        realm.check_trusted(&endpoint)?;
+        let (service, scopes) = (wanted.service.map(str::to_owned), wanted.scopes.to_vec());
+        let demand = Demand { realm, service, scopes, offline: false };
+        let fetched = demand.fetch(&self.transport, &endpoint, Some(&credentials)).await;
+        Ok(fetched.map_err(|failure| failure.error)?.into_token())
+    }
+
     async fn try_login(&self, endpoint: &Endpoint, credentials: &Credentials) -> Result<LoginOutcome, Failure> {
         let door = Request::new(Method::GET, endpoint.base.clone());
         let answer = self.transport.send(&door).await?;
@@ -62,7 +88,7 @@ impl Registry {
             (Some(_), Credentials::Bearer(token)) => Ok((Redacted::new(format!("Bearer {}", token.reveal())), None)),
             (Some(Challenge::Bearer { realm, service, scope }), _) => {
                 let realm = Realm::judge(endpoint, realm)?;
-                trusted(endpoint, &realm)?;
+                realm.check_trusted(endpoint)?;
                 let scopes = scope.as_deref().unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect();
                 let demand = Demand { realm, service: service.clone(), scopes, offline: true };
                 let grant = demand.fetch(&self.transport, endpoint, Some(credentials)).await?;
@@ -78,16 +104,5 @@ impl Registry {
                 message: ServerMessage::default(),
             })),
         }
-    }
-}
-
-fn trusted(endpoint: &Endpoint, realm: &Realm) -> Result<(), RegistryError> {
-    match realm.trust {
-        Trust::Credentials => Ok(()),
-        Trust::Anonymous => Err(RegistryError::Refused {
-            registry: endpoint.name.clone(),
-            target: crate::transport::shown(&realm.url),
-            reason: "the token server is under another domain, so it is not given the registry's credentials",
-        }),
     }
 }

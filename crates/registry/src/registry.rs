@@ -9,7 +9,7 @@ use forge_session::Session;
 
 /// Talks to registries: connections, tokens and slots are shared by everything that goes through one value.
 ///
-/// It keeps the tokens that it was given, whichever session asked: it serves sessions of one user only. All methods
+/// It keeps the tokens that it was given, for each owner of sessions apart. All methods
 /// end soon with [`RegistryError::Cancelled`] when the session's cancellation fires; dropping their future also stops
 /// them. They need a tokio runtime with time and network.
 pub struct Registry {

@@ -1,5 +1,6 @@
 use forge_image::ErrorKind;
 use std::fmt;
+use std::time::Duration;
 
 /// A text that is never printed: its `Debug` and `Display` show `****`.
 #[derive(Clone, PartialEq, Eq)]
@@ -43,6 +44,30 @@ pub enum Credentials {
     RefreshToken(Redacted),
     /// A bearer token to be sent as it is (docker's `registrytoken`).
     Bearer(Redacted),
+}
+
+/// A token that a registry asks for (distribution specification, "Token Authentication").
+#[derive(Clone, Copy, Debug)]
+pub struct TokenRequest<'a> {
+    /// The registry's host, with port, as in a reference.
+    pub registry: &'a str,
+    /// The address where tokens are given.
+    pub realm: &'a str,
+    /// Whom the token is for.
+    pub service: Option<&'a str>,
+    /// What it is to allow.
+    pub scopes: &'a [String],
+    /// One that the registry has just refused: another one is wanted.
+    pub refused: Option<&'a Redacted>,
+}
+
+/// A token that a registry gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistryToken {
+    /// What the registry is shown.
+    pub token: Redacted,
+    /// How long it will be good.
+    pub life: Duration,
 }
 
 /// Why credentials could not be found.

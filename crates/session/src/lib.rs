@@ -3,7 +3,7 @@
 //! The crate knows nothing of graphs, images in stores or terminals. A session may be in this process or at the
 //! far end of a connection; nothing in these traits lets a caller tell.
 //!
-//! Reading order: [`Session`], [`ContextSelection`]; [`Context`], [`ContextEntry`], [`ContextPath`], [`LocalContext`]; [`Credentials`]; [`Secret`];
+//! Reading order: [`Session`], [`ContextSelection`]; [`Context`], [`ContextEntry`], [`ContextPath`], [`LocalContext`]; [`Credentials`], [`TokenRequest`]; [`Secret`];
 //! [`BlobFolder`]; [`SingleFlight`]; [`Event`], [`EventSink`]; [`PatternMatcher`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -19,7 +19,7 @@ mod single_flight;
 
 pub use blob_folder::BlobFolder;
 pub use context::{Context, ContextEntry, ContextError, ContextPath, EntryKind, FileStamp};
-pub use credentials::{CredentialError, Credentials, Redacted};
+pub use credentials::{CredentialError, Credentials, Redacted, RegistryToken, TokenRequest};
 pub use event::{Event, EventSink, LogStream, ProgressGroup, SourceSpan, StatusUpdate, VertexUpdate, WarningNotice};
 pub use local_context::LocalContext;
 pub use patterns::{PatternError, PatternMatcher};
@@ -94,6 +94,20 @@ pub trait Session: Send + Sync {
     /// # Errors
     /// A credential helper failed, or the configuration cannot be read.
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError>;
+
+    /// A token that whoever has the credentials fetches, so that nobody else needs to know these; `None` where they are to be
+    /// asked for themselves. Asked only for where the credentials may be sent.
+    ///
+    /// # Errors
+    /// The credentials cannot be read, or are refused.
+    async fn token(&self, _wanted: &TokenRequest<'_>) -> Result<Option<RegistryToken>, CredentialError> {
+        Ok(None)
+    }
+
+    /// Whose credentials these are: what a registry granted is shown for sessions of the same owner only.
+    fn owner(&self) -> &str {
+        ""
+    }
 
     /// The secret of that id; `None` where the session has none.
     ///

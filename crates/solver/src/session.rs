@@ -1,7 +1,8 @@
 use async_trait::async_trait;
 use forge_image::Digest;
 use forge_session::{
-    Context, ContextError, ContextSelection, CredentialError, Credentials, EventSink, Secret, SecretError, Session,
+    Context, ContextError, ContextSelection, CredentialError, Credentials, EventSink, RegistryToken, Secret,
+    SecretError, Session, TokenRequest,
 };
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -41,6 +42,14 @@ impl Session for BuildSession {
 
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
         self.session.credentials(registry).await
+    }
+
+    async fn token(&self, wanted: &TokenRequest<'_>) -> Result<Option<RegistryToken>, CredentialError> {
+        self.session.token(wanted).await
+    }
+
+    fn owner(&self) -> &str {
+        self.session.owner()
     }
 
     async fn secret(&self, id: &str) -> Result<Option<Secret>, SecretError> {
@@ -89,6 +98,14 @@ impl Session for StepSession {
 
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
         self.build.credentials(registry).await
+    }
+
+    async fn token(&self, wanted: &TokenRequest<'_>) -> Result<Option<RegistryToken>, CredentialError> {
+        self.build.token(wanted).await
+    }
+
+    fn owner(&self) -> &str {
+        self.build.owner()
     }
 
     async fn secret(&self, id: &str) -> Result<Option<Secret>, SecretError> {

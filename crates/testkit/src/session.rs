@@ -1,10 +1,14 @@
 use async_trait::async_trait;
-use forge_session::{Context, CredentialError, Credentials, Event, EventSink, Redacted, Secret, SecretError, Session};
-use std::collections::HashMap;
+use forge_session::{
+    Context, CredentialError, Credentials, Event, EventSink, Redacted, RegistryToken, Secret, SecretError, Session,
+    TokenRequest,
+};
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// A session with whatever a test puts into it: no files, anonymous, recording events.
@@ -12,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 pub struct TestSession {
     contexts: HashMap<String, Arc<dyn Context>>,
     credentials: HashMap<String, Credentials>,
+    owner: String,
+    tokens: Mutex<VecDeque<String>>,
+    wanted: Mutex<Vec<String>>,
     secrets: HashMap<String, Secret>,
     agents: HashMap<String, PathBuf>,
     asked: Mutex<Vec<String>>,
@@ -52,6 +59,16 @@ impl TestSession {
         self
     }
 
+    /// Gives tokens of its own, one after the other.
+    pub fn with_tokens(self, tokens: &[&str]) -> Self {
+        Self { tokens: Mutex::new(tokens.iter().map(|token| (*token).to_owned()).collect()), ..self }
+    }
+
+    /// Is that of another one.
+    pub fn of(self, owner: &str) -> Self {
+        Self { owner: owner.to_owned(), ..self }
+    }
+
     /// Adds a secret.
     pub fn with_secret(mut self, id: &str, value: &str) -> Self {
         self.secrets.insert(id.to_owned(), Secret::new(value));
@@ -67,6 +84,11 @@ impl TestSession {
     /// The registries that credentials were asked for, in order.
     pub fn asked(&self) -> Vec<String> {
         self.asked.lock().unwrap().clone()
+    }
+
+    /// The tokens that were asked for: realm, service, scopes and what was refused.
+    pub fn wanted(&self) -> Vec<String> {
+        self.wanted.lock().unwrap().clone()
     }
 
     /// The events so far.
@@ -89,6 +111,18 @@ impl Session for TestSession {
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
         self.asked.lock().unwrap().push(registry.to_owned());
         Ok(self.credentials.get(registry).cloned())
+    }
+
+    async fn token(&self, wanted: &TokenRequest<'_>) -> Result<Option<RegistryToken>, CredentialError> {
+        let (service, scopes) = (wanted.service.unwrap_or("-"), wanted.scopes.join(" "));
+        let refused = wanted.refused.map_or("-", Redacted::reveal);
+        self.wanted.lock().unwrap().push(format!("{} {service} {scopes} {refused}", wanted.realm));
+        let token = self.tokens.lock().unwrap().pop_front();
+        Ok(token.map(|token| RegistryToken { token: Redacted::new(token), life: Duration::from_secs(300) }))
+    }
+
+    fn owner(&self) -> &str {
+        &self.owner
     }
 
     async fn secret(&self, id: &str) -> Result<Option<Secret>, SecretError> {

@@ -158,8 +158,8 @@ pub(super) fn remote_build(
     definition: Option<Vec<u8>>,
 ) -> anyhow::Result<RemoteBuild> {
     let (imports, exports) = cache_entries(args, &start.environment, request.caches.inline)?;
-    let docker_config = start.options.docker_config.clone();
-    Ok(RemoteBuild { request, definition, imports, exports, docker_config, machine: host::this_machine() })
+    let options = start.options.clone();
+    Ok(RemoteBuild { request, definition, imports, exports, options, machine: host::this_machine() })
 }
 
 /// A flag that a daemon cannot be handed.

@@ -146,6 +146,36 @@ fn privileged_results_come_from_elsewhere() {
 }
 
 #[test]
+fn privileged_passwords_stay_where_tokens_are_fetched() {
+    let Some(forge) = Forge::privileged("passwords_stay_where_tokens_are_fetched") else { return };
+    let daemon = Daemon::start(&forge);
+    let registry = TestRegistry::builder().bearer("anna", "geheim-7f3a").start();
+    let name = format!("{}/team/app:1", registry.authority());
+    let context = forge.context("context", &[("Dockerfile", "FROM busybox\nCOPY Dockerfile /\n")]);
+    let words = ["--push", "-t", &name, &context];
+    let stranger = daemon.build(&forge, &words);
+    assert!(stranger.code == 1 && stranger.stderr.contains("refuses access"), "{}", stranger.stderr);
+    fs::create_dir_all(forge.path(".docker")).unwrap();
+    // The base64 of user and password.
+    let config = format!(r#"{{"auths":{{"{}":{{"auth":"YW5uYTpnZWhlaW0tN2YzYQ=="}}}}}}"#, registry.authority());
+    fs::write(forge.path(".docker/config.json"), config).unwrap();
+    registry.clear_log();
+    daemon.ok(&forge, &words);
+    // Whoever has the password says forge, and the daemon says what such daemons say.
+    for request in registry.received() {
+        let is_daemon = request.header("user-agent").unwrap().starts_with("buildkit/");
+        assert_eq!(is_daemon, request.path != "/token", "{request:?}");
+    }
+    assert!(registry.tagged("team/app", "1").is_some());
+    // A registry without tokens gets what it wants.
+    let registry = TestRegistry::builder().basic("anna", "geheim-7f3a").start();
+    let config = format!(r#"{{"auths":{{"{}":{{"auth":"YW5uYTpnZWhlaW0tN2YzYQ=="}}}}}}"#, registry.authority());
+    fs::write(forge.path(".docker/config.json"), config).unwrap();
+    daemon.ok(&forge, &["--push", "-t", &format!("{}/team/app:1", registry.authority()), &context]);
+    assert!(registry.tagged("team/app", "1").is_some());
+}
+
+#[test]
 fn privileged_a_build_elsewhere_is_handed_secrets_and_named_contexts() {
     let Some(forge) = Forge::privileged("a_build_elsewhere_is_handed_secrets_and_named_contexts") else { return };
     let daemon = Daemon::start(&forge);

@@ -1,7 +1,7 @@
 //! Clients that serve what a build asks of them: files, secrets, credentials, places for results.
 //!
 //! Reading order: [`Sessions`], [`ClientSession`]; `hijack` (the connection), `health` (whether it still works); `remote` (a
-//! client as a build sees it), `files` (folders), `agent` (SSH).
+//! client as a build sees it), `files` (folders), `agent` (SSH), `tokens` (of registries).
 
 mod agent;
 pub(crate) mod content;
@@ -11,6 +11,7 @@ mod health;
 mod hijack;
 mod remote;
 pub(crate) mod send;
+mod tokens;
 pub(crate) mod upload;
 
 pub(crate) use files::{Kept, SessionFiles};
@@ -21,8 +22,10 @@ use hijack::Outgoing;
 use hyper_util::rt::TokioIo;
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokens::Tokens;
 use tokio::io::DuplexStream;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -45,6 +48,10 @@ pub(crate) struct ClientSession {
     /// What tells folders of one user's machine from those of another.
     pub shared_key: String,
     pub channel: Channel,
+    /// Tells it from all others that there are and were.
+    pub owner: String,
+    /// Those of all clients.
+    pub tokens: Arc<Tokens>,
     /// Cancelled when the client has gone.
     pub gone: CancellationToken,
     /// `/service/method`, in lower case.
@@ -62,12 +69,16 @@ impl ClientSession {
 /// The clients that are connected, by their ids.
 pub(crate) struct Sessions {
     connected: Mutex<HashMap<String, Arc<ClientSession>>>,
+    tokens: Arc<Tokens>,
+    /// How many there have been.
+    count: AtomicU64,
     changed: watch::Sender<()>,
 }
 
 impl Sessions {
     pub(crate) fn new() -> Self {
-        Self { connected: Mutex::default(), changed: watch::Sender::new(()) }
+        let (connected, tokens, count) = Default::default();
+        Self { connected, tokens, count, changed: watch::Sender::new(()) }
     }
 
     fn connected(&self) -> MutexGuard<'_, HashMap<String, Arc<ClientSession>>> {
@@ -91,6 +102,8 @@ impl Sessions {
         let session = Arc::new(ClientSession {
             shared_key: text("x-docker-expose-session-sharedkey"),
             channel: channel(connection),
+            owner: format!("client {}", self.count.fetch_add(1, Ordering::Relaxed)),
+            tokens: self.tokens.clone(),
             gone: gone.clone(),
             methods: methods.filter_map(|method| Some(method.to_str().ok()?.to_ascii_lowercase())).collect(),
             _disconnect: gone.clone().drop_guard(),

@@ -10,7 +10,7 @@ use forge_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
 use forge_image::Digest;
 use forge_session::{
     Context, ContextEntry, ContextError, ContextPath, ContextSelection, CredentialError, Credentials, Event, EventSink,
-    LocalContext, Redacted, Secret, SecretError, Session, StatusUpdate,
+    LocalContext, Redacted, RegistryToken, Secret, SecretError, Session, StatusUpdate, TokenRequest,
 };
 use std::collections::HashMap;
 use std::fs::File;
@@ -151,6 +151,15 @@ impl Context for SessionContext {
     }
 }
 
+/// Docker Hub's registry is known to clients under the name that it is reached by.
+fn host(registry: &str) -> &str {
+    if registry == "docker.io" { "registry-1.docker.io" } else { registry }
+}
+
+fn of_client(status: &Status) -> CredentialError {
+    CredentialError::Helper { helper: "of the client".to_owned(), message: status.message().to_owned() }
+}
+
 fn key(wanted: &ContextSelection<'_>) -> Key {
     let metadata_only = wanted.metadata_only.map(<[String]>::to_vec);
     let (name, include, exclude) = (wanted.name.to_owned(), wanted.include.to_vec(), wanted.exclude.to_vec());
@@ -196,23 +205,28 @@ impl Session for RemoteSession {
         if !client.supports("/moby.filesync.v1.Auth/Credentials") {
             return Ok(None);
         }
-        // Docker Hub's registry is known to clients under the name that it is reached by.
-        let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
         let mut auth = AuthClient::new(client.channel.clone());
-        let asked = self.ask(auth.credentials(CredentialsRequest { host: host.to_owned() })).await;
+        let asked = self.ask(auth.credentials(CredentialsRequest { host: host(registry).to_owned() })).await;
         let answer = match asked {
             Ok(answer) => answer.into_inner(),
             Err(status) if status.code() == Code::Unimplemented => return Ok(None),
-            Err(status) => {
-                let (helper, message) = ("of the client".to_owned(), status.message().to_owned());
-                return Err(CredentialError::Helper { helper, message });
-            }
+            Err(status) => return Err(of_client(&status)),
         };
         Ok(match (answer.username.as_str(), answer.secret.as_str()) {
             (_, "") => None,
             ("", _) => Some(Credentials::RefreshToken(Redacted::new(answer.secret))),
             _ => Some(Credentials::Basic { username: answer.username, password: Redacted::new(answer.secret) }),
         })
+    }
+
+    async fn token(&self, wanted: &TokenRequest<'_>) -> Result<Option<RegistryToken>, CredentialError> {
+        let Some(client) = &self.client else { return Ok(None) };
+        let wanted = TokenRequest { registry: host(wanted.registry), ..*wanted };
+        self.ask(client.tokens.token(client, &wanted)).await.map_err(|status| of_client(&status))
+    }
+
+    fn owner(&self) -> &str {
+        self.client.as_ref().map_or("nobody", |client| &client.owner)
     }
 
     async fn secret(&self, id: &str) -> Result<Option<Secret>, SecretError> {

@@ -1,5 +1,6 @@
 //! A client of BuildKit's interface: it calls the daemon, and serves what it is called back for.
 
+use crate::account::Account;
 use crate::chosen_outputs::ChosenOutputs;
 use forge_buildkit_proto::fsutil::types::packet::PacketType;
 use forge_buildkit_proto::fsutil::types::{Packet, Stat};
@@ -16,6 +17,7 @@ use forge_buildkit_proto::moby::buildkit::v1::{
 };
 use forge_buildkit_proto::moby::filesync::packet::file_sync_server::{FileSync, FileSyncServer};
 use forge_buildkit_proto::moby::filesync::v1::BytesMessage as FileBytes;
+use forge_buildkit_proto::moby::filesync::v1::auth_server::AuthServer;
 use forge_buildkit_proto::moby::filesync::v1::file_send_server::{FileSend, FileSendServer};
 use forge_buildkit_proto::moby::sshforward::v1::ssh_server::SshServer;
 use forge_daemon::{Address, Daemon, DaemonOptions};
@@ -132,6 +134,8 @@ pub struct Served {
     pub agent: Option<String>,
     /// What was told of the stream before it came.
     pub told: Arc<Mutex<BTreeMap<String, String>>>,
+    /// Who it is to a registry.
+    pub account: Option<Account>,
     /// Outputs that are chosen when there is a result.
     pub exporters: Option<ChosenOutputs>,
 }
@@ -188,7 +192,8 @@ impl Client {
             "/moby.sshforward.v1.SSH/CheckAgent",
             "/moby.sshforward.v1.SSH/ForwardAgent",
         ];
-        for method in files.into_iter().chain(exporters) {
+        let accounts = served.account.iter().flat_map(|_| Account::METHODS);
+        for method in files.into_iter().chain(exporters).chain(accounts) {
             metadata.append("x-docker-expose-session-grpc-method", method.parse().unwrap());
         }
         let mut incoming = self.control().session(request).await.unwrap().into_inner();
@@ -222,6 +227,7 @@ impl Client {
             .add_service(HealthServer::new(Healthy))
             .add_service(FileSyncServer::new(served.clone()))
             .add_service(served.exporters.clone().unwrap_or_default())
+            .add_service(AuthServer::new(served.account.clone().unwrap_or_default()))
             .add_service(FileSendServer::new(served.clone()))
             .add_service(SecretsServer::new(served.clone()))
             .add_service(SshServer::new(served));

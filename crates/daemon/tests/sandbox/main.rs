@@ -3,6 +3,9 @@
 //!
 //! An own `main`, since a program that runs containers must call `init_if_requested` before any thread starts.
 
+#[path = "../it/account.rs"]
+#[allow(dead_code, reason = "the other tests use the rest of it")]
+mod account;
 #[path = "../it/chosen_outputs.rs"]
 #[allow(dead_code, reason = "the other tests use the rest of it")]
 mod chosen_outputs;

@@ -16,10 +16,10 @@ pub(crate) use realm::{Realm, Trust};
 use reqwest::header::WWW_AUTHENTICATE;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
-pub(crate) use token::Demand;
+use std::time::{Duration, Instant};
 use token::Grant;
 pub(crate) use token::Proof;
+pub(crate) use token::{DEFAULT_LIFE, Demand};
 
 /// What a request needs a token for, as the token specification writes it: `repository:library/alpine:pull`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,12 +41,17 @@ impl Scope {
     }
 }
 
-/// Keeps what registries granted. It belongs to one user: every session that is served through it is given the
-/// same credentials.
+/// Keeps what registries granted, apart for each owner of sessions.
 #[derive(Default)]
 pub(crate) struct Authenticator {
-    slots: Mutex<HashMap<(String, Scope), Slot>>,
+    slots: Mutex<HashMap<Key, (Slot, Instant)>>,
 }
+
+/// The owner, the registry's address and what is allowed.
+type Key = (String, String, Scope);
+
+/// What was not looked for in so long is forgotten: owners come and go.
+const IDLE: Duration = Duration::from_secs(600);
 
 /// What was granted for one registry and scope. The lock is held while a token is fetched, so that a dozen blobs that
 /// are asked for at once fetch one token.
@@ -54,8 +59,8 @@ type Slot = Arc<tokio::sync::Mutex<Option<Grant>>>;
 
 impl Authenticator {
     /// What is known to be granted.
-    pub(crate) async fn known(&self, endpoint: &Endpoint, scope: &Scope) -> Option<Proof> {
-        let slot = self.slot(endpoint, scope);
+    pub(crate) async fn known(&self, endpoint: &Endpoint, scope: &Scope, session: &dyn Session) -> Option<Proof> {
+        let slot = self.slot(endpoint, scope, session);
         let grant = slot.lock().await;
         grant.as_ref().filter(|grant| grant.is_valid(Instant::now())).map(|grant| grant.proof.clone())
     }
@@ -71,7 +76,7 @@ impl Authenticator {
         refused: Option<&Proof>,
         session: &dyn Session,
     ) -> Result<Option<Proof>, Failure> {
-        let slot = self.slot(endpoint, scope);
+        let slot = self.slot(endpoint, scope, session);
         let mut grant = slot.lock().await;
         let now = Instant::now();
         // Another request may have fetched one while this one waited for the slot.
@@ -79,16 +84,19 @@ impl Authenticator {
             return Ok(Some(grant.proof.clone()));
         }
         *grant = None;
-        let credentials = session.credentials(&endpoint.name).await;
-        let credentials =
-            credentials.map_err(|source| RegistryError::Credentials { registry: endpoint.name.clone(), source })?;
-        *grant = token::obtain(transport, endpoint, scope, challenges, credentials.as_ref()).await?;
+        *grant = token::obtain(transport, endpoint, scope, challenges, refused, session).await?;
         Ok(grant.as_ref().map(|grant| grant.proof.clone()).filter(|new| Some(new) != refused))
     }
 
-    fn slot(&self, endpoint: &Endpoint, scope: &Scope) -> Slot {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(slots.entry((endpoint.base.to_string(), scope.clone())).or_default())
+    fn slot(&self, endpoint: &Endpoint, scope: &Scope, session: &dyn Session) -> Slot {
+        let (now, mut slots) = (Instant::now(), self.slots.lock().unwrap_or_else(PoisonError::into_inner));
+        let key = (session.owner().to_owned(), endpoint.base.to_string(), scope.clone());
+        if let Some((slot, used)) = slots.get_mut(&key) {
+            *used = now;
+            return slot.clone();
+        }
+        slots.retain(|_, (_, used)| now.duration_since(*used) < IDLE);
+        slots.entry(key).or_insert_with(|| (Slot::default(), now)).0.clone()
     }
 }
 
@@ -111,12 +119,8 @@ fn untrusted(
     message: ServerMessage,
     credentials: Option<&Credentials>,
 ) -> RegistryError {
-    match (realm.trust, credentials) {
-        (Trust::Anonymous, Some(_)) => RegistryError::Refused {
-            registry: endpoint.name.clone(),
-            target: crate::transport::shown(&realm.url),
-            reason: "the token server is under another domain, so it is not given the registry's credentials",
-        },
+    match (realm.check_trusted(endpoint), credentials) {
+        (Err(refused), Some(_)) => refused,
         _ => RegistryError::Unauthorized {
             registry: authority(&endpoint.base),
             what: "tokens".to_owned(),

@@ -41,6 +41,19 @@ impl Realm {
         let trust = if trusted { Trust::Credentials } else { Trust::Anonymous };
         Ok(Self { url, trust })
     }
+
+    /// # Errors
+    /// [`RegistryError::Refused`]: it is not to have the registry's credentials.
+    pub(crate) fn check_trusted(&self, endpoint: &Endpoint) -> Result<(), RegistryError> {
+        match self.trust {
+            Trust::Credentials => Ok(()),
+            Trust::Anonymous => Err(RegistryError::Refused {
+                registry: endpoint.name.clone(),
+                target: shown(&self.url),
+                reason: "the token server is under another domain, so it is not given the registry's credentials",
+            }),
+        }
+    }
 }
 
 fn is_address(url: &Url) -> bool {

@@ -4,7 +4,7 @@ use crate::endpoint::Endpoint;
 use crate::retry::{Failure, Tries};
 use crate::transport::{Body, Request, Transport};
 use crate::{RegistryError, ServerMessage};
-use forge_session::{Credentials, Redacted};
+use forge_session::{Credentials, Redacted, RegistryToken, Session, TokenRequest};
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
@@ -17,6 +17,8 @@ pub(crate) struct Proof {
     pub authorization: Redacted,
     /// Whether credentials stand behind it, rather than a token for everyone.
     pub personal: bool,
+    /// Whether the session gave it as it is.
+    pub lent: bool,
 }
 
 /// What a registry takes as proof.
@@ -33,11 +35,44 @@ pub(crate) struct Grant {
 const CLIENT_ID: &str = "forge";
 
 /// "If omitted, this defaults to 60 seconds" (distribution specification, "Token Authentication").
-const DEFAULT_LIFE: u64 = 60;
+pub(crate) const DEFAULT_LIFE: Duration = Duration::from_secs(60);
+
+/// Nothing is kept for longer, whatever a server says.
+const LONGEST_LIFE: Duration = Duration::from_secs(86_400);
+
+impl Proof {
+    fn token(&self) -> Redacted {
+        let value = self.authorization.reveal();
+        Redacted::new(value.strip_prefix("Bearer ").unwrap_or(value))
+    }
+}
 
 impl Grant {
     fn lasting(authorization: Redacted) -> Self {
-        Self { proof: Proof { authorization, personal: true }, refresh_token: None, expires: None }
+        Self { proof: Proof { authorization, personal: true, lent: false }, refresh_token: None, expires: None }
+    }
+
+    /// A token that somebody else fetched.
+    fn given(given: &RegistryToken) -> Result<Self, &'static str> {
+        let grant = Self::expiring(given.token.reveal(), given.life, true)?;
+        Ok(Self { proof: Proof { lent: true, ..grant.proof }, ..grant })
+    }
+
+    fn expiring(token: &str, life: Duration, personal: bool) -> Result<Self, &'static str> {
+        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err("the token holds characters that no header can carry");
+        }
+        let life = life.min(LONGEST_LIFE);
+        // Renewed a little before the end, so that it does not end on the way.
+        let expires = Some(Instant::now() + (life - life / 10));
+        let proof = Proof { authorization: Redacted::new(format!("Bearer {token}")), personal, lent: false };
+        Ok(Self { proof, refresh_token: None, expires })
+    }
+
+    /// What another one may show the registry.
+    pub(crate) fn into_token(self) -> Option<RegistryToken> {
+        let life = self.expires?.saturating_duration_since(Instant::now());
+        Some(RegistryToken { token: self.proof.token(), life })
     }
 
     pub(crate) fn is_valid(&self, now: Instant) -> bool {
@@ -45,26 +80,39 @@ impl Grant {
     }
 }
 
-/// Answers challenges with what there is. `None`: nothing fits.
+/// Answers challenges with what the session has: a token, or credentials. `None`: nothing fits.
 pub(crate) async fn obtain(
     transport: &Transport,
     endpoint: &Endpoint,
     scope: &Scope,
     challenges: &[Challenge],
-    credentials: Option<&Credentials>,
+    refused: Option<&Proof>,
+    session: &dyn Session,
 ) -> Result<Option<Grant>, Failure> {
-    let bearer = challenges.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
-    match (bearer, credentials) {
+    let demand = challenges.iter().find_map(|challenge| Demand::of(challenge, endpoint, scope));
+    let no_credentials = |source| RegistryError::Credentials { registry: endpoint.name.clone(), source };
+    if let Some(Ok(demand)) = &demand
+        && demand.realm.trust == Trust::Credentials
+    {
+        let refused = refused.map(Proof::token);
+        let wanted = TokenRequest {
+            registry: &endpoint.name,
+            realm: demand.realm.url.as_str(),
+            service: demand.service.as_deref(),
+            scopes: &demand.scopes,
+            refused: refused.as_ref(),
+        };
+        if let Some(given) = session.token(&wanted).await.map_err(no_credentials)? {
+            return Ok(Some(Grant::given(&given).map_err(|reason| broken(&demand.realm.url, reason))?));
+        }
+    }
+    let credentials = session.credentials(&endpoint.name).await.map_err(no_credentials)?;
+    match (demand, credentials.as_ref()) {
         (Some(_), Some(Credentials::Bearer(token))) => {
             Ok(Some(Grant::lasting(Redacted::new(format!("Bearer {}", token.reveal())))))
         }
-        (Some(Challenge::Bearer { realm, service, scope: asked }), _) => {
-            let realm = Realm::judge(endpoint, realm)?;
-            let demand =
-                Demand { realm, service: service.clone(), scopes: scopes(scope, asked.as_deref()), offline: false };
-            demand.fetch(transport, endpoint, credentials).await.map(Some)
-        }
-        (_, Some(Credentials::Basic { username, password })) if challenges.contains(&Challenge::Basic) => {
+        (Some(demand), credentials) => demand?.fetch(transport, endpoint, credentials).await.map(Some),
+        (None, Some(Credentials::Basic { username, password })) if challenges.contains(&Challenge::Basic) => {
             Ok(Some(Grant::lasting(basic(username, password))))
         }
         _ => Ok(None),
@@ -94,6 +142,15 @@ pub(crate) struct Demand {
 }
 
 impl Demand {
+    /// What a challenge asks for; `None` if that is no token.
+    fn of(challenge: &Challenge, endpoint: &Endpoint, scope: &Scope) -> Option<Result<Self, RegistryError>> {
+        let Challenge::Bearer { realm, service, scope: asked } = challenge else { return None };
+        Some(Realm::judge(endpoint, realm).map(|realm| {
+            let (service, scopes) = (service.clone(), scopes(scope, asked.as_deref()));
+            Self { realm, service, scopes, offline: false }
+        }))
+    }
+
     /// Fetches the token: with a refresh token by POST (OAuth 2), else by GET, with user and password where there are some
     /// and the realm is trusted with them.
     pub(crate) async fn fetch(
@@ -181,22 +238,17 @@ impl Demand {
 /// Reads `{"token": …, "access_token": …, "expires_in": seconds, "refresh_token": …}`.
 fn read_token(body: &[u8], url: &Url, personal: bool) -> Result<Grant, RegistryError> {
     // The parser's message could quote the token.
-    let broken =
-        |reason: &str| RegistryError::Protocol { url: crate::transport::shown(url), reason: reason.to_owned() };
+    let broken = |reason| broken(url, reason);
     let document: Value = serde_json::from_slice(body).map_err(|_| broken("the token is not JSON"))?;
     let text = |name: &str| document[name].as_str().filter(|text| !text.is_empty());
     let token = text("token").or_else(|| text("access_token")).ok_or_else(|| broken("there is no token"))?;
-    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(broken("the token holds characters that no header can carry"));
-    }
-    let life = document["expires_in"].as_u64().filter(|life| *life > 0).unwrap_or(DEFAULT_LIFE).min(86_400);
-    // Renewed a little before the end, so that it does not end on the way.
-    let useful = Duration::from_secs(life) - Duration::from_secs(life / 10);
-    Ok(Grant {
-        proof: Proof { authorization: Redacted::new(format!("Bearer {token}")), personal },
-        refresh_token: text("refresh_token").map(Redacted::new),
-        expires: Some(Instant::now() + useful),
-    })
+    let life = document["expires_in"].as_u64().filter(|life| *life > 0).map_or(DEFAULT_LIFE, Duration::from_secs);
+    let grant = Grant::expiring(token, life, personal).map_err(broken)?;
+    Ok(Grant { refresh_token: text("refresh_token").map(Redacted::new), ..grant })
+}
+
+fn broken(url: &Url, reason: &str) -> RegistryError {
+    RegistryError::Protocol { url: crate::transport::shown(url), reason: reason.to_owned() }
 }
 
 #[cfg(test)]

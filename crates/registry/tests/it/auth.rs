@@ -1,6 +1,6 @@
 use crate::{Bench, host_options, layer, noise, options, reference, whole};
 use forge_registry::{HostOptions, LoginOutcome, Pushed, RegistryError};
-use forge_session::{Credentials, Redacted};
+use forge_session::{Credentials, Redacted, TokenRequest};
 use forge_testkit::{ImageBuilder, RawServer, Received, Reply, Script, TestRegistry, TestSession};
 
 const USER: &str = "anna";
@@ -135,6 +135,98 @@ async fn login_tells_right_from_wrong() {
     let error = login(&tokens, "falsch-99").await.unwrap_err();
     assert!(error.to_string().contains("incorrect username or password"), "{error}");
     assert!(!format!("{error:?}").contains("falsch"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_of_a_session_are_taken_instead_of_its_credentials() {
+    let registry = TestRegistry::builder().bearer(USER, PASSWORD).start();
+    ImageBuilder::small("x").put(&registry, "a", "latest");
+    let scopes = ["repository:a:pull".to_owned()];
+    let tokens = [registry.give_token(&scopes), registry.give_token(&scopes)];
+    let session = session(&registry).with_tokens(&[&tokens[0], &tokens[1], "not\r\na: token"]);
+    let bench = Bench::with(options(), session);
+    let name = reference(&registry, "a");
+    for _ in 0..2 {
+        bench.client.resolve(&name, &bench.session).await.unwrap();
+    }
+    // One that is no good any more is not offered again.
+    let challenge =
+        format!("Bearer realm=\"{}/token\",service=\"test\",scope=\"repository:a:pull\"", registry.origin());
+    let refusal = Reply::status(401).header("www-authenticate", &challenge);
+    registry.script(Script::on("GET", "/manifests/").reply(refusal).times(1));
+    bench.client.resolve(&name, &bench.session).await.unwrap();
+    let asked = |refused: &str| format!("{}/token test repository:a:pull {refused}", registry.origin());
+    assert_eq!(bench.session.wanted(), [asked("-"), asked(&tokens[0])]);
+    assert!(bench.session.asked().is_empty() && !registry.received().iter().any(|request| request.path == "/token"));
+    registry.revoke_tokens();
+    let error = bench.client.resolve(&name, &bench.session).await.unwrap_err();
+    assert!(matches!(&error, RegistryError::Protocol { reason, .. } if reason.contains("no header")), "{error}");
+}
+
+// Seen to fail with the owner left out of the authenticator's keys.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_owner_was_granted_is_not_shown_for_another() {
+    for registry in [TestRegistry::builder().bearer(USER, PASSWORD), TestRegistry::builder().basic(USER, PASSWORD)] {
+        let registry = registry.start();
+        ImageBuilder::small("x").put(&registry, "a", "latest");
+        let (bench, name) = (Bench::new(), reference(&registry, "a"));
+        bench.client.resolve(&name, &session(&registry).of("one")).await.unwrap();
+        let error = bench.client.resolve(&name, &TestSession::new().of("two")).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Unauthorized { authenticated: false, .. }), "{error}");
+        bench.client.resolve(&name, &TestSession::new().of("one")).await.unwrap();
+    }
+}
+
+// Seen to fail with the realm's trust not looked at, in `obtain` and in `Registry::token`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a74_tokens_are_not_fetched_from_strangers() {
+    let attacker = TestRegistry::builder().bearer(USER, PASSWORD).start();
+    let realm = attacker.origin().replace("127.0.0.1", "localhost") + "/token";
+    let registry = TestRegistry::builder().bearer(USER, PASSWORD).realm(&realm).start();
+    let bench = Bench::with(options(), session(&registry).with_tokens(&["token"]));
+    bench.client.resolve(&reference(&registry, "a"), &bench.session).await.unwrap_err();
+    assert!(bench.session.wanted().is_empty());
+    attacker.clear_log();
+    let of = |realm: &str| TokenRequest {
+        registry: registry.authority(),
+        realm: &realm.to_owned().leak()[..],
+        service: Some("test"),
+        scopes: &[],
+        refused: None,
+    };
+    let session = session(&registry);
+    for realm in [realm.as_str(), "http://169.254.169.254/token", "http://127.0.0.2:1/token", "file:///etc/passwd"] {
+        let error = bench.client.token(&of(realm), &session).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Refused { .. }), "{realm}: {error}");
+    }
+    assert!(attacker.received().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_fetched_for_others_where_there_are_credentials() {
+    let registry = TestRegistry::builder().bearer(USER, PASSWORD).start();
+    let (bench, realm, scopes) =
+        (Bench::new(), format!("{}/token", registry.origin()), ["repository:a:pull".to_owned()]);
+    let wanted = TokenRequest {
+        registry: registry.authority(),
+        realm: &realm,
+        service: Some("test"),
+        scopes: &scopes,
+        refused: None,
+    };
+    assert_eq!(bench.client.token(&wanted, &TestSession::new()).await.unwrap(), None);
+    assert!(registry.received().is_empty(), "nobody is asked for someone without credentials");
+    let token = bench.client.token(&wanted, &session(&registry)).await.unwrap().unwrap();
+    assert!((200..=300).contains(&token.life.as_secs()), "{token:?}");
+    ImageBuilder::small("x").put(&registry, "a", "latest");
+    let other = TestSession::new().with_tokens(&[token.token.reveal()]);
+    bench.client.resolve(&reference(&registry, "a"), &other).await.unwrap();
+    let wrong = TestSession::new().with_login(registry.authority(), USER, "falsch-99");
+    let error = bench.client.token(&wanted, &wrong).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
+    let kept = Redacted::new("as it is");
+    let kept = TestSession::new().with_credentials(registry.authority(), Credentials::Bearer(kept.clone()));
+    assert_eq!(bench.client.token(&wanted, &kept).await.unwrap().unwrap().token.reveal(), "as it is");
 }
 
 // Seen to fail with `Realm::judge` trusting every realm.

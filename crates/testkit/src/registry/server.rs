@@ -191,6 +191,14 @@ impl TestRegistry {
         self.state().log.clear();
     }
 
+    /// A valid token for scopes as `repository:name:pull`.
+    pub fn give_token(&self, scopes: &[String]) -> String {
+        let mut state = self.state();
+        let token = format!("given-{}", state.number());
+        state.tokens.insert(token.clone(), (scopes.to_vec(), std::time::Instant::now()));
+        token
+    }
+
     /// Makes all tokens invalid.
     pub fn revoke_tokens(&self) {
         self.state().tokens.clear();
