@@ -18,11 +18,11 @@ impl Interrupts {
     pub fn watch() -> std::io::Result<Self> {
         let token = CancellationToken::new();
         let caught = Arc::new(AtomicU8::new(0));
-        let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
-        for kind in signals {
-            let stop = stop(signal(kind)?, kind.as_raw_value(), token.clone(), Arc::clone(&caught));
-            tokio::spawn(stop);
-        }
+        let watched = |kind: SignalKind| Ok::<_, std::io::Error>((signal(kind)?, kind.as_raw_value()));
+        let signals =
+            [watched(SignalKind::interrupt())?, watched(SignalKind::terminate())?, watched(SignalKind::hangup())?];
+        // One task for all: each would wake a thread.
+        tokio::spawn(stop(signals, token.clone(), Arc::clone(&caught)));
         // Once somebody listens, a file that grows too large for a limit is an error of its writer instead of the end of the
         // process (F11). It stays so when nobody listens any more, and is as ever for other programs that are started.
         drop(signal(SignalKind::from_raw(Signals::XFSZ.as_raw()))?);
@@ -43,9 +43,16 @@ impl Interrupts {
     }
 }
 
-async fn stop(mut signals: Signal, number: i32, token: CancellationToken, caught: Arc<AtomicU8>) {
-    let number = u8::try_from(number).unwrap_or(0);
-    while signals.recv().await.is_some() {
+async fn stop(signals: [(Signal, i32); 3], token: CancellationToken, caught: Arc<AtomicU8>) {
+    let [mut interrupt, mut terminate, mut hangup] = signals;
+    loop {
+        let number = tokio::select! {
+            Some(()) = interrupt.0.recv() => interrupt.1,
+            Some(()) = terminate.0.recv() => terminate.1,
+            Some(()) = hangup.0.recv() => hangup.1,
+            else => return,
+        };
+        let number = u8::try_from(number).unwrap_or(0);
         if caught.compare_exchange(0, number, Ordering::Relaxed, Ordering::Relaxed).is_err() {
             std::process::exit(i32::from(128 + number));
         }

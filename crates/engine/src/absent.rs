@@ -1,7 +1,7 @@
 //! Layers that a build did not have to read: they lie in a registry until somebody does.
 
 use crate::EngineError;
-use crate::engine::Engine;
+use crate::engine::{Engine, briefly};
 use crate::handed::Handed;
 use crate::steps::ShownStep;
 use forge_image::ImageId;
@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 impl Engine {
     /// Fetches what of some layers is not here.
     pub(crate) async fn bring(&self, context: &TransferContext, layers: Vec<LayerId>) -> Result<(), EngineError> {
-        let looked = self.blocking(move |engine| Ok((engine.store().layers().absent(&layers)?, layers)));
-        let (absent, layers) = looked.await?;
+        let engine = self.clone();
+        let (absent, layers) = briefly(move || Ok((engine.store().layers().absent(&layers)?, layers))).await?;
         if absent.is_empty() {
             return Ok(());
         }

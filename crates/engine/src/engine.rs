@@ -42,6 +42,13 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await?
 }
 
+/// The same for what is mostly over before another thread would have begun it.
+pub(crate) async fn briefly<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
+) -> Result<T, EngineError> {
+    forge_session::at_once(work).await?
+}
+
 /// Waits for work, but no longer than somebody wants its result. Blocking work that was begun ends by itself.
 pub(crate) async fn until_cancelled<T, E: Into<EngineError>>(
     cancel: &CancellationToken,

@@ -3,29 +3,35 @@
 //! This is what a client far away has instead of [`Engine::build`]: its session comes from outside, a result is looked
 //! at before the next step is decided, and nothing runs before it is needed.
 
-use crate::attest::{Extras, FileOrigin, GivenAttestation, Invocation, dockerfile};
+mod image;
+mod result;
+mod session_files;
+
+pub use image::JobImage;
+pub use result::{JobResult, NamedDefinition};
+
 use crate::build::{Build, PlatformResult, refused, step_failed, unsolved};
 use crate::context::{MAIN_CONTEXT, MainContext};
-use crate::dockerfile::{DockerfileText, read_from_context};
+use crate::dockerfile::DockerfileText;
 use crate::engine::blocking;
-use crate::entitlements;
 use crate::provided::{Below, ProvidedContexts, TreeContext};
 use crate::source_guard::ToldSources;
 use crate::steps::ShownStep;
 use crate::{
-    BuildContext, BuildOutcome, BuildRequest, CacheImport, Call, CallOutcome, Engine, EngineError, NamedContext,
+    BuildContext, BuildOutcome, BuildRequest, CacheImport, Call, CallOutcome, Engine, EngineError, entitlements,
 };
-use forge_buildkit_proto::{Decoded, SourceFile};
-use forge_exporter::{Attestation, MissingHistory, StatementFile};
-use forge_frontend::{GraphInput, LoweredImage};
+use forge_buildkit_proto::Decoded;
+use forge_exporter::{Attestation, StatementFile};
+use forge_frontend::LoweredImage;
 use forge_image::{Descriptor, Digest, ErrorKind, ImageConfig, Platform, Reference};
 use forge_llb::{
     CopyAction, FileAction, FileInput, FileKind, FileOp, Graph, Metadata, Op, ResolveMode, SourceOp, Vertex,
 };
-use forge_session::{Context, ContextSelection, Event, Session, SourceSpan, WarningNotice};
+use forge_session::{Context, Session, WarningNotice};
 use forge_solver::Solved;
 use forge_worker::{ReadObjects, SourceFacts};
 use futures_util::future::try_join_all;
+use result::{Lazy, SourceTexts};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::OnceCell;
@@ -39,79 +45,6 @@ pub(crate) const DOCKERFILE_CONTEXT: &str = "dockerfile";
 /// A build at work. Cheap to clone; its results stay in the store until the last copy is gone.
 #[derive(Clone)]
 pub struct Job(Arc<Build>);
-
-/// A result that there is, or that there will be when somebody needs it.
-#[derive(Clone)]
-pub struct JobResult(Arc<Lazy>);
-
-/// The definition of what makes a result.
-pub struct NamedDefinition {
-    /// In BuildKit's format.
-    pub bytes: Vec<u8>,
-    /// What its steps are called, in the build and in the definition.
-    pub names: Vec<(Digest, Digest)>,
-}
-
-struct Lazy {
-    /// The build that it is of: its session has the contexts that the graph reads.
-    build: Arc<Build>,
-    image: LoweredImage,
-    text: SourceTexts,
-    /// What is allowed was checked when it was made.
-    solved: OnceCell<Solved>,
-}
-
-/// The files that steps come from.
-enum SourceTexts {
-    Dockerfile(DockerfileText),
-    Definition(Vec<SourceFile>),
-}
-
-/// The result for one platform.
-#[derive(Clone)]
-pub struct JobImage {
-    /// What it runs on.
-    pub platform: Platform,
-    /// Its files; `None` for the empty file system.
-    pub result: Option<JobResult>,
-    /// Its config.
-    pub config: ImageConfig,
-    /// `SOURCE_DATE_EPOCH` as it came to hold.
-    pub source_date_epoch: Option<i64>,
-    /// Statements that the client made of it.
-    pub given: Vec<GivenAttestation>,
-    /// What was asked of the front end that it comes from.
-    pub invocation: Option<Arc<Invocation>>,
-    /// What is said of it: what [`Job::attest`] made.
-    pub said: Vec<Attestation>,
-    /// Folders besides it that scanners are shown, by name.
-    pub(crate) scanned: Extras,
-    /// What the config's history may lack.
-    missing_history: MissingHistory,
-}
-
-impl JobImage {
-    /// A result of which nothing is said.
-    pub fn new(platform: Platform, result: Option<JobResult>, config: ImageConfig) -> Self {
-        Self {
-            platform,
-            result,
-            config,
-            source_date_epoch: None,
-            given: Vec::new(),
-            invocation: None,
-            said: Vec::new(),
-            scanned: Extras::new(),
-            missing_history: MissingHistory::Uppermost,
-        }
-    }
-
-    /// Gives it a config of the client's.
-    pub fn set_config(&mut self, config: ImageConfig) {
-        self.config = config;
-        self.missing_history = MissingHistory::Uppermost;
-    }
-}
 
 /// A Dockerfile of a client's session.
 #[derive(Clone, Default)]
@@ -498,82 +431,6 @@ impl Job {
     }
 }
 
-impl JobResult {
-    /// The steps that make it.
-    pub(crate) fn graph(&self) -> &Graph {
-        &self.0.image.graph
-    }
-
-    /// The build that it is of.
-    pub(crate) fn build(&self) -> &Build {
-        &self.0.build
-    }
-
-    /// The files that its steps come from, and where these were found.
-    pub(crate) fn files(&self) -> (Vec<SourceFile>, FileOrigin) {
-        match &self.0.text {
-            SourceTexts::Definition(sources) => (sources.clone(), FileOrigin::Other),
-            SourceTexts::Dockerfile(text) => {
-                let is_local = self.0.build.locals_read().contains(DOCKERFILE_CONTEXT);
-                let local = || FileOrigin::Context(DOCKERFILE_CONTEXT.to_owned());
-                (vec![dockerfile(text)], if is_local { local() } else { FileOrigin::Other })
-            }
-        }
-    }
-
-    /// The definition of what makes it, in BuildKit's format.
-    ///
-    /// # Errors
-    /// It holds what the format has no words for.
-    pub fn definition(&self) -> Result<Vec<u8>, EngineError> {
-        Ok(self.named_definition()?.bytes)
-    }
-
-    /// The same, and what its steps are called: in this build, and in the definition.
-    ///
-    /// # Errors
-    /// As [`JobResult::definition`].
-    pub fn named_definition(&self) -> Result<NamedDefinition, EngineError> {
-        let (sources, _) = self.files();
-        let encoded = forge_buildkit_proto::encode_named(&self.0.image.graph, &sources)
-            .map_err(|error| EngineError::caused(ErrorKind::UserInput, error))?;
-        let names = encoded.digests.into_iter().map(|(vertex, op)| (vertex.digest().clone(), op)).collect();
-        Ok(NamedDefinition { bytes: forge_buildkit_proto::definition_bytes(&encoded.definition), names })
-    }
-
-    /// A result that there is already.
-    pub(crate) fn there(build: &Arc<Build>, result: forge_cache::ResultRef) -> Self {
-        Self(Arc::new(Lazy {
-            build: build.clone(),
-            image: crate::failed_steps::nameless(build),
-            text: SourceTexts::Definition(Vec::new()),
-            solved: OnceCell::new_with(Some(Solved { result, steps: Vec::new() })),
-        }))
-    }
-
-    /// Whether two are the same.
-    pub fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl JobImage {
-    fn lazy(build: &Arc<Build>, platform: Platform, image: LoweredImage, text: &DockerfileText) -> Self {
-        let (source_date_epoch, scanned) = (image.source_date_epoch, image.scanned.clone());
-        let config = match source_date_epoch {
-            Some(epoch) => forge_exporter::dated(image.config.clone(), epoch),
-            None => image.config.clone(),
-        };
-        let result = image.graph.goal().is_some().then(|| {
-            let text = DockerfileText { name: text.name.clone(), text: text.text.clone() };
-            let (build, text, solved) = (build.clone(), SourceTexts::Dockerfile(text), OnceCell::new());
-            JobResult(Arc::new(Lazy { build, image, text, solved }))
-        });
-        let missing_history = MissingHistory::Lowest;
-        Self { source_date_epoch, scanned, missing_history, ..Self::new(platform, result, config) }
-    }
-}
-
 /// A result that is a context is copied: it lies elsewhere, and nothing but a step can read it.
 fn with_copied_context(mut graph: Graph) -> Result<Graph, EngineError> {
     let Some(goal) = graph.goal().cloned() else { return Ok(graph) };
@@ -593,148 +450,4 @@ fn with_copied_context(mut graph: Graph) -> Result<Graph, EngineError> {
     let copied = graph.add(vertex).map_err(failed)?;
     graph.set_goal(Some(copied)).map_err(failed)?;
     Ok(graph)
-}
-
-/// The files that are fetched for a Dockerfile of that name.
-fn paths_of(file: &str) -> Vec<String> {
-    let mut paths = vec![file.to_owned(), format!("{file}.dockerignore")];
-    if file == "Dockerfile" {
-        paths.push("dockerfile".to_owned());
-    }
-    paths
-}
-
-impl Build {
-    /// Fetches the Dockerfile, and the ignore file that is named after it, from where the client has them.
-    async fn session_dockerfile(&self, context: &str, name: Option<&str>) -> Result<DockerfileText, EngineError> {
-        let file = name.unwrap_or("Dockerfile");
-        let step = format!("[internal] load build definition from {file}");
-        let shown = ShownStep::start(self.session.events(), &step);
-        let found = async {
-            let paths = paths_of(file);
-            let (folder, base) = file.rsplit_once('/').unwrap_or(("", file));
-            let text = self.read_of_session(context, &paths, file, &step).await?;
-            if let Some(text) = text {
-                return Ok(DockerfileText { name: file.to_owned(), text });
-            }
-            if name.is_none() && folder.is_empty() {
-                let text = self.read_of_session(context, &paths, "dockerfile", &step).await?;
-                if let Some(text) = text {
-                    return Ok(DockerfileText { name: "dockerfile".to_owned(), text });
-                }
-            }
-            let message = format!("failed to read dockerfile: open {base}: no such file or directory");
-            Err(EngineError::new(ErrorKind::UserInput, message))
-        };
-        shown.end(found.await)
-    }
-
-    async fn read_of_session(
-        &self,
-        context: &str,
-        follow: &[String],
-        file: &str,
-        step: &str,
-    ) -> Result<Option<Vec<u8>>, EngineError> {
-        let vertex = ShownStep::digest_of(step);
-        if !context.starts_with("input:") {
-            self.note_local(context);
-        }
-        let wanted = ContextSelection { follow, vertex: Some(&vertex), ..ContextSelection::all(context) };
-        self.session.fetch_context(&wanted).await?;
-        let Some(files) = self.session.selected_context(&wanted) else { return Ok(None) };
-        let file = file.to_owned();
-        blocking(move || read_from_context(&*files, &file)).await
-    }
-
-    /// The patterns of the ignore file: the one named after the Dockerfile, else the context's own. Contexts from elsewhere
-    /// have none.
-    async fn ignore_of_session(&self, dockerfile: &str) -> Result<Vec<String>, EngineError> {
-        if matches!(self.request.context, BuildContext::Remote(_) | BuildContext::Stream(_)) {
-            return Ok(Vec::new());
-        }
-        let step = "[internal] load .dockerignore";
-        let shown = ShownStep::start(self.session.events(), step);
-        let read = async {
-            let own = format!("{dockerfile}.dockerignore");
-            let found = self.read_of_session(DOCKERFILE_CONTEXT, &paths_of(dockerfile), &own, step).await?;
-            let text = match found {
-                Some(text) => text,
-                None => self.own_ignore_file(MAIN_CONTEXT, step).await.unwrap_or_default(),
-            };
-            crate::build::ignore_patterns(&text)
-        };
-        shown.end(read.await)
-    }
-
-    async fn own_ignore_file(&self, context: &str, step: &str) -> Result<Vec<u8>, EngineError> {
-        let name = ".dockerignore".to_owned();
-        let read = self.read_of_session(context, std::slice::from_ref(&name), &name, step).await?;
-        Ok(read.unwrap_or_default())
-    }
-
-    /// Named contexts that are folders are the session's, under their own names.
-    async fn name_session_contexts(&mut self, inputs: &BTreeMap<String, JobResult>) -> Result<(), EngineError> {
-        let contexts = self.request.named_contexts.clone();
-        for (name, context) in contexts {
-            let lowered = match context {
-                NamedContext::Directory(folder) => {
-                    let local = folder.to_string_lossy().into_owned();
-                    let step = format!("[context {name}] load .dockerignore");
-                    let shown = ShownStep::start(self.session.events(), &step);
-                    let exclude = async { crate::build::ignore_patterns(&self.own_ignore_file(&local, &step).await?) };
-                    let exclude = shown.end(exclude.await)?;
-                    forge_frontend::NamedContext::Local { name: local, exclude }
-                }
-                NamedContext::OciLayout { path, tag, digest } => {
-                    let name = path.to_string_lossy().into_owned();
-                    forge_frontend::NamedContext::OciLayout { name, tag, digest }
-                }
-                NamedContext::Image(reference) => forge_frontend::NamedContext::Image(reference),
-                NamedContext::Remote(remote) => remote.lowered(crate::remote::GitDefaults::default()),
-                NamedContext::Stage(stage) => forge_frontend::NamedContext::Stage(stage),
-                NamedContext::Scratch => forge_frontend::NamedContext::Scratch,
-                NamedContext::Input { name, config } => {
-                    let input = inputs.get(&name).ok_or_else(|| crate::build::no_input(&name))?;
-                    let config = config.map(|config| *config);
-                    forge_frontend::NamedContext::Graph(GraphInput::new(input.graph().clone(), config))
-                }
-            };
-            self.name_context(name, lowered);
-        }
-        Ok(())
-    }
-
-    /// A context that the client sends as one stream.
-    async fn stream_context(&self, context: BuildContext) -> Result<MainContext, EngineError> {
-        let (store, session) = (self.transfer.store.clone(), self.session.clone());
-        blocking(move || MainContext::open(&context, &store, session.events(), session.cancellation())).await
-    }
-
-    /// Tells what the checks found in a Dockerfile that cannot be built.
-    async fn report_findings(&self, text: &DockerfileText, ignore: &[String]) {
-        // The build fails for a reason of its own.
-        let Ok(report) = self.check(text, ignore).await else { return };
-        for finding in report.findings {
-            let (first_line, last_line) = (finding.span.first_line, finding.span.last_line);
-            self.session.events().emit(Event::Warning(WarningNotice {
-                vertex: None,
-                level: 1,
-                short: format!("{}: {} (line {first_line})", finding.rule, finding.message),
-                detail: vec![finding.description.to_owned()],
-                url: finding.url,
-                span: Some(SourceSpan { file: text.name.clone(), first_line, last_line }),
-                excerpt: None,
-            }));
-        }
-    }
-
-    /// The Dockerfile of a context from elsewhere.
-    async fn remote_dockerfile(&self, name: Option<String>) -> Result<DockerfileText, EngineError> {
-        let source = match name.filter(|_| !self.has_own_dockerfile()) {
-            Some(name) => crate::DockerfileSource::InContext(name),
-            None => crate::DockerfileSource::Default,
-        };
-        self.load_dockerfile_from(source).await
-    }
 }

@@ -1,7 +1,7 @@
 //! Settles what an image is: which layers it has, with which digests, and its config to the byte.
 
 use crate::timestamp::Timestamp;
-use crate::work::blocking;
+use crate::work::{blocking, briefly};
 use crate::{AssembledImage, AssembledLayer, BuiltImage, ExportError, ExportSettings, MissingHistory};
 use forge_image::{DiffId, HistoryEntry, ImageConfig, ImageId};
 use forge_registry::TransferContext;
@@ -49,7 +49,7 @@ async fn assemble_known(
     settings: &ExportSettings,
 ) -> Result<Option<AssembledImage>, ExportError> {
     let (context, built, settings) = (context.clone(), built.clone(), settings.clone());
-    blocking(move || {
+    briefly(move || {
         if !context.lease.hold_layers(&built.layers).map_err(ExportError::store("hold a layer"))? {
             return Ok(None);
         }

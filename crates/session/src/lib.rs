@@ -4,10 +4,11 @@
 //! far end of a connection; nothing in these traits lets a caller tell.
 //!
 //! Reading order: [`Session`], [`ContextSelection`]; [`Context`], [`ContextEntry`], [`ContextPath`], [`LocalContext`]; [`Credentials`], [`TokenRequest`]; [`Secret`];
-//! [`BlobFolder`]; [`SingleFlight`]; [`Event`], [`EventSink`]; [`PatternMatcher`].
+//! [`BlobFolder`]; [`SingleFlight`]; [`at_once`]; [`Event`], [`EventSink`]; [`PatternMatcher`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod at_once;
 mod blob_folder;
 mod context;
 mod credentials;
@@ -17,6 +18,7 @@ mod patterns;
 mod secret;
 mod single_flight;
 
+pub use at_once::at_once;
 pub use blob_folder::BlobFolder;
 pub use context::{Context, ContextEntry, ContextError, ContextPath, EntryKind, FileStamp};
 pub use credentials::{CredentialError, Credentials, Redacted, RegistryToken, TokenRequest};

@@ -14,7 +14,7 @@ use forge_cache::{
     StepRecord,
 };
 use forge_llb::Op;
-use forge_session::{Event, LogStream, Session};
+use forge_session::{Event, LogStream, Session, at_once};
 use futures_util::future::try_join_all;
 use kept::Kept;
 use keys::ContentKeys;
@@ -462,6 +462,19 @@ impl Shared {
         // Whoever changes the index has a turn, so that nobody here waits for another process's change.
         let _turn = self.index_turn.lock().await;
         Ok(work(self.solver.index.as_ref())?)
+    }
+
+    /// Does what seldom changes the index: at once, since to find that out takes less than the way to another thread.
+    pub async fn settle<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn CacheIndex) -> Result<T, CacheError> + Send + 'static,
+    ) -> Result<T, WorkerError> {
+        let index = self.solver.index.clone();
+        let _turn = self.index_turn.lock().await;
+        match at_once(move || work(index.as_ref())).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(WorkerError::internal("the cache index panicked")),
+        }
     }
 
     /// Uses the index on a thread that may block.

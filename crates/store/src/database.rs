@@ -75,9 +75,9 @@ impl Database {
 
     /// Reads one consistent state.
     pub(crate) fn read<T>(&self, act: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let mut connection = self.connection()?;
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
-        act(&transaction)
+        let connection = self.connection()?;
+        let reading = Reading::begin(&connection)?;
+        act(reading.0)
     }
 
     /// Writes atomically. What is written survives the death of the process, and a power cut only after a later
@@ -124,6 +124,24 @@ impl Database {
             None => connect(&self.path)?,
         };
         Ok(Pooled { pool: &self.idle, connection: Some(connection) })
+    }
+}
+
+/// A transaction that reads. There are dozens in a build in which nothing has changed, so what begins and ends it is compiled
+/// once for a connection, as other statements are.
+struct Reading<'c>(&'c Connection);
+
+impl<'c> Reading<'c> {
+    fn begin(connection: &'c Connection) -> Result<Self, StoreError> {
+        connection.prepare_cached("BEGIN DEFERRED")?.execute([])?;
+        Ok(Self(connection))
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        // A connection that is still in the transaction is closed by its pool.
+        let _ = self.0.prepare_cached("ROLLBACK").and_then(|mut statement| statement.execute([]));
     }
 }
 

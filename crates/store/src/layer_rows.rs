@@ -186,6 +186,18 @@ pub(crate) fn get(opened: &Opened, id: &LayerId) -> Result<Option<LayerRecord>, 
     })
 }
 
+/// What some layers amount to, of their records alone.
+pub(crate) fn contents(opened: &Opened, ids: &[LayerId]) -> Result<Vec<Option<ContentDigest>>, StoreError> {
+    opened.database().read(|connection| {
+        let mut select = connection.prepare_cached("SELECT content FROM layers WHERE id = ?1")?;
+        let mut content = |id: &LayerId| -> Result<Option<ContentDigest>, StoreError> {
+            let text: Option<String> = select.query_row([id.as_str()], |row| row.get(0)).optional()?;
+            text.map(|text| parse("content digest", &text)).transpose()
+        };
+        ids.iter().map(&mut content).collect()
+    })
+}
+
 /// Says when a layer was made. Nothing is made after it came.
 pub(crate) fn date(opened: &Opened, id: &LayerId, made: SystemTime) -> Result<(), StoreError> {
     let seconds = made.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -291,16 +303,24 @@ fn require(connection: &Connection, id: &LayerId) -> Result<(), StoreError> {
 /// A layer written in an earlier boot and never synced is dropped: its index may have survived while files of its tree
 /// did not. It is a cache miss then.
 pub(crate) fn settle(opened: &Opened, id: &LayerId) -> Result<bool, StoreError> {
-    let boot_id: Option<Option<String>> = opened.database().read(|connection| {
+    settle_all(opened, &[id])
+}
+
+/// The same for several layers; `false` as soon as it is that for one.
+pub(crate) fn settle_all(opened: &Opened, ids: &[&LayerId]) -> Result<bool, StoreError> {
+    let boot_ids: Vec<Option<Option<String>>> = opened.database().read(|connection| {
         let mut select = connection.prepare_cached("SELECT boot_id FROM layers WHERE id = ?1")?;
-        Ok(select.query_row([id.as_str()], |row| row.get(0)).optional()?)
+        let mut boot_id = |id: &&LayerId| select.query_row([id.as_str()], |row| row.get(0)).optional();
+        Ok(ids.iter().map(&mut boot_id).collect::<Result<_, _>>()?)
     })?;
-    let Some(boot_id) = boot_id else { return Ok(false) };
-    let survived = boot_id.is_none_or(|boot| boot == opened.boot_id());
-    if survived && crate::layers::has_contents(&opened.layer_path(id)) {
-        return Ok(true);
+    for (id, boot_id) in ids.iter().zip(boot_ids) {
+        let Some(boot_id) = boot_id else { return Ok(false) };
+        let survived = boot_id.is_none_or(|boot| boot == opened.boot_id());
+        if (!survived || !crate::layers::has_contents(&opened.layer_path(id))) && !lose(opened, id)? {
+            return Ok(false);
+        }
     }
-    lose(opened, id)
+    Ok(true)
 }
 
 /// What becomes of a layer without good files: where a registry has it, it is only absent, and still of use.

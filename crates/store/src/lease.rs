@@ -25,8 +25,7 @@ enum Held {
 
 impl Lease {
     pub(crate) fn create(opened: Arc<Opened>, purpose: &str) -> Result<Self, StoreError> {
-        let owner = opened.owner_id()?;
-        let id = opened.database().write(|transaction| {
+        let id = opened.write_as_owner(|transaction, owner| {
             let sql = "INSERT INTO leases (owner, purpose, created) VALUES (?1, ?2, ?3)";
             transaction.prepare_cached(sql)?.execute(params![owner, purpose, now()])?;
             Ok(transaction.last_insert_rowid())
@@ -48,13 +47,11 @@ impl Lease {
     /// The database failed.
     pub fn hold_layers(&self, ids: &[LayerId]) -> Result<bool, StoreError> {
         let new: Vec<&LayerId> = ids.iter().filter(|id| !self.holds(&Held::Layer(*(*id)))).collect();
-        for id in &new {
-            if !layer_rows::settle(&self.opened, id)? {
-                return Ok(false);
-            }
-        }
         if new.is_empty() {
             return Ok(true);
+        }
+        if !layer_rows::settle_all(&self.opened, &new)? {
+            return Ok(false);
         }
         let held = self.opened.database().write(|transaction| {
             for id in &new {

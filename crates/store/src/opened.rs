@@ -10,6 +10,7 @@ use crate::removal::remove_tree;
 use crate::scratch::ScratchDir;
 use crate::{StoreError, format};
 use forge_image::Digest;
+use rusqlite::Transaction;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -136,14 +137,32 @@ impl Opened {
 
     /// The id under which this process holds things, registered at the first call.
     pub(crate) fn owner_id(&self) -> Result<String, StoreError> {
+        if let Some(owner) = &*self.owner.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(owner.id.clone());
+        }
+        self.write_as_owner(|_, id| Ok(id.to_owned()))
+    }
+
+    /// Writes atomically what belongs to this process, given the id under which it holds things; registers it where that was not
+    /// done, in the same transaction.
+    pub(crate) fn write_as_owner<T>(
+        &self,
+        act: impl FnOnce(&Transaction<'_>, &str) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let mut slot = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(owner) = &*slot {
-            return Ok(owner.id.clone());
+            let id = owner.id.clone();
+            drop(slot);
+            return self.database.write(|transaction| act(transaction, &id));
         }
         let owner = Owner::new(&self.leases_path())?;
         let process = ProcessIdentity::own(&self.boot_id)?;
-        self.database.write(|transaction| owner.insert(transaction, &process))?;
-        Ok(slot.insert(owner).id.clone())
+        let value = self.database.write(|transaction| {
+            owner.insert(transaction, &process)?;
+            act(transaction, &owner.id)
+        })?;
+        *slot = Some(owner);
+        Ok(value)
     }
 
     pub(crate) fn scratch(self: &Arc<Self>, purpose: &str) -> Result<ScratchDir, StoreError> {

@@ -8,6 +8,7 @@ use forge_registry::{
     AttestationChain, FetchError, LayoutName, OciLayout, Pulled, Registry, ResolvedImage, TransferContext,
     bring_layers, fetch_layers, know_layers, record, resolve_image, resolve_oci_layout, tell_layers,
 };
+use forge_session::at_once;
 use forge_store::{Image, LayerId, StoreError};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -145,7 +146,7 @@ impl ImageResolver {
             }
             Ok(None)
         };
-        let found = tokio::task::spawn_blocking(find).await??;
+        let found = at_once(find).await??;
         Ok(found.map(|(index, image, config)| {
             let digest = image.manifest.map_or_else(|| image.id.digest().clone(), |manifest| manifest.digest);
             self.remember(digest.clone(), index.unwrap_or(digest), config, Known::Stored(image.id))
@@ -195,7 +196,7 @@ impl ImageResolver {
             let Some(image) = store.images().get(&id)? else { return Ok(None) };
             Ok(Some((image, store.images().config(&id)?)))
         };
-        let found = tokio::task::spawn_blocking(find).await??;
+        let found = at_once(find).await??;
         let found = found.filter(|(image, _)| platform.accepts(&image.platform));
         let is_found = found.is_some();
         if let Some((image, config)) = found {
@@ -304,7 +305,7 @@ async fn stored_layers(context: TransferContext, id: ImageId) -> Result<Vec<Laye
         }
         Ok(image.layers)
     };
-    tokio::task::spawn_blocking(hold).await?
+    at_once(hold).await?
 }
 
 impl From<FetchError> for WorkError {

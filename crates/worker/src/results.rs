@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use blake3::Hasher;
 use forge_cache::{CacheError, Listing, ResultRef, ResultStore, Selector};
 use forge_image::ErrorKind;
-use forge_session::{ContextSelection, Session};
+use forge_session::{ContextSelection, Session, at_once};
 use forge_store::{ContentDigest, LayerId, LayerRecord, Lease, Store};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -105,7 +105,8 @@ fn failed(kind: ErrorKind, error: impl std::error::Error + Send + Sync + 'static
 impl ResultStore for LocalResults {
     async fn acquire(&self, result: &ResultRef) -> Result<bool, CacheError> {
         let (lease, layers) = (self.lease.clone(), result.layers().to_vec());
-        blocking(move || lease.hold_layers(&layers).map_err(|error| failed(error.kind(), error))).await
+        let held = at_once(move || lease.hold_layers(&layers).map_err(|error| failed(error.kind(), error))).await;
+        held.map_err(|error| failed(ErrorKind::Internal, error))?
     }
 
     async fn discard(&self, result: &ResultRef) -> Result<(), CacheError> {
@@ -206,6 +207,11 @@ struct Contents {
 }
 
 impl Contents {
+    /// Those of a stack's layers whose content is not known.
+    fn unknown(&self, layers: &[LayerId]) -> Vec<LayerId> {
+        layers.iter().filter(|layer| !self.of.contains_key(*layer)).copied().collect()
+    }
+
     /// The content of a whole stack: that of each of its layers, in order.
     ///
     /// # Errors
@@ -227,26 +233,21 @@ impl Contents {
 
 /// The content of a whole stack of any layers.
 fn look_up(store: &Store, layers: &[LayerId], contents: &Mutex<Contents>) -> Result<ContentDigest, CacheError> {
-    loop {
-        let layer = match lock(contents).fold(layers) {
-            Ok(content) => return Ok(content),
-            Err(layer) => layer,
-        };
-        let content = store.layers().content(&layer).map_err(|error| failed(error.kind(), error))?;
-        let gone = || {
-            let message = format!("layer {layer} is gone");
-            CacheError::Result { kind: ErrorKind::Environment, message, source: None }
-        };
-        lock(contents).of.insert(layer, content.ok_or_else(gone)?);
-    }
+    let unknown = lock(contents).unknown(layers);
+    // All at once: a chain that was found in the cache has hundreds.
+    let found = store.layers().contents(&unknown).map_err(|error| failed(error.kind(), error))?;
+    let mut contents = lock(contents);
+    contents.of.extend(unknown.into_iter().zip(found).filter_map(|(layer, content)| Some((layer, content?))));
+    contents.fold(layers).map_err(|layer| gone(&layer))
 }
 
 fn layer_record(store: &Store, layer: &LayerId) -> Result<LayerRecord, CacheError> {
     let record = store.layers().get(layer).map_err(|error| failed(error.kind(), error))?;
-    record.ok_or_else(|| {
-        let message = format!("layer {layer} is gone");
-        CacheError::Result { kind: ErrorKind::Environment, message, source: None }
-    })
+    record.ok_or_else(|| gone(layer))
+}
+
+fn gone(layer: &LayerId) -> CacheError {
+    CacheError::Result { kind: ErrorKind::Environment, message: format!("layer {layer} is gone"), source: None }
 }
 
 #[cfg(test)]

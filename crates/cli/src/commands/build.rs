@@ -82,11 +82,12 @@ async fn run(
     let display = Display::start(mode, start.style());
     let (events, token) = (display.events(), interrupts.token());
     let outcome = match &start.host {
-        Some(host) => there(start, host, args, request, origin, (events, token)).await,
+        // Apart from the usual way, which would have to make room for them.
+        Some(host) => Box::pin(there(start, host, args, request, origin, (events, token))).await,
         None if start.front_ends.enabled && is_for_other_front_end(&request, &origin)? => {
-            front_end::build(start, args, request, (events, token)).await
+            Box::pin(front_end::build(start, args, request, (events, token))).await
         }
-        None => here(start, request, origin, (events, token)).await,
+        None => Box::pin(here(start, request, origin, (events, token))).await,
     };
     display.finish();
     let outcome = outcome.map_err(|failure| match interrupts.exit_code() {
@@ -122,7 +123,7 @@ async fn here(
     let built = match origin {
         Origin::Dockerfile => engine.build(request, events, token).await,
         Origin::Definition(definition) => {
-            engine.build_definition(definition, with_dockerfile_context(request), events, token).await
+            Box::pin(engine.build_definition(definition, with_dockerfile_context(request), events, token)).await
         }
     };
     built.map_err(Failure::from)

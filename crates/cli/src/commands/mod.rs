@@ -145,7 +145,8 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 
 /// Waits for work that does many things at once.
 fn block_on_many<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
+    // The main thread works too: it drives the command itself.
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get() - 1).clamp(1, 8);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     // As much as the main thread has: the steps of a build and its exports are deep, most of all without optimization.
     builder.thread_stack_size(8 << 20);

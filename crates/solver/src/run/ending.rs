@@ -48,7 +48,7 @@ impl Run {
             noted.map(|(build, steps)| index.note_build(&build, &steps, now)).transpose()?;
             touched
         };
-        _ = self.shared.on_index(note).await;
+        _ = self.shared.settle(note).await;
     }
 
     /// What the next build is to be compared with.

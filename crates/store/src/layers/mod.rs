@@ -134,17 +134,22 @@ impl Layers {
         layer_rows::get(&self.opened, id)
     }
 
-    /// The digest of what a layer says; `None` for one that is not there.
+    /// The digests of what layers say, in their order; `None` for one that is not there.
     ///
     /// # Errors
     /// The database failed.
-    pub fn content(&self, id: &LayerId) -> Result<Option<ContentDigest>, StoreError> {
-        if let Some(known) = self.opened.remembered().content(id) {
-            return Ok(Some(known));
+    pub fn contents(&self, ids: &[LayerId]) -> Result<Vec<Option<ContentDigest>>, StoreError> {
+        let remembered = self.opened.remembered();
+        let mut contents: Vec<_> = ids.iter().map(|id| remembered.content(id)).collect();
+        let unknown: Vec<usize> = (0..ids.len()).filter(|place| contents[*place].is_none()).collect();
+        let asked: Vec<LayerId> = unknown.iter().map(|place| ids[*place]).collect();
+        if !asked.is_empty() {
+            for (place, content) in unknown.into_iter().zip(layer_rows::contents(&self.opened, &asked)?) {
+                content.iter().for_each(|content| remembered.remember_content(&ids[place], *content));
+                contents[place] = content;
+            }
         }
-        let content = self.get(id)?.map(|record| record.content);
-        content.inspect(|content| self.opened.remembered().remember_content(id, *content));
-        Ok(content)
+        Ok(contents)
     }
 
     /// Says when a layer was made that came from elsewhere.

@@ -29,12 +29,31 @@ pub(super) struct Root {
     kind: RootKind,
     /// Opened when something in it is read: of a long stack most trees say nothing of most paths.
     folder: OnceLock<OwnedFd>,
+    /// That of its place: a high stack asks all of its trees for each name, and most have nothing of it.
+    marks: u64,
 }
 
 /// What of a tree is the same for everybody who looks at it.
 struct Place {
     path: PathBuf,
     names: Names,
+    /// One bit for each name, or all bits.
+    marks: u64,
+}
+
+impl Place {
+    fn new(path: PathBuf, names: Names) -> Self {
+        let marks = names.as_ref().map_or(u64::MAX, |names| names.iter().fold(0, |marks, name| marks | mark(name)));
+        Self { path, names, marks }
+    }
+}
+
+/// The bit that a name has in `marks`: one of 64, by FNV-1a.
+fn mark(name: &[u8]) -> u64 {
+    let hash = name
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    1 << (hash >> 58)
 }
 
 enum RootKind {
@@ -64,11 +83,13 @@ impl AbsentLayer {
 
 impl Root {
     fn of_layer(place: Arc<Place>) -> Self {
-        Self { place, kind: RootKind::Layer(OnceLock::new()), folder: OnceLock::new() }
+        let marks = place.marks;
+        Self { place, kind: RootKind::Layer(OnceLock::new()), folder: OnceLock::new(), marks }
     }
 
     fn nameless(path: PathBuf, kind: RootKind) -> Self {
-        Self { place: Arc::new(Place { path, names: None }), kind, folder: OnceLock::new() }
+        let place = Arc::new(Place::new(path, None));
+        Self { marks: place.marks, place, kind, folder: OnceLock::new() }
     }
 
     /// A layer without a tree; the path is where its tree would be.
@@ -184,6 +205,9 @@ impl Root {
 
     /// Whether it is certain that the root folder has nothing of that name.
     pub(super) fn lacks(&self, name: &[u8]) -> bool {
+        if self.marks & mark(name) == 0 {
+            return true;
+        }
         self.place.names.as_ref().is_some_and(|names| names.binary_search_by(|known| known[..].cmp(name)).is_err())
     }
 }
@@ -233,7 +257,7 @@ impl Remembered {
         };
         let names = folder::names(&folder).map_err(StoreError::os("read", &path))?;
         let names = (names.len() <= MOST_NAMES).then(|| Arc::from(names));
-        let place = Arc::new(Place { path, names });
+        let place = Arc::new(Place::new(path, names));
         bounded(&mut lock(&self.places), MOST_LAYERS).insert(*id, place.clone());
         // Not kept open: a stack may be higher than a process may have descriptors.
         Ok(Some(Root::of_layer(place)))
@@ -302,4 +326,21 @@ fn bounded<T>(map: &mut HashMap<LayerId, T>, most: usize) -> &mut HashMap<LayerI
 /// A panic elsewhere leaves these maps whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_never_hide_a_name() {
+        let names: Vec<Vec<u8>> = (0..500).map(|number| format!("name-{number:03}").into_bytes()).collect();
+        for known in names.chunks(5) {
+            let place = Arc::new(Place::new(PathBuf::from("/t"), Some(Arc::from(known.to_vec()))));
+            let root = Root::of_layer(place);
+            names.iter().for_each(|name| assert_eq!(root.lacks(name), !known.contains(name)));
+        }
+        let changing = Root::nameless(PathBuf::from("/t"), RootKind::Changing);
+        assert!(!changing.lacks(b"anything"));
+    }
 }

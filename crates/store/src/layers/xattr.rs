@@ -9,14 +9,12 @@ use std::sync::OnceLock;
 
 use rustix::fs::{FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, capabilities};
 
 const CAPABILITY: &str = "security.capability";
 const USER: &str = "user.overlay.";
 
 const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
-
-/// Its number in `linux/capability.h`.
-const CAP_SYS_ADMIN: u32 = 21;
 
 /// The longest value that Linux admits (`XATTR_SIZE_MAX`).
 pub(super) const MAX_VALUE: usize = 65536;
@@ -106,7 +104,7 @@ impl Markers {
 
 /// Whether this process is taken for root of the machine by its ids, and yet neither sees nor sets overlayfs's own marks.
 pub(crate) fn lacks_own_marks() -> bool {
-    is_first_namespace() && rustix::process::geteuid().is_root() && !may_mount()
+    rustix::process::geteuid().is_root() && !may_mount() && is_first_namespace()
 }
 
 fn is_first_namespace() -> bool {
@@ -115,9 +113,7 @@ fn is_first_namespace() -> bool {
 }
 
 fn may_mount() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
-    effective.is_some_and(|set| set >> CAP_SYS_ADMIN & 1 == 1)
+    capabilities(None).is_ok_and(|own| own.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 
 /// What the attributes of a node say.

@@ -52,5 +52,5 @@ fn load_archive(fixture: &Fixture, archive: Vec<u8>) -> Result<ContentDigest, St
     let loading = load(&context, input, LoadLimits::default(), ExistingNames::Refuse);
     let loaded = runtime.block_on(loading).map_err(|error| chain(&error))?;
     let image = fixture.store.images().get(&loaded[0].target.images[0]).unwrap().unwrap();
-    Ok(fixture.layers().content(image.layers.last().unwrap()).unwrap().unwrap())
+    Ok(fixture.layers().contents(&image.layers[image.layers.len() - 1..]).unwrap()[0].unwrap())
 }
