@@ -1,7 +1,7 @@
 use crate::memory::TOUCH_INTERVAL;
 use crate::opening::{FORMAT, prepare_beside_others};
 use crate::stacks::{self, Stacks};
-use crate::{BuildId, BuildSteps, CacheError, CacheIndex, CacheKey, ResultRef, StepInputs, StepRecord, StepUsage};
+use crate::{BuildId, BuildSteps, CacheError, CacheIndex, CacheKey, StepInputs, StepRecord, StepUsage};
 use forge_store::LayerId;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use std::collections::HashSet;
@@ -81,7 +81,7 @@ impl SqliteIndex {
     }
 
     /// Runs a read.
-    fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T, Failure>) -> Result<T, CacheError> {
+    pub(crate) fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T, Failure>) -> Result<T, CacheError> {
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         work(&connection).map_err(|failure| self.error("read", failure))
     }
@@ -265,17 +265,7 @@ impl CacheIndex for SqliteIndex {
     }
 
     fn all_layers(&self) -> Result<HashSet<LayerId>, CacheError> {
-        self.read(|connection| {
-            let mut statement = connection.prepare_cached("SELECT name, outputs FROM records")?;
-            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            let (mut layers, mut stacks) = (HashSet::new(), Stacks::new(connection));
-            for row in rows {
-                let (name, outputs): (String, String) = row?;
-                let outputs = stacks.outputs(&name, &outputs)?;
-                layers.extend(outputs.iter().flat_map(ResultRef::layers).cloned());
-            }
-            Ok(layers)
-        })
+        Ok(self.holdings()?.layers.into_iter().collect())
     }
 }
 
@@ -389,7 +379,7 @@ fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-fn unsigned(number: i64) -> u64 {
+pub(crate) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 

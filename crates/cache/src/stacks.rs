@@ -30,7 +30,7 @@ const SCHEMA: &str = "
 /// A result as a record's row has it: [`ResultRef`], or layers on a row of `stacks`.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum KeptRef {
+pub(crate) enum KeptRef {
     Layers(Vec<LayerId>),
     /// Nothing is kept of what makes one client's files differ from those that lie elsewhere: it ends with the build.
     Context {
@@ -42,6 +42,27 @@ enum KeptRef {
         stack: i64,
         layers: Vec<LayerId>,
     },
+}
+
+/// The layers that a [`KeptRef`] names.
+pub(crate) enum Kept {
+    Nothing,
+    Layers(Vec<LayerId>),
+    /// Those of the row, and these on them.
+    Stacked {
+        stack: i64,
+        layers: Vec<LayerId>,
+    },
+}
+
+impl KeptRef {
+    pub(crate) fn kept(self) -> Kept {
+        match self {
+            Self::Layers(layers) => Kept::Layers(layers),
+            Self::Context { .. } => Kept::Nothing,
+            Self::Stacked { stack, layers } => Kept::Stacked { stack, layers },
+        }
+    }
 }
 
 /// Writes the stacks of results; the text for the record's row, and the rows of `stacks` that it names.

@@ -5,7 +5,7 @@
 
 use crate::engine::Engine;
 use crate::{EngineError, Filter, Policy};
-use forge_cache::{CacheIndex, Space, select};
+use forge_cache::{CacheIndex, Space};
 use forge_image::chain;
 use std::cell::Cell;
 use std::fs::File;
@@ -160,11 +160,13 @@ impl Engine {
             return (build.await, None);
         }
         let stop = CancellationToken::new();
-        let collection = tokio::spawn(run(self.clone(), stop.clone()));
-        let built = build.await;
-        stop.cancel();
-        // A panic of it is no reason for the build to fail.
-        (built, collection.await.ok().flatten())
+        let build = async {
+            let built = build.await;
+            stop.cancel();
+            built
+        };
+        // On one task: a second one would wake another thread for every build, and most have nothing to collect.
+        tokio::join!(build, run(self.clone(), stop.clone()))
     }
 }
 
@@ -210,7 +212,7 @@ impl Engine {
         let space = self.space()?;
         let cache = self.prunable()?;
         let policies = self.options().gc.policies(space);
-        let selected = select(&policies, &cache.candidates, &cache.weights, space, SystemTime::now());
+        let selected = cache.select(&policies, &cache.candidates, space);
         for batch in selected.evictions.chunks(BATCH) {
             if !go_on() {
                 return Ok(0);

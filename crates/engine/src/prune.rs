@@ -3,10 +3,10 @@
 use crate::engine::{Engine, blocking};
 use crate::usage::{makers, parents, row};
 use crate::{EngineError, Policy, PruneReport, PruneRequest, UsageRow};
-use forge_cache::{CacheIndex, CacheKey, Candidate, Eviction, Space, StepRecord, Weight, select};
+use forge_cache::{CacheIndex, CacheKey, Candidate, Eviction, Holdings, Selected, Space, Weight, select};
 use forge_image::ImageId;
 use forge_store::LayerId;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::SystemTime;
 
 /// Records that go in one transaction, for which builds wait a few milliseconds.
@@ -14,11 +14,11 @@ const BATCH: usize = 200;
 
 /// The cache as the selection sees it.
 pub(crate) struct Prunable {
-    records: Vec<(CacheKey, StepRecord)>,
+    held: Holdings,
     /// One for each record, then one for each cache mount.
     rows: Vec<UsageRow>,
     pub(crate) candidates: Vec<Candidate>,
-    pub(crate) weights: Vec<Weight>,
+    weights: Vec<Weight>,
 }
 
 impl Engine {
@@ -42,10 +42,10 @@ impl Engine {
         let policy = &request.policy;
         let mut candidates = cache.candidates.clone();
         if !policy.all && !policy.filters.iter().any(|filter| filter.names_type("exec.cachemount")) {
-            candidates.truncate(cache.records.len());
+            candidates.truncate(cache.held.records.len());
         }
         let space = self.space()?;
-        let selected = select(std::slice::from_ref(policy), &candidates, &cache.weights, space, SystemTime::now());
+        let selected = cache.select(std::slice::from_ref(policy), &candidates, space);
         let evicted: HashSet<usize> = selected.evictions.iter().map(|eviction| eviction.candidate).collect();
         let gone = if request.dry_run { evicted.clone() } else { self.evict(&cache, &evicted)? };
         let mut removed = Vec::new();
@@ -80,10 +80,10 @@ impl Engine {
     fn evict(&self, cache: &Prunable, candidates: &HashSet<usize>) -> Result<HashSet<usize>, EngineError> {
         let mut numbers: Vec<usize> = candidates.iter().copied().collect();
         numbers.sort_unstable();
-        let (records, mounts) = numbers.split_at(numbers.partition_point(|number| *number < cache.records.len()));
+        let (records, mounts) = numbers.split_at(numbers.partition_point(|number| *number < cache.held.records.len()));
         let mut gone = HashSet::new();
         for batch in records.chunks(BATCH) {
-            let keys: Vec<CacheKey> = batch.iter().map(|number| cache.records[*number].0).collect();
+            let keys: Vec<CacheKey> = batch.iter().map(|number| cache.held.records[*number].key).collect();
             let removed = self.index()?.remove_all(&keys)?;
             gone.extend(batch.iter().zip(removed).filter_map(|(number, removed)| removed.then_some(*number)));
         }
@@ -98,9 +98,9 @@ impl Engine {
     /// Removes records at once; the next collection removes the files.
     pub(crate) fn evict_all(&self, cache: &Prunable, evictions: &[Eviction]) -> Result<(), EngineError> {
         let number = |eviction: &Eviction| eviction.candidate;
-        let keys = evictions.iter().filter_map(|it| cache.records.get(number(it))).map(|(key, _)| *key);
+        let keys = evictions.iter().filter_map(|it| cache.held.records.get(number(it))).map(|record| record.key);
         self.index()?.remove_all(&keys.collect::<Vec<_>>())?;
-        for mount in evictions.iter().map(number).filter(|number| *number >= cache.records.len()) {
+        for mount in evictions.iter().map(number).filter(|number| *number >= cache.held.records.len()) {
             self.store().cache_mounts().give_up(&cache.rows[mount].id)?;
         }
         Ok(())
@@ -109,31 +109,28 @@ impl Engine {
     pub(crate) fn prunable(&self) -> Result<Prunable, EngineError> {
         let (shared, leased) = (self.image_layers()?, self.store().leased_layers()?);
         let sizes = self.store().layer_bytes()?;
-        let records = self.index()?.list()?;
-        let makers = makers(&records);
-        let (mut numbers, mut weights) = (HashMap::new(), Vec::new());
+        let held = self.index()?.holdings()?;
+        let makers = makers(&held);
+        let weight =
+            |layer: &LayerId| Weight { bytes: sizes.get(layer).copied().unwrap_or(0), pinned: shared.contains(layer) };
+        let weights: Vec<Weight> = held.layers.iter().map(weight).collect();
+        // Whether an image needs a layer of the stack.
+        let mut pinned: Vec<bool> = Vec::with_capacity(held.stands.len());
+        for stand in &held.stands {
+            pinned.push(weights[stand.layer].pinned || stand.below.is_some_and(|below| pinned[below]));
+        }
         let (mut rows, mut candidates, mut counted) = (Vec::new(), Vec::new(), HashSet::new());
-        for (key, record) in &records {
-            let mut number = |layer: &LayerId| {
-                *numbers.entry(*layer).or_insert_with(|| {
-                    let bytes = sizes.get(layer).copied().unwrap_or(0);
-                    weights.push(Weight { bytes, pinned: shared.contains(layer) });
-                    weights.len() - 1
-                })
-            };
-            let needs: HashSet<usize> = record.layers().map(&mut number).collect();
-            let own = record.outputs.first().and_then(|output| output.layers().last()).map(&mut number);
-            let mut row = row(key, record, &shared, &leased, &sizes, &mut counted);
-            row.parents = parents(record, &makers);
+        for record in &held.records {
+            let mut row = row(&held, record, &shared, &leased, &sizes, &mut counted);
+            row.parents = parents(&held, record, &makers);
             // Not by what it stands on: builds that run have the base of most records.
-            row.in_use =
-                record.outputs.iter().filter_map(|output| output.layers().last()).any(|own| leased.contains(own));
+            row.in_use = record.stands.iter().any(|stand| leased.contains(&held.layers[held.stands[*stand].layer]));
             row.shared =
-                record.layers().any(|layer| shared.contains(layer)) && own.is_none_or(|own| weights[own].pinned);
+                record.stands.iter().any(|stand| pinned[*stand]) && record.own.is_none_or(|own| weights[own].pinned);
             candidates.push(Candidate {
                 facts: row.facts(),
-                own,
-                needs: needs.into_iter().collect(),
+                own: record.own,
+                stands: record.stands.clone(),
                 bytes: 0,
                 wall_ms: record.wall_ms,
                 last_used: record.last_used,
@@ -143,10 +140,10 @@ impl Engine {
         for row in self.cache_mounts()? {
             let last_used = row.last_used.unwrap_or(SystemTime::UNIX_EPOCH);
             let (facts, bytes) = (row.facts(), row.bytes);
-            candidates.push(Candidate { facts, own: None, needs: Vec::new(), bytes, wall_ms: 0, last_used });
+            candidates.push(Candidate { facts, own: None, stands: Vec::new(), bytes, wall_ms: 0, last_used });
             rows.push(row);
         }
-        Ok(Prunable { records, rows, candidates, weights })
+        Ok(Prunable { held, rows, candidates, weights })
     }
 
     /// What the store's file system has. Where its inodes run out before its bytes do, as much of it counts as taken as of
@@ -170,10 +167,25 @@ impl Engine {
 }
 
 impl Prunable {
+    /// Applies policies to candidates of this cache, or to the first ones of them.
+    pub(crate) fn select(&self, policies: &[Policy], candidates: &[Candidate], space: Space) -> Selected {
+        select(policies, candidates, &self.held.stands, &self.weights, space, SystemTime::now())
+    }
+
     /// The layers that stay needed once some records are gone.
     fn layers_without(&self, gone: &HashSet<usize>) -> HashSet<LayerId> {
-        let kept = self.records.iter().enumerate().filter(|(number, _)| !gone.contains(number));
-        kept.flat_map(|(_, (_, record))| record.layers().cloned()).collect()
+        let (mut layers, mut seen) = (HashSet::new(), vec![false; self.held.stands.len()]);
+        let kept = self.held.records.iter().enumerate().filter(|(number, _)| !gone.contains(number));
+        for stand in kept.flat_map(|(_, record)| &record.stands) {
+            let mut next = Some(*stand).filter(|stand| !seen[*stand]);
+            while let Some(number) = next {
+                seen[number] = true;
+                let stand = self.held.stands[number];
+                layers.insert(self.held.layers[stand.layer]);
+                next = stand.below.filter(|below| !seen[*below]);
+            }
+        }
+        layers
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::engine::{Engine, blocking};
 use crate::{EngineError, Facts, Filter, UsageReport, UsageRow};
-use forge_cache::{CacheIndex, CacheKey, StepRecord};
+use forge_cache::{CacheIndex, HeldRecord, Holdings};
 use forge_image::ImageId;
 use forge_store::{CacheMountRecord, LayerId};
 use std::collections::{HashMap, HashSet};
@@ -24,11 +24,11 @@ impl Engine {
         let sizes = self.store().layer_bytes()?;
         let mut counted = HashSet::new();
         let mut rows = Vec::new();
-        let records = self.index()?.list()?;
-        let makers = makers(&records);
-        for (key, record) in &records {
-            let row = row(key, record, &shared, &leased, &sizes, &mut counted);
-            rows.push(UsageRow { parents: parents(record, &makers), ..row });
+        let held = self.index()?.holdings()?;
+        let makers = makers(&held);
+        for record in &held.records {
+            let row = row(&held, record, &shared, &leased, &sizes, &mut counted);
+            rows.push(UsageRow { parents: parents(&held, record, &makers), ..row });
         }
         let mounts: Vec<UsageRow> = self.cache_mounts()?;
         let mount_bytes: u64 = mounts.iter().map(|row| row.bytes).sum();
@@ -85,17 +85,17 @@ impl Engine {
 
 /// A record is charged with its own layer only: those below it are its parents'.
 pub(crate) fn row(
-    key: &CacheKey,
-    record: &StepRecord,
+    held: &Holdings,
+    record: &HeldRecord,
     shared: &HashSet<LayerId>,
     leased: &HashSet<LayerId>,
     sizes: &HashMap<LayerId, u64>,
     counted: &mut HashSet<LayerId>,
 ) -> UsageRow {
-    let own = record.outputs.first().and_then(|output| output.layers().last());
+    let own = record.own.map(|own| &held.layers[own]);
     let first = own.filter(|layer| counted.insert(*(*layer)));
     UsageRow {
-        id: key.to_string(),
+        id: record.key.to_string(),
         kind: if record.is_source { "source.image" } else { "regular" }.to_owned(),
         description: record.name.clone(),
         bytes: first.and_then(|layer| sizes.get(layer)).copied().unwrap_or(0),
@@ -108,22 +108,21 @@ pub(crate) fn row(
     }
 }
 
-/// The ids of the records that made each layer.
-pub(crate) type Makers = HashMap<LayerId, Vec<String>>;
+/// The ids of the records that made each layer, by the layers' numbers.
+pub(crate) type Makers = HashMap<usize, Vec<String>>;
 
-pub(crate) fn makers(records: &[(CacheKey, StepRecord)]) -> Makers {
+pub(crate) fn makers(held: &Holdings) -> Makers {
     let mut makers = Makers::new();
-    for (key, record) in records {
-        if let Some(layer) = record.outputs.first().and_then(|output| output.layers().last()) {
-            makers.entry(*layer).or_default().push(key.to_string());
+    for record in &held.records {
+        if let Some(own) = record.own {
+            makers.entry(own).or_default().push(record.key.to_string());
         }
     }
     makers
 }
 
-pub(crate) fn parents(record: &StepRecord, makers: &Makers) -> Vec<String> {
-    let below = record.outputs.first().and_then(|output| output.layers().iter().rev().nth(1));
-    below.and_then(|layer| makers.get(layer)).cloned().unwrap_or_default()
+pub(crate) fn parents(held: &Holdings, record: &HeldRecord, makers: &Makers) -> Vec<String> {
+    record.below(&held.stands).and_then(|layer| makers.get(&layer)).cloned().unwrap_or_default()
 }
 
 impl UsageRow {
