@@ -28,38 +28,36 @@ pub async fn assemble(
     built: &BuiltImage,
     settings: &ExportSettings,
 ) -> Result<AssembledImage, ExportError> {
-    if let Some(image) = assemble_known(context, built, settings).await? {
-        return Ok(image);
-    }
     let (tar, leaving) = (settings.tar_options(), settings.leaving);
+    let known = known_layers(context, built, settings).await?;
+    let unknown: Vec<LayerId> =
+        built.layers.iter().zip(&known).filter_map(|(id, known)| known.is_none().then_some(*id)).collect();
     let one = |id: LayerId| {
         let context = context.clone();
         blocking(move || layer(&context, &id, tar, leaving))
     };
-    let layers = stream::iter(built.layers.clone()).map(one).buffered(CONCURRENT_LAYERS).try_collect().await?;
-    let (context, built, settings) = (context.clone(), built.clone(), settings.clone());
-    blocking(move || with_layers(&context, built, layers, &settings)).await
+    let made: Vec<AssembledLayer> = stream::iter(unknown).map(one).buffered(CONCURRENT_LAYERS).try_collect().await?;
+    let mut made = made.into_iter();
+    let layers = known.into_iter().map(|known| known.or_else(|| made.next()).expect("what is not known is made"));
+    let (context, built, settings, layers) = (context.clone(), built.clone(), settings.clone(), layers.collect());
+    briefly(move || with_layers(&context, built, layers, &settings)).await
 }
 
-/// The same where no layer has to be read: then everything is looked up on one thread, since a thread and a connection for
-/// each layer would take longer than all of it.
-async fn assemble_known(
+/// The layers that need not be read, each in its place. They are looked up on one thread: one for each layer, with a connection
+/// of its own, would take longer than all of it, and a stack may have hundreds that are known for one that is new.
+async fn known_layers(
     context: &TransferContext,
     built: &BuiltImage,
     settings: &ExportSettings,
-) -> Result<Option<AssembledImage>, ExportError> {
-    let (context, built, settings) = (context.clone(), built.clone(), settings.clone());
+) -> Result<Vec<Option<AssembledLayer>>, ExportError> {
+    let (context, ids) = (context.clone(), built.layers.clone());
+    let (tar, leaving) = (settings.tar_options(), settings.leaving);
     briefly(move || {
-        if !context.lease.hold_layers(&built.layers).map_err(ExportError::store("hold a layer"))? {
-            return Ok(None);
+        if !context.lease.hold_layers(&ids).map_err(ExportError::store("hold a layer"))? {
+            // Which one is gone is found when they are looked at one by one.
+            return Ok(ids.iter().map(|_| None).collect());
         }
-        let mut layers = Vec::with_capacity(built.layers.len());
-        for id in &built.layers {
-            let (record, tar) = (held_record(&context, id)?, settings.tar_options());
-            let Some(layer) = known_layer(&record, tar, settings.leaving) else { return Ok(None) };
-            layers.push(layer);
-        }
-        with_layers(&context, built, layers, &settings).map(Some)
+        ids.iter().map(|id| Ok(known_layer(&held_record(&context, id)?, tar, leaving))).collect()
     })
     .await
 }

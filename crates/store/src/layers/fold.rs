@@ -8,7 +8,7 @@
 use super::Layers;
 use super::entry::{EntryKind, LayerEntry, split_path};
 use super::folder;
-use super::restack::{finish_folder, link_entry};
+use super::restack::{finish_folder, link_entry, within};
 use super::xattr::Markers;
 use crate::removal::remove_tree;
 use crate::{LayerId, StoreError};
@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -155,16 +155,21 @@ impl Fold {
         let Some((parent, name)) = split_path(path) else { return Ok(false) };
         let inside = [path, b"/"].concat();
         self.folders.retain(|folder, _| folder != path && !folder.starts_with(&inside));
-        let folder = folder::open_folder(self.target.as_fd(), parent).map_err(self.error(path))?;
         let name = OsStr::from_bytes(name);
-        let found = match rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(found) => found,
+        // A folder in the place is left for the path below.
+        let removed = within(&self.target, parent, |folder| {
+            let found = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let is_folder = FileType::from_raw_mode(found.st_mode) == FileType::Directory;
+            if !is_folder {
+                rustix::fs::unlinkat(folder, name, AtFlags::empty())?;
+            }
+            Ok(!is_folder)
+        });
+        match removed {
+            Ok(true) => {}
+            Ok(false) => remove_tree(&self.path.join(OsStr::from_bytes(parent)), name)?,
             Err(Errno::NOENT) => return Ok(false),
             Err(errno) => return Err(self.error(path)(errno)),
-        };
-        match FileType::from_raw_mode(found.st_mode) {
-            FileType::Directory => remove_tree(&self.path.join(OsStr::from_bytes(parent)), name)?,
-            _ => rustix::fs::unlinkat(&folder, name, AtFlags::empty()).map_err(self.error(path))?,
         }
         Ok(true)
     }
@@ -188,6 +193,7 @@ mod tests {
     use crate::layers::{ActiveLayer, MergedTree, TreeEntry};
     use crate::{Lease, Store};
     use std::fs;
+    use std::os::fd::AsFd;
 
     /// Everything that a stack shows but inodes, which links of links keep and copies do not.
     fn shown(tree: &MergedTree) -> Vec<String> {

@@ -11,7 +11,7 @@ use crate::{LayerId, LayerRecord, Lease, StoreError};
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -114,22 +114,33 @@ pub(super) fn link_entry(
 ) -> rustix::io::Result<()> {
     let (parent, name) = split_path(&entry.path).expect("the root is no entry of a folder");
     let name = OsStr::from_bytes(name);
-    let into = folder::open_folder(target.as_fd(), parent)?;
-    match entry.kind {
-        EntryKind::Directory { .. } => rustix::fs::mkdirat(&into, name, Mode::RWXU),
+    within(target, parent, |into| match entry.kind {
+        EntryKind::Directory { .. } => rustix::fs::mkdirat(into, name, Mode::RWXU),
         // One node has only so many names, and deletions may be many.
-        EntryKind::Whiteout => markers.put_whiteout(into.as_fd(), name.as_bytes()),
-        EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. } => match link(source, parent, name, &into) {
+        EntryKind::Whiteout => markers.put_whiteout(into, name.as_bytes()),
+        EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. } => match link(source, parent, name, into) {
             // The tree of an ordinary user holds none.
             Err(Errno::NOENT) => Ok(()),
             other => other,
         },
-        _ => link(source, parent, name, &into),
-    }
+        _ => link(source, parent, name, into),
+    })
 }
 
-fn link(source: &OwnedFd, parent: &[u8], name: &OsStr, into: &OwnedFd) -> rustix::io::Result<()> {
-    rustix::fs::linkat(folder::open_folder(source.as_fd(), parent)?, name, into, name, AtFlags::empty())
+fn link(source: &OwnedFd, parent: &[u8], name: &OsStr, into: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    within(source, parent, |from| rustix::fs::linkat(from, name, into, name, AtFlags::empty()))
+}
+
+/// Does something in a folder of a tree. The root is open already, and most of what steps of a chain make lies in it.
+pub(super) fn within<T>(
+    root: &OwnedFd,
+    path: &[u8],
+    act: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<T>,
+) -> rustix::io::Result<T> {
+    match path.is_empty() {
+        true => act(root.as_fd()),
+        false => act(folder::open_folder(root.as_fd(), path)?.as_fd()),
+    }
 }
 
 pub(super) fn finish_folder(target: &OwnedFd, entry: &LayerEntry, markers: Markers) -> rustix::io::Result<()> {
