@@ -4,7 +4,7 @@
 //! besides (names, source positions, capabilities). [`encode`] writes a [`Graph`](forge_llb::Graph) as one, so that
 //! BuildKit's tools can read it; [`decode`] reads one that a client of BuildKit made, and takes its bytes for hostile.
 //! The crate opens nothing, solves nothing and knows no protocol: the messages of services are only passed on as
-//! types.
+//! types. [`Serving`] alone answers: what everybody who serves says of that.
 //!
 //! What the two formats see differently:
 //! - a copy in a definition has one source: [`encode`] writes a copy of several as a chain of copies;
@@ -22,16 +22,21 @@
 
 mod attributes;
 mod capabilities;
+pub mod content;
 mod decode;
 mod dump;
 mod encode;
 mod error;
+#[cfg(feature = "grpc")]
+mod serving;
 
 pub use bollard_buildkit_proto::{fsutil, google, health, moby, pb};
 pub use decode::{Decoded, check_in_place, decode, decode_exec, decode_source, source_ops};
 pub use dump::{StepList, dot, json_lines, step_list};
 pub use encode::{EncodeError, EncodedGraph, encode, encode_named, encode_platform, encode_source, encode_vertex};
 pub use error::DecodeError;
+#[cfg(feature = "grpc")]
+pub use serving::Serving;
 
 /// A file that steps of a definition come from, a Dockerfile.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 use crate::connection::Client;
 use crate::outputs::{self, Targets};
 use crate::session::Handed;
+use crate::stores::{Stores, ToldCaches};
 use crate::{failure, progress, request};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,15 +9,15 @@ use forge_buildkit_proto::moby::buildkit::v1::{
     CacheOptions, CacheOptionsEntry, SolveRequest, SolveResponse, StatusRequest,
 };
 use forge_buildkit_proto::pb;
-use forge_engine::{BuildContext, BuildOutcome, BuildRequest, EngineError, EngineOptions, Handover, TokenFetcher};
-use forge_image::{Digest, ErrorKind};
+use forge_engine::{BuildContext, BuildOutcome, BuildRequest, EngineError, EngineOptions, TokenFetcher};
+use forge_image::{Descriptor, Digest, ErrorKind};
 use forge_session::{Event, EventSink};
 use prost::Message;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
 /// How long the rest of what is told of a build is waited for when it has ended.
@@ -48,6 +49,37 @@ pub struct RemoteBuild {
     pub machine: String,
 }
 
+/// A build that the daemon does not know yet.
+pub(crate) struct Begun {
+    pub id: String,
+    pub caches: ToldCaches,
+    pub stores: Arc<Stores>,
+    dockerfile: Option<String>,
+    shared_key: String,
+    handed: Handed,
+    told: Arc<Told>,
+    following: tokio::task::JoinHandle<()>,
+}
+
+impl Begun {
+    /// What the front end is asked.
+    pub(crate) fn options(&self, request: &BuildRequest) -> Result<HashMap<String, String>, EngineError> {
+        request::options(request, self.dockerfile.as_deref(), &self.stores)
+    }
+
+    pub(crate) async fn open_session(&self, client: &Client, targets: Targets) -> Result<DropGuard, EngineError> {
+        let (handed, stores) = (self.handed.clone(), self.stores.clone());
+        let session = client.open_session(&self.id, &self.shared_key, handed, Arc::new(targets), stores).await;
+        session.map_err(|status| failure::of_build(&status))
+    }
+
+    /// Waits for what was told last; gives what of it belongs below the build.
+    pub(crate) async fn end(self) -> BuildOutcome {
+        let _ = tokio::time::timeout(PATIENCE, self.following).await;
+        std::mem::take(&mut *self.told.outcome.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 impl Client {
     /// Builds as the engine's own `build` does.
     ///
@@ -61,33 +93,49 @@ impl Client {
     ) -> Result<BuildOutcome, EngineError> {
         let stop = cancel.child_token();
         let _stop = stop.clone().drop_guard();
-        let given = (build.request.clone(), build.options.docker_config.clone(), events.clone(), stop.clone());
-        let opened = tokio::task::spawn_blocking(move || given.0.hand_over(given.1, given.2, given.3));
-        let handover = opened.await??;
-        let id = random()?;
-        let (asked, targets) = asked(&build, &handover, &id, stop.clone())?;
-        let stream = match &build.request.context {
-            BuildContext::Stream(stream) => Some(stream.clone()),
-            _ => None,
-        };
-        let shared_key = Digest::sha256(format!("{}:{}", build.machine, handover.identity).as_bytes());
-        let tokens = TokenFetcher::new(&build.options)?;
-        let handed = Handed::new(handover.session, stream, tokens);
-        let session = self.open_session(&id, shared_key.hex(), handed, Arc::new(targets));
-        let session = session.await.map_err(|status| failure::of_build(&status))?;
-        let told = Arc::new(Told { events, outcome: Mutex::default() });
-        let following = tokio::spawn(self.clone().follow(id, told.clone()));
+        let begun = self.begin(&build, events, stop.clone()).await?;
+        let (asked, targets) = asked(&build, &begun, stop)?;
+        let session = begun.open_session(self, targets).await?;
         let mut control = self.control();
         let solved = tokio::select! {
             solved = control.solve(asked) => solved,
             () = cancel.cancelled() => Err(Status::cancelled("cancelled")),
         };
-        // What was told last is shown before the end.
-        let _ = tokio::time::timeout(PATIENCE, following).await;
+        let (stores, notices) = (begun.stores.clone(), begun.caches.notices.clone());
+        let mut outcome = begun.end().await;
         drop(session);
         let solved = solved.map_err(|status| failure::of_build(&status))?.into_inner();
-        let outcome = std::mem::take(&mut *told.outcome.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(bundle) = solved.exporter_response.get("cache.manifest").and_then(|text| descriptor(text)) {
+            tokio::task::spawn_blocking(move || stores.name_caches(&bundle)).await??;
+        }
+        outcome.notices.extend(notices);
         Ok(outcome_of(outcome, &build.request, solved))
+    }
+
+    /// Opens what the build may read here, and listens to what will be told of it.
+    pub(crate) async fn begin(
+        &self,
+        build: &RemoteBuild,
+        events: Arc<dyn EventSink>,
+        stop: CancellationToken,
+    ) -> Result<Begun, EngineError> {
+        let (given, sink) = (build.clone(), events.clone());
+        let opened = tokio::task::spawn_blocking(move || {
+            let handover = given.request.hand_over(given.options.docker_config, sink, stop)?;
+            let (stores, caches) = Stores::open(&given.request, &given.imports, &given.exports)?;
+            Ok::<_, EngineError>((handover, stores, caches))
+        });
+        let (handover, stores, caches) = opened.await??;
+        let stream = match &build.request.context {
+            BuildContext::Stream(stream) => Some(stream.clone()),
+            _ => None,
+        };
+        let shared_key = Digest::sha256(format!("{}:{}", build.machine, handover.identity).as_bytes()).hex().to_owned();
+        let handed = Handed::new(handover.session, stream, TokenFetcher::new(&build.options)?);
+        let (id, told) = (random()?, Arc::new(Told { events, outcome: Mutex::default() }));
+        let following = tokio::spawn(self.clone().follow(id.clone(), told.clone()));
+        let (dockerfile, stores) = (handover.dockerfile, Arc::new(stores));
+        Ok(Begun { id, caches, stores, dockerfile, shared_key, handed, told, following })
     }
 
     /// Passes on what is told of a build until it ends.
@@ -135,17 +183,16 @@ fn random() -> Result<String, EngineError> {
 /// What the daemon is asked, and what is done with what it sends.
 fn asked(
     build: &RemoteBuild,
-    handover: &Handover,
-    id: &str,
+    begun: &Begun,
     cancel: CancellationToken,
 ) -> Result<(SolveRequest, Targets), EngineError> {
     let request = &build.request;
-    let frontend_attrs = request::options(request, handover.dockerfile.as_deref())?;
+    let frontend_attrs = begun.options(request)?;
     let (exporters, targets) = outputs::outputs(request, cancel)?;
     let entry = |entry: &CacheEntry| CacheOptionsEntry { r#type: entry.kind.clone(), attrs: entry.attributes.clone() };
     let cache = CacheOptions {
-        imports: build.imports.iter().map(entry).collect(),
-        exports: build.exports.iter().map(entry).collect(),
+        imports: begun.caches.imports.iter().map(entry).collect(),
+        exports: begun.caches.exports.iter().map(entry).collect(),
         ..CacheOptions::default()
     };
     let definition = build.definition.as_deref().map(pb::Definition::decode).transpose();
@@ -153,14 +200,15 @@ fn asked(
         EngineError::new(ErrorKind::UserInput, format!("the definition is none of BuildKit's format: {error}"))
     })?;
     let asked = SolveRequest {
-        r#ref: id.to_owned(),
-        session: id.to_owned(),
+        r#ref: begun.id.clone(),
+        session: begun.id.clone(),
         frontend: if definition.is_some() { String::new() } else { "dockerfile.v0".to_owned() },
         definition,
         frontend_attrs,
         exporters,
         cache: Some(cache),
         entitlements: request::entitlements(&request.allowed, request.network),
+        source_policy: request::source_policy(request)?,
         ..SolveRequest::default()
     };
     Ok((asked, targets))
@@ -178,6 +226,10 @@ fn outcome_of(mut outcome: BuildOutcome, request: &BuildRequest, solved: SolveRe
     outcome.names.clone_from(&request.tags);
     outcome.metadata = metadata;
     outcome
+}
+
+fn descriptor(text: &str) -> Option<Descriptor> {
+    serde_json::from_str(text).ok()
 }
 
 /// What is no text crosses as the base64 of its JSON.

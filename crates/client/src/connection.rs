@@ -79,6 +79,10 @@ impl Client {
         Self { channel: endpoint().connect_with_connector_lazy(once) }
     }
 
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     pub(crate) fn control(&self) -> ControlClient<Channel> {
         let client = ControlClient::new(self.channel.clone());
         client.max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(MOST_MESSAGE)

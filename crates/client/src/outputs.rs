@@ -28,6 +28,11 @@ pub(crate) struct Targets {
 }
 
 impl Targets {
+    /// For what has no outputs.
+    pub(crate) fn none() -> Self {
+        Self { targets: Vec::new(), cancel: CancellationToken::new() }
+    }
+
     /// That of a call, whose metadata have the number.
     pub(crate) fn get(&self, number: Option<&str>) -> Option<&Target> {
         self.targets.get(number?.parse::<usize>().ok()?)?.as_ref()

@@ -1,6 +1,8 @@
 //! A build as the daemon is asked for it: the options of the front end for Dockerfiles.
 
 use crate::outputs::unsupported;
+use crate::stores::Stores;
+use forge_buildkit_proto::moby::buildkit::v1::sourcepolicy::Policy;
 use forge_engine::{
     Allowed, Attest, BuildContext, BuildRequest, DockerfileSource, EngineError, NamedContext, Network, ProvenanceMode,
     RemoteContext, Resources, SlsaVersion,
@@ -17,6 +19,7 @@ const STREAM: &str = "http://buildkit-session/context";
 pub(crate) fn options(
     request: &BuildRequest,
     dockerfile: Option<&str>,
+    stores: &Stores,
 ) -> Result<HashMap<String, String>, EngineError> {
     refuse(request)?;
     let mut options = HashMap::new();
@@ -81,7 +84,7 @@ pub(crate) fn options(
         set("cgroup-parent", request.limits.cgroup_parent.clone());
     }
     for (name, context) in &request.named_contexts {
-        set(&format!("context:{name}"), named(name, context)?);
+        set(&format!("context:{name}"), named(name, context, stores)?);
     }
     options.extend(attestations(&request.attest));
     Ok(options)
@@ -101,11 +104,22 @@ fn refuse(request: &BuildRequest) -> Result<(), EngineError> {
         (request.max_parallelism.is_some(), "--max-parallelism"),
         (request.explain != forge_engine::Explain::FirstCauses, "--explain"),
         (!request.allowed.in_triggers.is_empty(), "--allow onbuild.…"),
-        (!request.source_policies.is_empty(), "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"),
     ];
     match given.iter().find(|(is_given, _)| *is_given) {
         Some((_, name)) => Err(unsupported(name, why)),
         None => Ok(()),
+    }
+}
+
+/// The rules about sources.
+///
+/// # Errors
+/// There are several lists, of which each would have to allow a source.
+pub(crate) fn source_policy(request: &BuildRequest) -> Result<Option<Policy>, EngineError> {
+    match request.source_policies.as_slice() {
+        [] => Ok(None),
+        [policy] => Ok(Some(policy.wire().clone())),
+        _ => Err(unsupported("more than one list of source policies", "it takes one")),
     }
 }
 
@@ -117,16 +131,14 @@ fn address(remote: &RemoteContext) -> Result<String, EngineError> {
     }
 }
 
-fn named(name: &str, context: &NamedContext) -> Result<String, EngineError> {
+fn named(name: &str, context: &NamedContext, stores: &Stores) -> Result<String, EngineError> {
     Ok(match context {
         NamedContext::Directory(_) => format!("local:{name}"),
         NamedContext::Image(reference) => format!("docker-image://{reference}"),
         NamedContext::Scratch => "docker-image://scratch".to_owned(),
         NamedContext::Remote(remote) => address(remote)?,
         NamedContext::Stage(stage) => format!("target:{stage}"),
-        NamedContext::OciLayout { .. } => {
-            return Err(unsupported("--build-context oci-layout://", "only files are handed over"));
-        }
+        NamedContext::OciLayout { .. } => stores.layout(name).unwrap_or_default().to_owned(),
         NamedContext::Input { name, .. } => format!("input:{name}"),
     })
 }

@@ -1,13 +1,13 @@
 //! What a daemon may ask of this side while it builds, served on a connection within the connection.
 
 use crate::connection::{Client, MOST_MESSAGE};
+use crate::content::Contents;
 use crate::outputs::Targets;
 use crate::results::Results;
-use forge_buildkit_proto::health::health_server::{Health, HealthServer};
-use forge_buildkit_proto::health::{
-    HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
-    health_check_response::ServingStatus,
-};
+use crate::stores::Stores;
+use forge_buildkit_proto::Serving;
+use forge_buildkit_proto::content::{READ, WRITE};
+use forge_buildkit_proto::health::health_server::HealthServer;
 use forge_buildkit_proto::moby::buildkit::secrets::v1::secrets_server::SecretsServer;
 use forge_buildkit_proto::moby::buildkit::v1::BytesMessage;
 use forge_buildkit_proto::moby::filesync::packet::file_sync_server::FileSyncServer;
@@ -16,7 +16,7 @@ use forge_buildkit_proto::moby::sshforward::v1::ssh_server::SshServer;
 use forge_buildkit_proto::moby::upload::v1::upload_server::UploadServer;
 use forge_engine::{ContextStream, TokenFetcher};
 use forge_session::Session;
-use futures_util::stream::{self, BoxStream, StreamExt};
+use futures_util::stream::{self, StreamExt};
 use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -25,7 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::Server;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 /// What may be on its way in one direction before the other side is waited for.
 const BUFFER: usize = 1 << 20;
@@ -37,7 +37,7 @@ const CHUNK: usize = 32 << 10;
 const WINDOW: u32 = 4 << 20;
 
 /// What the daemon may call.
-const METHODS: [&str; 11] = [
+const METHODS: [&str; 13] = [
     "/moby.filesync.v1.FileSync/DiffCopy",
     "/moby.filesync.v1.FileSend/DiffCopy",
     "/moby.filesync.v1.Auth/Credentials",
@@ -46,6 +46,8 @@ const METHODS: [&str; 11] = [
     "/moby.sshforward.v1.SSH/CheckAgent",
     "/moby.sshforward.v1.SSH/ForwardAgent",
     "/moby.upload.v1.Upload/Pull",
+    READ,
+    WRITE,
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/List",
     "/grpc.health.v1.Health/Watch",
@@ -88,6 +90,7 @@ impl Client {
         shared_key: &str,
         handed: Handed,
         targets: Arc<Targets>,
+        stores: Arc<Stores>,
     ) -> Result<DropGuard, Status> {
         let (sender, receiver) = mpsc::channel::<BytesMessage>(16);
         let mut request = Request::new(ReceiverStream::new(receiver));
@@ -96,7 +99,7 @@ impl Client {
         let (ours, theirs) = tokio::io::duplex(BUFFER);
         let stop = CancellationToken::new();
         tokio::spawn(stop.clone().run_until_cancelled_owned(carry(incoming, sender, theirs)));
-        tokio::spawn(stop.clone().run_until_cancelled_owned(serve(handed, targets, ours)));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(serve(handed, targets, stores, ours)));
         Ok(stop.drop_guard())
     }
 }
@@ -136,13 +139,14 @@ async fn carry(mut incoming: Streaming<BytesMessage>, sender: mpsc::Sender<Bytes
     }
 }
 
-async fn serve(handed: Handed, targets: Arc<Targets>, connection: DuplexStream) {
+async fn serve(handed: Handed, targets: Arc<Targets>, stores: Arc<Stores>, connection: DuplexStream) {
     let server = Server::builder()
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(4 * WINDOW)
-        .add_service(HealthServer::new(Healthy))
+        .add_service(HealthServer::new(Serving))
         .add_service(FileSyncServer::new(handed.clone()).max_decoding_message_size(MOST_MESSAGE))
         .add_service(Results::new(targets))
+        .add_service(Contents::new(stores))
         .add_service(AuthServer::new(handed.clone()))
         .add_service(SecretsServer::new(handed.clone()))
         .add_service(SshServer::new(handed.clone()))
@@ -150,26 +154,4 @@ async fn serve(handed: Handed, targets: Arc<Targets>, connection: DuplexStream) 
     let connections = stream::once(async { Ok::<_, io::Error>(connection) }).chain(stream::pending());
     // A connection that breaks is seen by whoever waits for the build.
     let _ = server.serve_with_incoming(connections).await;
-}
-
-/// Whoever can ask is answered.
-struct Healthy;
-
-const SERVING: HealthCheckResponse = HealthCheckResponse { status: ServingStatus::Serving as i32 };
-
-#[tonic::async_trait]
-impl Health for Healthy {
-    async fn check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
-        Ok(Response::new(SERVING))
-    }
-
-    async fn list(&self, _: Request<HealthListRequest>) -> Result<Response<HealthListResponse>, Status> {
-        Ok(Response::new(HealthListResponse { statuses: [(String::new(), SERVING)].into() }))
-    }
-
-    type WatchStream = BoxStream<'static, Result<HealthCheckResponse, Status>>;
-
-    async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Ok(Response::new(stream::once(async { Ok(SERVING) }).chain(stream::pending()).boxed()))
-    }
 }

@@ -2,6 +2,7 @@
 
 use crate::builds::Builds;
 use bytes::Bytes;
+use forge_buildkit_proto::content::{ReadRequest, ReadResponse, SERVICE};
 use futures_util::stream::{self, Iter};
 use prost::Message;
 use std::convert::Infallible;
@@ -48,24 +49,6 @@ struct ListResponse {
     info: Vec<Info>,
 }
 
-#[derive(Clone, PartialEq, Eq, Hash, Message)]
-struct ReadRequest {
-    #[prost(string, tag = "1")]
-    digest: String,
-    #[prost(int64, tag = "2")]
-    offset: i64,
-    #[prost(int64, tag = "3")]
-    size: i64,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Message)]
-struct ReadResponse {
-    #[prost(int64, tag = "1")]
-    offset: i64,
-    #[prost(bytes = "vec", tag = "2")]
-    data: Vec<u8>,
-}
-
 /// Serves the content service.
 #[derive(Clone)]
 pub(crate) struct ContentService {
@@ -83,7 +66,7 @@ impl ContentService {
 }
 
 impl NamedService for ContentService {
-    const NAME: &'static str = "containerd.services.content.v1.Content";
+    const NAME: &'static str = SERVICE;
 }
 
 type Answers<T> = Iter<std::vec::IntoIter<Result<T, Status>>>;

@@ -8,17 +8,14 @@ use crate::listen::Listener;
 use crate::origins::Origins;
 use crate::session::{MOST_MESSAGE, SessionFiles, Sessions};
 use crate::{DaemonError, DaemonOptions, debug, worker_record};
-use forge_buildkit_proto::health::health_server::{Health, HealthServer};
-use forge_buildkit_proto::health::{
-    HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
-    health_check_response::ServingStatus,
-};
+use forge_buildkit_proto::Serving;
+use forge_buildkit_proto::health::health_server::HealthServer;
 use forge_buildkit_proto::moby::buildkit::v1::control_server::ControlServer;
 use forge_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_server::LlbBridgeServer;
 use forge_buildkit_proto::moby::buildkit::v1::types::WorkerRecord;
 use forge_engine::Engine;
 use futures_util::future::join_all;
-use futures_util::stream::{self, BoxStream, StreamExt};
+use futures_util::stream::{self, StreamExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +23,6 @@ use tokio::io::DuplexStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
-use tonic::{Request, Response, Status};
 
 /// How long builds have to clean up when the daemon is told to end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -132,34 +128,11 @@ fn router(shared: &Arc<Shared>) -> Router {
     Server::builder()
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(4 * WINDOW)
-        .add_service(HealthServer::new(Healthy))
+        .add_service(HealthServer::new(Serving))
         .add_service(ContentService::new(shared.builds.clone()))
         .add_service(gateway.max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(MOST_MESSAGE))
         .add_service(WithInfo {
             inner: control.max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(MOST_MESSAGE),
             version: worker_record::full_version(&shared.options),
         })
-}
-
-/// Whoever can ask is answered: what cannot be served ends the process.
-pub(crate) struct Healthy;
-
-const SERVING: HealthCheckResponse = HealthCheckResponse { status: ServingStatus::Serving as i32 };
-
-#[tonic::async_trait]
-impl Health for Healthy {
-    async fn check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
-        Ok(Response::new(SERVING))
-    }
-
-    async fn list(&self, _: Request<HealthListRequest>) -> Result<Response<HealthListResponse>, Status> {
-        Ok(Response::new(HealthListResponse { statuses: [(String::new(), SERVING)].into() }))
-    }
-
-    type WatchStream = BoxStream<'static, Result<HealthCheckResponse, Status>>;
-
-    async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let changes = stream::once(async { Ok(SERVING) }).chain(stream::pending());
-        Ok(Response::new(changes.boxed()))
-    }
 }

@@ -9,6 +9,7 @@ use forge_frontend::{CheckResults, Checked, Dockerfile, LowerOptions, Outlined, 
 use forge_image::{ErrorKind, Platform};
 use forge_session::EventSink;
 use futures_util::future::join_all;
+use std::borrow::Cow;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -62,7 +63,7 @@ pub struct Finding {
     /// The rule's name.
     pub rule: String,
     /// What the rule asks for.
-    pub description: &'static str,
+    pub description: Cow<'static, str>,
     /// Where to read on.
     pub url: Option<String>,
     /// What is wrong.
@@ -221,7 +222,7 @@ fn report(results: CheckResults) -> CheckReport {
 fn finding(warning: Warning) -> Finding {
     Finding {
         rule: warning.rule.to_string(),
-        description: warning.rule.description(),
+        description: warning.rule.description().into(),
         url: warning.url,
         message: warning.message,
         span: warning.span,

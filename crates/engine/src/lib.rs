@@ -41,6 +41,7 @@ mod imagetools;
 mod job;
 mod job_container;
 mod key_agent;
+mod layouts;
 mod leaks;
 mod limits;
 mod missing;
@@ -112,6 +113,7 @@ pub use job::{
     SessionDockerfile, TreeEntry, TreeKind,
 };
 pub use job_container::JobContainer;
+pub use layouts::{FolderCache, layout_digest};
 pub use leaks::leaks;
 pub use limits::Limits;
 pub use outcome::{

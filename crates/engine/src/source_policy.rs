@@ -17,6 +17,7 @@ const MOST_CONVERSIONS: usize = 20;
 #[derive(Clone, Debug, Default)]
 pub struct SourcePolicy {
     rules: Vec<Rule>,
+    wire: wire::Policy,
 }
 
 #[derive(Clone, Debug)]
@@ -88,7 +89,12 @@ impl SourcePolicy {
     /// A rule has no selector, or a pattern that is none.
     pub fn from_wire(policy: &wire::Policy) -> Result<Self, EngineError> {
         let rules = policy.rules.iter().map(Rule::from_wire).collect::<Result<_, _>>()?;
-        Ok(Self { rules })
+        Ok(Self { rules, wire: policy.clone() })
+    }
+
+    /// The rules as they are sent.
+    pub fn wire(&self) -> &wire::Policy {
+        &self.wire
     }
 
     /// Reads the file that `EXPERIMENTAL_BUILDKIT_SOURCE_POLICY` names for buildx and buildctl.

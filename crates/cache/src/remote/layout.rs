@@ -79,17 +79,22 @@ impl LayoutRecords {
         same.then_some(Some(bytes)).ok_or_else(|| refused(format!("{} is damaged", descriptor.digest)))
     }
 
-    /// What the index names by the tag; `None` where that is no cache of forge, or is damaged.
-    fn bundle_of_index(&self) -> Option<Bundle> {
+    /// The document that the index names by the tag. Blocks.
+    pub fn bundle_descriptor(&self) -> Option<Descriptor> {
         let index = read_bounded(&self.folder.join("index.json"), MAX_MANIFEST).ok()?;
         let index: serde_json::Value = serde_json::from_slice(&index).ok()?;
         let is_it = |entry: &&serde_json::Value| entry["annotations"][REF_NAME] == self.tag;
         let entry = index["manifests"].as_array()?.iter().find(is_it)?;
+        serde_json::from_value(entry.clone()).ok()
+    }
+
+    /// What the index names by the tag; `None` where that is no cache of forge, or is damaged.
+    fn bundle_of_index(&self) -> Option<Bundle> {
+        let named = self.bundle_descriptor()?;
         let verified = |descriptor: &Descriptor, limit: u64| {
             let bytes = read_bounded(&self.blob_path(&descriptor.digest), limit).ok()?;
             (Digest::sha256(&bytes) == descriptor.digest).then_some(bytes)
         };
-        let named: Descriptor = serde_json::from_value(entry.clone()).ok()?;
         let (config, layers) = bundle::parts(&verified(&named, MAX_MANIFEST)?)?;
         Bundle::read(&verified(&config, bundle::MOST_CONFIG)?, layers)
     }
@@ -100,6 +105,15 @@ impl LayoutRecords {
         let descriptor = Descriptor::of(media_type.clone(), document);
         let mut bytes = document;
         self.place(&self.blob_path(&descriptor.digest), &mut bytes)?;
+        self.name_bundle(&descriptor)
+    }
+
+    /// Has the index name a document that is in the folder by the tag. Blocks.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn name_bundle(&self, descriptor: &Descriptor) -> Result<(), CacheError> {
+        self.prepare()?;
         let path = self.folder.join("index.json");
         let text = read_bounded(&path, MAX_MANIFEST).map_err(self.io(&path))?;
         let mut index: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();

@@ -11,7 +11,8 @@ use crate::request::{
 use crate::{config, output};
 use anyhow::Context;
 use forge_client::RemoteBuild;
-use forge_engine::{BuildOutcome, BuildRequest, ContextStream};
+use forge_engine::{BuildContext, BuildOutcome, BuildRequest, ContextStream, EngineError};
+use forge_image::ErrorKind;
 use forge_session::EventSink;
 use serde_json::{Map, Value};
 use std::io::{IsTerminal, Read};
@@ -42,10 +43,7 @@ pub fn build(start: &Start, args: &BuildArgs) -> Result<u8, Failure> {
     let (input, proxies) = given(start, args)?;
     let request = build_request(args, &start.environment, input, proxies, SystemTime::now())?;
     if let Some(asked) = call_request(args)? {
-        if start.host.is_some() {
-            return Err(elsewhere("--call"));
-        }
-        return super::call::call(start, request, asked, mode);
+        return super::call::call(start, args, request, asked, mode);
     }
     refuse_binary_on_terminal(&request)?;
     notes(args).iter().for_each(|note| output::note(note));
@@ -87,6 +85,9 @@ async fn run(
         None if start.front_ends.enabled && is_for_other_front_end(&request, &origin)? => {
             Box::pin(front_end::build(start, args, request, (events, token))).await
         }
+        None if start.front_ends.enabled && matches!(origin, Origin::Dockerfile) => {
+            Box::pin(here_or_other(start, args, request, (events, token))).await
+        }
         None => Box::pin(here(start, request, origin, (events, token))).await,
     };
     display.finish();
@@ -108,6 +109,46 @@ fn is_for_other_front_end(request: &BuildRequest, origin: &Origin) -> Result<boo
         Origin::Dockerfile => Ok(request.other_front_end()?.is_some()),
         Origin::Definition(_) => Ok(false),
     }
+}
+
+/// A build whose Dockerfile is seen only once its context is there: when it turns out to ask for a front end that is an image,
+/// that one builds.
+async fn here_or_other(
+    start: &Start,
+    args: &BuildArgs,
+    mut request: BuildRequest,
+    (events, token): Ends,
+) -> Result<BuildOutcome, Failure> {
+    let again = match &request.context {
+        BuildContext::Directory(_) | BuildContext::Empty => None,
+        BuildContext::Remote(remote) => Some(BuildContext::Remote(remote.clone())),
+        BuildContext::Stream(stream) => {
+            let (first, second) = twice(stream, &start.options.root)?;
+            request.context = BuildContext::Stream(first);
+            Some(BuildContext::Stream(second))
+        }
+    };
+    let Some(again) = again else { return here(start, request, Origin::Dockerfile, (events, token)).await };
+    let second = BuildRequest { context: again, ..request.clone() };
+    let built = start.engine()?.build(request, events.clone(), token.clone()).await;
+    let asks = |error: &EngineError| {
+        error.kind() == ErrorKind::Unsupported
+            && error.place().is_some_and(|place| forge_engine::other_front_end(&place.data).is_some())
+    };
+    match built {
+        Err(error) if asks(&error) => front_end::build(start, args, second, (events, token)).await,
+        built => built.map_err(Failure::from),
+    }
+}
+
+/// A stream that can be read a second time, from a file that goes with the last reader.
+fn twice(stream: &ContextStream, root: &Path) -> anyhow::Result<(ContextStream, ContextStream)> {
+    let mut stream = stream.take().context("standard input was read already")?;
+    let place = root.join("session-scratch");
+    std::fs::create_dir_all(&place)?;
+    let mut file = tempfile::NamedTempFile::new_in(&place)?;
+    std::io::copy(&mut stream, &mut file).context("cannot keep standard input")?;
+    Ok((ContextStream::new(file.reopen()?), ContextStream::new(file.reopen()?)))
 }
 
 /// What a build tells, and what stops it.

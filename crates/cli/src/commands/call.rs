@@ -1,7 +1,10 @@
 //! Answers about a Dockerfile, in the texts and documents of buildx and BuildKit.
 
-use super::{Start, block_on_many};
+use super::build::{Ends, remote_build};
+use super::{Start, block_on_many, front_end};
+use crate::args::BuildArgs;
 use crate::failure::Failure;
+use crate::host::Host;
 use crate::interrupt::Interrupts;
 use crate::progress::{Display, Mode};
 use crate::request::{CallFormat, CallRequest, Method};
@@ -12,13 +15,29 @@ use forge_engine::{Answer, BuildRequest, Call, CallOutcome, CheckReport, Outline
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 
+/// An answer of whoever was asked.
+enum Answered {
+    Known(CallOutcome),
+    /// Of a front end with documents of its own.
+    Foreign(forge_client::Answered),
+}
+
 /// Asks, prints the answer, and gives the exit code.
-pub fn call(start: &Start, request: BuildRequest, asked: CallRequest, mode: Mode) -> Result<u8, Failure> {
+pub fn call(
+    start: &Start,
+    args: &BuildArgs,
+    request: BuildRequest,
+    asked: CallRequest,
+    mode: Mode,
+) -> Result<u8, Failure> {
     let Method::Dockerfile(method) = asked.method else {
         output::print(&methods(asked.format))?;
         return Ok(0);
     };
-    let outcome = block_on_many(ask(start, request, method, mode))?;
+    let outcome = match block_on_many(ask(start, args, request, method, mode))? {
+        Answered::Known(outcome) => outcome,
+        Answered::Foreign(answered) => return foreign(&answered, asked),
+    };
     let printed = match asked.format {
         CallFormat::Json => format!("{:#}\n", document(&outcome)),
         CallFormat::Text => text(&outcome),
@@ -30,18 +49,65 @@ pub fn call(start: &Start, request: BuildRequest, asked: CallRequest, mode: Mode
     }
 }
 
-async fn ask(start: &Start, request: BuildRequest, method: Call, mode: Mode) -> Result<CallOutcome, Failure> {
+/// What is printed of an answer in a shape of its own.
+fn foreign(answered: &forge_client::Answered, asked: CallRequest) -> Result<u8, Failure> {
+    let printed = match asked.format {
+        CallFormat::Json => answered.document().map(|document| format!("{document:#}\n")).unwrap_or_default(),
+        CallFormat::Text => format!("{}\n", sanitise::block(answered.text().trim_end())),
+    };
+    output::print(&printed)?;
+    Ok(if asked.ignore_status { 0 } else { answered.status() })
+}
+
+async fn ask(
+    start: &Start,
+    args: &BuildArgs,
+    request: BuildRequest,
+    method: Call,
+    mode: Mode,
+) -> Result<Answered, Failure> {
     let interrupts = Interrupts::watch()?;
     let display = Display::start(mode, start.style());
-    let outcome = match start.engine() {
-        Ok(engine) => engine.call(request, method, display.events(), interrupts.token()).await.map_err(Failure::from),
-        Err(failure) => Err(failure),
+    let ends = (display.events(), interrupts.token());
+    let known = |answered: forge_client::Answered| match answered.outcome(method) {
+        Some(outcome) => Answered::Known(outcome),
+        None => Answered::Foreign(answered),
+    };
+    let outcome = match &start.host {
+        Some(host) => there(start, host, args, request, method, ends).await.map(known),
+        None if start.front_ends.enabled && request.other_front_end()?.is_some() => {
+            front_end::call(start, args, request, method, ends).await.map(known)
+        }
+        None => here(start, request, method, ends).await.map(Answered::Known),
     };
     display.finish();
     outcome.map_err(|failure| match interrupts.exit_code() {
         Some(code) => failure.with_code(code),
         None => failure,
     })
+}
+
+async fn here(
+    start: &Start,
+    request: BuildRequest,
+    method: Call,
+    (events, token): Ends,
+) -> Result<CallOutcome, Failure> {
+    start.engine()?.call(request, method, events, token).await.map_err(Failure::from)
+}
+
+async fn there(
+    start: &Start,
+    host: &Host,
+    args: &BuildArgs,
+    request: BuildRequest,
+    method: Call,
+    (events, token): Ends,
+) -> Result<forge_client::Answered, Failure> {
+    let build = remote_build(start, args, request, None)?;
+    let connected = token.run_until_cancelled(host.connect()).await;
+    let client = connected.ok_or_else(|| Failure::new("cancelled"))??;
+    Ok(client.call(build, method, events, token).await?)
 }
 
 /// Something that can be asked, in BuildKit's words.
@@ -125,8 +191,9 @@ fn check_text(outcome: &CallOutcome, report: &CheckReport) -> String {
     };
     let excerpts = outcome.excerpts(report.findings.iter().map(|finding| finding.span));
     for (finding, excerpt) in report.findings.iter().zip(excerpts) {
-        let url = finding.url.as_ref().map(|url| format!(" - {url}")).unwrap_or_default();
-        _ = write!(text, "\nWARNING: {}{url}\n{}\n", finding.rule, sanitise::line(&finding.message));
+        let url = finding.url.as_ref().map(|url| format!(" - {}", sanitise::line(url))).unwrap_or_default();
+        let rule = sanitise::line(&finding.rule);
+        _ = write!(text, "\nWARNING: {rule}{url}\n{}\n", sanitise::line(&finding.message));
         _ = writeln!(text, "{}", sanitise::block(&excerpt));
     }
     if report.error.is_some() {
@@ -313,7 +380,7 @@ mod tests {
     fn report() -> CheckReport {
         let finding = |rule: &str, url: Option<&str>, message: &str, span| Finding {
             rule: rule.to_owned(),
-            description: "what is asked for",
+            description: "what is asked for".into(),
             url: url.map(str::to_owned),
             message: message.to_owned(),
             span,

@@ -6,9 +6,9 @@ use super::build::{Ends, remote_build};
 use super::daemon::failure;
 use crate::args::BuildArgs;
 use crate::failure::Failure;
-use forge_client::Client;
+use forge_client::{Answered, Client};
 use forge_daemon::{Daemon, DaemonOptions};
-use forge_engine::{BuildOutcome, BuildRequest};
+use forge_engine::{BuildOutcome, BuildRequest, Call, EngineError};
 use tokio_util::sync::CancellationToken;
 
 /// Bytes on the way between the two.
@@ -24,6 +24,23 @@ pub async fn build(
     (events, token): Ends,
 ) -> Result<BuildOutcome, Failure> {
     let build = remote_build(start, args, request, None)?;
+    with_daemon(start, async |client| client.build(build, events, token).await).await
+}
+
+/// Asks the front end about what it would build.
+pub async fn call(
+    start: &Start,
+    args: &BuildArgs,
+    request: BuildRequest,
+    method: Call,
+    (events, token): Ends,
+) -> Result<Answered, Failure> {
+    let build = remote_build(start, args, request, None)?;
+    with_daemon(start, async |client| client.call(build, method, events, token).await).await
+}
+
+/// Works with a daemon that serves nobody else, and that ends with the work.
+async fn with_daemon<T>(start: &Start, work: impl AsyncFnOnce(Client) -> Result<T, EngineError>) -> Result<T, Failure> {
     let engine = start.engine()?;
     // Copies of contexts are for this build alone.
     let place = start.options.root.join("session-scratch");
@@ -40,7 +57,7 @@ pub async fn build(
     let (ours, theirs) = tokio::io::duplex(WINDOW);
     let end = CancellationToken::new();
     let serving = tokio::spawn(daemon.serve_one(theirs, end.clone()));
-    let outcome = Client::over(ours).build(build, events, token).await;
+    let outcome = work(Client::over(ours)).await;
     end.cancel();
     // What the build left is cleaned up before this process ends.
     let _ = serving.await;

@@ -33,7 +33,7 @@ pub(super) fn caches(from: &[String], to: &[String], environment: &Environment) 
 /// that the image is to have one in it.
 ///
 /// # Errors
-/// A cache that has to be on the daemon's machine.
+/// A cache whose keys would have to be on the daemon's machine.
 pub fn cache_entries(
     args: &BuildArgs,
     environment: &Environment,
@@ -45,9 +45,6 @@ pub fn cache_entries(
             .map(|text| {
                 let (kind, attributes) = fields(flag, text, environment)?;
                 let is_file = |(name, _): &&(String, String)| matches!(name.as_str(), "sign-key" | "verify-key");
-                if kind == "local" {
-                    bail!("--{flag} type=local is not supported for a build by a daemon or a front end image");
-                }
                 if let Some((name, _)) = attributes.iter().find(is_file) {
                     bail!("--{flag} {name} is not supported for a build by a daemon or a front end image");
                 }

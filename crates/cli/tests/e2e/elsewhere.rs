@@ -238,11 +238,9 @@ fn privileged_what_has_no_meaning_elsewhere_is_refused_by_name() {
         (vec!["--keep-going"], "--keep-going"),
         (vec!["--memory", "1g"], "--memory"),
         (vec!["--explain"], "--explain"),
-        (vec!["--check"], "--call"),
-        (vec!["--cache-to", "type=local,dest=x"], "--cache-to type=local"),
+        (vec!["--cache-to", "type=local,dest=x,sign-key=k"], "--cache-to sign-key"),
         (vec!["-o", "type=oci,dest=x,tar=false"], "tar=false"),
         (vec!["--oci-runtime", "runc"], "--oci-runtime"),
-        (vec!["--build-context", "x=oci-layout://x"], "oci-layout"),
     ] {
         let words = [words, vec![context.as_str()]].concat();
         let outcome = daemon.build(&forge, &words);
@@ -317,6 +315,90 @@ fn privileged_agents_and_caches_of_a_build_elsewhere() {
     let second = daemon.ok(&forge, &["--cache-from", &cache, "-o", "second", &context]);
     assert_eq!(state(&second.steps(), "RUN"), Step::Cached);
     assert_eq!(fs::read(forge.path("first/when")).unwrap(), fs::read(forge.path("second/when")).unwrap());
+}
+
+#[test]
+fn privileged_layouts_of_this_machine_are_contexts_elsewhere() {
+    let Some(forge) = Forge::privileged("layouts_of_this_machine_are_contexts_elsewhere") else { return };
+    let daemon = Daemon::start(&forge);
+    let made = forge.context("made", &[("Dockerfile", "FROM busybox\nRUN echo of the layout > /said\n")]);
+    forge.ok(&["build", "-o", "type=oci,dest=layout,tar=false", "-t", "base:1", &made]);
+    let context = forge.context("context", &[("Dockerfile", "FROM base\nRUN cat /said > /out\n")]);
+    for layout in ["layout", "layout:1"] {
+        let named = format!("base=oci-layout://{layout}");
+        daemon.ok(&forge, &["--build-context", &named, "-o", "out", &context]);
+        assert_eq!(fs::read_to_string(forge.path("out/out")).unwrap(), "of the layout\n");
+    }
+    let named = ["--build-context", "base=oci-layout://layout:none", &context];
+    let (here, there) = (forge.fails(1, &[&["build"], &named[..]].concat()), daemon.build(&forge, &named));
+    assert_eq!(there.code, 1, "{}", there.stderr);
+    assert!(there.stderr.contains("none") && here.stderr.contains("none"), "{}{}", here.stderr, there.stderr);
+}
+
+#[test]
+fn privileged_folders_of_this_machine_are_caches_elsewhere() {
+    let Some(forge) = Forge::privileged("folders_of_this_machine_are_caches_elsewhere") else { return };
+    let daemon = Daemon::start(&forge);
+    let context = forge.context("context", &[("Dockerfile", "FROM busybox\nRUN date +%N > /when\n")]);
+    let empty = daemon.ok(&forge, &["--cache-from", "type=local,src=cache", "-o", "none", &context]);
+    assert!(empty.stderr.contains("the cache in cache has nothing"), "{}", empty.stderr);
+    daemon.ok(&forge, &["--no-cache", "--cache-to", "type=local,dest=cache,tag=one", "-o", "first", &context]);
+    assert!(forge.path("cache/index.json").exists() && !forge.path("daemon/cache").exists());
+    drop(daemon);
+    fs::remove_dir_all(forge.path("daemon")).unwrap();
+    let daemon = Daemon::start(&forge);
+    let second = daemon.ok(&forge, &["--cache-from", "type=local,src=cache,tag=one", "-o", "second", &context]);
+    assert_eq!(state(&second.steps(), "RUN"), Step::Cached);
+    assert_eq!(fs::read(forge.path("first/when")).unwrap(), fs::read(forge.path("second/when")).unwrap());
+    // The same folder serves builds here.
+    let words =
+        ["build", "--progress", "plain", "--cache-from", "type=local,src=cache,tag=one", "-o", "third", &context];
+    assert_eq!(state(&forge.ok(&words).steps(), "RUN"), Step::Cached);
+    assert_eq!(fs::read(forge.path("first/when")).unwrap(), fs::read(forge.path("third/when")).unwrap());
+}
+
+#[test]
+fn privileged_questions_are_answered_elsewhere() {
+    let Some(forge) = Forge::privileged_empty("questions_are_answered_elsewhere") else { return };
+    let daemon = Daemon::start(&forge);
+    let dockerfile = "# comment\nFROM scratch AS Base\n# what it is for\nARG WORD=one\nCOPY a /\n\
+        FROM scratch as app\nRUN --mount=type=secret,id=s,required x\nCMD echo\n";
+    let context = forge.context("context", &[("Dockerfile", dockerfile), ("a", "")]);
+    let wrong = forge.context("wrong", &[("Dockerfile", "FROM scratch\nRUM x\n")]);
+    let words: [&[&str]; 9] = [
+        &["--check", &context],
+        &["--call", "check,format=json", &context],
+        &["--call", "outline", &context],
+        &["--call", "outline,format=json", "--target", "Base", &context],
+        &["--call", "targets", &context],
+        &["--call", "targets,format=json", &context],
+        &["--call", "subrequests.describe", &context],
+        &["--check", &wrong],
+        &["--call", "outline", &wrong],
+    ];
+    for words in words {
+        let here = forge.forge(&[&["build"], words].concat());
+        let there = forge.forge(&[&["--host", &daemon.address, "build"], words].concat());
+        assert_eq!((there.code, &there.stdout), (here.code, &here.stdout), "{words:?}: {}", there.stderr);
+        assert_eq!(failure(&there.stderr), failure(&here.stderr), "{words:?}");
+        assert!(!here.stdout.is_empty() || here.code == 1, "{words:?}");
+    }
+}
+
+#[test]
+fn privileged_policies_about_sources_hold_elsewhere() {
+    let Some(forge) = Forge::privileged("policies_about_sources_hold_elsewhere") else { return };
+    let daemon = Daemon::start(&forge);
+    let context = forge.context("context", &[("Dockerfile", "FROM busybox\nCOPY Dockerfile /\n")]);
+    let rule = r#"{"rules": [{"action": "DENY", "selector": {"identifier": "docker-image://*"}}]}"#;
+    fs::write(forge.path("policy.json"), rule).unwrap();
+    let words = ["--host", &daemon.address, "build", "-o", "out", &context];
+    let denied = forge.with_env(&words, "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY", "policy.json");
+    assert!(denied.code == 1 && denied.stderr.contains("denied by policy"), "{}", denied.stderr);
+    let words = ["--host", &daemon.address, "build", "--call", "outline", &context];
+    let denied = forge.with_env(&words, "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY", "policy.json");
+    assert!(denied.code == 1 && denied.stderr.contains("denied by policy"), "{}", denied.stderr);
+    daemon.ok(&forge, &["-o", "out", &context]);
 }
 
 #[test]

@@ -19,7 +19,8 @@ use std::fs;
 
 type Test = (&'static str, fn());
 
-const TESTS: [Test; 2] = [
+const TESTS: [Test; 3] = [
+    ("privileged_front_end_images_of_contexts_from_elsewhere", from_elsewhere),
     ("privileged_a42_front_end_images_are_refused_unless_allowed", a42_refused),
     ("privileged_a_front_end_image_builds_as_forges_own_does", builds),
 ];
@@ -104,7 +105,37 @@ fn builds() {
     assert!(failed.stderr.contains("said no"), "{}", failed.stderr);
     let exited = forge.fails(1, &["build", "--build-arg", "what=exit", &context]);
     assert!(exited.stderr.contains("exit code: 5: last words"), "{}", exited.stderr);
+    // What it answers it answers in words of its own.
+    for (format, answer) in [("text", "of the front end\n"), ("json", "{\n  \"own\": true\n}\n")] {
+        let asked = forge.forge(&["build", "--call", &format!("outline,format={format}"), &context]);
+        assert_eq!((asked.code, asked.stdout.as_str()), (3, answer), "{}", asked.stderr);
+    }
     // And nothing is left of it but what builds keep.
     let scratch = fs::read_dir(forge.store().join("session-scratch")).map(Iterator::count).unwrap_or_default();
     assert_eq!(scratch, 0);
+}
+
+/// What the Dockerfile asks for is known only when the context is there.
+fn from_elsewhere() {
+    let Some(forge) = Forge::privileged("front_end_images_of_contexts_from_elsewhere") else { return };
+    let registry = TestRegistry::start();
+    let image = pushed(&forge, &registry);
+    let context = asking(&forge, &image);
+    let packed = |context: &str| {
+        fixture::system(&["tar", "-C", context, "-cf", forge.path("context.tar").to_str().unwrap(), "."]);
+        fs::read(forge.path("context.tar")).unwrap()
+    };
+    let archive = packed(&context);
+    let refused = forge.with_input(&["build", "-o", "out", "-"], &archive);
+    assert!(refused.code == 1 && refused.stderr.contains("enabled = true"), "{}", refused.stderr);
+    configure(&forge, "enabled = true");
+    let built = forge.with_input(&["build", "-o", "out", "-"], &archive);
+    assert_eq!(built.code, 0, "{}", built.stderr);
+    assert_eq!(fs::read_to_string(forge.path("out/made")).unwrap(), "text");
+    let plain = forge.context("plain", &[("Dockerfile", "FROM scratch\nCOPY a /plain\n"), ("a", "text")]);
+    let archive = packed(&plain);
+    let built = forge.with_input(&["build", "-o", "plainly", "-"], &archive);
+    assert!(built.code == 0 && forge.path("plainly/plain").exists(), "{}", built.stderr);
+    let left = fs::read_dir(forge.store().join("session-scratch")).map(Iterator::count).unwrap_or_default();
+    assert_eq!(left, 0);
 }

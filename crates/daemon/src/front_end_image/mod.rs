@@ -5,12 +5,12 @@ mod found;
 mod streams;
 
 use crate::bridge::Bridge;
-use crate::daemon;
 use crate::gateway_service::GatewayService;
 use crate::reply;
 use crate::session::MOST_MESSAGE;
 use crate::solution::{self, Solution};
 use crate::solve::{FrontendRequest, JobContext};
+use forge_buildkit_proto::Serving;
 use forge_buildkit_proto::health::health_server::HealthServer;
 use forge_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_server::LlbBridgeServer;
 use forge_buildkit_proto::moby::buildkit::v1::types::WorkerRecord;
@@ -171,7 +171,7 @@ async fn serve(bridge: Arc<Bridge>, connection: tokio::io::DuplexStream) {
     let service = LlbBridgeServer::new(GatewayService::of(bridge))
         .max_decoding_message_size(MOST_MESSAGE)
         .max_encoding_message_size(MOST_MESSAGE);
-    let server = Server::builder().add_service(HealthServer::new(daemon::Healthy)).add_service(service);
+    let server = Server::builder().add_service(HealthServer::new(Serving)).add_service(service);
     let connections = stream::once(async { Ok::<_, io::Error>(connection) }).chain(stream::pending());
     // A connection that breaks is seen by whoever has its other end.
     let _ = server.serve_with_incoming(connections).await;

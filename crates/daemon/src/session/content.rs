@@ -2,9 +2,11 @@
 
 use super::{ClientSession, MOST_MESSAGE};
 use async_trait::async_trait;
+use forge_buildkit_proto::content::{
+    READ, ReadRequest, ReadResponse, STORE, WRITE, WriteAction, WriteRequest, WriteResponse,
+};
 use forge_image::Digest;
 use forge_session::BlobFolder;
-use prost::Message;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -23,64 +25,11 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-const READ: &str = "/containerd.services.content.v1.Content/Read";
-/// Names the store that a call is for.
-const STORE: &str = "buildkit-attachable-store-id";
-const WRITE: &str = "/containerd.services.content.v1.Content/Write";
-
 /// Documents are read into memory.
 const MOST_DOCUMENT: u64 = 8 << 20;
 
 /// Bytes of one message of a blob that is written.
 const CHUNK: usize = 1 << 20;
-
-#[derive(Clone, PartialEq, Eq, Hash, Message)]
-struct ReadRequest {
-    #[prost(string, tag = "1")]
-    digest: String,
-    #[prost(int64, tag = "2")]
-    offset: i64,
-    #[prost(int64, tag = "3")]
-    size: i64,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Message)]
-struct ReadResponse {
-    #[prost(int64, tag = "1")]
-    offset: i64,
-    #[prost(bytes = "vec", tag = "2")]
-    data: Vec<u8>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
-#[repr(i32)]
-enum Action {
-    Stat = 0,
-    Write = 1,
-    Commit = 2,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Message)]
-struct WriteRequest {
-    #[prost(enumeration = "Action", tag = "1")]
-    action: i32,
-    #[prost(string, tag = "2")]
-    reference: String,
-    #[prost(int64, tag = "3")]
-    total: i64,
-    #[prost(string, tag = "4")]
-    expected: String,
-    #[prost(int64, tag = "5")]
-    offset: i64,
-    #[prost(bytes = "vec", tag = "6")]
-    data: Vec<u8>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
-struct WriteResponse {
-    #[prost(int64, tag = "4")]
-    offset: i64,
-}
 
 /// Whether a client has content stores.
 pub(crate) fn is_served(session: &ClientSession) -> bool {
@@ -212,7 +161,7 @@ async fn push(session: &ClientSession, store: &str, digest: &str, mut blob: fs::
     let total = i64::try_from(total).unwrap_or(i64::MAX);
     let (sender, receiver) = mpsc::channel(1);
     let reference = new_reference(digest);
-    let message = |action: Action, offset, data| WriteRequest {
+    let message = |action: WriteAction, offset, data| WriteRequest {
         action: action.into(),
         reference: reference.clone(),
         total,
@@ -221,7 +170,7 @@ async fn push(session: &ClientSession, store: &str, digest: &str, mut blob: fs::
         data,
     };
     let gone = |_| Status::unavailable("the client has gone");
-    sender.send(message(Action::Stat, 0, Vec::new())).await.map_err(gone)?;
+    sender.send(message(WriteAction::Stat, 0, Vec::new())).await.map_err(gone)?;
     let codec = ProstCodec::<WriteRequest, WriteResponse>::default();
     let mut grpc = grpc(session).await?;
     let request = of_store(ReceiverStream::new(receiver), store)?;
@@ -235,11 +184,11 @@ async fn push(session: &ClientSession, store: &str, digest: &str, mut blob: fs::
             break;
         }
         data.truncate(count);
-        sender.send(message(Action::Write, offset, data)).await.map_err(gone)?;
+        sender.send(message(WriteAction::Write, offset, data)).await.map_err(gone)?;
         answers.message().await?;
         offset += i64::try_from(count).unwrap_or(i64::MAX);
     }
-    sender.send(message(Action::Commit, offset, Vec::new())).await.map_err(gone)?;
+    sender.send(message(WriteAction::Commit, offset, Vec::new())).await.map_err(gone)?;
     answers.message().await?;
     Ok(())
 }

@@ -98,6 +98,13 @@ async fn answer() -> i32 {
             let error = rpc::Status { code: 2, message: failed.message().to_owned(), details: Vec::new() };
             ReturnRequest { error: Some(error), ..ReturnRequest::default() }
         }
+        _ if option("requestid").is_some() => {
+            let metadata =
+                [("result.txt", "of the front end"), ("result.json", "{\"own\": true}"), ("result.statuscode", "3")];
+            let metadata = metadata.map(|(name, value)| (name.to_owned(), value.into())).into();
+            let result = wire::Result { metadata, ..wire::Result::default() };
+            ReturnRequest { result: Some(result), ..ReturnRequest::default() }
+        }
         _ => built(&mut bridge).await,
     };
     bridge.r#return(returned).await.unwrap();
@@ -105,9 +112,11 @@ async fn answer() -> i32 {
 }
 
 async fn built(bridge: &mut LlbBridgeClient<Channel>) -> ReturnRequest {
+    let mut options = HashMap::from([("filename".to_owned(), "Real".to_owned())]);
+    options.extend(option("context").map(|context| ("context".to_owned(), context)));
     let request = SolveRequest {
         frontend: "dockerfile.v0".into(),
-        frontend_opt: HashMap::from([("filename".to_owned(), "Real".to_owned())]),
+        frontend_opt: options,
         allow_result_return: true,
         allow_result_array_ref: true,
         ..SolveRequest::default()
@@ -132,7 +141,7 @@ pub fn image() -> (String, BTreeMap<String, Vec<u8>>) {
     paths.retain(|path| Path::new(path).exists());
     let mut files = BTreeMap::from([("front".to_owned(), std::fs::read(std::env::current_exe().unwrap()).unwrap())]);
     let mut dockerfile = "FROM scratch\nENTRYPOINT [\"/front\", \"front-end\"]\n\
-        LABEL moby.buildkit.frontend.caps=moby.buildkit.frontend.inputs,known\nCOPY --chmod=755 front /\n"
+        LABEL moby.buildkit.frontend.caps=moby.buildkit.frontend.inputs,moby.buildkit.frontend.subrequests,known\nCOPY --chmod=755 front /\n"
         .to_owned();
     for (number, path) in paths.iter().enumerate() {
         files.insert(format!("l{number}"), std::fs::read(path).unwrap());

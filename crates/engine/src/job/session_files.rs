@@ -145,7 +145,7 @@ impl Build {
                 vertex: None,
                 level: 1,
                 short: format!("{}: {} (line {first_line})", finding.rule, finding.message),
-                detail: vec![finding.description.to_owned()],
+                detail: vec![finding.description.into_owned()],
                 url: finding.url,
                 span: Some(SourceSpan { file: text.name.clone(), first_line, last_line }),
                 excerpt: None,
