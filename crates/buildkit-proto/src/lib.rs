@@ -13,7 +13,8 @@
 //! - an owner's name is looked up in an input there, in the changed tree here: another input is refused;
 //! - user information of addresses is not written;
 //! - passthrough operations, which are younger than the wire types, are read and not written;
-//! - what forge cannot do (nested builds, signatures, …) is refused by name.
+//! - nested builds are replaced by what they make before a definition is read ([`nested_build`]);
+//! - what forge cannot do (signatures, …) is refused by name.
 //!
 //! Reading order: [`pb`], [`encode`], [`SourceFile`]; [`decode`], [`Decoded`], [`DecodeError`]; [`json_lines`],
 //! [`dot`].
@@ -27,6 +28,7 @@ mod decode;
 mod dump;
 mod encode;
 mod error;
+mod nested;
 #[cfg(feature = "grpc")]
 mod serving;
 
@@ -35,6 +37,7 @@ pub use decode::{Decoded, check_in_place, decode, decode_exec, decode_source, so
 pub use dump::{StepList, dot, json_lines, step_list};
 pub use encode::{EncodeError, EncodedGraph, encode, encode_named, encode_platform, encode_source, encode_vertex};
 pub use error::DecodeError;
+pub use nested::{NestedBuild, nested_build};
 #[cfg(feature = "grpc")]
 pub use serving::Serving;
 

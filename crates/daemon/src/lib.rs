@@ -30,6 +30,7 @@ mod gateway_service;
 mod history_files;
 mod info_service;
 mod listen;
+mod nested;
 mod options;
 mod origins;
 mod places;

@@ -6,6 +6,7 @@ use crate::builds::Build;
 use crate::daemon::Shared;
 use crate::exporters::{self, Plan};
 use crate::frontend::{self, empty_request};
+use crate::nested;
 use crate::policy::{Guard, Policy};
 use crate::progress::time;
 use crate::reply;
@@ -291,7 +292,7 @@ impl JobContext {
     async fn answer(&self, request: FrontendRequest) -> Result<Solution, Status> {
         match request.frontend.as_str() {
             "" => {
-                let definition = request.definition.unwrap_or_default();
+                let definition = nested::expand(&self.job, request.definition.unwrap_or_default()).await?;
                 self.build.places.note(&definition);
                 let bytes = definition.encode_to_vec();
                 let result = self.job.definition(bytes, false).await.map_err(|error| reply::status(&error))?;
@@ -319,8 +320,9 @@ impl JobContext {
                 let answered = self.dockerfile(&request, &other).await;
                 let found = other.0.lock().unwrap_or_else(PoisonError::into_inner).take();
                 match (answered, found) {
-                    (Err(refused), Some(line)) => (line, Some(refused)),
-                    (answered, _) => return answered,
+                    // A question about a Dockerfile of another language may have had an answer.
+                    (answered, Some(line)) => (line, answered.err()),
+                    (answered, None) => return answered,
                 }
             }
         };
@@ -344,7 +346,8 @@ impl JobContext {
                 // On the wire nothing and the empty definition are the same, and BuildKit takes neither.
                 return Err(Status::unknown("invalid nil input definition to definition op"));
             }
-            self.build.places.note(definition);
+            let definition = nested::expand(&self.job, definition.clone()).await?;
+            self.build.places.note(&definition);
             let input = self.job.definition(definition.encode_to_vec(), false).await;
             if let Some(input) = input.map_err(|error| reply::status(&error))? {
                 request.dockerfile.inputs.insert(name.clone(), input);
@@ -354,15 +357,15 @@ impl JobContext {
             let client = self.client.as_ref().ok_or_else(|| Status::failed_precondition("the build has no session"))?;
             request.build.context = BuildContext::Stream(ContextStream::new(upload::open(client, address)?));
         }
-        if let Some(question) = &request.question {
-            return crate::subrequest::answer(self, question, request.build, &request.dockerfile).await;
-        }
-        let is_map = request.build.platforms.len() > 1
-            || options.get("multi-platform").is_some_and(|value| !matches!(value.as_str(), "" | "false" | "0"));
         let know = |name: &str, text: &[u8]| {
             *other.0.lock().unwrap_or_else(PoisonError::into_inner) = forge_engine::other_front_end(text);
             self.build.progress.know_source(name, text.to_vec());
         };
+        if let Some(question) = &request.question {
+            return crate::subrequest::answer(self, question, request.build, &request.dockerfile, know).await;
+        }
+        let is_map = request.build.platforms.len() > 1
+            || options.get("multi-platform").is_some_and(|value| !matches!(value.as_str(), "" | "false" | "0"));
         let solved = self.job.dockerfile(request.build, &request.dockerfile, know).await;
         let solved = solved.map_err(|error| reply::status(&error))?;
         Ok(Solution::of_images(solved.images, is_map))

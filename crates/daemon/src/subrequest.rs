@@ -11,12 +11,13 @@ use tonic::{Code, Status};
 /// The version of all answers.
 const VERSION: &str = "1.0.0";
 
-/// Answers a question as metadata of an empty result.
+/// Answers a question as metadata of an empty result. `read` is told the Dockerfile's name and text first.
 pub(crate) async fn answer(
     context: &JobContext,
     question: &str,
     request: BuildRequest,
     dockerfile: &SessionDockerfile,
+    read: impl FnOnce(&str, &[u8]),
 ) -> Result<Solution, Status> {
     let call = match question {
         "frontend.subrequests.describe" => return Ok(told(&described(), String::new(), None)),
@@ -28,7 +29,7 @@ pub(crate) async fn answer(
             return Err(reply::with_details(Code::Unimplemented, format!("unsupported request {other}"), vec![told]));
         }
     };
-    let outcome = context.job.call(request, dockerfile, call).await.map_err(|error| reply::status(&error))?;
+    let outcome = context.job.call(request, dockerfile, call, read).await.map_err(|error| reply::status(&error))?;
     Ok(match &outcome.answer {
         Answer::Check(report) => {
             let failing = !report.findings.is_empty() || report.error.is_some();

@@ -169,7 +169,7 @@ impl Job {
         Ok(JobDockerfile { images, warnings })
     }
 
-    /// Answers a question about a Dockerfile of the session.
+    /// Answers a question about a Dockerfile of the session. `read` is told its name and text first.
     ///
     /// # Errors
     /// As [`Job::dockerfile`], unless the question is what is wrong with it.
@@ -178,8 +178,10 @@ impl Job {
         request: BuildRequest,
         dockerfile: &SessionDockerfile,
         call: Call,
+        read: impl FnOnce(&str, &[u8]),
     ) -> Result<CallOutcome, EngineError> {
         let (build, text) = self.fork(request, dockerfile).await?;
+        read(&text.name, &text.text);
         let ignore = build.ignore_of_session(&text.name).await?;
         build.answer_about(text, &ignore, call).await
     }

@@ -172,17 +172,31 @@ pub enum BuildContext {
 
 /// A stream that one build reads. Copies share it.
 #[derive(Clone)]
-pub struct ContextStream(Arc<Mutex<Option<ArchiveReader>>>);
+pub struct ContextStream(Arc<Mutex<StreamSource>>);
+
+enum StreamSource {
+    Once(Option<ArchiveReader>),
+    Again(Box<dyn Fn() -> Option<ArchiveReader> + Send>),
+}
 
 impl ContextStream {
     /// Hands over a stream.
     pub fn new(stream: impl Read + Send + 'static) -> Self {
-        Self(Arc::new(Mutex::new(Some(Box::new(stream)))))
+        Self(Arc::new(Mutex::new(StreamSource::Once(Some(Box::new(stream))))))
     }
 
-    /// The stream, for the first who asks.
+    /// Hands over what can be read from its start any number of times.
+    pub fn again<R: Read + Send + 'static>(open: impl Fn() -> Option<R> + Send + 'static) -> Self {
+        let open = move || open().map(|stream| Box::new(stream) as ArchiveReader);
+        Self(Arc::new(Mutex::new(StreamSource::Again(Box::new(open)))))
+    }
+
+    /// The stream, for the first who asks, or for everybody where it can be read again.
     pub fn take(&self) -> Option<ArchiveReader> {
-        self.0.lock().expect("no holder panics").take()
+        match &mut *self.0.lock().expect("no holder panics") {
+            StreamSource::Once(stream) => stream.take(),
+            StreamSource::Again(open) => open(),
+        }
     }
 }
 

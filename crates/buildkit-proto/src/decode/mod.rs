@@ -14,6 +14,7 @@ use crate::{DecodeError, SourceFile, capabilities, pb};
 pub use follow::check_in_place;
 use forge_image::{Digest, Platform};
 use forge_llb::{DiffOp, Edge, ExecOp, Graph, Metadata, Op, PassthroughOp, SourceOp, Vertex, VertexDigest};
+pub(crate) use limits::{Fields, MOST_BYTES};
 use prost::Message;
 use spans::Spans;
 use std::collections::HashMap;
@@ -280,7 +281,7 @@ fn decode_op(op: pb::Op) -> Result<Op, Refusal> {
         Some(pb::op::Op::File(file)) => file::decode(file, inputs).map(Op::File),
         Some(pb::op::Op::Merge(merge)) => decode_merge(&merge, inputs),
         Some(pb::op::Op::Diff(diff)) => decode_diff(diff, inputs).map(Op::Diff),
-        Some(pb::op::Op::Build(_)) => Refusal::unsupported("a nested build operation"),
+        Some(pb::op::Op::Build(_)) => Refusal::unsupported("a nested build in this place"),
         None => Refusal::malformed("the operation is of no kind"),
     }
 }

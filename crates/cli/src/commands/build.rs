@@ -119,17 +119,10 @@ async fn here_or_other(
     mut request: BuildRequest,
     (events, token): Ends,
 ) -> Result<BuildOutcome, Failure> {
-    let again = match &request.context {
-        BuildContext::Directory(_) | BuildContext::Empty => None,
-        BuildContext::Remote(remote) => Some(BuildContext::Remote(remote.clone())),
-        BuildContext::Stream(stream) => {
-            let (first, second) = twice(stream, &start.options.root)?;
-            request.context = BuildContext::Stream(first);
-            Some(BuildContext::Stream(second))
-        }
-    };
-    let Some(again) = again else { return here(start, request, Origin::Dockerfile, (events, token)).await };
-    let second = BuildRequest { context: again, ..request.clone() };
+    if let BuildContext::Stream(stream) = &request.context {
+        request.context = BuildContext::Stream(kept(stream, &start.options.root)?);
+    }
+    let second = request.clone();
     let built = start.engine()?.build(request, events.clone(), token.clone()).await;
     let asks = |error: &EngineError| {
         error.kind() == ErrorKind::Unsupported
@@ -141,14 +134,14 @@ async fn here_or_other(
     }
 }
 
-/// A stream that can be read a second time, from a file that goes with the last reader.
-fn twice(stream: &ContextStream, root: &Path) -> anyhow::Result<(ContextStream, ContextStream)> {
+/// A stream that can be read again, from a file that goes with it.
+fn kept(stream: &ContextStream, root: &Path) -> anyhow::Result<ContextStream> {
     let mut stream = stream.take().context("standard input was read already")?;
     let place = root.join("session-scratch");
     std::fs::create_dir_all(&place)?;
     let mut file = tempfile::NamedTempFile::new_in(&place)?;
     std::io::copy(&mut stream, &mut file).context("cannot keep standard input")?;
-    Ok((ContextStream::new(file.reopen()?), ContextStream::new(file.reopen()?)))
+    Ok(ContextStream::again(move || file.reopen().ok()))
 }
 
 /// What a build tells, and what stops it.

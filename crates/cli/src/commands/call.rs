@@ -1,26 +1,17 @@
 //! Answers about a Dockerfile, in the texts and documents of buildx and BuildKit.
 
-use super::build::{Ends, remote_build};
-use super::{Start, block_on_many, front_end};
+use super::ask::{Answered, ask};
+use super::{Start, block_on_many};
 use crate::args::BuildArgs;
 use crate::failure::Failure;
-use crate::host::Host;
-use crate::interrupt::Interrupts;
-use crate::progress::{Display, Mode};
+use crate::progress::Mode;
 use crate::request::{CallFormat, CallRequest, Method};
 use crate::{output, sanitise};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use forge_engine::{Answer, BuildRequest, Call, CallOutcome, CheckReport, Outline, OutlineRequirement, Span, Target};
+use forge_engine::{Answer, BuildRequest, CallOutcome, CheckReport, Outline, OutlineRequirement, Span, Target};
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
-
-/// An answer of whoever was asked.
-enum Answered {
-    Known(CallOutcome),
-    /// Of a front end with documents of its own.
-    Foreign(forge_client::Answered),
-}
 
 /// Asks, prints the answer, and gives the exit code.
 pub fn call(
@@ -57,57 +48,6 @@ fn foreign(answered: &forge_client::Answered, asked: CallRequest) -> Result<u8, 
     };
     output::print(&printed)?;
     Ok(if asked.ignore_status { 0 } else { answered.status() })
-}
-
-async fn ask(
-    start: &Start,
-    args: &BuildArgs,
-    request: BuildRequest,
-    method: Call,
-    mode: Mode,
-) -> Result<Answered, Failure> {
-    let interrupts = Interrupts::watch()?;
-    let display = Display::start(mode, start.style());
-    let ends = (display.events(), interrupts.token());
-    let known = |answered: forge_client::Answered| match answered.outcome(method) {
-        Some(outcome) => Answered::Known(outcome),
-        None => Answered::Foreign(answered),
-    };
-    let outcome = match &start.host {
-        Some(host) => there(start, host, args, request, method, ends).await.map(known),
-        None if start.front_ends.enabled && request.other_front_end()?.is_some() => {
-            front_end::call(start, args, request, method, ends).await.map(known)
-        }
-        None => here(start, request, method, ends).await.map(Answered::Known),
-    };
-    display.finish();
-    outcome.map_err(|failure| match interrupts.exit_code() {
-        Some(code) => failure.with_code(code),
-        None => failure,
-    })
-}
-
-async fn here(
-    start: &Start,
-    request: BuildRequest,
-    method: Call,
-    (events, token): Ends,
-) -> Result<CallOutcome, Failure> {
-    start.engine()?.call(request, method, events, token).await.map_err(Failure::from)
-}
-
-async fn there(
-    start: &Start,
-    host: &Host,
-    args: &BuildArgs,
-    request: BuildRequest,
-    method: Call,
-    (events, token): Ends,
-) -> Result<forge_client::Answered, Failure> {
-    let build = remote_build(start, args, request, None)?;
-    let connected = token.run_until_cancelled(host.connect()).await;
-    let client = connected.ok_or_else(|| Failure::new("cancelled"))??;
-    Ok(client.call(build, method, events, token).await?)
 }
 
 /// Something that can be asked, in BuildKit's words.

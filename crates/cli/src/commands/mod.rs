@@ -1,6 +1,7 @@
 //! What each command does: a request to the engine, then docker's output.
 
 mod archive;
+mod ask;
 mod build;
 mod call;
 mod compare;

@@ -289,7 +289,7 @@ impl Client {
     }
 }
 
-fn untar(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
+pub fn untar(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     for entry in tar::Archive::new(bytes).entries().unwrap() {
         let mut entry = entry.unwrap();

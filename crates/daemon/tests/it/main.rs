@@ -9,5 +9,6 @@ mod client;
 mod hostile;
 mod keys;
 mod load;
+mod nested;
 mod outputs;
 mod services;
