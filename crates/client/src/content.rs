@@ -242,7 +242,6 @@ mod tests {
         Ok(bytes)
     }
 
-    // Seen to fail (the last two) with the digest taken as a path.
     #[test]
     fn a28_nothing_but_blobs_is_read() {
         let folder = tempfile::tempdir().unwrap();

@@ -153,7 +153,6 @@ mod tests {
         CacheEntry { kind: "local".to_owned(), attributes }
     }
 
-    // Seen to fail with `folder` not looking at the access.
     #[test]
     fn what_is_read_is_not_written() {
         let mut stores = Stores::default();

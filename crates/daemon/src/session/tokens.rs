@@ -202,7 +202,6 @@ mod tests {
     use super::*;
     use ring::signature::{Ed25519KeyPair, KeyPair};
 
-    // Seen to fail with `is_signed` looking at the text alone, and at the signature alone.
     #[test]
     fn who_can_sign_has_the_key() {
         let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
