@@ -39,19 +39,7 @@ pub(super) fn set_all(folder: BorrowedFd<'_>, name: &[u8], metadata: &Metadata) 
     Ok(())
 }
 
-/// Sets everything, the time too, of a file that is open.
-pub(super) fn set_all_of_file(file: impl AsFd, metadata: &Metadata) -> Result<(), Errno> {
-    let file = file.as_fd();
-    let (owner, group) = owner_of(metadata)?;
-    rustix::fs::fchown(file, Some(owner), Some(group))?;
-    rustix::fs::fchmod(file, Mode::from_raw_mode(metadata.mode))?;
-    for (attribute, value) in &metadata.xattrs {
-        rustix::fs::fsetxattr(file, attribute, value, XattrFlags::empty())?;
-    }
-    rustix::fs::futimens(file, &times(metadata.mtime))
-}
-
-/// The same for a file that this process made a moment ago: what it has already is not set again.
+/// Sets everything, the time too, of a file that this process made a moment ago: what it has already is not set again.
 pub(super) fn finish_new_file(file: impl AsFd, metadata: &Metadata) -> Result<(), Errno> {
     let file = file.as_fd();
     let stat = rustix::fs::fstat(file)?;

@@ -51,33 +51,40 @@ impl Tar {
         self.compression
     }
 
-    /// Decompresses, hashes and hands over on this thread until the stream ends or nobody listens.
+    /// Decompresses and hands over on this thread until the stream ends or nobody listens; what is hashed is hashed on another.
     fn run(mut self, limits: UnpackLimits, sender: &SyncSender<Piece>) {
-        let mut hasher = Hasher::new();
-        let mut total = 0;
-        loop {
-            let piece = match self.next(&mut hasher, &mut total, &limits) {
-                Ok(Some(bytes)) => Piece::Bytes { bytes, compressed: self.compressed.load(Ordering::Relaxed) },
-                Ok(None) => Piece::End(hasher.clone().finish()),
-                Err(error) => Piece::Failed(error),
+        let (to_hash, hashed) = sync_channel::<Arc<Vec<u8>>>(BUFFERS_IN_FLIGHT);
+        std::thread::scope(|scope| {
+            let hasher = scope.spawn(move || {
+                let mut hasher = Hasher::new();
+                hashed.iter().for_each(|bytes| hasher.update(&bytes));
+                hasher.finish()
+            });
+            let mut total = 0;
+            let last = loop {
+                let bytes = match self.next(&mut total, &limits) {
+                    Ok(Some(bytes)) => Arc::new(bytes),
+                    Ok(None) => break None,
+                    Err(error) => break Some(Piece::Failed(error)),
+                };
+                // The other thread ends only when there is nothing more to be sent to it.
+                let _ = to_hash.send(bytes.clone());
+                let compressed = self.compressed.load(Ordering::Relaxed);
+                if sender.send(Piece::Bytes { bytes, compressed }).is_err() {
+                    return;
+                }
             };
-            let last = !matches!(piece, Piece::Bytes { .. });
-            if sender.send(piece).is_err() || last {
-                return;
-            }
-        }
+            drop(to_hash);
+            let last = last.unwrap_or_else(|| Piece::End(hasher.join().expect("hashing does not panic")));
+            // Nobody listens any more where whoever reads has failed.
+            let _ = sender.send(last);
+        });
     }
 
-    fn next(
-        &mut self,
-        hasher: &mut Hasher,
-        total: &mut u64,
-        limits: &UnpackLimits,
-    ) -> Result<Option<Vec<u8>>, LayerError> {
+    fn next(&mut self, total: &mut u64, limits: &UnpackLimits) -> Result<Option<Vec<u8>>, LayerError> {
         let mut bytes = vec![0; BUFFER];
         let count = super::commit::fill(&mut self.reader, &mut bytes).map_err(|error| self.failed(*total, error))?;
         bytes.truncate(count);
-        hasher.update(&bytes);
         *total += count as u64;
         limits.check_bytes(*total, self.compressed.load(Ordering::Relaxed))?;
         Ok((count > 0).then_some(bytes))
@@ -127,15 +134,17 @@ impl<R: Read> Read for Counted<R> {
 }
 
 enum Piece {
-    Bytes { bytes: Vec<u8>, compressed: u64 },
+    Bytes { bytes: Arc<Vec<u8>>, compressed: u64 },
     End(Digest),
     Failed(LayerError),
 }
 
-/// The tar on the reading side; decompressing and hashing go on meanwhile.
+/// The tar on the reading side; decompressing and hashing go on meanwhile, each on a thread of its own.
 pub(super) struct Pieces<'a> {
     receiver: Receiver<Piece>,
-    current: Cursor<Vec<u8>>,
+    current: Arc<Vec<u8>>,
+    /// How much of it was handed on.
+    taken: usize,
     digest: Option<Digest>,
     progress: &'a mut dyn FnMut(u64),
 }
@@ -151,7 +160,7 @@ pub(super) fn with_tar<T>(
     std::thread::scope(|scope| {
         scope.spawn(move || tar.run(limits, &sender));
         // Dropping the receiver, which `read` owns, ends the thread.
-        read(Pieces { receiver, current: Cursor::default(), digest: None, progress })
+        read(Pieces { receiver, current: Arc::default(), taken: 0, digest: None, progress })
     })
 }
 
@@ -165,14 +174,17 @@ impl Pieces<'_> {
 impl Read for Pieces<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            let count = self.current.read(buffer)?;
+            let left = &self.current[self.taken..];
+            let count = left.len().min(buffer.len());
             if count > 0 || self.digest.is_some() || buffer.is_empty() {
+                buffer[..count].copy_from_slice(&left[..count]);
+                self.taken += count;
                 return Ok(count);
             }
             match self.receiver.recv() {
                 Ok(Piece::Bytes { bytes, compressed }) => {
                     (self.progress)(compressed);
-                    self.current = Cursor::new(bytes);
+                    (self.current, self.taken) = (bytes, 0);
                 }
                 Ok(Piece::End(digest)) => self.digest = Some(digest),
                 Ok(Piece::Failed(error)) => return Err(io::Error::other(error)),

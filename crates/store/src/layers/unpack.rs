@@ -6,6 +6,8 @@
 //! anybody knows yet (A65).
 
 mod deletions;
+mod files;
+mod writers;
 
 use super::apply;
 use super::entry::{EntryKind, Metadata, join_path, split_path};
@@ -20,15 +22,15 @@ use super::tree::{Found, MergedTree};
 use super::xattr::{self, Markers};
 use crate::StoreError;
 use deletions::{Deletion, LaterDeletion};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+use writers::Writers;
 
 const BUFFER: usize = 1 << 17;
 
@@ -48,6 +50,7 @@ pub(super) fn unpack<R: Read>(
         open: None,
         ways: HashMap::new(),
         buffer: vec![0; BUFFER],
+        writers: Writers::new(tree),
         without_devices: false,
     };
     while let Some(entry) = reader.next()? {
@@ -94,6 +97,7 @@ struct Unpacker<'a> {
     /// Folders as the archive names them, and where they led; forgotten when something on the way may have changed.
     ways: HashMap<Vec<u8>, Vec<u8>>,
     buffer: Vec<u8>,
+    writers: Writers,
     /// A device could not be made, and so none can.
     without_devices: bool,
 }
@@ -142,9 +146,9 @@ impl Unpacker<'_> {
             return Err(LayerError::UnmappedOwner { path: shown(&path), id }.into());
         }
         match kind {
-            TarKind::File { .. } => {
+            TarKind::File { size } => {
                 self.clear(&path)?;
-                self.file(&path, metadata, |buffer| reader.data(buffer).map_err(UnpackError::from))
+                self.file(&path, metadata, size, |buffer| reader.data(buffer).map_err(UnpackError::from))
             }
             TarKind::Directory => Ok(self.directory(&path, metadata)?),
             TarKind::HardLink { target } => Ok(self.hard_link(&path, &target)?),
@@ -203,33 +207,6 @@ impl Unpacker<'_> {
         self.open = None;
         let by_descriptor = format!("/proc/self/fd/{}", folder.as_raw_fd());
         crate::removal::remove_tree(Path::new(&by_descriptor), OsStr::from_bytes(name))
-    }
-
-    fn file(
-        &mut self,
-        path: &[u8],
-        metadata: Metadata,
-        mut read: impl FnMut(&mut [u8]) -> Result<usize, UnpackError>,
-    ) -> Result<(), UnpackError> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::RUSR | Mode::WUSR;
-        let file = self.in_folder("create", path, |folder, name| rustix::fs::openat(folder, name, flags, mode))?;
-        let mut file = File::from(file);
-        let mut hasher = blake3::Hasher::new();
-        loop {
-            let count = read(&mut self.buffer)?;
-            if count == 0 {
-                break;
-            }
-            hasher.update(&self.buffer[..count]);
-            let error = StoreError::io("write", self.tree.join(OsStr::from_bytes(path)));
-            file.write_all(&self.buffer[..count]).map_err(error)?;
-        }
-        apply::set_all_of_file(&file, &metadata)
-            .map_err(StoreError::os("set metadata of", self.tree.join(OsStr::from_bytes(path))))?;
-        let (size, blake3) = (hasher.count(), *hasher.finalize().as_bytes());
-        self.placement.insert(path, EntryKind::File { size, blake3 }, metadata);
-        Ok(())
     }
 
     /// A folder over a folder only changes its metadata; over anything else of this layer it is new, and hides what
@@ -369,10 +346,10 @@ impl Unpacker<'_> {
     fn copy_up(&mut self, link: &[u8], path: &[u8], found: Found) -> Result<(), StoreError> {
         let metadata = found.node.metadata;
         match found.node.kind {
-            NodeKind::File { .. } => {
+            NodeKind::File { size } => {
                 let mut source = self.placement.lower().open_found(path, found.layer)?;
                 let read = |buffer: &mut [u8]| source.read(buffer).map_err(UnpackError::Source);
-                self.file(path, metadata, read).map_err(|error| match error {
+                self.file(path, metadata, size, read).map_err(|error| match error {
                     UnpackError::Store(error) => error,
                     UnpackError::Source(error) => StoreError::io("read", OsStr::from_bytes(path))(error),
                 })
@@ -423,6 +400,7 @@ impl Unpacker<'_> {
         self.settle_deletions()?;
         self.placement.settle_folders()?;
         self.drop_needless_folders()?;
+        self.writers.finish()?;
         self.finish_folders()?;
         Ok(self.placement.into_index()?)
     }
