@@ -190,27 +190,31 @@ impl Engine {
             self.untag(&name, &found.target, &mut removed)?;
         }
         for id in &found.target.images {
-            if images.names_of(id)?.is_empty() && images.repo_digests(id)?.is_empty() {
-                images.delete(id)?;
+            // In one go: another process may remove it or name it at any time.
+            if images.delete_unnamed(id)? {
                 removed.push(Removal::Deleted(id.clone()));
             }
         }
         if removed.is_empty() {
-            return Err(self.only_by_others(text, &found.target)?);
+            self.ensure_unnamed(text, &found.target)?;
         }
         self.collect_layers()?;
         Ok(removed)
     }
 
-    /// A digest led to an image that has tags only.
-    fn only_by_others(&self, text: &str, target: &Target) -> Result<EngineError, EngineError> {
+    /// Nothing was removed: somebody else did it meanwhile, or is about to name the image, unless a digest led to one that has
+    /// tags only.
+    fn ensure_unnamed(&self, text: &str, target: &Target) -> Result<(), EngineError> {
         let mut names = BTreeSet::new();
         for id in &target.images {
             names.extend(self.store().images().names_of(id)?);
         }
+        if names.is_empty() {
+            return Ok(());
+        }
         let list = names.iter().map(Reference::familiar).collect::<Vec<_>>().join(", ");
         let message = format!("{text} is kept: the image is named {list}");
-        Ok(EngineError::new(ErrorKind::UserInput, message).with_hint("remove those names"))
+        Err(EngineError::new(ErrorKind::UserInput, message).with_hint("remove those names"))
     }
 
     /// Takes a name away; with the last tag of a repository go the digests that the repository knows the image by.

@@ -1,7 +1,9 @@
 //! Blobs that are read while they still arrive.
 
+use rustix::fs::{Advice, fadvise};
 use std::fs::File;
 use std::io::{self, Read};
+use std::num::NonZero;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -62,15 +64,34 @@ impl Arriving {
 ///
 /// The end is reached only once the blob was verified and is in the store, so whoever has read to the end has read what the
 /// digest says. When the writer gives up or begins anew, reading fails.
+///
+/// What was read begins its way to the disk: a name waits for that later, and then for all of it at once.
 pub struct BlobFollower {
     file: File,
     arriving: Arc<Arriving>,
     position: u64,
+    /// Up to here the kernel was told.
+    written_back: u64,
 }
+
+/// So much is written back at a time.
+const WRITE_BACK: u64 = 8 << 20;
 
 impl BlobFollower {
     pub(crate) fn new(file: File, arriving: Arc<Arriving>) -> Self {
-        Self { file, arriving, position: 0 }
+        Self { file, arriving, position: 0, written_back: 0 }
+    }
+}
+
+impl BlobFollower {
+    /// Starts the writing of what was read last, without waiting for it, and drops from memory what was written by now.
+    fn write_back(&mut self) {
+        if self.position - self.written_back >= WRITE_BACK {
+            let from = self.written_back.saturating_sub(WRITE_BACK);
+            // An advice: nothing depends on it.
+            let _ = fadvise(&self.file, from, NonZero::new(self.position - from), Advice::DontNeed);
+            self.written_back = self.position;
+        }
     }
 }
 
@@ -89,6 +110,7 @@ impl Read for BlobFollower {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.position += count as u64;
+        self.write_back();
         Ok(count)
     }
 }
