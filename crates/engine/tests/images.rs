@@ -1,7 +1,7 @@
 //! Names come and go: what `images`, `rmi` and `prune` make of what the store holds.
 #![forbid(unsafe_code)]
 
-use forge_engine::{Engine, EngineOptions, GcOptions, Proxy, PruneRequest, Removal};
+use forge_engine::{Engine, EngineOptions, GcOptions, Policy, Proxy, PruneRequest, Removal};
 use forge_image::{ErrorKind, ImageId, Reference};
 use forge_store::{Image, Store, Target};
 use forge_testkit::ImageBuilder;
@@ -99,6 +99,24 @@ async fn the_last_name_takes_the_image_along() {
     assert_eq!(home.remove("app:2", false).await[0], "no such image: app:2");
     assert!(home.remove("app:2", true).await.is_empty());
     assert!(home.remove("No Name", true).await[0].contains("invalid"), "only what is missing is no error");
+}
+
+/// Fails where it is looked for names first and the image removed then: after a few rounds it is not there any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_a_prune_removes_meanwhile_is_no_error() {
+    let home = Home::new();
+    let other = home.engine.clone();
+    let pruning = tokio::spawn(async move {
+        loop {
+            other.prune(PruneRequest { policy: Policy::default(), dry_run: false }).await.unwrap();
+        }
+    });
+    for round in 0..200 {
+        home.image(&round.to_string(), &["app:1"]);
+        let removed = home.remove("app:1", true).await;
+        assert_eq!(removed[0], "Untagged: app:1", "round {round}");
+    }
+    pruning.abort();
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use super::mounts::{Carrier, mount_key};
 use super::trust::{RecordSigner, Trust};
 use super::{RecordStore, blocking, failed, store_failed};
 use crate::{CacheError, CacheKey, ResultRef, StepRecord};
-use forge_image::Descriptor;
+use forge_image::{Descriptor, Digest};
 use forge_registry::{OfferedLayer, Registry, TransferContext, bring_layers};
 use forge_store::{
     CacheMountFound, CacheMountKey, CacheMountUse, Compression, LayerId, RemoteLayer, StoreError, TarOptions,
@@ -61,6 +61,9 @@ pub struct CacheTarget {
     sent: Mutex<BTreeMap<Vec<CacheKey>, SentRecord>>,
     slots: Semaphore,
     layers: Mutex<HashMap<LayerId, Arc<OnceCell<OfferedLayer>>>>,
+    /// What was sent. Layers of several stacks can be one blob, and registries show a blob that is sent to them a second time as
+    /// damaged for a moment.
+    blobs: Mutex<HashMap<Digest, Arc<OnceCell<()>>>>,
     given_up: AtomicBool,
 }
 
@@ -85,9 +88,24 @@ impl CacheTarget {
     /// Sends to `store` as the dispatch says.
     pub fn new(store: Arc<dyn RecordStore>, dispatch: Dispatch) -> Self {
         let Dispatch { compression, force, extent, signer, at_once, mounts, bundle, required } = dispatch;
-        let (slots, sent, layers) = (Semaphore::new(at_once.clamp(1, 64)), Mutex::default(), Mutex::default());
+        let slots = Semaphore::new(at_once.clamp(1, 64));
+        let (sent, layers, blobs) = (Mutex::default(), Mutex::default(), Mutex::default());
         let given_up = AtomicBool::new(false);
-        Self { store, compression, force, extent, signer, mounts, bundle, required, sent, slots, layers, given_up }
+        Self {
+            store,
+            compression,
+            force,
+            extent,
+            signer,
+            mounts,
+            bundle,
+            required,
+            sent,
+            slots,
+            layers,
+            blobs,
+            given_up,
+        }
     }
 
     /// Whether the build fails where something cannot be sent.
@@ -120,7 +138,16 @@ impl CacheTarget {
         let kept = context.clone();
         let keep = move || kept.store.blobs().write(&bytes, &kept.lease).map(drop).map_err(store_failed);
         blocking(keep).await?;
-        self.store.put_blob(context, descriptor).await
+        self.send_blob(context, descriptor).await
+    }
+
+    /// Sends a blob, once.
+    async fn send_blob(&self, context: &TransferContext, blob: &Descriptor) -> Result<(), CacheError> {
+        let cell = {
+            let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+            blobs.entry(blob.digest.clone()).or_default().clone()
+        };
+        cell.get_or_try_init(|| self.store.put_blob(context, blob)).await.copied()
     }
 
     /// Takes note of what the bundle is to name.
@@ -259,7 +286,7 @@ impl CacheTarget {
         }
         let (packed, id, compression, force) = (context.clone(), *layer, self.compression, self.force);
         let sent = blocking(move || pack(&packed, &id, &compression, force).map_err(store_failed)).await?;
-        self.store.put_blob(context, &sent.blob).await?;
+        self.send_blob(context, &sent.blob).await?;
         Ok(sent)
     }
 }
@@ -284,4 +311,73 @@ fn pack(
     };
     let made = record.map(|record| record.times);
     Ok(OfferedLayer { blob: blob.descriptor, diff_id: blob.diff_id, made, created })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_trait::async_trait;
+    use forge_image::MediaType;
+    use forge_registry::ImageSource;
+    use forge_store::Store;
+    use forge_testkit::TestSession;
+    use std::sync::atomic::AtomicUsize;
+
+    /// Takes its time with each blob.
+    #[derive(Default)]
+    struct Slow(AtomicUsize);
+
+    #[async_trait]
+    impl RecordStore for Slow {
+        fn name(&self) -> String {
+            "slow".to_owned()
+        }
+
+        async fn record(&self, _: &TransferContext, _: &CacheKey) -> Result<Option<Vec<u8>>, CacheError> {
+            Ok(None)
+        }
+
+        fn blobs(&self) -> Result<Arc<dyn ImageSource>, CacheError> {
+            Err(failed("slow", std::io::Error::other("there are none")))
+        }
+
+        async fn put_blob(&self, _: &TransferContext, _: &Descriptor) -> Result<(), CacheError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            Ok(())
+        }
+
+        async fn put_record(&self, _: &TransferContext, _: &CacheKey, _: &[u8]) -> Result<(), CacheError> {
+            Ok(())
+        }
+    }
+
+    /// Fails where each layer sends its blob: a registry wrote it a second time while a manifest that names it came in, and
+    /// refused that.
+    #[tokio::test]
+    async fn a_blob_of_two_layers_is_sent_once_and_waited_for_by_both() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("store")).unwrap();
+        let lease = Arc::new(store.lease("test").unwrap());
+        let blob = Descriptor::of(MediaType::OciLayerGzip, b"blob");
+        let (session, vertex) = (Arc::new(TestSession::new()), blob.digest.clone());
+        let context = TransferContext { store, lease, session, vertex };
+        let slow = Arc::new(Slow::default());
+        let dispatch = Dispatch {
+            compression: Compression::None,
+            force: false,
+            extent: Extent::All,
+            signer: None,
+            at_once: 4,
+            mounts: None,
+            bundle: None,
+            required: false,
+        };
+        let target = CacheTarget::new(slow.clone(), dispatch);
+        let begin = tokio::time::Instant::now();
+        let (first, second) = tokio::join!(target.send_blob(&context, &blob), target.send_blob(&context, &blob));
+        first.and(second).unwrap();
+        assert!(begin.elapsed() >= std::time::Duration::from_millis(20));
+        assert_eq!(slow.0.load(Ordering::Relaxed), 1);
+    }
 }
