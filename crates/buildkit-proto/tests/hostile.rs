@@ -194,7 +194,7 @@ fn p16_a_file_is_not_repeated_for_each_of_its_vertices() {
     use forge_llb::*;
     let span = InstructionSpan { file: "f".to_owned(), first_line: 1, last_line: 1000, text: String::new() };
     let vertex = |op, inputs, name: String| {
-        let metadata = Metadata { name, ignore_cache: false, span: Some(span.clone()) };
+        let metadata = Metadata { name, span: Some(span.clone()), ..Metadata::default() };
         Vertex { op, inputs, platform: None, metadata }
     };
     let mut graph = Graph::new();

@@ -1,10 +1,13 @@
 //! Bounds on what processes take from the machine.
 
 use crate::engine::Engine;
-use forge_executor::{Container, ContainerId, Executor, ExecutorError, Resources, SandboxSpec, SharedGroup, Stdio};
-use forge_llb::Ulimit;
+use forge_executor::{
+    Container, ContainerId, Executor, ExecutorError, Resources, SandboxSpec, SharedGroup, Stdio, SwapLimit,
+};
+use forge_llb::{StepResources, Ulimit};
 use forge_store::LayerId;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 /// Bounds of one process and its children.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,8 +62,33 @@ impl Executor for BoundedExecutor {
     }
 }
 
-/// Sets limits; the default number of tasks stays where none is given.
+/// Sets limits where there is none yet; the number of tasks has a default, which gives way.
 pub(crate) fn bound(spec: &mut SandboxSpec, resources: &Resources) {
-    let pids = resources.pids.or(spec.resources.pids);
-    spec.resources = Resources { pids, ..resources.clone() };
+    let own = std::mem::take(&mut spec.resources);
+    spec.resources = Resources {
+        memory: own.memory.or(resources.memory),
+        memory_swap: own.memory_swap.or(resources.memory_swap),
+        pids: resources.pids.or(own.pids),
+        cpu_quota: own.cpu_quota.or(resources.cpu_quota),
+        cpu_shares: own.cpu_shares.or(resources.cpu_shares),
+        cpuset_cpus: own.cpuset_cpus.or_else(|| resources.cpuset_cpus.clone()),
+        cpuset_mems: own.cpuset_mems.or_else(|| resources.cpuset_mems.clone()),
+    };
+}
+
+/// The same as a graph says it, where there is a limit.
+pub(crate) fn of_steps(resources: &Resources) -> Option<Arc<StepResources>> {
+    let step = StepResources {
+        memory: resources.memory,
+        memory_swap: resources.memory_swap.map(|swap| match swap {
+            SwapLimit::Unlimited => -1,
+            SwapLimit::Total(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),
+        }),
+        cpu_shares: resources.cpu_shares,
+        cpu_period: resources.cpu_quota.map(|quota| quota.period_us),
+        cpu_quota: resources.cpu_quota.and_then(|quota| quota.quota_us),
+        cpuset_cpus: resources.cpuset_cpus.clone(),
+        cpuset_mems: resources.cpuset_mems.clone(),
+    };
+    (step != StepResources::default()).then(|| Arc::new(step))
 }

@@ -1,6 +1,8 @@
 use crate::{Span, Warning};
 use forge_image::{Digest, ImageConfig, Platform, Reference};
-use forge_llb::{CdiDevice, Edge, ExtraHost, GitSource, Graph, HttpSource, NetworkMode, SourceOp, Ulimit};
+use forge_llb::{
+    CdiDevice, Edge, ExtraHost, GitSource, Graph, HttpSource, NetworkMode, SourceOp, StepResources, Ulimit,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -47,6 +49,8 @@ pub struct LowerOptions {
     pub hostname: String,
     /// Resource limits of RUN steps.
     pub ulimits: Vec<Ulimit>,
+    /// What control groups bound of RUN steps. It is not part of any cache key.
+    pub resources: Option<Arc<StepResources>>,
     /// The cgroup below which RUN steps are put; empty for the default.
     pub cgroup_parent: String,
     /// The size of `/dev/shm` of RUN steps in bytes.
@@ -85,6 +89,7 @@ impl LowerOptions {
             extra_hosts: Vec::new(),
             hostname: String::new(),
             ulimits: Vec::new(),
+            resources: None,
             cgroup_parent: String::new(),
             shm_size: None,
             devices: Vec::new(),

@@ -36,7 +36,7 @@ pub use git_url::{
     GitRemote, GitTransport, GitUrl, GitUrlError, check_git_reference, checked_git_checksum, cleaned_git_subdir,
     is_whole_commit,
 };
-pub use graph::{Edge, Graph, GraphError, InstructionSpan, Metadata, Op, Vertex, VertexDigest};
+pub use graph::{Edge, Graph, GraphError, InstructionSpan, Metadata, Op, StepResources, Vertex, VertexDigest};
 pub use passthrough::PassthroughOp;
 pub use source::{
     BlobSource, CompareFiles, GitForm, GitMtime, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource,

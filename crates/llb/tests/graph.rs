@@ -53,7 +53,7 @@ fn metadata_and_proxies_are_not_part_of_the_identity() {
     let mut graph = Graph::new();
     let base = graph.add(image("alpine")).unwrap();
     let mut twin = image("alpine");
-    twin.metadata = Metadata { name: "other".into(), ignore_cache: true, span: None };
+    twin.metadata = Metadata { name: "other".into(), ignore_cache: true, ..Metadata::default() };
     assert_eq!(graph.add(twin).unwrap(), base);
     assert_eq!(graph.vertices().len(), 1);
     assert!(graph.vertices()[0].metadata.ignore_cache, "one that must ignore the cache wins");

@@ -22,7 +22,7 @@ use forge_executor::{
     SandboxSpec, Stdio, StdioTarget, StubRemoval,
 };
 use forge_image::{Digest, ErrorKind};
-use forge_llb::{ExecOp, SecurityMode};
+use forge_llb::{ExecOp, SecurityMode, StepResources};
 use forge_session::{Event, EventSink, LogStream, SecretError, Session};
 use forge_store::{ActiveLayer, CacheMountKey, Lease, Store, StoreError};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -127,6 +127,8 @@ pub(crate) struct StepContext {
     pub(crate) renewed_mounts: Option<RenewedMounts>,
     /// What becomes of what a step leaves that fails.
     pub(crate) failures: Failures,
+    /// What the step's processes may take from the machine.
+    pub(crate) resources: Option<Arc<StepResources>>,
 }
 
 /// What becomes of what steps leave that fail.
@@ -146,6 +148,7 @@ struct Extras {
     /// The path of an agent's socket.
     agent: Option<String>,
     device_folders: Arc<[PathBuf]>,
+    resources: Option<Arc<StepResources>>,
 }
 
 /// Makes container ids that no other build of this process has.
@@ -171,6 +174,9 @@ pub(crate) struct StepEnd {
 fn prepare(executor: &dyn Executor, op: &ExecOp, active: &ActiveLayer, extras: Extras) -> Result<Step, ExecError> {
     let mut spec = sandbox(op, active, ProcessNetwork::of(op.network, executor))?;
     devices::grant(&op.devices, &extras.device_folders, &mut spec)?;
+    if let Some(resources) = &extras.resources {
+        limits::bound(resources, &mut spec.resources);
+    }
     spec.mounts.extend(extras.mounts);
     spec.process.secret_env = extras.secret_env;
     let named = op.env.iter().any(|pair| pair.starts_with("SSH_AUTH_SOCK="));

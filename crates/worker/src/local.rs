@@ -244,6 +244,7 @@ impl LocalWorker {
     ) -> Result<Execution, WorkerError> {
         let context = StepContext {
             renewed_mounts: self.renewed_mounts.clone().filter(|_| request.vertex.metadata.ignore_cache),
+            resources: request.vertex.metadata.resources.clone(),
             ..self.step(request.digest.digest().clone(), request.inputs.clone(), session)
         };
         exec::run(op, &self.executor, &context).await
@@ -261,6 +262,7 @@ impl LocalWorker {
             shared_mounts: self.shared_mounts.clone(),
             renewed_mounts: None,
             failures: self.failures,
+            resources: None,
         }
     }
 

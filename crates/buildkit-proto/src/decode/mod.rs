@@ -241,6 +241,7 @@ impl<'a> Reader<'a> {
                 ignore_cache: self.metadata(&digest).is_some_and(|metadata| metadata.ignore_cache),
                 span: self.spans.of(&digest),
                 name: name.clone(),
+                ..Metadata::default()
             },
         };
         self.graph.add_as(VertexDigest::new(digest), vertex)?;

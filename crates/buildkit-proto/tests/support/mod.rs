@@ -66,8 +66,12 @@ pub fn graph(seed: u64) -> Graph {
         };
         let inputs = if matches!(op, Op::Source(_)) { Vec::new() } else { inputs };
         let outputs = op.outputs();
-        let metadata =
-            Metadata { name: format!("step {number}"), ignore_cache: random.yes(), span: random.maybe(span) };
+        let metadata = Metadata {
+            name: format!("step {number}"),
+            ignore_cache: random.yes(),
+            span: random.maybe(span),
+            ..Metadata::default()
+        };
         let platform =
             random.maybe(|random| random.pick(&["linux/amd64", "linux/arm/v7"]).parse::<Platform>().unwrap());
         let edge = graph.add(Vertex { op, inputs, platform, metadata }).unwrap();

@@ -118,6 +118,7 @@ impl Build {
                 .map(|(host, address)| ExtraHost { host: host.clone(), address: address.clone() })
                 .collect(),
             ulimits: request.limits.ulimits.clone(),
+            resources: crate::limits::of_steps(&request.limits.resources),
             cgroup_parent: request.limits.cgroup_parent.clone(),
             shm_size: request.limits.shm_size,
             hostname: self.hostname.clone(),

@@ -74,14 +74,14 @@ impl Lowering<'_> {
         if let SourceOp::Local(LocalSource { name, .. }) | SourceOp::OciLayout(OciLayoutSource { name, .. }) = &source {
             self.contexts.insert(name.clone());
         }
-        let metadata = Metadata { name: format!("{name}{shown}"), ignore_cache: false, span: Some(self.span(span)) };
+        let metadata = Metadata { name: format!("{name}{shown}"), span: Some(self.span(span)), ..Metadata::default() };
         self.add(Op::Source(source), Vec::new(), Some(key.platform.clone()), metadata)
     }
 
     /// A repository as it is; a download with its archive unpacked, where it is one.
     fn remote_edge(&mut self, source: &SourceOp, context: &str, span: Span) -> Result<Edge, FrontendError> {
         let name = remote_title(source, context);
-        let metadata = Metadata { name: name.clone(), ignore_cache: false, span: Some(self.span(span)) };
+        let metadata = Metadata { name: name.clone(), span: Some(self.span(span)), ..Metadata::default() };
         let SourceOp::Http(http) = source else {
             return self.add(Op::Source(source.clone()), Vec::new(), None, metadata);
         };
@@ -94,7 +94,7 @@ impl Lowering<'_> {
             ..CopyAction::new(FileInput::Input(0), vec![format!("/{filename}")], "/")
         };
         let action = FileAction { base: FileInput::Scratch, kind: FileKind::Copy(copy) };
-        let metadata = Metadata { name, ignore_cache: false, span: Some(self.span(span)) };
+        let metadata = Metadata { name, span: Some(self.span(span)), ..Metadata::default() };
         self.add(Op::File(FileOp { actions: vec![action] }), vec![file], None, metadata)
     }
 
@@ -119,7 +119,7 @@ impl Lowering<'_> {
         }
         self.contexts.insert(session.to_owned());
         let local = LocalSource { exclude: exclude.to_vec(), ..LocalSource::new(session) };
-        let metadata = Metadata { name: title, ignore_cache: false, span: Some(self.span(span)) };
+        let metadata = Metadata { name: title, span: Some(self.span(span)), ..Metadata::default() };
         let edge = self.add(Op::Source(SourceOp::Local(local)), Vec::new(), None, metadata)?;
         self.folders.insert(session.to_owned(), edge.clone());
         Ok(edge)

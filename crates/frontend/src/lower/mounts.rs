@@ -221,8 +221,8 @@ impl StageBuilder<'_, '_> {
         };
         let metadata = Metadata {
             name: "[internal] setting cache mount permissions".to_owned(),
-            ignore_cache: false,
             span: Some(self.lowering.span(command.span)),
+            ..Metadata::default()
         };
         let op = FileOp { actions: vec![FileAction { base, kind: FileKind::Mkdir(mkdir) }] };
         self.lowering.add(Op::File(op), inputs, Some(self.state.platform.clone()), metadata)

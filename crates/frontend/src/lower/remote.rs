@@ -93,7 +93,7 @@ impl StageBuilder<'_, '_> {
         name: &str,
     ) -> Result<Edge, FrontendError> {
         let span = Some(self.lowering.span(command.span));
-        let metadata = Metadata { name: name.to_owned(), ignore_cache: false, span };
+        let metadata = Metadata { name: name.to_owned(), span, ..Metadata::default() };
         self.lowering.add(Op::Source(remote.source().clone()), Vec::new(), None, metadata)
     }
 }

@@ -134,8 +134,8 @@ impl StageBuilder<'_, '_> {
         let action = FileAction { base: FileInput::Scratch, kind: FileKind::Mkfile(mkfile) };
         let metadata = Metadata {
             name: "[internal] preparing inline document".to_owned(),
-            ignore_cache: false,
             span: Some(self.lowering.span(command.span)),
+            ..Metadata::default()
         };
         let platform = Some(self.state.platform.clone());
         self.lowering.add(Op::File(FileOp { actions: vec![action] }), Vec::new(), platform, metadata)

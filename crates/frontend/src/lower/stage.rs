@@ -183,8 +183,9 @@ impl<'l, 'a> StageBuilder<'l, 'a> {
         inputs: Vec<Edge>,
         name: String,
     ) -> Result<Edge, FrontendError> {
-        let metadata =
-            Metadata { name, ignore_cache: self.ignores_cache(), span: Some(self.lowering.span(command.span)) };
+        let resources = self.lowering.options.resources.clone().filter(|_| matches!(op, Op::Exec(_)));
+        let span = Some(self.lowering.span(command.span));
+        let metadata = Metadata { name, ignore_cache: self.ignores_cache(), span, resources };
         self.lowering.add(op, inputs, Some(self.state.platform.clone()), metadata)
     }
 

@@ -98,7 +98,7 @@ pub fn vertex(name: &str, inputs: &[&Edge]) -> Vertex {
         op: Op::File(FileOp { actions: vec![FileAction { base: FileInput::Scratch, kind: FileKind::Rm(action) }] }),
         inputs: inputs.iter().map(|edge| (*edge).clone()).collect(),
         platform: None,
-        metadata: Metadata { name: name.to_owned(), ignore_cache: false, span: Some(span) },
+        metadata: Metadata { name: name.to_owned(), span: Some(span), ..Metadata::default() },
     }
 }
 

@@ -156,6 +156,7 @@ impl Prepared {
             secret_env: secrets.environment(op),
             agent: agent_socket(op, agents),
             device_folders: context.device_folders.clone(),
+            resources: context.resources.clone(),
         };
         let step = super::prepare(executor, op, &root, extras)?;
         Ok(Self { root, changed, step, caches })

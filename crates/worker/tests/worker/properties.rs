@@ -166,7 +166,7 @@ fn every_field() {
         }
         let mut named = vertex(Op::Exec(exec.clone()));
         let span = InstructionSpan { file: random.word(), first_line: 9, last_line: 9, text: random.word() };
-        named.metadata = Metadata { name: random.word(), ignore_cache: true, span: Some(span) };
+        named.metadata = Metadata { name: random.word(), ignore_cache: true, span: Some(span), ..Metadata::default() };
         assert_eq!(map(&site, &named).op, map(&site, &vertex(Op::Exec(exec.clone()))).op, "seed {seed}");
         named.platform = Some("linux/s390x".parse().unwrap());
         assert_ne!(map(&site, &named).op, map(&site, &vertex(Op::Exec(exec))).op, "seed {seed}");
