@@ -44,7 +44,7 @@ pub fn host(global: &GlobalArgs, command: &Command, environment: &Environment) -
         };
     };
     match command {
-        Command::Build(_) | Command::Du(_) | Command::Prune(_) => {}
+        Command::Build(_) | Command::Plan(_) | Command::Du(_) | Command::Prune(_) => {}
         // These are the same wherever builds run; a flag that was meant for them is another matter.
         Command::Version(_) | Command::Login(_) | Command::Logout(_) | Command::Imagetools(_)
             if global.host.is_none() =>
@@ -67,7 +67,9 @@ pub fn host(global: &GlobalArgs, command: &Command, environment: &Environment) -
 fn refused(command: &Command, by_flag: bool) -> Failure {
     let name = command.name();
     Failure::new(match by_flag {
-        true => format!("`forge {name}` works on this machine only: --host is for `forge build`, `du` and `prune`"),
+        true => {
+            format!("`forge {name}` works on this machine only: --host is for `forge build`, `plan`, `du` and `prune`")
+        }
         false => format!("`forge {name}` works on this machine only, and {VARIABLE} names a daemon: unset it"),
     })
 }

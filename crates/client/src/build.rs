@@ -1,5 +1,5 @@
 use crate::connection::Client;
-use crate::outputs::{self, Targets};
+use crate::outputs::{self, Targets, unsupported};
 use crate::session::Handed;
 use crate::stores::{Stores, ToldCaches};
 use crate::{failure, progress, request};
@@ -9,7 +9,7 @@ use forge_buildkit_proto::moby::buildkit::v1::{
     CacheOptions, CacheOptionsEntry, SolveRequest, SolveResponse, StatusRequest,
 };
 use forge_buildkit_proto::pb;
-use forge_engine::{BuildContext, BuildOutcome, BuildRequest, EngineError, EngineOptions, TokenFetcher};
+use forge_engine::{BuildContext, BuildOutcome, BuildRequest, EngineError, EngineOptions, OwnOptions, TokenFetcher};
 use forge_image::{Descriptor, Digest, ErrorKind};
 use forge_session::{Event, EventSink};
 use prost::Message;
@@ -67,6 +67,33 @@ impl Begun {
         request::options(request, self.dockerfile.as_deref(), &self.stores)
     }
 
+    /// What the daemon is asked, but for outputs.
+    pub(crate) fn solve_request(&self, build: &RemoteBuild) -> Result<SolveRequest, EngineError> {
+        let request = &build.request;
+        let entry =
+            |entry: &CacheEntry| CacheOptionsEntry { r#type: entry.kind.clone(), attrs: entry.attributes.clone() };
+        let cache = CacheOptions {
+            imports: self.caches.imports.iter().map(entry).collect(),
+            exports: self.caches.exports.iter().map(entry).collect(),
+            ..CacheOptions::default()
+        };
+        let definition = build.definition.as_deref().map(pb::Definition::decode).transpose();
+        let definition = definition.map_err(|error| {
+            EngineError::new(ErrorKind::UserInput, format!("the definition is none of BuildKit's format: {error}"))
+        })?;
+        Ok(SolveRequest {
+            r#ref: self.id.clone(),
+            session: self.id.clone(),
+            frontend: if definition.is_some() { String::new() } else { "dockerfile.v0".to_owned() },
+            definition,
+            frontend_attrs: self.options(request)?,
+            cache: Some(cache),
+            entitlements: request::entitlements(&request.allowed, request.network),
+            source_policy: request::source_policy(request)?,
+            ..SolveRequest::default()
+        })
+    }
+
     pub(crate) async fn open_session(&self, client: &Client, targets: Targets) -> Result<DropGuard, EngineError> {
         let (handed, stores) = (self.handed.clone(), self.stores.clone());
         let session = client.open_session(&self.id, &self.shared_key, handed, Arc::new(targets), stores).await;
@@ -93,8 +120,10 @@ impl Client {
     ) -> Result<BuildOutcome, EngineError> {
         let stop = cancel.child_token();
         let _stop = stop.clone().drop_guard();
+        self.check_own(&build.request).await?;
         let begun = self.begin(&build, events, stop.clone()).await?;
-        let (asked, targets) = asked(&build, &begun, stop)?;
+        let (exporters, targets) = outputs::outputs(&build.request, stop)?;
+        let asked = SolveRequest { exporters, ..begun.solve_request(&build)? };
         let session = begun.open_session(self, targets).await?;
         let mut control = self.control();
         let solved = tokio::select! {
@@ -110,6 +139,15 @@ impl Client {
         }
         outcome.notices.extend(notices);
         Ok(outcome_of(outcome, &build.request, solved))
+    }
+
+    /// Refuses by name what only a daemon of forge's has words for, where this is none.
+    async fn check_own(&self, request: &BuildRequest) -> Result<(), EngineError> {
+        let Some(own) = OwnOptions::of(request) else { return Ok(()) };
+        match self.is_forge().await? {
+            true => Ok(()),
+            false => Err(unsupported(own.flags(), "this one is not forge's, or an earlier version of it")),
+        }
     }
 
     /// Opens what the build may read here, and listens to what will be told of it.
@@ -178,40 +216,6 @@ fn random() -> Result<String, EngineError> {
     let failed = |errno: rustix::io::Errno| EngineError::caused(ErrorKind::Environment, std::io::Error::from(errno));
     rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()).map_err(failed)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// What the daemon is asked, and what is done with what it sends.
-fn asked(
-    build: &RemoteBuild,
-    begun: &Begun,
-    cancel: CancellationToken,
-) -> Result<(SolveRequest, Targets), EngineError> {
-    let request = &build.request;
-    let frontend_attrs = begun.options(request)?;
-    let (exporters, targets) = outputs::outputs(request, cancel)?;
-    let entry = |entry: &CacheEntry| CacheOptionsEntry { r#type: entry.kind.clone(), attrs: entry.attributes.clone() };
-    let cache = CacheOptions {
-        imports: begun.caches.imports.iter().map(entry).collect(),
-        exports: begun.caches.exports.iter().map(entry).collect(),
-        ..CacheOptions::default()
-    };
-    let definition = build.definition.as_deref().map(pb::Definition::decode).transpose();
-    let definition = definition.map_err(|error| {
-        EngineError::new(ErrorKind::UserInput, format!("the definition is none of BuildKit's format: {error}"))
-    })?;
-    let asked = SolveRequest {
-        r#ref: begun.id.clone(),
-        session: begun.id.clone(),
-        frontend: if definition.is_some() { String::new() } else { "dockerfile.v0".to_owned() },
-        definition,
-        frontend_attrs,
-        exporters,
-        cache: Some(cache),
-        entitlements: request::entitlements(&request.allowed, request.network),
-        source_policy: request::source_policy(request)?,
-        ..SolveRequest::default()
-    };
-    Ok((asked, targets))
 }
 
 /// What the daemon says that it made, as the engine says it.

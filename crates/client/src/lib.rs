@@ -19,6 +19,7 @@ mod failure;
 mod files;
 mod handed;
 mod outputs;
+mod plan;
 mod progress;
 mod request;
 mod results;

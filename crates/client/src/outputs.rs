@@ -4,7 +4,7 @@ use forge_buildkit_proto::moby::buildkit::v1::Exporter;
 use forge_engine::{
     Annotation, AnnotationScope, AttestationForm, BuildRequest, Destination, EngineError, Epoch, FilesOutput,
     FolderMode, ImageOutput, Keep, LayerCompression, MediaTypes, Nondistributable, Output, PlatformFolders, Push,
-    Times, Transport,
+    Recipient, Times, Transport,
 };
 use forge_image::ErrorKind;
 use std::collections::HashMap;
@@ -18,6 +18,8 @@ pub(crate) enum Target {
     Stream(Destination),
     /// Its files are.
     Folder(PathBuf, FolderMode),
+    /// Another container engine of this machine is handed it as it comes.
+    Engine(Recipient),
 }
 
 /// What is done with each output of a request, by its place. Those that stay with the daemon have none.
@@ -62,14 +64,26 @@ pub(crate) fn outputs(
             Output::Local(files, mode, folder) => {
                 ("local", of_files(files), Some(Target::Folder(folder.clone(), *mode)))
             }
-            Output::Handed(_, recipient) => {
-                return Err(unsupported(format!("--load={}", recipient.name()), "the image would be the daemon's"));
+            Output::Handed(image, recipient) => {
+                let attributes = of_image(image, request)?;
+                (handed_as(recipient, &attributes)?, attributes, Some(Target::Engine(recipient.clone())))
             }
         };
         exporters.push(Exporter { r#type: kind.to_owned(), attrs });
         targets.push(target);
     }
     Ok((exporters, Targets { targets, cancel }))
+}
+
+/// The format in which an engine takes an image.
+fn handed_as(recipient: &Recipient, attributes: &Attributes) -> Result<&'static str, EngineError> {
+    match recipient {
+        Recipient::Docker { .. } | Recipient::Podman { .. } => Ok("docker"),
+        Recipient::Containerd { .. } if attributes.contains_key("name") => Ok("oci"),
+        Recipient::Containerd { .. } => {
+            Err(EngineError::new(ErrorKind::UserInput, "containerd knows images by their names: there is none"))
+        }
+    }
 }
 
 /// A flag that a build elsewhere cannot have.
@@ -145,9 +159,8 @@ fn compression(compression: LayerCompression) -> Result<(&'static str, Option<i6
         LayerCompression::Gzip(level) => ("gzip", level.map(i64::from)),
         LayerCompression::Estargz(level) => ("estargz", level.map(i64::from)),
         LayerCompression::Zstd(level) => ("zstd", level.map(i64::from)),
-        LayerCompression::ZstdChunked(_) => {
-            return Err(unsupported("compression=zstd:chunked", "its interface has no word for it"));
-        }
+        // A daemon that is not forge's refuses it by name.
+        LayerCompression::ZstdChunked(level) => ("zstd:chunked", level.map(i64::from)),
     })
 }
 

@@ -4,8 +4,8 @@ use crate::outputs::unsupported;
 use crate::stores::Stores;
 use forge_buildkit_proto::moby::buildkit::v1::sourcepolicy::Policy;
 use forge_engine::{
-    Allowed, Attest, BuildContext, BuildRequest, DockerfileSource, EngineError, NamedContext, Network, ProvenanceMode,
-    RemoteContext, Resources, SlsaVersion,
+    Allowed, Attest, BuildContext, BuildRequest, DockerfileSource, EngineError, Explain, NamedContext, Network,
+    OwnOptions, ProvenanceMode, RemoteContext, SlsaVersion,
 };
 use std::collections::{BTreeMap, HashMap};
 
@@ -86,6 +86,9 @@ pub(crate) fn options(
     for (name, context) in &request.named_contexts {
         set(&format!("context:{name}"), named(name, context, stores)?);
     }
+    if let Some(own) = OwnOptions::of(request) {
+        set(OwnOptions::ATTRIBUTE, own.text());
+    }
     options.extend(attestations(&request.attest));
     Ok(options)
 }
@@ -96,18 +99,9 @@ fn join(parts: impl Iterator<Item = String>) -> String {
 
 /// What the interface has no words for.
 fn refuse(request: &BuildRequest) -> Result<(), EngineError> {
-    let why = "its interface has no words for it";
-    let given = [
-        (request.limits.resources != Resources::default(), "--resource, --memory or --cpu…"),
-        (request.total_limits != Resources::default(), "--total-resource"),
-        (request.on_failure != forge_engine::OnFailure::default(), "--keep-going"),
-        (request.max_parallelism.is_some(), "--max-parallelism"),
-        (request.explain != forge_engine::Explain::FirstCauses, "--explain"),
-        (!request.allowed.in_triggers.is_empty(), "--allow onbuild.…"),
-    ];
-    match given.iter().find(|(is_given, _)| *is_given) {
-        Some((_, name)) => Err(unsupported(name, why)),
-        None => Ok(()),
+    match request.explain {
+        Explain::FirstCauses => Ok(()),
+        Explain::Everything => Err(unsupported("--explain", "its interface has no words for it")),
     }
 }
 

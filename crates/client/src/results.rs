@@ -6,7 +6,7 @@ use forge_buildkit_proto::fsutil::types::Packet;
 use forge_buildkit_proto::fsutil::types::packet::PacketType;
 use forge_buildkit_proto::moby::filesync::packet::file_send_server as trees;
 use forge_buildkit_proto::moby::filesync::v1::{BytesMessage, file_send_server as streams};
-use forge_engine::{FolderMode, Metadata, OpenedDestination};
+use forge_engine::{FolderMode, Metadata, OpenedDestination, Recipient};
 use forge_filesync::{Others, Owners, Receiver, Reply, Trust, packet, request};
 use std::convert::Infallible;
 use std::io::{self, Write};
@@ -16,6 +16,7 @@ use std::task::{Context, Poll};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body as Answer;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::NamedService;
@@ -93,16 +94,23 @@ impl streams::FileSend for Taker {
         &self,
         request: Request<Streaming<BytesMessage>>,
     ) -> Result<Response<Self::DiffCopyStream>, Status> {
-        let Target::Stream(destination) = self.target(&request)? else {
-            return Err(Status::invalid_argument("the output is no stream"));
-        };
         let cancel = self.0.cancel.clone();
-        let open = move || forge_engine::open_destination(&destination, &Metadata::new(), &cancel);
-        let opened = tokio::task::spawn_blocking(open).await.map_err(failed)?.map_err(failed)?;
+        let taking = match self.target(&request)? {
+            Target::Folder(..) => return Err(Status::invalid_argument("the output is no stream")),
+            Target::Engine(recipient) => Taking::Handed(recipient, cancel),
+            Target::Stream(destination) => {
+                let open = move || forge_engine::open_destination(&destination, &Metadata::new(), &cancel);
+                Taking::Written(tokio::task::spawn_blocking(open).await.map_err(failed)?.map_err(failed)?)
+            }
+        };
         let (answers, receiver) = mpsc::channel(1);
         let incoming = request.into_inner();
         tokio::task::spawn_blocking(move || {
-            if let Err(status) = write(incoming, opened) {
+            let taken = match taking {
+                Taking::Written(opened) => write(incoming, opened),
+                Taking::Handed(recipient, cancel) => hand(incoming, &recipient, &cancel),
+            };
+            if let Err(status) = taken {
                 // An answer is the end of the stream; only a failure has something to say.
                 let _ = answers.blocking_send(Err(status));
             }
@@ -111,16 +119,34 @@ impl streams::FileSend for Taker {
     }
 }
 
+/// What becomes of a stream.
+enum Taking {
+    Written(OpenedDestination),
+    Handed(Recipient, CancellationToken),
+}
+
 /// Writes everything, and then puts it in its place. Blocks.
-fn write(mut incoming: Streaming<BytesMessage>, opened: OpenedDestination) -> Result<(), Status> {
+fn write(incoming: Streaming<BytesMessage>, opened: OpenedDestination) -> Result<(), Status> {
     let OpenedDestination { mut stream, end } = opened;
-    let runtime = Handle::current();
-    while let Some(message) = runtime.block_on(incoming.message())? {
-        stream.write_all(&message.data).map_err(failed)?;
-    }
-    stream.flush().map_err(failed)?;
+    copy(incoming, &mut *stream).map_err(failed)?;
     drop(stream);
     end.complete().map_err(failed)
+}
+
+/// Hands everything to another container engine, which takes nothing of what does not come to its end. Blocks.
+fn hand(incoming: Streaming<BytesMessage>, recipient: &Recipient, cancel: &CancellationToken) -> Result<(), Status> {
+    let handed = forge_engine::hand_archive(recipient, cancel, |mut stream| copy(incoming, &mut *stream));
+    // The daemon tells it as the reason of the build.
+    handed.map_err(|error| Status::unknown(error.to_string()))
+}
+
+fn copy(mut incoming: Streaming<BytesMessage>, stream: &mut (dyn Write + Send)) -> io::Result<()> {
+    let runtime = Handle::current();
+    let message = |status: Status| io::Error::other(status.message().to_owned());
+    while let Some(BytesMessage { data }) = runtime.block_on(incoming.message()).map_err(message)? {
+        stream.write_all(&data)?;
+    }
+    stream.flush()
 }
 
 #[tonic::async_trait]

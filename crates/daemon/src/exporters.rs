@@ -28,6 +28,8 @@ pub(crate) enum Plan {
     Docker(ImageOutput),
     Tar(FilesOutput),
     Local(FilesOutput),
+    /// Forge's own: what would be done, and nothing of it is.
+    Forecast,
 }
 
 /// The answer to the client: names and values.
@@ -54,6 +56,7 @@ pub(crate) fn plan(exporter: &Exporter) -> Result<Plan, Status> {
             }
             files(attributes).map(Plan::Local)
         }
+        forge_engine::PLAN_OUTPUT => Ok(Plan::Forecast),
         other => Err(Status::unknown(format!("exporter {other:?} could not be found"))),
     }
 }
@@ -173,6 +176,8 @@ fn compression(attributes: &HashMap<String, String>) -> Result<Option<LayerCompr
         Some("uncompressed") => Ok(Some(LayerCompression::Uncompressed)),
         Some("gzip") => Ok(Some(LayerCompression::Gzip(level.and_then(|level| u32::try_from(level).ok())))),
         Some("zstd") => Ok(Some(LayerCompression::Zstd(level))),
+        // Which BuildKit has not.
+        Some("zstd:chunked") => Ok(Some(LayerCompression::ZstdChunked(level))),
         Some("estargz") => Ok(Some(LayerCompression::Estargz(level.and_then(|level| u32::try_from(level).ok())))),
         Some(other) => Err(Status::unknown(format!("unsupported compression type {other}"))),
     }
@@ -231,6 +236,7 @@ pub(crate) async fn export(
             to_stream(job, base, client()?, number, output, solution).await
         }
         Plan::Local(files) => to_folder(job, client()?, number, files, solution).await,
+        Plan::Forecast => Err(Status::invalid_argument("a build is planned or made")),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What clients ask of a front end, as a request to the engine.
 
-use crate::reply;
+use crate::{reply, resources};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use forge_engine::{
@@ -98,7 +98,10 @@ pub(crate) fn dockerfile(options: &HashMap<String, String>, base: BuildRequest) 
         source_date_epoch: epoch,
         proxy_env,
         extra_hosts: extra_hosts(get("add-hosts"))?,
-        limits: limits(get("shm-size"), get("ulimit"), get("cgroup-parent"))?,
+        limits: Limits {
+            resources: resources::read(options, &base.limits.resources)?,
+            ..limits(get("shm-size"), get("ulimit"), get("cgroup-parent"))?
+        },
         ..base
     };
     let question = get("requestid").map(str::to_owned);

@@ -4,7 +4,6 @@ use crate::reply;
 use forge_buildkit_proto::pb;
 use forge_engine::{GivenAttestation, Invocation, Job, JobImage, JobResult};
 use forge_image::{ImageConfig, Platform};
-use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -28,8 +27,7 @@ impl Solution {
     /// Runs what all results need.
     pub(crate) async fn evaluate(&self, job: &Job) -> Result<(), Status> {
         let results = self.images.iter().filter_map(|image| image.result.as_ref());
-        let evaluated = try_join_all(results.map(|result| job.evaluate(result))).await;
-        evaluated.map(drop).map_err(|error| reply::status(&error))
+        job.evaluate_all(results).await.map_err(|error| reply::status(&error))
     }
 
     /// What a Dockerfile came to: results with their configs.

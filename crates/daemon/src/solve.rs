@@ -19,7 +19,9 @@ use forge_buildkit_proto::moby::buildkit::v1::{
     BuildHistoryRecord, Exporter, SolveRequest, SolveResponse, VertexWarning,
 };
 use forge_buildkit_proto::pb;
-use forge_engine::{Allowed, Attest, BuildContext, BuildRequest, ContextStream, Invocation, Job};
+use forge_engine::{
+    Allowed, Attest, BuildContext, BuildRequest, ContextStream, Invocation, Job, OwnOptions, PLAN_OUTPUT,
+};
 use forge_session::{Event, EventSink, Session, WarningNotice};
 use prost::Message;
 use serde_json::json;
@@ -54,6 +56,8 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
     let plans = request.exporters.iter().map(exporters::plan).collect::<Result<Vec<_>, _>>()?;
     let attest = attestations::wanted(&request.frontend_attrs, &shared.options.provenance)?;
     let allowed = allowed(&request.entitlements, &shared.options.entitlements)?;
+    let own = request.frontend_attrs.get(OwnOptions::ATTRIBUTE).map(|text| OwnOptions::parse(text)).transpose();
+    let own = own.map_err(|error| reply::status(&error))?.unwrap_or_default();
     let record = BuildHistoryRecord {
         r#ref: request.r#ref.clone(),
         frontend: request.frontend.clone(),
@@ -62,12 +66,14 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
         created_at: Some(time(SystemTime::now())),
         ..BuildHistoryRecord::default()
     };
+    // It is no front end's.
+    request.frontend_attrs.remove(OwnOptions::ATTRIBUTE);
     let build = shared.builds.begin(record)?;
     // Whoever waits may go away; the build then ends in its own time, and is noted.
     let _cancel = build.cancel.clone().drop_guard();
     let running = tokio::spawn(async move {
         // A thread's stack would not hold it all.
-        let running = Box::pin(run(&shared, &build, request, &plans, (allowed, attest)));
+        let running = Box::pin(run(&shared, &build, request, &plans, (allowed, attest, own)));
         let (result, notice) = shared.engine.collecting(running).await;
         shared.origins.forget(&build.reference);
         let result = result.map_err(|failed| build.places.complete(failed));
@@ -104,7 +110,7 @@ async fn run(
     build: &Arc<Build>,
     request: SolveRequest,
     plans: &[Plan],
-    (allowed, attest): (Allowed, Attest),
+    (allowed, attest, own): (Allowed, Attest, OwnOptions),
 ) -> Result<SolveResponse, Status> {
     let client = match request.session.as_str() {
         "" => None,
@@ -113,6 +119,7 @@ async fn run(
     let caches = crate::caches::read(&request, client.as_ref())?;
     caches.remarks.into_iter().for_each(|remark| build.progress.warn(remark));
     let base = BuildRequest { attest: attest.clone(), caches: caches.caches, ..empty_request(allowed) };
+    let base = own.applied(base, shared.engine.max_parallelism());
     let mut session =
         RemoteSession::new(client.clone(), shared.files.clone(), build.progress.clone(), build.cancel.clone());
     for (name, id) in &request.frontend_attrs {
@@ -154,6 +161,11 @@ async fn run(
             Box::pin(context.frontend(asked)).await?
         }
     };
+    if let [Plan::Forecast] = plans {
+        let planned = context.job.plan(&solution.images).await.map_err(|error| reply::status(&error))?;
+        let exporter_response = HashMap::from([(PLAN_OUTPUT.to_owned(), json!(planned).to_string())]);
+        return Ok(SolveResponse { exporter_response });
+    }
     solution.evaluate(&context.job).await?;
     context.job.attest(&attest, &mut solution.images).await.map_err(|error| reply::status(&error))?;
     build.keep_provenance(context.provenance(&solution).await);

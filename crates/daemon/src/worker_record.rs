@@ -4,7 +4,7 @@ use crate::info_service::Version;
 use crate::{DaemonError, DaemonOptions};
 use forge_buildkit_proto::encode_platform;
 use forge_buildkit_proto::moby::buildkit::v1::types::{BuildkitVersion, GcPolicy, WorkerRecord};
-use forge_engine::{DOCKERFILE_VERSION, Policy};
+use forge_engine::{DOCKERFILE_VERSION, OwnOptions, Policy};
 use forge_image::{Digest, Platform};
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -29,6 +29,7 @@ pub(crate) fn make(root: &Path, options: &DaemonOptions, policies: &[Policy]) ->
     ];
     let mut labels: HashMap<String, String> =
         own.iter().map(|(name, value)| (format!("{LABEL}{name}"), (*value).to_owned())).collect();
+    labels.insert(OwnOptions::LABEL.to_owned(), "true".to_owned());
     labels.extend(options.labels.clone());
     Ok(WorkerRecord {
         id: id(root)?,

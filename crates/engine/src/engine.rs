@@ -97,6 +97,11 @@ impl Engine {
         Ok(Self(Arc::new(parts)))
     }
 
+    /// How many steps of a build run at the same time; `None` for as many as there are.
+    pub fn max_parallelism(&self) -> Option<usize> {
+        self.0.options.max_parallelism
+    }
+
     pub(crate) fn options(&self) -> &EngineOptions {
         &self.0.options
     }

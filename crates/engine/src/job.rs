@@ -10,7 +10,7 @@ mod session_files;
 pub use image::JobImage;
 pub use result::{JobResult, NamedDefinition};
 
-use crate::build::{Build, PlatformResult, refused, step_failed, unsolved};
+use crate::build::{Build, PlatformResult, refused, unsolved};
 use crate::context::{MAIN_CONTEXT, MainContext};
 use crate::dockerfile::DockerfileText;
 use crate::engine::blocking;
@@ -18,7 +18,8 @@ use crate::provided::{Below, ProvidedContexts, TreeContext};
 use crate::source_guard::ToldSources;
 use crate::steps::ShownStep;
 use crate::{
-    BuildContext, BuildOutcome, BuildRequest, CacheImport, Call, CallOutcome, Engine, EngineError, entitlements,
+    BuildContext, BuildOutcome, BuildRequest, CacheImport, Call, CallOutcome, Engine, EngineError, OnFailure,
+    entitlements,
 };
 use forge_buildkit_proto::Decoded;
 use forge_exporter::{Attestation, StatementFile};
@@ -30,7 +31,7 @@ use forge_llb::{
 use forge_session::{Context, Session, WarningNotice};
 use forge_solver::Solved;
 use forge_worker::{ReadObjects, SourceFacts};
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use result::{Lazy, SourceTexts};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -301,8 +302,20 @@ impl Job {
         self.solved(result).await.map(drop)
     }
 
+    /// Runs what results need. Whether a failure stops the others is what the request says.
+    ///
+    /// # Errors
+    /// A step fails; it is the first one that does, or the first result's.
+    pub async fn evaluate_all(&self, results: impl Iterator<Item = &JobResult>) -> Result<(), EngineError> {
+        let evaluating = results.map(|result| self.evaluate(result));
+        match self.0.request.on_failure {
+            OnFailure::CancelOthers => try_join_all(evaluating).await.map(drop),
+            OnFailure::FinishOthers => join_all(evaluating).await.into_iter().collect(),
+        }
+    }
+
     pub(crate) async fn solved<'a>(&self, result: &'a JobResult) -> Result<&'a Solved, EngineError> {
-        let Lazy { build, image, text, solved } = &*result.0;
+        let Lazy { build, image, solved, .. } = &*result.0;
         solved
             .get_or_try_init(|| async {
                 let solver = build.solver().await?;
@@ -310,13 +323,9 @@ impl Job {
                 if let (Err(error), Some(failures)) = (&solving, &build.failures) {
                     failures.note(error, &image.graph);
                 }
-                match (solving, text) {
-                    (Ok(solved), _) => Ok(solved),
-                    (Err(error), SourceTexts::Dockerfile(text)) => Err(build.failed(error, image, text).await),
-                    (Err(error), SourceTexts::Definition(sources)) => {
-                        let text = crate::definition::text_of(&error, sources);
-                        Err(step_failed(error, &text))
-                    }
+                match solving {
+                    Ok(solved) => Ok(solved),
+                    Err(error) => Err(result.failed(error).await),
                 }
             })
             .await

@@ -35,6 +35,7 @@ mod flat;
 mod followed;
 mod full_disk;
 mod garbage;
+mod hand_archive;
 mod handed;
 mod images;
 mod imagetools;
@@ -47,6 +48,7 @@ mod limits;
 mod missing;
 mod outcome;
 mod output;
+mod own_options;
 mod plan;
 mod plausible;
 mod ports;
@@ -86,6 +88,7 @@ pub use engine::Engine;
 pub use entitlements::Allowed;
 pub use flat::LayerEffect;
 pub use garbage::{DiskSpace, GcBounds, GcOptions, GcPolicy};
+pub use hand_archive::hand_archive;
 pub use handed::{AgentSource, SecretSource};
 pub use imagetools::{ComposeOutcome, ComposeRequest, ComposeSource, RemoteImage};
 
@@ -124,7 +127,8 @@ pub use output::{
     Destination, DigestNames, Epoch, FilesOutput, ImageOutput, Keep, LayerCompression, MediaTypes, Metadata, Output,
     OutputStream, Push, Times, Transport,
 };
-pub use plan::{BuildPlan, ChangeReport, PlannedStep, PlatformPlan, Reason, ReportContext, StepFate};
+pub use own_options::{OwnOptions, is_set_of_numbers};
+pub use plan::{BuildPlan, ChangeReport, PLAN_OUTPUT, PlannedStep, PlatformPlan, Reason, ReportContext, StepFate};
 pub use ports::{Port, Protocol};
 pub use remote::RemoteContext;
 pub use request::SyscallFilter;

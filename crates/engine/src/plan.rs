@@ -2,15 +2,21 @@
 
 use crate::build::{Build, refused, unsolved};
 use crate::context_report::{self, ContextReport};
-use crate::{BuildRequest, Engine, EngineError};
-use forge_cache::{Change, EntryChange};
+use crate::{BuildRequest, Engine, EngineError, Explain, Job, JobImage, JobResult};
+use forge_cache::{BuildId, Change, EntryChange};
 use forge_image::Platform;
 use forge_llb::Vertex;
 use forge_session::EventSink;
-use forge_solver::{Forecast, MissCause, NamedChange, StepForecast};
+use forge_solver::{Forecast, MissCause, NamedChange, Remembered, StepForecast};
 use futures_util::future::try_join_all;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+
+/// The output of a daemon that stands for a plan: it answers with [`PlatformPlan`]s in JSON under this name.
+pub const PLAN_OUTPUT: &str = "forge.plan";
 
 /// What a build would do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +28,7 @@ pub struct BuildPlan {
 }
 
 /// What a build would do for one platform.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlatformPlan {
     /// The platform.
     pub platform: Platform,
@@ -31,7 +37,7 @@ pub struct PlatformPlan {
 }
 
 /// What would become of a step.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedStep {
     /// What users see, `[build 2/5] RUN make`.
     pub name: String,
@@ -51,7 +57,7 @@ pub struct PlannedStep {
 }
 
 /// What would become of a step.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StepFate {
     /// The cache has its result, or that of everything that needs it.
     Cached,
@@ -62,10 +68,11 @@ pub enum StepFate {
 }
 
 /// Why a step would run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    /// One word: `first-build`, `new-step`, `asked`, `lost` or `changed`.
-    pub kind: &'static str,
+    /// One word: `first-build`, `new-step`, `asked`, `lost` or `changed`; `not-cached` where builds are not compared with earlier
+    /// ones.
+    pub kind: Cow<'static, str>,
     /// One line.
     pub text: String,
     /// What changed.
@@ -73,10 +80,10 @@ pub struct Reason {
 }
 
 /// Something that changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeReport {
     /// One word: `value`, `added`, `removed`, `type`, `bytes`, `mode`, `owner`, `attributes` or `input`.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// The name of the value, or the path; nothing for an input.
     pub subject: String,
     /// One line.
@@ -148,6 +155,50 @@ impl Build {
     }
 }
 
+impl Job {
+    /// Says what making the results would do, as [`Engine::plan`] does. What an image asks of the store besides its files is not
+    /// looked at.
+    ///
+    /// # Errors
+    /// Something that a step reads is missing.
+    pub async fn plan(&self, images: &[JobImage]) -> Result<Vec<PlatformPlan>, EngineError> {
+        let mut plans = Vec::new();
+        for image in images {
+            let steps = match &image.result {
+                Some(result) => result.forecast().await?,
+                None => Vec::new(),
+            };
+            plans.push(PlatformPlan { platform: image.platform.clone(), steps });
+        }
+        Ok(plans)
+    }
+}
+
+impl JobResult {
+    async fn forecast(&self) -> Result<Vec<PlannedStep>, EngineError> {
+        // Such builds are not noted: there is none to be compared with.
+        let nothing = Remembered { id: BuildId::new(&[]), arguments: BTreeSet::new(), explain: Explain::Everything };
+        let (build, graph) = (self.build(), self.graph());
+        let forecasts = build.solver().await?.forecast(graph, build.session.clone(), nothing).await;
+        let forecasts = match forecasts {
+            Ok(forecasts) => forecasts,
+            Err(error) => return Err(self.failed(error).await),
+        };
+        let planned = |forecast: StepForecast| {
+            let step = step(graph.get(&forecast.digest), forecast);
+            let fate = match step.fate {
+                StepFate::Runs(Reason { kind, .. }) if matches!(&*kind, "first-build" | "new-step") => {
+                    let text = "the cache has no result of it".to_owned();
+                    StepFate::Runs(Reason { kind: "not-cached".into(), text, changes: Vec::new() })
+                }
+                fate => fate,
+            };
+            PlannedStep { fate, ..step }
+        };
+        Ok(forecasts.into_iter().map(planned).collect())
+    }
+}
+
 fn step(vertex: Option<&Vertex>, forecast: StepForecast) -> PlannedStep {
     PlannedStep {
         line: vertex.and_then(|vertex| vertex.metadata.span.as_ref()).map(|span| span.first_line),
@@ -172,7 +223,7 @@ fn reason(cause: &MissCause) -> Reason {
         MissCause::Lost => ("lost", &[][..]),
         MissCause::Changed(changes) => ("changed", changes.as_slice()),
     };
-    Reason { kind, text: cause.to_string(), changes: changes.iter().map(change).collect() }
+    Reason { kind: kind.into(), text: cause.to_string(), changes: changes.iter().map(change).collect() }
 }
 
 fn change(named: &NamedChange) -> ChangeReport {
@@ -192,5 +243,5 @@ fn change(named: &NamedChange) -> ChangeReport {
             (kind, String::from_utf8_lossy(path).into_owned())
         }
     };
-    ChangeReport { kind, subject, text: named.to_string() }
+    ChangeReport { kind: kind.into(), subject, text: named.to_string() }
 }

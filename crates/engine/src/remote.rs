@@ -1,17 +1,21 @@
 //! Files from elsewhere: Git repositories and downloads.
 
 use crate::attest::{git_url, redacted};
-use crate::build::{Build, is_true, step_failed};
+use crate::build::{Build, is_true, step_failed, unsolved};
 use crate::context::{MainContext, dockerfile_of, is_archive};
 use crate::dockerfile::DockerfileText;
 use crate::source_guard::ToldSources;
-use crate::{EngineError, engine::blocking};
+use crate::{BuildContext, BuildRequest, DockerfileSource, Engine, EngineError, engine::blocking};
 use forge_frontend::{LowerOptions, Lowered, NamedContext, ResolvedImages};
 use forge_image::{ErrorKind, Platform};
 use forge_llb::{GitMtime, GitUrl, Graph, HttpSource, Metadata, Op, SourceOp, Vertex};
+use forge_session::EventSink;
 use forge_solver::SolveError;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// The name of a download's only file; what a context is called in the graph that fetches it.
 const FILE_NAME: &str = "context";
@@ -122,6 +126,26 @@ pub(crate) struct GitDefaults {
     pub mtime: GitMtime,
 }
 
+impl Engine {
+    /// The request with a Dockerfile that it names by its address in its place, so that it can be handed to whoever builds.
+    ///
+    /// # Errors
+    /// The Dockerfile cannot be fetched, or is none.
+    pub async fn with_own_dockerfile(
+        &self,
+        request: BuildRequest,
+        events: Arc<dyn EventSink>,
+        cancel: CancellationToken,
+    ) -> Result<BuildRequest, EngineError> {
+        let DockerfileSource::Remote(remote) = request.dockerfile.clone() else { return Ok(request) };
+        // Of the contexts nothing is wanted yet; a stream can be read once only.
+        let alone = BuildRequest { context: BuildContext::Empty, named_contexts: BTreeMap::new(), ..request.clone() };
+        let build = Build::start(self, alone, events, cancel).await?;
+        let text = build.fetch_dockerfile(&remote).await.map_err(unsolved)?.text;
+        Ok(BuildRequest { dockerfile: DockerfileSource::Inline(text), ..request })
+    }
+}
+
 impl Build {
     /// Fetches the main context, so that the Dockerfile can be read from it. The build's own graph finds it in the
     /// cache then.
@@ -201,7 +225,7 @@ fn without_span(error: SolveError) -> SolveError {
 
 fn download_graph(http: &HttpSource) -> Result<Graph, EngineError> {
     let name = "[internal] load remote build context".to_owned();
-    let metadata = Metadata { name, ignore_cache: false, span: None };
+    let metadata = Metadata { name, ..Metadata::default() };
     let op = Op::Source(SourceOp::Http(http.clone()));
     let mut graph = Graph::new();
     let edge = graph.add(Vertex { op, inputs: Vec::new(), platform: None, metadata }).map_err(defect)?;

@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use tokio_util::sync::CancellationToken;
 
 /// A container engine of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +86,28 @@ pub async fn hand_over(
     Ok(exported)
 }
 
+/// Sends an engine an archive that comes from elsewhere: docker's format for docker and podman, an OCI layout for containerd.
+/// Nothing is left out of it. Blocks.
+///
+/// # Errors
+/// The engine is not there or refuses, or `write` fails.
+pub fn hand_archive(
+    recipient: &Recipient,
+    cancel: &CancellationToken,
+    write: impl FnOnce(Box<dyn Write + Send>) -> io::Result<()>,
+) -> Result<(), ExportError> {
+    let write = |stream| write(stream).map_err(ExportError::WriteStream);
+    match recipient {
+        Recipient::Docker { socket } => post("docker", &EngineApi::at(socket), cancel, write),
+        Recipient::Podman { socket: Some(socket) } => post("podman", &EngineApi::at(socket), cancel, write),
+        Recipient::Podman { socket: None } => feed("podman", podman()?, write),
+        Recipient::Containerd { address, namespace } => {
+            let ctr = Ctr { address: address.clone(), namespace: namespace.clone() };
+            feed("containerd", ctr.import()?, write)
+        }
+    }
+}
+
 /// An image on its way.
 struct Parcel {
     context: TransferContext,
@@ -113,10 +136,7 @@ impl Parcel {
 
     fn post(&self, engine: &'static str, api: &EngineApi, left_out: &BTreeSet<Digest>) -> Result<(), ExportError> {
         let cancel = self.context.session.cancellation();
-        let sent = api.post("/images/load?quiet=1", cancel, |stream| self.write(stream, left_out, Format::Docker));
-        let (written, answer) = sent.map_err(absent(engine))?;
-        accepted(engine, &answer)?;
-        written
+        post(engine, api, cancel, |stream| self.write(stream, left_out, Format::Docker))
     }
 
     fn write(
@@ -136,14 +156,7 @@ impl Parcel {
 
     fn to_podman(&self) -> Result<(), ExportError> {
         only_package(&self.image.bundle)?;
-        if is_mapped() {
-            return Err(ExportError::EngineAbsent {
-                engine: "podman",
-                source: io::Error::other("an ordinary user's podman is reached by its socket only"),
-            });
-        }
-        let child = spawn("podman", Command::new("podman").args(["load", "-q"]))?;
-        self.feed("podman", child, &BTreeSet::new(), Format::Docker)
+        feed("podman", podman()?, |stream| self.write(stream, &BTreeSet::new(), Format::Docker))
     }
 
     /// Everything is sent again where leaving out what it listed was a mistake.
@@ -153,41 +166,61 @@ impl Parcel {
         let left_out = blobs.map(|layer| layer.digest.clone()).filter(|digest| known.contains(digest));
         let left_out: BTreeSet<Digest> = left_out.collect();
         let import = |left_out: &BTreeSet<Digest>| {
-            let child = spawn("containerd", ctr.command().args(["images", "import", "-"]))?;
-            self.feed("containerd", child, left_out, Format::Oci)
+            feed("containerd", ctr.import()?, |stream| self.write(stream, left_out, Format::Oci))
         };
         match import(&left_out) {
             Err(ExportError::RefusedByEngine { .. }) if !left_out.is_empty() => import(&BTreeSet::new()),
             result => result,
         }
     }
+}
 
-    /// Writes the archive into a program. What the program says counts for more than a broken pipe.
-    fn feed(
-        &self,
-        engine: &'static str,
-        mut child: Child,
-        left_out: &BTreeSet<Digest>,
-        format: Format,
-    ) -> Result<(), ExportError> {
-        let stdin = child.stdin.take().expect("it was asked for");
-        let mut stderr = child.stderr.take().expect("it was asked for");
-        let said = std::thread::spawn(move || {
-            let mut said = Vec::new();
-            // What cannot be read is not told.
-            _ = Read::by_ref(&mut stderr).take(64 << 10).read_to_end(&mut said);
-            _ = io::copy(&mut stderr, &mut io::sink());
-            said
-        });
-        let written = self.write(Box::new(stdin), left_out, format);
-        let status = child.wait().map_err(absent(engine))?;
-        let said = said.join().unwrap_or_default();
-        match status.success() {
-            true => written,
-            false => {
-                let message = String::from_utf8_lossy(&said).trim().to_owned();
-                Err(ExportError::RefusedByEngine { engine, message })
-            }
+/// Sends an engine what `write` writes.
+fn post(
+    engine: &'static str,
+    api: &EngineApi,
+    cancel: &CancellationToken,
+    write: impl FnOnce(Box<dyn Write + Send>) -> Result<(), ExportError>,
+) -> Result<(), ExportError> {
+    let (written, answer) = api.post("/images/load?quiet=1", cancel, write).map_err(absent(engine))?;
+    accepted(engine, &answer)?;
+    written
+}
+
+/// The program that takes an archive where podman has no socket.
+fn podman() -> Result<Child, ExportError> {
+    match is_mapped() {
+        true => Err(ExportError::EngineAbsent {
+            engine: "podman",
+            source: io::Error::other("an ordinary user's podman is reached by its socket only"),
+        }),
+        false => spawn("podman", Command::new("podman").args(["load", "-q"])),
+    }
+}
+
+/// Writes an archive into a program. What the program says counts for more than a broken pipe.
+fn feed(
+    engine: &'static str,
+    mut child: Child,
+    write: impl FnOnce(Box<dyn Write + Send>) -> Result<(), ExportError>,
+) -> Result<(), ExportError> {
+    let stdin = child.stdin.take().expect("it was asked for");
+    let mut stderr = child.stderr.take().expect("it was asked for");
+    let said = std::thread::spawn(move || {
+        let mut said = Vec::new();
+        // What cannot be read is not told.
+        _ = Read::by_ref(&mut stderr).take(64 << 10).read_to_end(&mut said);
+        _ = io::copy(&mut stderr, &mut io::sink());
+        said
+    });
+    let written = write(Box::new(stdin));
+    let status = child.wait().map_err(absent(engine))?;
+    let said = said.join().unwrap_or_default();
+    match status.success() {
+        true => written,
+        false => {
+            let message = String::from_utf8_lossy(&said).trim().to_owned();
+            Err(ExportError::RefusedByEngine { engine, message })
         }
     }
 }
@@ -254,6 +287,10 @@ impl Ctr {
         }
         command.args(["--namespace", &self.namespace]);
         command
+    }
+
+    fn import(&self) -> Result<Child, ExportError> {
+        spawn("containerd", self.command().args(["images", "import", "-"]))
     }
 
     /// The blobs that containerd has.

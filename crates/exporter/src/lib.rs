@@ -52,7 +52,7 @@ pub use compose::{Composed, Part, Single, compose};
 pub use docker_archive::to_docker;
 pub use error::ExportError;
 pub use exported::{Exported, ExportedImage};
-pub use hand_over::{Recipient, hand_over};
+pub use hand_over::{Recipient, hand_archive, hand_over};
 pub use image::{AssembledImage, AssembledLayer, BuiltImage, MissingHistory};
 pub use layout::{LayoutDestination, to_oci};
 pub use load::{ExistingNames, LoadInput, Loaded, load};

@@ -36,6 +36,15 @@ pub async fn ask(
     let outcome = match &start.host {
         Some(host) => there(start, host, args, request, method, ends).await.map(known),
         None if is_for_other => front_end::call(start, args, request, method, ends).await.map(known),
+        None if start.front_ends.enabled => {
+            let (engine, (events, token)) = (start.engine()?, &ends);
+            let here =
+                async |request| engine.call(request, method, events.clone(), token.clone()).await.map(Answered::Known);
+            let other = async |request| {
+                front_end::call(start, args, request, method, (events.clone(), token.clone())).await.map(known)
+            };
+            front_end::here_or_other(start, request, here, other).await
+        }
         None => here(start, request, method, ends).await.map(Answered::Known),
     };
     display.finish();

@@ -11,8 +11,7 @@ use crate::request::{
 use crate::{config, output};
 use anyhow::Context;
 use forge_client::RemoteBuild;
-use forge_engine::{BuildContext, BuildOutcome, BuildRequest, ContextStream, EngineError};
-use forge_image::ErrorKind;
+use forge_engine::{BuildOutcome, BuildRequest, ContextStream};
 use forge_session::EventSink;
 use serde_json::{Map, Value};
 use std::io::{IsTerminal, Read};
@@ -86,7 +85,10 @@ async fn run(
             Box::pin(front_end::build(start, args, request, (events, token))).await
         }
         None if start.front_ends.enabled && matches!(origin, Origin::Dockerfile) => {
-            Box::pin(here_or_other(start, args, request, (events, token))).await
+            let other = async |request| front_end::build(start, args, request, (events.clone(), token.clone())).await;
+            let engine = start.engine()?;
+            let here = async |request| engine.build(request, events.clone(), token.clone()).await;
+            Box::pin(front_end::here_or_other(start, request, here, other)).await
         }
         None => Box::pin(here(start, request, origin, (events, token))).await,
     };
@@ -109,39 +111,6 @@ fn is_for_other_front_end(request: &BuildRequest, origin: &Origin) -> Result<boo
         Origin::Dockerfile => Ok(request.other_front_end()?.is_some()),
         Origin::Definition(_) => Ok(false),
     }
-}
-
-/// A build whose Dockerfile is seen only once its context is there: when it turns out to ask for a front end that is an image,
-/// that one builds.
-async fn here_or_other(
-    start: &Start,
-    args: &BuildArgs,
-    mut request: BuildRequest,
-    (events, token): Ends,
-) -> Result<BuildOutcome, Failure> {
-    if let BuildContext::Stream(stream) = &request.context {
-        request.context = BuildContext::Stream(kept(stream, &start.options.root)?);
-    }
-    let second = request.clone();
-    let built = start.engine()?.build(request, events.clone(), token.clone()).await;
-    let asks = |error: &EngineError| {
-        error.kind() == ErrorKind::Unsupported
-            && error.place().is_some_and(|place| forge_engine::other_front_end(&place.data).is_some())
-    };
-    match built {
-        Err(error) if asks(&error) => front_end::build(start, args, second, (events, token)).await,
-        built => built.map_err(Failure::from),
-    }
-}
-
-/// A stream that can be read again, from a file that goes with it.
-fn kept(stream: &ContextStream, root: &Path) -> anyhow::Result<ContextStream> {
-    let mut stream = stream.take().context("standard input was read already")?;
-    let place = root.join("session-scratch");
-    std::fs::create_dir_all(&place)?;
-    let mut file = tempfile::NamedTempFile::new_in(&place)?;
-    std::io::copy(&mut stream, &mut file).context("cannot keep standard input")?;
-    Ok(ContextStream::again(move || file.reopen().ok()))
 }
 
 /// What a build tells, and what stops it.

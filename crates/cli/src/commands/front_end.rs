@@ -6,9 +6,16 @@ use super::build::{Ends, remote_build};
 use super::daemon::failure;
 use crate::args::BuildArgs;
 use crate::failure::Failure;
-use forge_client::{Answered, Client};
+use anyhow::Context;
+use forge_client::{Answered, Client, RemoteBuild};
 use forge_daemon::{Daemon, DaemonOptions};
-use forge_engine::{BuildOutcome, BuildRequest, Call, EngineError};
+use forge_engine::{
+    BuildContext, BuildOutcome, BuildRequest, Call, ContextStream, DockerfileSource, EngineError, PlatformPlan,
+};
+use forge_image::ErrorKind;
+use forge_session::EventSink;
+use std::path::Path;
+use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 /// Bytes on the way between the two.
@@ -23,7 +30,7 @@ pub async fn build(
     request: BuildRequest,
     (events, token): Ends,
 ) -> Result<BuildOutcome, Failure> {
-    let build = remote_build(start, args, request, None)?;
+    let build = remote(start, args, request, (&events, &token)).await?;
     with_daemon(start, async |client| client.build(build, events, token).await).await
 }
 
@@ -35,8 +42,68 @@ pub async fn call(
     method: Call,
     (events, token): Ends,
 ) -> Result<Answered, Failure> {
-    let build = remote_build(start, args, request, None)?;
+    let build = remote(start, args, request, (&events, &token)).await?;
     with_daemon(start, async |client| client.call(build, method, events, token).await).await
+}
+
+/// What the front end's build would do; the front end itself runs.
+pub async fn plan(
+    start: &Start,
+    args: &BuildArgs,
+    request: BuildRequest,
+    (events, token): Ends,
+) -> Result<Vec<PlatformPlan>, Failure> {
+    let build = remote(start, args, request, (&events, &token)).await?;
+    with_daemon(start, async |client| client.plan(build, events, token).await).await
+}
+
+/// The build as it is asked for, with a Dockerfile that lies elsewhere fetched.
+async fn remote(
+    start: &Start,
+    args: &BuildArgs,
+    request: BuildRequest,
+    (events, token): (&Arc<dyn EventSink>, &CancellationToken),
+) -> Result<RemoteBuild, Failure> {
+    let request = match request.dockerfile {
+        DockerfileSource::Remote(_) => {
+            start.engine()?.with_own_dockerfile(request, events.clone(), token.clone()).await?
+        }
+        _ => request,
+    };
+    Ok(remote_build(start, args, request, None)?)
+}
+
+/// Works on a Dockerfile that is seen only once its context is there: when it turns out to ask for a front end that is an image,
+/// `other` does.
+pub async fn here_or_other<T>(
+    start: &Start,
+    mut request: BuildRequest,
+    here: impl AsyncFnOnce(BuildRequest) -> Result<T, EngineError>,
+    other: impl AsyncFnOnce(BuildRequest) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    if let BuildContext::Stream(stream) = &request.context {
+        request.context = BuildContext::Stream(kept(stream, &start.options.root)?);
+    }
+    let second = request.clone();
+    match here(request).await {
+        Err(error) if asks_for_other(&error) => other(second).await,
+        done => Ok(done?),
+    }
+}
+
+fn asks_for_other(error: &EngineError) -> bool {
+    error.kind() == ErrorKind::Unsupported
+        && error.place().is_some_and(|place| forge_engine::other_front_end(&place.data).is_some())
+}
+
+/// A stream that can be read again, from a file that goes with it.
+fn kept(stream: &ContextStream, root: &Path) -> anyhow::Result<ContextStream> {
+    let mut stream = stream.take().context("standard input was read already")?;
+    let place = root.join("session-scratch");
+    std::fs::create_dir_all(&place)?;
+    let mut file = tempfile::NamedTempFile::new_in(&place)?;
+    std::io::copy(&mut stream, &mut file).context("cannot keep standard input")?;
+    Ok(ContextStream::again(move || file.reopen().ok()))
 }
 
 /// Works with a daemon that serves nobody else, and that ends with the work.

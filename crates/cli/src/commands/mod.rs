@@ -99,7 +99,7 @@ pub fn run(cli: Cli, standing: &Standing) -> Result<u8, Failure> {
         standing.note(&cli.command).inspect(|note| output::note(note));
     }
     let front_ends = match &cli.command {
-        Command::Build(_) => config::front_ends(&cli.global, &environment, standing.is_root())?,
+        Command::Build(_) | Command::Plan(_) => config::front_ends(&cli.global, &environment, standing.is_root())?,
         _ => FrontEndImages::none(),
     };
     let start = Start { environment, options, host, front_ends };

@@ -1,4 +1,5 @@
-use super::{Start, block_on_many};
+use super::build::{Ends, remote_build};
+use super::{Start, block_on_many, front_end};
 use crate::args::PlanArgs;
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
@@ -6,7 +7,7 @@ use crate::progress::{Display, Mode};
 use crate::request::build_request;
 use crate::units::size;
 use crate::{output, sanitise};
-use forge_engine::{BuildPlan, ContextItem, ContextReport, PlannedStep, ReportContext, StepFate};
+use forge_engine::{BuildPlan, BuildRequest, ContextItem, ContextReport, PlannedStep, ReportContext, StepFate};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
@@ -24,11 +25,11 @@ pub fn plan(start: &Start, args: &PlanArgs) -> Result<u8, Failure> {
     let plan = block_on_many(async {
         let interrupts = Interrupts::watch()?;
         let display = Display::start(Mode::None, start.style());
-        let planned = start.engine()?.plan(request, report, display.events(), interrupts.token()).await;
+        let planned = made(start, args, request, report, (display.events(), interrupts.token())).await;
         display.finish();
-        planned.map_err(|error| match interrupts.exit_code() {
-            Some(code) => Failure::from(error).with_code(code),
-            None => Failure::from(error),
+        planned.map_err(|failure| match interrupts.exit_code() {
+            Some(code) => failure.with_code(code),
+            None => failure,
         })
     })?;
     let shown = match args.format.as_str() {
@@ -37,6 +38,44 @@ pub fn plan(start: &Start, args: &PlanArgs) -> Result<u8, Failure> {
     };
     output::print(&shown)?;
     Ok(if plan.runs_anything() { WOULD_RUN } else { 0 })
+}
+
+/// By the engine, by a daemon, or by a front end that is an image where the Dockerfile asks for one.
+async fn made(
+    start: &Start,
+    args: &PlanArgs,
+    request: BuildRequest,
+    report: ReportContext,
+    (events, token): Ends,
+) -> Result<BuildPlan, Failure> {
+    let elsewhere = async |request| match (report, &start.host) {
+        (ReportContext::Yes, _) => {
+            Err(Failure::new("--context-report is not supported for a build by a daemon or a front end image"))
+        }
+        (ReportContext::No, Some(host)) => {
+            let build = remote_build(start, &args.build, request, None)?;
+            let connected = token.run_until_cancelled(host.connect()).await;
+            let client = connected.ok_or_else(|| Failure::new("cancelled"))??;
+            Ok(client.plan(build, events.clone(), token.clone()).await?)
+        }
+        (ReportContext::No, None) => {
+            front_end::plan(start, &args.build, request, (events.clone(), token.clone())).await
+        }
+    };
+    let without_report = |platforms| BuildPlan { platforms, context: None };
+    let may_be_other = start.front_ends.enabled && start.host.is_none();
+    if start.host.is_some() || may_be_other && request.other_front_end()?.is_some() {
+        return elsewhere(request).await.map(without_report);
+    }
+    let engine = start.engine()?;
+    let here = async |request| engine.plan(request, report, events.clone(), token.clone()).await;
+    match may_be_other {
+        true => {
+            let other = async |request| elsewhere(request).await.map(without_report);
+            front_end::here_or_other(start, request, here, other).await
+        }
+        false => Ok(here(request).await?),
+    }
 }
 
 fn text(plan: &BuildPlan) -> String {
@@ -148,7 +187,7 @@ fn step(step: &PlannedStep) -> Value {
         "line": step.line,
         "isSource": step.is_source,
         "state": state,
-        "reason": reason.map(|reason| reason.kind),
+        "reason": reason.map(|reason| &reason.kind),
         "text": reason.map(|reason| reason.text.as_str()),
         "changes": changes,
         "after": step.after,

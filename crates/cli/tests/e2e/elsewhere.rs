@@ -10,13 +10,13 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 /// A daemon with a store of its own.
-struct Daemon {
+pub struct Daemon {
     child: Child,
-    address: String,
+    pub address: String,
 }
 
 impl Daemon {
-    fn start(forge: &Forge) -> Self {
+    pub fn start(forge: &Forge) -> Self {
         let address = format!("unix://{}", forge.path("d.sock").display());
         Self::start_at(forge, &address, &[])
     }
@@ -235,8 +235,6 @@ fn privileged_what_has_no_meaning_elsewhere_is_refused_by_name() {
     let daemon = Daemon::start(&forge);
     let context = forge.context("context", &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]);
     for (words, name) in [
-        (vec!["--keep-going"], "--keep-going"),
-        (vec!["--memory", "1g"], "--memory"),
         (vec!["--explain"], "--explain"),
         (vec!["--cache-to", "type=local,dest=x,sign-key=k"], "--cache-to sign-key"),
         (vec!["-o", "type=oci,dest=x,tar=false"], "tar=false"),
@@ -255,6 +253,67 @@ fn privileged_what_has_no_meaning_elsewhere_is_refused_by_name() {
     assert!(run.stderr.contains("`forge run` works on this machine only"), "{}", run.stderr);
     let nobody = forge.forge(&["--host", "unix:///none.sock", "build", &context]);
     assert!(nobody.code == 1 && nobody.stderr.contains("cannot connect to the daemon at unix:///none.sock"));
+}
+
+/// What bounds steps crosses, for definitions too. Where the machine has no memory controller, the build says that instead.
+#[test]
+fn privileged_limits_hold_elsewhere() {
+    let Some(forge) = Forge::privileged("limits_hold_elsewhere") else { return };
+    let daemon = Daemon::start(&forge);
+    let seen = "RUN ulimit -n; ulimit -Hn; df -k /dev/shm | tail -1 | tr -s ' ' | cut -d ' ' -f 2";
+    let context = forge.context("limits", &[("Dockerfile", &format!("FROM busybox\n{seen}\n"))]);
+    let built = daemon.ok(&forge, &["--ulimit", "nofile=77:99", "--shm-size", "3m", &context]);
+    for number in ["77", "99", "3072"] {
+        assert!(built.stderr.lines().any(|line| line.ends_with(&format!(" {number}"))), "{}", built.stderr);
+    }
+    let eater = "FROM busybox\nRUN dd if=/dev/zero bs=100M count=1 of=/dev/null\n";
+    let context = forge.context("eater", &[("Dockerfile", eater)]);
+    let llb = crate::llb::definition(&forge, &context);
+    for limit in [["--memory", "64m"], ["--total-resource", "memory=64m"]] {
+        for build in [vec![&*context], vec!["--llb", &llb, &context]] {
+            let built = daemon.build(&forge, &[&["--no-cache"], &limit[..], &build].concat());
+            let enforced = !built.stderr.contains("the memory limit is not enforced");
+            assert_eq!(built.stderr.contains("killed: out of memory (limit 64 MiB)"), enforced, "{}", built.stderr);
+            assert_eq!(built.code != 0, enforced, "{}", built.stderr);
+        }
+    }
+}
+
+#[test]
+fn privileged_a_plan_says_what_would_be_done_elsewhere() {
+    let Some(forge) = Forge::privileged("a_plan_says_what_would_be_done_elsewhere") else { return };
+    let daemon = Daemon::start(&forge);
+    let context = forge.context("context", &[("Dockerfile", DOCKERFILE), ("a", "text\n"), ("b", "")]);
+    let plan = |code: i32, words: &[&str]| {
+        let words = [&["--host", &daemon.address, "plan"], words, &[&context]].concat();
+        let outcome = forge.forge(&words);
+        assert_eq!(outcome.code, code, "{}{}", outcome.stdout, outcome.stderr);
+        (outcome.stdout, outcome.stderr)
+    };
+    let (cold, _) = plan(2, &[]);
+    assert!(cold.contains("unknown  [3/3] RUN") && cold.ends_with("0 to run, 2 unknown\n"), "{cold}");
+    assert_eq!(plan(2, &[]).0, cold, "a plan makes nothing");
+    daemon.ok(&forge, &[&context]);
+    assert!(plan(0, &[]).0.ends_with("2 cached, 0 to run, 0 unknown\n"));
+    assert!(plan(2, &["--build-arg", "WORD=other"]).0.contains("runs     [3/3] RUN"));
+    assert!(plan(1, &["--context-report"]).1.contains("--context-report is not supported"));
+}
+
+#[test]
+fn privileged_with_keep_going_the_other_stages_finish_elsewhere() {
+    let Some(forge) = Forge::privileged("with_keep_going_the_other_stages_finish_elsewhere") else { return };
+    let daemon = Daemon::start(&forge);
+    let dockerfile = "FROM busybox AS bad\nRUN exit 3\nFROM busybox AS good\nRUN sleep 1; echo done\n\
+                      FROM busybox\nCOPY --from=bad / /\nCOPY --from=good / /\n";
+    let context = forge.context("context", &[("Dockerfile", dockerfile)]);
+    let of_good = |flags: &[&str]| {
+        let outcome = daemon.build(&forge, &[flags, &[context.as_str()]].concat());
+        assert!(outcome.code == 1 && outcome.stderr.contains("exit code: 3"), "{}", outcome.stderr);
+        outcome.steps().iter().find(|(name, _)| name.contains("RUN sleep")).map_or(Step::Failed, |(_, step)| *step)
+    };
+    assert_eq!(of_good(&[]), Step::Failed);
+    assert_eq!(of_good(&["--keep-going"]), Step::Ran);
+    assert_eq!(of_good(&["--keep-going"]), Step::Cached);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `--load=docker|podman|containerd`: docker's engine API and ctr as doubles, podman for real.
 
+use crate::elsewhere::Daemon;
 use crate::fixture::{Forge, Outcome, have, run, system};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -161,6 +162,43 @@ fn privileged_docker_is_sent_the_layers_that_it_lacks() {
         "{}",
         refused.stderr
     );
+}
+
+/// The image comes back from the daemon and is handed to the engine of this machine, which has the last word.
+#[test]
+fn privileged_images_built_elsewhere_are_handed_to_engines_here() {
+    let Some(forge) = Forge::privileged("images_built_elsewhere_are_handed_to_engines_here") else { return };
+    let daemon = Daemon::start(&forge);
+    let context = small(&forge);
+    let folder = tempfile::tempdir().unwrap();
+    let docker = FakeDocker::start(folder.path(), State { answers: vec![TAKEN, MISSING], ..State::default() });
+    let elsewhere = ["--host", &daemon.address, "build", "-q"];
+    let words = [&elsewhere[..], &["--load=docker", "-t", "app:1", &context]].concat();
+    let loaded = build(&forge, &[("DOCKER_HOST", &docker.host())], &words);
+    assert_eq!(loaded.code, 0, "{}", loaded.stderr);
+    let all = blobs(&docker.state.lock().unwrap().archives[0], folder.path());
+    assert_eq!(all.len(), 4, "a manifest, a config and two layers: {all:?}");
+    let archive = folder.path().join("archive.tar");
+    let manifest = system(&["tar", "-xOf", archive.to_str().unwrap(), "manifest.json"]);
+    assert!(manifest.contains("\"RepoTags\":[\"app:1\"]"), "{manifest}");
+    assert!(manifest.contains(loaded.stdout.trim().trim_start_matches("sha256:")), "{manifest}\n{}", loaded.stdout);
+    let refused = build(&forge, &[("DOCKER_HOST", &docker.host())], &words);
+    let why = "docker refused the image: no such layer";
+    assert!(refused.code == 1 && refused.stderr.contains(why), "{}", refused.stderr);
+    let nowhere = format!("unix://{}", forge.path("none.sock").display());
+    let absent = build(&forge, &[("DOCKER_HOST", &nowhere)], &words);
+    assert!(absent.code == 1 && absent.stderr.contains("cannot reach docker"), "{}", absent.stderr);
+    // And to containerd, by what stands for its client.
+    let bin = forge.path("bin");
+    script(&bin.join("ctr"), &format!("case \"$*\" in *import*) cat > {}; esac", forge.path("layout.tar").display()));
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let words = [&elsewhere[..], &["--load=containerd", "-t", "app:1", &context]].concat();
+    let loaded = build(&forge, &[("PATH", &path)], &words);
+    assert_eq!(loaded.code, 0, "{}", loaded.stderr);
+    let index = system(&["tar", "-xOf", forge.path("layout.tar").to_str().unwrap(), "index.json"]);
+    assert!(index.contains("\"io.containerd.image.name\": \"docker.io/library/app:1\""), "{index}");
+    let nameless = build(&forge, &[("PATH", &path)], &[&elsewhere[..], &["--load=containerd", &context]].concat());
+    assert!(nameless.stderr.contains("containerd knows images by their names"), "{}", nameless.stderr);
 }
 
 #[test]

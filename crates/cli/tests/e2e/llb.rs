@@ -32,7 +32,7 @@ fn a_dockerfile_is_shown_as_a_definition() {
 }
 
 /// The definition of a Dockerfile, written to a file.
-fn definition(forge: &Forge, context: &str) -> String {
+pub fn definition(forge: &Forge, context: &str) -> String {
     let path = forge.path("definition.pb");
     let file = fs::File::create(&path).unwrap();
     let status = forge.command(&["debug", "llb", "--format", "pb", context]).stdout(file).status().unwrap();

@@ -13,13 +13,15 @@ mod fixture;
 mod program;
 
 use fixture::Forge;
-use forge_testkit::TestRegistry;
+use forge_testkit::{GitServer, RawServer, TestRegistry};
 use libtest_mimic::{Arguments, Trial};
 use std::fs;
+use std::path::Path;
 
 type Test = (&'static str, fn());
 
-const TESTS: [Test; 3] = [
+const TESTS: [Test; 4] = [
+    ("privileged_front_end_images_are_asked_for_plans", plans),
     ("privileged_front_end_images_of_contexts_from_elsewhere", from_elsewhere),
     ("privileged_a42_front_end_images_are_refused_unless_allowed", a42_refused),
     ("privileged_a_front_end_image_builds_as_forges_own_does", builds),
@@ -69,9 +71,11 @@ fn a42_refused() {
     let plain = forge.context("plain", &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]);
     let syntax = format!("BUILDKIT_SYNTAX={image}");
     let refused = |words: &[&str], why: &str| {
-        let outcome = forge.fails(1, &[&["build"], words].concat());
-        assert!(outcome.stderr.contains(why) && outcome.stderr.contains(&image), "{why}: {}", outcome.stderr);
-        assert!(registry.received().is_empty(), "{why}: {:?}", registry.lines());
+        for command in ["build", "plan"] {
+            let outcome = forge.fails(1, &[&[command], words].concat());
+            assert!(outcome.stderr.contains(why) && outcome.stderr.contains(&image), "{why}: {}", outcome.stderr);
+            assert!(registry.received().is_empty(), "{why}: {:?}", registry.lines());
+        }
     };
     for words in [vec![context.as_str()], vec!["--build-arg", &syntax, &plain]] {
         fs::write(forge.path("forge.toml"), "").unwrap();
@@ -83,8 +87,6 @@ fn a42_refused() {
         configure(&forge, "enabled = true\nallowedRepositories = [\"good.test/front\"]");
         refused(&words, "is not an allowed gateway source");
     }
-    let outcome = forge.fails(1, &["plan", &context]);
-    assert!(outcome.stderr.contains("front end image"), "{}", outcome.stderr);
 }
 
 fn builds() {
@@ -136,6 +138,71 @@ fn from_elsewhere() {
     let archive = packed(&plain);
     let built = forge.with_input(&["build", "-o", "plainly", "-"], &archive);
     assert!(built.code == 0 && forge.path("plainly/plain").exists(), "{}", built.stderr);
+    of_repositories_and_downloads(&forge, &context, &packed(&context));
     let left = fs::read_dir(forge.store().join("session-scratch")).map(Iterator::count).unwrap_or_default();
     assert_eq!(left, 0);
+}
+
+fn of_repositories_and_downloads(forge: &Forge, context: &str, archive: &[u8]) {
+    let read = |name: &str| fs::read_to_string(Path::new(context).join(name)).unwrap();
+    let git = GitServer::start();
+    let repository = git.repository("r.git");
+    ["Dockerfile", "Real", "a"].iter().for_each(|name| _ = repository.write(name, &read(name)));
+    repository.write("sub/Dockerfile", &read("Dockerfile")).write("sub/Real", "FROM scratch\nCOPY other /made\n");
+    repository.write("sub/other", "below").commit();
+    let (dockerfile, archive) = (read("Dockerfile").into_bytes(), archive.to_vec());
+    let web = RawServer::start(move |stream, head| {
+        let body = if head.starts_with("GET /x.tar") { &archive } else { &dockerfile };
+        RawServer::respond(stream, "200 OK", "", body);
+    });
+    let at = |name: &str| format!("http://{}/{name}", web.authority());
+    let syntax =
+        format!("BUILDKIT_SYNTAX={}", read("Dockerfile").lines().next().unwrap().trim_start_matches("# syntax="));
+    let (repository, folder) = (git.url("r.git"), format!("{}#main:sub", git.url("r.git")));
+    let (tar, file) = (at("x.tar"), at("Dockerfile"));
+    // Of a Dockerfile by its address nothing lies beside it.
+    let key = ["--build-arg", "key=context"];
+    for (number, (words, made)) in [
+        (vec![&*repository], "text"),
+        (vec![&*folder], "below"),
+        (vec!["--build-arg", &syntax, &*repository], "text"),
+        (vec![&*tar], "text"),
+        (vec![key[0], key[1], "-f", &*file, context], "text"),
+        (vec![key[0], key[1], "--build-arg", &syntax, "-f", &*file, context], "text"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = format!("elsewhere{number}");
+        forge.ok(&[&["build", "-o", &out], &words[..]].concat());
+        assert_eq!(fs::read_to_string(forge.path(&out).join("made")).unwrap(), made, "{words:?}");
+    }
+    let asked = forge.forge(&["build", "--call", "outline", &repository]);
+    assert_eq!((asked.code, asked.stdout.as_str()), (3, "of the front end\n"), "{}", asked.stderr);
+    let planned = forge.forge(&["plan", "--build-arg", "what=lazy", &repository]);
+    assert!(planned.code == 0 && planned.stdout.contains("1 cached, 0 to run"), "{}{}", planned.stdout, planned.stderr);
+}
+
+/// What the front end itself needs is done, and nothing else.
+fn plans() {
+    let Some(forge) = Forge::privileged("front_end_images_are_asked_for_plans") else { return };
+    let registry = TestRegistry::start();
+    let image = pushed(&forge, &registry);
+    configure(&forge, "enabled = true");
+    let context = asking(&forge, &image);
+    let lazy = ["--build-arg", "what=lazy", &context];
+    let plan = |code: i32, words: &[&str]| forge.fails(code, &[&["plan"], words, &lazy].concat()).stdout;
+    let cold = plan(2, &[]);
+    let told = "runs     [1/1] COPY a /made\n         the cache has no result of it\n0 cached, 1 to run, 0 unknown\n";
+    assert_eq!(cold, told);
+    assert_eq!(plan(2, &[]), cold, "a plan makes nothing");
+    let json: serde_json::Value = serde_json::from_str(&plan(2, &["--format", "json"])).unwrap();
+    let steps = json["platforms"][0]["steps"].as_array().unwrap();
+    assert!(steps.iter().any(|step| step["reason"] == "not-cached"), "{json}");
+    forge.ok(&[&["build", "-o", "out"], &lazy[..]].concat());
+    assert_eq!(plan(0, &[]), "cached   [1/1] COPY a /made\n1 cached, 0 to run, 0 unknown\n");
+    let refused = forge.fails(1, &[&["plan", "--context-report"], &lazy[..]].concat());
+    assert!(refused.stderr.contains("--context-report is not supported"), "{}", refused.stderr);
+    let failed = forge.fails(1, &["plan", "--build-arg", "what=fail", &context]);
+    assert!(failed.stderr.contains("said no"), "{}", failed.stderr);
 }

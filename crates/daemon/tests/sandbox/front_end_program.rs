@@ -114,6 +114,8 @@ async fn answer() -> i32 {
 async fn built(bridge: &mut LlbBridgeClient<Channel>) -> ReturnRequest {
     let mut options = HashMap::from([("filename".to_owned(), "Real".to_owned())]);
     options.extend(option("context").map(|context| ("context".to_owned(), context)));
+    // Where the file `Real` is looked for.
+    options.extend(option("build-arg:key").map(|key| ("dockerfilekey".to_owned(), key)));
     let request = SolveRequest {
         frontend: "dockerfile.v0".into(),
         frontend_opt: options,
@@ -123,6 +125,9 @@ async fn built(bridge: &mut LlbBridgeClient<Channel>) -> ReturnRequest {
     };
     let mut result = bridge.solve(request).await.unwrap().into_inner().result.unwrap();
     let Some(result::Result::Ref(named)) = &result.result else { panic!("{result:?}") };
+    if option("build-arg:what").as_deref() == Some("lazy") {
+        return ReturnRequest { result: Some(result), error: None };
+    }
     let read = ReadFileRequest { r#ref: named.id.clone(), file_path: "/made".into(), ..ReadFileRequest::default() };
     let made = bridge.read_file(read).await.unwrap().into_inner().data;
     result.metadata.insert("frontend.made".into(), made);

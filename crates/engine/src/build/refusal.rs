@@ -28,7 +28,7 @@ pub(crate) fn refused(error: &FrontendError, text: &DockerfileText) -> EngineErr
     }
     if let Problem::NotBuilt { .. } = &*error.problem {
         failed = failed.with_hint(
-            "it is foreign code: allow it with enabled = true in [frontend.\"gateway.v0\"] of the configuration, for `forge build`",
+            "it is foreign code: allow it with enabled = true in [frontend.\"gateway.v0\"] of the configuration, for `forge build` and `plan`",
         );
     }
     if let Some(span) = error.span {

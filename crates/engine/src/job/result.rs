@@ -3,13 +3,13 @@
 use super::DOCKERFILE_CONTEXT;
 use crate::EngineError;
 use crate::attest::{FileOrigin, dockerfile};
-use crate::build::Build;
+use crate::build::{Build, step_failed};
 use crate::dockerfile::DockerfileText;
 use forge_buildkit_proto::SourceFile;
 use forge_frontend::LoweredImage;
 use forge_image::{Digest, ErrorKind};
 use forge_llb::Graph;
-use forge_solver::Solved;
+use forge_solver::{SolveError, Solved};
 use std::sync::Arc;
 use tokio::sync::OnceCell;
 
@@ -49,6 +49,18 @@ impl JobResult {
     /// The build that it is of.
     pub(crate) fn build(&self) -> &Build {
         &self.0.build
+    }
+
+    /// One of its steps that failed, with the lines that it comes from.
+    pub(crate) async fn failed(&self, error: SolveError) -> EngineError {
+        let Lazy { build, image, text, .. } = &*self.0;
+        match text {
+            SourceTexts::Dockerfile(text) => build.failed(error, image, text).await,
+            SourceTexts::Definition(sources) => {
+                let text = crate::definition::text_of(&error, sources);
+                step_failed(error, &text)
+            }
+        }
     }
 
     /// The files that its steps come from, and where these were found.
