@@ -30,6 +30,7 @@ pub const TESTS: &[Need] = &[
     need("faketime", "faketime"),
     need("mkfs.ext4", "e2fsprogs"),
     need("perl", "perl-base"),
+    need("iptables-nft", "iptables"),
 ];
 
 /// What forge's images are compared with.

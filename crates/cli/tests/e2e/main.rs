@@ -25,6 +25,7 @@ mod elsewhere;
 mod explain;
 mod exporters;
 mod faults;
+mod firewalls;
 mod fixture;
 mod foreign;
 mod garbage;

@@ -3,6 +3,7 @@
 //! A file says that it was forge that switched it on. Every set-up process that needs it holds a shared lock on the file;
 //! the last one switches it off again. After a kill the file stays, and the next one takes the duty over.
 
+use super::foreign;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat, statat, unlinkat};
 use rustix::io::{Errno, Result};
 use std::os::fd::OwnedFd;
@@ -12,8 +13,16 @@ const SWITCH: &str = "/proc/sys/net/ipv4/ip_forward";
 
 /// Keeps forwarding on.
 pub(super) struct Forwarding {
-    /// Its lock and place, where forge switched it on.
-    duty: Option<(OwnedFd, PathBuf)>,
+    /// Where forge switched it on.
+    duty: Option<Duty>,
+}
+
+/// To switch it off again.
+struct Duty {
+    lock: OwnedFd,
+    path: PathBuf,
+    /// Whether docker was there and did without.
+    beside_docker: bool,
 }
 
 impl Forwarding {
@@ -30,7 +39,7 @@ impl Forwarding {
         }
         let lock = lock_shared(&path)?;
         std::fs::write(SWITCH, "1").map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        Ok(Self { duty: Some((lock, path)) })
+        Ok(Self { duty: Some(Duty { lock, path, beside_docker: foreign::has_docker() }) })
     }
 
     /// Whether nobody but forge wants it.
@@ -40,7 +49,7 @@ impl Forwarding {
 }
 
 /// Locks the file that is at the path then: whoever is last removes it.
-fn lock_shared(path: &Path) -> Result<OwnedFd> {
+pub(super) fn lock_shared(path: &Path) -> Result<OwnedFd> {
     loop {
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = openat(CWD, path, flags, Mode::from_raw_mode(0o600))?;
@@ -54,11 +63,13 @@ fn lock_shared(path: &Path) -> Result<OwnedFd> {
 
 impl Drop for Forwarding {
     fn drop(&mut self) {
-        let Some((lock, path)) = &self.duty else { return };
+        let Some(Duty { lock, path, beside_docker }) = &self.duty else { return };
         // Refused while others hold it, who then have the duty.
         if flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            // A docker that started meanwhile found it on and needs it.
+            let is_wanted = !beside_docker && foreign::has_docker();
             // What fails here is left to the next forge: the file is still there.
-            if std::fs::write(SWITCH, "0").is_ok() {
+            if is_wanted || std::fs::write(SWITCH, "0").is_ok() {
                 let _ = unlinkat(CWD, path, rustix::fs::AtFlags::empty());
             }
         }

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 const NEW_LINK: u16 = 16;
 const NEW_ADDRESS: u16 = 20;
 const NEW_ROUTE: u16 = 24;
+const NEW_NEIGHBOUR: u16 = 28;
 const IPV4: u8 = 2;
 const UP: u32 = 1;
 
@@ -22,8 +23,9 @@ impl Links {
         Netlink::open(None).map(Self)
     }
 
-    /// Makes a pair of interfaces: one here, its other end as `peer` in another namespace.
-    pub(super) fn make_pair(&mut self, name: &str, peer: &str, namespace: BorrowedFd<'_>) -> Result<()> {
+    /// Makes a pair of interfaces: one here, its other end in another namespace.
+    pub(super) fn make_pair(&mut self, own: &End<'_>, other: &End<'_>, namespace: BorrowedFd<'_>) -> Result<()> {
+        const HARDWARE_ADDRESS: u16 = 1;
         const NAME: u16 = 3;
         const LINK_INFO: u16 = 18;
         const NAMESPACE: u16 = 28;
@@ -31,14 +33,17 @@ impl Links {
         const INFO_DATA: u16 = 2;
         const VETH_PEER: u16 = 1;
         let descriptor = namespace.as_raw_fd() as u32; // never negative
-        let other = Attributes::after(&link(0, 0)).text(NAME, peer).word(NAMESPACE, descriptor);
-        let data = Attributes::new().nested(VETH_PEER, other);
+        let end = |start: Attributes, end: &End<'_>| {
+            start.text(NAME, end.name).bytes(HARDWARE_ADDRESS, &hardware_address(end.address))
+        };
+        let peer = end(Attributes::after(&link(0, 0)), other).word(NAMESPACE, descriptor);
+        let data = Attributes::new().nested(VETH_PEER, peer);
         let info = Attributes::new().text(INFO_KIND, "veth").nested(INFO_DATA, data);
         self.0.call(&[Request {
             kind: NEW_LINK,
             flags: ACKNOWLEDGE | CREATE | EXCLUSIVE,
             structure: link(0, 0).to_vec(),
-            attributes: Attributes::new().text(NAME, name).nested(LINK_INFO, info),
+            attributes: end(Attributes::new(), own).nested(LINK_INFO, info),
         }])
     }
 
@@ -52,9 +57,29 @@ impl Links {
             structure: link(index, UP).to_vec(),
             attributes: Attributes::new(),
         });
-        requests.extend(routes.iter().map(|route| new_route(index, *route)));
+        for route in routes {
+            requests.push(new_route(index, *route));
+            // Nobody has to be asked for it: the answer would be lost as long as the other end is not quite up yet, and the
+            // next question is asked after a second.
+            if let Route::Default(gateway) = route {
+                requests.push(new_neighbour(index, *gateway));
+            }
+        }
         self.0.call(&requests)
     }
+}
+
+/// One of a pair of interfaces.
+pub(super) struct End<'a> {
+    pub(super) name: &'a str,
+    /// What its hardware address is made from.
+    pub(super) address: Ipv4Addr,
+}
+
+/// As docker makes it: one that is locally administered, of the address on the interface.
+fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x02, 0x42, a, b, c, d]
 }
 
 /// A way that packets take.
@@ -62,7 +87,7 @@ impl Links {
 pub(super) enum Route {
     /// To one machine at the other end.
     Host(Ipv4Addr),
-    /// To everywhere, by that machine.
+    /// To everywhere, by that machine, whose hardware address is made of this one.
     Default(Ipv4Addr),
 }
 
@@ -89,6 +114,17 @@ fn new_address(index: u32, address: Ipv4Addr, prefix: u8) -> Request {
     let octets = address.octets();
     let attributes = Attributes::new().bytes(LOCAL, &octets).bytes(ADDRESS, &octets);
     Request { kind: NEW_ADDRESS, flags: ACKNOWLEDGE | CREATE | EXCLUSIVE, structure, attributes }
+}
+
+fn new_neighbour(index: u32, address: Ipv4Addr) -> Request {
+    const DESTINATION: u16 = 1;
+    const HARDWARE_ADDRESS: u16 = 2;
+    const PERMANENT: u16 = 0x80;
+    // struct ndmsg: family, padding, index, state, flags, type.
+    let structure = [&[IPV4, 0, 0, 0][..], &index.to_ne_bytes(), &PERMANENT.to_ne_bytes(), &[0, 0]].concat();
+    let attributes =
+        Attributes::new().bytes(DESTINATION, &address.octets()).bytes(HARDWARE_ADDRESS, &hardware_address(address));
+    Request { kind: NEW_NEIGHBOUR, flags: ACKNOWLEDGE | CREATE, structure, attributes }
 }
 
 fn new_route(index: u32, route: Route) -> Request {

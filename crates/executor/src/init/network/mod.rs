@@ -10,16 +10,20 @@
 //!
 //! Who may not do this has a program of theirs carry the packets, see [`userspace`].
 
+mod expression;
 mod firewall;
+mod foreign;
 mod forwarding;
 mod link;
 mod netlink;
+mod passage;
 mod userspace;
 
 use super::sys;
 use firewall::{Plan, Table};
 use forwarding::Forwarding;
-use link::{Links, Route, index_of};
+use link::{End, Links, Route, index_of};
+use passage::{Passage, Routes};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, Result};
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
@@ -56,6 +60,12 @@ enum Carrier {
     },
 }
 
+impl Carrier {
+    fn helpers() -> std::result::Result<Self, Reason> {
+        Ok(Self::Helpers { network: unused_network()?, begun: 0 })
+    }
+}
+
 /// A network namespace with a way out.
 pub(super) struct PrivateNetwork {
     namespace: OwnedFd,
@@ -86,7 +96,7 @@ impl Networks {
     /// Makes the first namespace, and tells the host's address in all of them.
     pub(super) fn prepare(&mut self, runtime: &Path) -> std::result::Result<Ipv4Addr, Reason> {
         runtime.clone_into(&mut self.runtime);
-        let network = self.take()?;
+        let network = self.take().inspect_err(|_| self.carrier = None)?;
         self.free.push(network);
         match self.carrier.as_ref().ok_or("there is no router")? {
             Carrier::Router(router) => Ok(router.gateway()),
@@ -94,24 +104,28 @@ impl Networks {
         }
     }
 
-    /// A namespace that no process is in.
+    /// A namespace that no process is in, and that packets come out of.
     pub(super) fn take(&mut self) -> std::result::Result<PrivateNetwork, Reason> {
-        if let Some(network) = self.free.pop() {
-            return Ok(network);
-        }
         if self.carrier.is_none() {
             self.carrier = Some(self.find_carrier()?);
         }
-        match self.carrier.as_mut().ok_or("there is no router")? {
-            Carrier::Router(router) => {
-                router.connect().map_err(|errno| format!("a network namespace cannot be connected ({errno})"))
+        if let Some(Carrier::Router(router)) = &mut self.carrier {
+            let taken = router.take(self.free.pop());
+            if taken.is_ok() || self.trusted {
+                return taken;
             }
-            Carrier::Helpers { network, begun } => {
+            // Packets of programs pass where forwarded ones do not.
+            self.carrier = Some(Carrier::helpers()?);
+        }
+        match (self.free.pop(), self.carrier.as_mut()) {
+            (Some(network), _) => Ok(network),
+            (None, Some(Carrier::Helpers { network, begun })) => {
                 *begun += 1;
                 let point = self.runtime.join(format!("network-{}-{begun}", std::process::id()));
                 let (namespace, helper) = userspace::connect(*network, &point)?;
                 Ok(PrivateNetwork { namespace, address: userspace::address(*network), helper: Some(helper) })
             }
+            (None, _) => Err("there is no router".to_owned()),
         }
     }
 
@@ -120,7 +134,7 @@ impl Networks {
         match Router::set_up() {
             Ok(router) => Ok(Carrier::Router(Box::new(router))),
             Err(reason) if self.trusted => Err(reason),
-            Err(_) => Ok(Carrier::Helpers { network: unused_network()?, begun: 0 }),
+            Err(_) => Carrier::helpers(),
         }
     }
 
@@ -155,8 +169,9 @@ struct Router {
     next: u16,
     own_namespace: OwnedFd,
     // In the order in which they end: the table protects as long as packets are forwarded.
+    passage: Passage,
     _forwarding: Forwarding,
-    _table: Table,
+    table: Table,
 }
 
 impl Router {
@@ -168,18 +183,25 @@ impl Router {
             }
         };
         let network = unused_network()?;
-        if let Some(chain) = foreign_firewall() {
-            return Err(chain);
-        }
         let highest = highest_interface().map_err(told("interfaces cannot be counted"))?;
         let forwarding = Forwarding::ensure(Path::new("/run")).map_err(told("packets cannot be forwarded"))?;
-        let plan = Plan { network, unrouted: forwarding.is_forge_s().then_some(highest) };
+        let routes = Routes::read();
+        let unrouted = forwarding.is_forge_s().then_some(highest);
+        let plan = Plan { network, unrouted, probed: routes.probed() };
         let table = Table::make(&plan).map_err(told("nftables refuses the rules"))?;
         let own_namespace = current_namespace().map_err(told("the network namespace cannot be opened"))?;
         let links = Links::open().map_err(told("netlink cannot be used"))?;
         // Processes that start at once should not try the same addresses.
         let next = (std::process::id() as u16).wrapping_mul(251);
-        Ok(Self { links, network, next, own_namespace, _forwarding: forwarding, _table: table })
+        Ok(Self {
+            links,
+            network,
+            next,
+            own_namespace,
+            passage: Passage::new(network, routes),
+            _forwarding: forwarding,
+            table,
+        })
     }
 
     fn gateway(&self) -> Ipv4Addr {
@@ -197,6 +219,16 @@ impl Router {
                 return Ipv4Addr::new(a, b, c, d);
             }
         }
+    }
+
+    /// A namespace that packets come out of: this one, or a new one.
+    fn take(&mut self, free: Option<PrivateNetwork>) -> std::result::Result<PrivateNetwork, Reason> {
+        let network = match free {
+            Some(network) => network,
+            None => self.connect().map_err(|errno| format!("a network namespace cannot be connected ({errno})"))?,
+        };
+        self.passage.open(&mut self.table, network.namespace(), self.own_namespace.as_fd())?;
+        Ok(network)
     }
 
     /// Makes a namespace and a wire to it.
@@ -235,7 +267,9 @@ impl Router {
             let address = self.next_address();
             let [_, _, c, d] = address.octets();
             let name = format!("{PREFIX}{c:02x}{d:02x}");
-            match self.links.make_pair(&name, INTERFACE, namespace) {
+            let own = End { name: &name, address: self.gateway() };
+            let inner = End { name: INTERFACE, address };
+            match self.links.make_pair(&own, &inner, namespace) {
                 Ok(()) => return Ok((address, name)),
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(errno),
@@ -291,17 +325,6 @@ fn free_network(routes: &str) -> Option<[u8; 2]> {
         let network = u32::from_be_bytes([*a, *b, 0, 0]);
         !foreign.iter().any(|route| crosses(network, route))
     })
-}
-
-/// Another firewall that may drop what is forwarded: forge does not change other programs' rules.
-fn foreign_firewall() -> Option<Reason> {
-    let tables = std::fs::read_to_string("/proc/net/ip_tables_names").unwrap_or_default();
-    if tables.lines().any(|line| line == "filter") {
-        return Some("a firewall of iptables-legacy is in force, which may drop forwarded packets".to_owned());
-    }
-    // A kernel without nftables says so when the rules are made.
-    let chain = firewall::dropping_chain().ok()??;
-    Some(format!("the firewall drops forwarded packets ({chain})"))
 }
 
 #[cfg(test)]
