@@ -202,6 +202,7 @@ mod tests {
     use super::*;
     use ring::signature::{Ed25519KeyPair, KeyPair};
 
+    // Seen to fail with the signature not looked at, and with the text not compared.
     #[test]
     fn who_can_sign_has_the_key() {
         let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();

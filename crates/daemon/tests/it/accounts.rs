@@ -55,6 +55,7 @@ async fn clients_that_fetch_tokens_are_not_asked_for_credentials() {
     case.daemon.stop().await.unwrap();
 }
 
+// Seen to fail where whoever shows a key is believed without a signature.
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_are_shared_by_those_who_show_the_same_credentials() {
     let case = Case::start(TestRegistry::builder().bearer(USER, PASSWORD).start()).await;
