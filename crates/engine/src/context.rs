@@ -83,7 +83,10 @@ impl MainContext {
             return Err(EngineError::new(ErrorKind::Internal, "the stream of a build is read once only"));
         };
         match incoming(stream, store, cancel)? {
-            Incoming::Files(files) => Ok(Self::of(open_folder(files.folder())?, Held::Files(files))),
+            Incoming::Files(files) => {
+                let folder = files.folder().map_err(|error| EngineError::from(error).context(CANNOT_UNPACK))?;
+                Ok(Self::of(open_folder(folder)?, Held::Files(files)))
+            }
             Incoming::Dockerfile(text) => Self::empty(store, Some(text)),
         }
     }
@@ -165,6 +168,8 @@ fn unreadable(error: io::Error) -> EngineError {
     EngineError::io(error).context("cannot read the build context")
 }
 
+const CANNOT_UNPACK: &str = "cannot unpack the build context";
+
 /// Unpacks an archive into a private folder by the rules for strangers' layers: nothing is written outside of it,
 /// whatever it says, and nothing is left when it is refused.
 fn unpack(
@@ -178,7 +183,7 @@ fn unpack(
     let mut tar = Cancellable { tar, cancel: cancel.clone() };
     store.layers().extract(&mut tar, &|| packed.load(Ordering::Relaxed)).map_err(|error| match cancel.is_cancelled() {
         true => EngineError::cancelled(),
-        false => EngineError::from(error).context("cannot unpack the build context"),
+        false => EngineError::from(error).context(CANNOT_UNPACK),
     })
 }
 

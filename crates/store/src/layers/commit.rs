@@ -6,6 +6,7 @@ use super::error::{LayerError, shown};
 use super::folder::{self, Node, NodeKind};
 use super::index::LayerIndex;
 use super::known::KnownFiles;
+use super::listed::listed_node;
 use super::tree::{Found, Level, MergedTree};
 use super::xattr::{self, Markers};
 use crate::{FileTimes, StoreError};
@@ -67,6 +68,7 @@ pub(super) fn diff(
     let root = folder::open_root(upper).map_err(StoreError::os("open", upper))?;
     let mut walk = Walk { upper, root, lower, known, times, markers: Markers::of(upper), found: Vec::new() };
     let root_entry = walk.run()?;
+    walk.add_devices()?;
     walk.found.par_sort_unstable_by(|a, b| path_order(&a.path, &b.path));
     walk.settle_files()?;
     walk.drop_needless_folders();
@@ -100,6 +102,26 @@ impl Walk<'_> {
             self.read_folder(&folder, &mut todo)?;
         }
         Ok(root_entry)
+    }
+
+    /// Adds what could not be made. What was put in its place stays, so that steps do not see what lies below.
+    fn add_devices(&mut self) -> Result<(), StoreError> {
+        for (path, (kind, metadata)) in self.known.devices() {
+            let place = self.found.iter().position(|candidate| candidate.path == path);
+            if place.is_some_and(|place| self.found[place].node.kind != NodeKind::Whiteout) {
+                continue;
+            }
+            let (parent, name) = split_path(path).expect("a device has a name");
+            let node = listed_node(kind.clone(), metadata.clone());
+            let device = candidate(checked_path(parent, name)?, node, self.lower.lookup_physical(path)?, self.times);
+            match (place, &device.lower) {
+                (Some(mark), Lower::SameMetadata { .. }) => self.found[mark].fate = Fate::Dropped,
+                (None, Lower::SameMetadata { .. }) => {}
+                (Some(mark), _) => self.found[mark] = device,
+                (None, _) => self.found.push(device),
+            }
+        }
+        Ok(())
     }
 
     /// The root is listed only when owner, mode or xattrs differ: its time changes with every file in it, and most

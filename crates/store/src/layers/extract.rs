@@ -3,6 +3,7 @@
 use super::entry::EntryKind;
 use super::error::{LayerError, shown};
 use super::limits::UnpackLimits;
+use super::root::Root;
 use super::tar_reader::TarReader;
 use super::tree::MergedTree;
 use super::unpack::{self, UnpackError};
@@ -10,11 +11,14 @@ use super::{LayerIndex, Layers};
 use crate::{ScratchDir, StoreError};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The files of an archive, in a private folder that goes when this is dropped.
 pub struct Extracted {
     tree: MergedTree,
     files: PathBuf,
+    /// A device that could not be made: the tree has it, the folder has not.
+    missing: Option<String>,
     // Dropped last: the tree reads from it.
     _folder: ScratchDir,
 }
@@ -26,21 +30,25 @@ impl Extracted {
     }
 
     /// The folder that holds the files, and nothing else.
-    pub fn folder(&self) -> &Path {
-        &self.files
+    ///
+    /// # Errors
+    /// There are devices among them that could not be made: whoever reads the folder would not see that they are missing.
+    pub fn folder(&self) -> Result<&Path, StoreError> {
+        let what = "a device node, which nobody can make without being root of the machine";
+        match &self.missing {
+            Some(path) => Err(LayerError::UnsupportedEntry { path: path.clone(), what }.into()),
+            None => Ok(&self.files),
+        }
     }
 }
 
-/// Refuses devices that could not be made: whoever reads the folder would not see that they are missing.
-fn require_nodes(index: &LayerIndex, files: &Path) -> Result<(), StoreError> {
+/// The first device that is not in the folder.
+fn missing(index: &LayerIndex, files: &Path) -> Result<Option<String>, StoreError> {
     let is_device = |kind: &EntryKind| matches!(kind, EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. });
-    let Some(device) = index.entries().iter().find(|entry| is_device(&entry.kind)) else { return Ok(()) };
+    let Some(device) = index.entries().iter().find(|entry| is_device(&entry.kind)) else { return Ok(None) };
     match std::fs::symlink_metadata(files.join(device.path())) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let what = "a device node, which nobody can make without being root of the machine";
-            Err(LayerError::UnsupportedEntry { path: shown(&device.path), what }.into())
-        }
-        other => other.map(drop).map_err(StoreError::io("inspect", files)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some(shown(&device.path))),
+        other => other.map(|_| None).map_err(StoreError::io("inspect", files)),
     }
 }
 
@@ -60,8 +68,12 @@ impl Layers {
         crate::scratch::create_private(&below)?;
         crate::scratch::create_private(&files)?;
         let index = self.extract_into(tar, &MergedTree::new(vec![below])?, &files)?;
-        require_nodes(&index, &files)?;
-        Ok(Extracted { tree: MergedTree::new(vec![files.clone()])?, files, _folder: folder })
+        let missing = missing(&index, &files)?;
+        let tree = match missing {
+            Some(_) => MergedTree::of(vec![Arc::new(Root::of_unpacked(files.clone(), index))]),
+            None => MergedTree::new(vec![files.clone()])?,
+        };
+        Ok(Extracted { tree, files, missing, _folder: folder })
     }
 
     fn extract_into(&self, tar: Bounded<'_>, below: &MergedTree, files: &Path) -> Result<LayerIndex, StoreError> {

@@ -1,4 +1,5 @@
-use std::collections::HashMap;
+use super::entry::{EntryKind, Metadata};
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -8,6 +9,7 @@ use std::path::Path;
 #[derive(Clone, Debug, Default)]
 pub struct KnownFiles {
     files: HashMap<Vec<u8>, KnownFile>,
+    devices: BTreeMap<Vec<u8>, (EntryKind, Metadata)>,
 }
 
 /// A file's bytes.
@@ -25,6 +27,12 @@ impl KnownFiles {
         self.files.insert(relative(path).to_vec(), file);
     }
 
+    /// Notes a device that could not be made, as nobody can in a user namespace: the layer's index has it nevertheless. Whatever
+    /// is made under its name later takes its place.
+    pub fn device(&mut self, path: &Path, kind: EntryKind, metadata: Metadata) {
+        self.devices.insert(relative(path).to_vec(), (kind, metadata));
+    }
+
     /// Notes that a file has another name now.
     pub fn link(&mut self, first: &Path, path: &Path) {
         if let Some(file) = self.files.get(relative(first)).copied() {
@@ -35,6 +43,7 @@ impl KnownFiles {
     /// Forgets a file that is there no more.
     pub fn remove(&mut self, path: &Path) {
         self.files.remove(relative(path));
+        self.devices.remove(relative(path));
     }
 
     /// Forgets everything at and below a path.
@@ -45,6 +54,12 @@ impl KnownFiles {
             None => false,
         };
         self.files.retain(|file, _| !is_at_or_below(file));
+        self.devices.retain(|device, _| !is_at_or_below(device));
+    }
+
+    /// The devices that could not be made, by their paths in the layer.
+    pub(super) fn devices(&self) -> impl Iterator<Item = (&[u8], &(EntryKind, Metadata))> {
+        self.devices.iter().map(|(path, device)| (&path[..], device))
     }
 
     /// What is known of the file at a path of the layer.

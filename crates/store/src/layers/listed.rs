@@ -1,11 +1,11 @@
 use super::Layers;
-use super::entry::{EntryKind, LayerEntry, relative, split_path};
+use super::entry::{EntryKind, LayerEntry, Metadata, relative, split_path};
 use super::folder::{self, Node, NodeKind};
 use super::index::LayerIndex;
 use super::pack::{Pack, PackedBytes};
 use crate::{LayerId, StoreError};
 use rustix::fs::MemfdFlags;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::AsFd;
@@ -165,6 +165,20 @@ impl EntryList {
     }
 }
 
+impl LayerIndex {
+    /// All devices, as if they were in the tree.
+    pub(super) fn devices(&self) -> BTreeMap<Vec<u8>, Node> {
+        let is_device = |kind: &EntryKind| matches!(kind, EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. });
+        let devices = self.entries().iter().filter(|entry| is_device(&entry.kind));
+        devices.map(|entry| (entry.path.clone(), listed_node(entry.kind.clone(), entry.metadata.clone()))).collect()
+    }
+}
+
+/// Something that lies in no file system, under its only name.
+pub(super) fn listed_node(entry: EntryKind, metadata: Metadata) -> Node {
+    Node { kind: kind(&entry), metadata, inode: (0, 0), links: 1 }
+}
+
 /// Entries that are below another come directly behind it.
 fn ends(entries: &[LayerEntry]) -> Vec<u32> {
     let mut ends = vec![0; entries.len()];
@@ -209,7 +223,6 @@ fn kind(kind: &EntryKind) -> NodeKind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Metadata;
 
     #[test]
     fn what_is_below_an_entry_ends_before_its_next_sibling() {

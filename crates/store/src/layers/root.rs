@@ -5,11 +5,12 @@ use super::entry::split_path;
 use super::folder::{self, Node, NodeKind};
 use super::index::LayerIndex;
 use super::listed::{EntryList, ListedTree, PackedList};
+use super::owners::Owners;
 use super::xattr::Markers;
 use crate::{ContentDigest, LayerId, StoreError};
 use forge_image::Reference;
 use rustix::io::Errno;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,18 +34,25 @@ pub(super) struct Root {
     marks: u64,
 }
 
+/// Devices that only the index of a layer has, by their paths.
+pub(super) type Devices = BTreeMap<Vec<u8>, Node>;
+
+static NO_DEVICES: Devices = BTreeMap::new();
+
 /// What of a tree is the same for everybody who looks at it.
 struct Place {
     path: PathBuf,
     names: Names,
     /// One bit for each name, or all bits.
     marks: u64,
+    /// Read where they are asked for.
+    devices: OnceLock<Devices>,
 }
 
 impl Place {
     fn new(path: PathBuf, names: Names) -> Self {
         let marks = names.as_ref().map_or(u64::MAX, |names| names.iter().fold(0, |marks, name| marks | mark(name)));
-        Self { path, names, marks }
+        Self { path, names, marks, devices: OnceLock::new() }
     }
 }
 
@@ -102,6 +110,11 @@ impl Root {
         Self::nameless(path, RootKind::Absent(Box::new(absent)))
     }
 
+    /// What was just unpacked, with its index.
+    pub(super) fn of_unpacked(path: PathBuf, index: LayerIndex) -> Self {
+        Self::nameless(path, RootKind::Layer(OnceLock::from(index)))
+    }
+
     /// The layer's index instead of a tree, where that is all there is.
     pub(super) fn listed(&self) -> Option<&ListedTree> {
         match &self.kind {
@@ -143,6 +156,20 @@ impl Root {
                 Ok(index.get())
             }
         }
+    }
+
+    /// What the tree of a layer lacks, since nobody can make devices in a user namespace.
+    pub(super) fn devices(&self) -> Result<&Devices, StoreError> {
+        let RootKind::Layer(_) = self.kind else { return Ok(&NO_DEVICES) };
+        if Owners::of_this_process().are_all() {
+            return Ok(&NO_DEVICES);
+        }
+        if self.place.devices.get().is_none() {
+            let devices = self.index()?.map(LayerIndex::devices).unwrap_or_default();
+            // Another thread may have been faster, and found the same.
+            drop(self.place.devices.set(devices));
+        }
+        Ok(self.place.devices.get().expect("set above, and never taken"))
     }
 
     /// Where the tree lies, which is made where it is not there yet.

@@ -4,7 +4,9 @@
 //! commit recognises them as implied. Nothing is ever written through a link: paths are resolved in the merged
 //! tree first, and the upper is then walked with `RESOLVE_NO_SYMLINKS`.
 
-use forge_store::{ActiveLayer, KnownFile, KnownFiles, MergedTree, StoreError, TreeEntry, TreeKind};
+use forge_store::{
+    ActiveLayer, EntryKind, KnownFile, KnownFiles, MergedTree, Metadata, StoreError, TreeEntry, TreeKind,
+};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -183,11 +185,7 @@ impl<'a> Editor<'a> {
         if let Existing::Listed(entries) = &mut parent.existing {
             entries.remove(name);
         }
-        // Through the merged tree: a folder that hides what is below needs no whiteouts in it.
-        if self.active.merged().lookup(&path)?.is_some() {
-            self.active.put_whiteout(parent.fd(), name)?;
-        }
-        Ok(())
+        self.hide_beneath(parent, name)
     }
 
     /// Gives the root folder other metadata.
@@ -300,15 +298,46 @@ impl<'a> Editor<'a> {
         device: (u32, u32),
         metadata: &EntryMetadata,
     ) -> Result<(), EditError> {
+        let listed = device_kind(file_type, device);
         let device = fs::makedev(device.0, device.1);
         let private = Mode::from_raw_mode(0o600);
-        self.put(parent, name, |folder| fs::mknodat(folder, name, file_type, private, device))?;
+        let made = self.put(parent, name, |folder| match fs::mknodat(folder, name, file_type, private, device) {
+            Err(rustix::io::Errno::PERM) if listed.is_some() => Ok(false),
+            made => made.map(|()| true),
+        })?;
+        if let (false, Some(kind)) = (made, listed) {
+            return self.list_device(parent, name, kind, metadata);
+        }
         let give = || -> rustix::io::Result<()> {
             own(parent.fd(), name, metadata)?;
             fs::chmodat(parent.fd(), name, Mode::from_raw_mode(metadata.mode & 0o7777), AtFlags::empty())?;
             fs::utimensat(parent.fd(), name, &timestamps(metadata.mtime), AtFlags::SYMLINK_NOFOLLOW)
         };
         give().map_err(|errno| EditError::Write { path: shown(parent, name), source: explained(errno) })
+    }
+
+    /// Nobody can make devices in a user namespace: there steps do not see them, and what is sent elsewhere has them.
+    fn list_device(
+        &mut self,
+        parent: &Folder,
+        name: &OsStr,
+        kind: EntryKind,
+        metadata: &EntryMetadata,
+    ) -> Result<(), EditError> {
+        self.hide_beneath(parent, name)?;
+        let EntryMetadata { mode, uid, gid, mtime, .. } = *metadata;
+        let metadata = Metadata { mode: mode & 0o7777, uid, gid, mtime, xattrs: BTreeMap::new() };
+        self.known.device(&parent.path.join(name), kind, metadata);
+        Ok(())
+    }
+
+    /// Hides what lower layers have under a name, by the merged tree: a folder that hides what is below needs no whiteouts
+    /// in it.
+    fn hide_beneath(&self, parent: &Folder, name: &OsStr) -> Result<(), EditError> {
+        if self.active.merged().lookup(&parent.path.join(name))?.is_some() {
+            self.active.put_whiteout(parent.fd(), name)?;
+        }
+        Ok(())
     }
 
     /// Makes something under a name, after removing what stands there in the upper; a folder is never replaced.
@@ -408,6 +437,15 @@ impl EntryMetadata {
 /// Gives a file that is written its metadata.
 pub(crate) fn finish_file(file: &File, path: &Path, metadata: &EntryMetadata) -> Result<(), EditError> {
     apply_to_file(file, metadata).map_err(|errno| write_error(path, errno))
+}
+
+/// What a layer lists of a device; nothing of a pipe.
+fn device_kind(file_type: FileType, (major, minor): (u32, u32)) -> Option<EntryKind> {
+    match file_type {
+        FileType::CharacterDevice => Some(EntryKind::CharDevice { major, minor }),
+        FileType::BlockDevice => Some(EntryKind::BlockDevice { major, minor }),
+        _ => None,
+    }
 }
 
 fn shown(parent: &Folder, name: &OsStr) -> String {

@@ -3,7 +3,7 @@
 use super::super::entry::join_path;
 use super::super::folder::{self, Node, NodeKind};
 use super::super::listed::EntryList;
-use super::super::root::Root;
+use super::super::root::{Devices, Root};
 use super::super::xattr::Markers;
 use super::{Found, Level, MergedTree};
 use crate::StoreError;
@@ -112,6 +112,12 @@ impl OpenLevel<'_> {
 
     fn read(&self, part: usize, name: &[u8]) -> Result<Option<Node>, StoreError> {
         let (layer, part) = &self.parts[part];
+        let devices = self.tree.roots[*layer].devices()?;
+        if !devices.is_empty()
+            && let Some(device) = devices.get(&join_path(&self.level.path, name))
+        {
+            return Ok(Some(device.clone()));
+        }
         if part.lacks(name) {
             return Ok(None);
         }
@@ -124,7 +130,10 @@ impl OpenLevel<'_> {
         let mut seen = BTreeSet::new();
         for (part, (layer, opened)) in self.parts.iter().enumerate() {
             let names = opened.names(&self.level.path)?;
-            let names = names.map_err(StoreError::os("read", self.disk_path(*layer, b"")))?;
+            let mut names = names.map_err(StoreError::os("read", self.disk_path(*layer, b"")))?;
+            let devices = names_below(self.tree.roots[*layer].devices()?, &self.level.path);
+            let more: Vec<Vec<u8>> = devices.filter(|name| names.iter().all(|other| other != name)).collect();
+            names.extend(more);
             for name in names {
                 if seen.contains(&name) {
                     continue;
@@ -145,4 +154,12 @@ impl OpenLevel<'_> {
         let path = join_path(&self.level.path, name);
         self.tree.roots[layer].path().join(OsStr::from_bytes(&path))
     }
+}
+
+/// The names of devices in a folder.
+fn names_below<'a>(devices: &'a Devices, folder: &'a [u8]) -> impl Iterator<Item = Vec<u8>> + 'a {
+    let below = if folder.is_empty() { Vec::new() } else { [folder, b"/"].concat() };
+    let prefix = below.clone();
+    let within = devices.range(below..).map_while(move |(path, _)| path.strip_prefix(&prefix[..]));
+    within.filter(|name| !name.contains(&b'/')).map(<[u8]>::to_vec)
 }
