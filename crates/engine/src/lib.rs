@@ -134,7 +134,7 @@ pub use remote::RemoteContext;
 pub use request::SyscallFilter;
 pub use request::{
     ArchiveFormat, ArchiveReader, Bind, BuildContext, BuildRequest, ContextStream, DockerfileSource, EngineOptions,
-    IntakeLimits, Isolation, KeyPair, NamedContext, Network, Proxy, PullPolicy, RegistryHost, Rights, RunRequest,
+    IntakeLimits, Ipc, Isolation, KeyPair, NamedContext, Network, Proxy, PullPolicy, RegistryHost, Rights, RunRequest,
     RunStreams, TmpfsMount,
 };
 pub use shared_cache::{CacheBundle, CacheExport, CacheImport, CacheMode, CachePlace, ClientFolder, SharedCaches};

@@ -338,8 +338,8 @@ pub struct RunRequest {
 /// Which of the host's namespaces a container is in, and settings of those of its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Isolation {
-    /// `--ipc host`.
-    pub host_ipc: bool,
+    /// `--ipc`.
+    pub ipc: Ipc,
     /// `--uts host`.
     pub host_uts: bool,
     /// `--cgroupns host`.
@@ -350,6 +350,18 @@ pub struct Isolation {
     pub domain: Option<String>,
     /// `--oom-score-adj`.
     pub oom_score: Option<i16>,
+}
+
+/// System V's and POSIX's means of communication.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ipc {
+    /// The container's own.
+    #[default]
+    Own,
+    /// Its own, without `/dev/shm`.
+    WithoutSharedMemory,
+    /// The host's.
+    Host,
 }
 
 /// What a container may do beyond or short of docker's default.

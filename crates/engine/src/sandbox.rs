@@ -1,7 +1,7 @@
 //! What a container may see and do, from the user's wishes and the image's.
 
 use crate::limits::bound;
-use crate::{EngineError, Isolation, Limits, Network, Rights, RunRequest, SyscallFilter, TmpfsMount, devices};
+use crate::{EngineError, Ipc, Isolation, Limits, Network, Rights, RunRequest, SyscallFilter, TmpfsMount, devices};
 use forge_executor::{
     Capabilities, MountFlags, MountSource, MountSpec, ProcessSpec, ProcessUser, RootFs, SandboxSpec, Seccomp,
     SeccompProfile, SharedNamespaces, Sysctl,
@@ -75,8 +75,11 @@ pub(crate) fn sandbox(
 }
 
 fn isolate(spec: &mut SandboxSpec, isolation: &Isolation) -> Result<(), EngineError> {
-    let Isolation { host_ipc, host_uts, host_cgroup, sysctls, domain, .. } = isolation;
-    spec.shared = SharedNamespaces { ipc: *host_ipc, uts: *host_uts, cgroup: *host_cgroup };
+    let Isolation { ipc, host_uts, host_cgroup, sysctls, domain, .. } = isolation;
+    spec.shared = SharedNamespaces { ipc: *ipc == Ipc::Host, uts: *host_uts, cgroup: *host_cgroup };
+    if *ipc == Ipc::WithoutSharedMemory {
+        spec.shm_size = None;
+    }
     spec.domain = domain.clone().unwrap_or_default();
     spec.sysctls = sysctls.iter().map(|(name, value)| Sysctl::new(name, value)).collect::<Result<_, _>>()?;
     Ok(())
@@ -87,7 +90,7 @@ fn limit(spec: &mut SandboxSpec, limits: &Limits) -> Result<(), EngineError> {
     for ulimit in &limits.ulimits {
         set_rlimit(&mut spec.process.rlimits, rlimit(ulimit)?);
     }
-    spec.shm_size = limits.shm_size.unwrap_or(spec.shm_size);
+    spec.shm_size = limits.shm_size.or(spec.shm_size);
     spec.group.parent = Some(&limits.cgroup_parent).filter(|parent| !parent.is_empty()).map(PathBuf::from);
     Ok(())
 }

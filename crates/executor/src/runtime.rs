@@ -48,8 +48,5 @@ fn check(spec: &SandboxSpec) -> Result<(), ExecutorError> {
     if !spec.domain.is_empty() {
         return unsupported("a domain name (--domainname)");
     }
-    if spec.group.shared.is_some() {
-        return unsupported("a limit of several containers together (--total-resource)");
-    }
     Ok(())
 }

@@ -414,8 +414,8 @@ pub struct SandboxSpec {
     pub writable_sys: bool,
     /// Device nodes that may be opened.
     pub devices: DevicePolicy,
-    /// Bytes of `/dev/shm`.
-    pub shm_size: u64,
+    /// Bytes of `/dev/shm`; without a size there is none, unless it is the caller's.
+    pub shm_size: Option<u64>,
     /// Upper bounds.
     pub resources: Resources,
     /// The control groups.
@@ -443,7 +443,7 @@ impl SandboxSpec {
             readonly_paths: profile::readonly_paths(),
             writable_sys: false,
             devices: DevicePolicy::Standard,
-            shm_size: profile::SHM_SIZE,
+            shm_size: Some(profile::SHM_SIZE),
             resources: Resources { pids: Some(profile::PIDS), ..Resources::default() },
             group: GroupPlacement::default(),
             id_mappings: None,

@@ -96,7 +96,7 @@ pub struct RunArgs {
     /// Give all capabilities and devices, filter and mask nothing
     #[arg(long)]
     pub privileged: bool,
-    /// System V and POSIX communication, and /dev/shm: private, shareable (which nobody can share yet) or host
+    /// System V and POSIX communication, and /dev/shm: private, shareable (which nobody can share yet), none (no /dev/shm) or host
     #[arg(long, value_name = "MODE", default_value = "private")]
     pub ipc: String,
     /// Host and domain name: empty for the container's own, or host

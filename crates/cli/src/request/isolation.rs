@@ -3,7 +3,7 @@
 use super::unsupported;
 use crate::args::RunArgs;
 use anyhow::{Context, bail};
-use forge_engine::{DeviceRule, Isolation, Network};
+use forge_engine::{DeviceRule, Ipc, Isolation, Network};
 
 /// Reads the flags.
 ///
@@ -11,7 +11,7 @@ use forge_engine::{DeviceRule, Isolation, Network};
 /// A namespace that forge cannot share, or flags that exclude each other.
 pub fn isolation(args: &RunArgs) -> anyhow::Result<Isolation> {
     let isolation = Isolation {
-        host_ipc: is_host("--ipc", &args.ipc, &["", "private", "shareable"])?,
+        ipc: ipc(&args.ipc)?,
         host_uts: is_host("--uts", &args.uts, &[""])?,
         host_cgroup: is_host("--cgroupns", &args.cgroupns, &["", "private"])?,
         sysctls: args.sysctls.iter().map(|text| sysctl(text)).collect::<anyhow::Result<_>>()?,
@@ -39,6 +39,16 @@ pub fn check_network(isolation: &Isolation, network: Network) -> anyhow::Result<
     match isolation.sysctls.iter().find(of_network) {
         Some((name, _)) if network == Network::Host => bail!("sysctl {name} is not allowed with the host's network"),
         _ => Ok(()),
+    }
+}
+
+/// Nobody can share a namespace of a container yet, so that a shareable one is as good as a private one.
+fn ipc(mode: &str) -> anyhow::Result<Ipc> {
+    match mode {
+        "" | "private" | "shareable" => Ok(Ipc::Own),
+        "none" => Ok(Ipc::WithoutSharedMemory),
+        "host" => Ok(Ipc::Host),
+        mode => Err(unsupported(&format!("--ipc {mode}"))),
     }
 }
 
@@ -110,12 +120,10 @@ mod tests {
         assert_eq!(read("b").unwrap(), Isolation::default());
         assert_eq!(read("--ipc shareable --pid private --userns host --cgroupns= b").unwrap(), Isolation::default());
         let shared = read("--ipc host --uts=host --cgroupns host --oom-score-adj -5 --sysctl net.a=b=c b").unwrap();
-        assert!(shared.host_ipc && shared.host_uts && shared.host_cgroup && shared.oom_score == Some(-5));
+        assert!(shared.ipc == Ipc::Host && shared.host_uts && shared.host_cgroup && shared.oom_score == Some(-5));
         assert_eq!(shared.sysctls, [("net.a".to_owned(), "b=c".to_owned())]);
         assert!(check_network(&shared, Network::Host).is_err() && check_network(&shared, Network::None).is_ok());
-        for line in
-            ["--ipc container:x", "--ipc none", "--pid host", "--pid container:x", "--userns keep-id", "--uts x"]
-        {
+        for line in ["--ipc container:x", "--ipc x", "--pid host", "--pid container:x", "--userns keep-id", "--uts x"] {
             let error = read(&format!("{line} b")).unwrap_err();
             assert_eq!(error, format!("{line} is not supported by this version of forge"));
         }

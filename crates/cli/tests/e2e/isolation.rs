@@ -76,6 +76,13 @@ fn namespaces(forge: &dyn Fn(&[&str]) -> Outcome) {
     assert!(shared[4..].contains(&name), "{shared:?}");
     assert!(own[..3].iter().zip(&host).all(|(own, host)| own != host), "{own:?}");
     assert_eq!(own[3..], ["box"]);
+    let without = forge(&["run", "--rm", "-q", "--ipc", "none", "busybox", "readlink", "/proc/self/ns/ipc"]);
+    assert!(without.code == 0 && without.stdout.trim() != host[0], "{without:?}");
+    let memory =
+        |mode: &str| forge(&["run", "--rm", "-q", "--ipc", mode, "busybox", "ls", "-d", "/dev/shm", "/dev/mqueue"]);
+    // Meant to fail with a folder left in the place of the file system.
+    assert_eq!((memory("none").stdout.as_str(), memory("none").code), ("/dev/mqueue\n", 1));
+    assert_eq!(memory("shareable").stdout, "/dev/mqueue\n/dev/shm\n");
 }
 
 #[test]

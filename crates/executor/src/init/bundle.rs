@@ -99,19 +99,22 @@ fn mounts(spec: &SandboxSpec, around: &Surroundings<'_>) -> Value {
     if around.rights.has_group(TERMINAL_GROUP) {
         terminals.push(&group);
     }
-    let memory = match spec.shared.ipc {
-        true => {
-            json!({ "destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": with(&["rbind"]) })
+    let memory = match (spec.shared.ipc, spec.shm_size) {
+        (true, _) => Some(
+            json!({ "destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": with(&["rbind"]) }),
+        ),
+        (false, Some(size)) => {
+            Some(mount("tmpfs", "/dev/shm", [with(&["mode=1777"]), vec![format!("size={size}")]].concat()))
         }
-        false => mount("tmpfs", "/dev/shm", [with(&["mode=1777"]), vec![format!("size={}", spec.shm_size)]].concat()),
+        (false, None) => None,
     };
     let mut all = vec![
         mount("proc", "/proc", with(&[])),
         mount("tmpfs", "/dev", ["nosuid", "strictatime", "mode=755", "size=65536k"].map(String::from).to_vec()),
         mount("devpts", "/dev/pts", terminals.into_iter().map(String::from).collect()),
-        memory,
         mount("mqueue", "/dev/mqueue", with(&[])),
     ];
+    all.extend(memory);
     // As for containers of our own: whoever shares a network without being its root gets the host's.
     all.push(match spec.network != NetworkMode::Host || around.rights.trusted {
         true => mount("sysfs", "/sys", with(kernel)),
@@ -162,10 +165,21 @@ fn rlimit(limit: &Rlimit, around: &Surroundings<'_>) -> Value {
 
 fn resources(spec: &SandboxSpec, limited: bool) -> Value {
     let mut all = json!({ "devices": devices(spec.devices) });
-    if let (true, Value::Object(bounds)) = (limited, bounds(&spec.resources)) {
+    if let (true, Value::Object(bounds)) = (limited, bounds(&own_bounds(spec))) {
         bounds.into_iter().for_each(|(name, bound)| all[name] = bound);
     }
     all
+}
+
+/// The sets of processors and memory nodes of several containers are those of each one of them that has none: a set is not made
+/// smaller while a group below has more.
+fn own_bounds(spec: &SandboxSpec) -> Resources {
+    let mut own = spec.resources.clone();
+    if let Some(shared) = &spec.group.shared {
+        own.cpuset_cpus = own.cpuset_cpus.or_else(|| shared.resources.cpuset_cpus.clone());
+        own.cpuset_mems = own.cpuset_mems.or_else(|| shared.resources.cpuset_mems.clone());
+    }
+    own
 }
 
 fn bounds(resources: &Resources) -> Value {

@@ -16,6 +16,7 @@
 use super::device_program;
 use super::limits::{self, CONTROLLERS, Interface, Level, settings};
 use super::rights::Rights;
+use super::shared_group;
 use super::unified::{Unified, own_path, unified_hierarchy};
 use crate::message::{Failure, GroupPaths};
 use crate::{DeviceKind, DeviceNode, DevicePolicy, GroupPlacement, Resources};
@@ -383,7 +384,7 @@ impl Wish<'_> {
             _ => None,
         });
         let shared = self.placement.shared.as_ref().map(|shared| Level {
-            name: format!("{GROUP_PREFIX}{}", shared.id).into(),
+            name: shared_group::name(shared).into(),
             settings: of(&shared.resources),
             kept: false,
         });
@@ -431,7 +432,7 @@ pub(super) fn is_closed(error: &io::Error) -> bool {
     matches!(error.kind(), NotFound | PermissionDenied | ReadOnlyFilesystem | ResourceBusy | Unsupported)
 }
 
-fn failure(error: &io::Error) -> Failure {
+pub(super) fn failure(error: &io::Error) -> Failure {
     Failure::InvalidSpec { reason: error.to_string() }
 }
 

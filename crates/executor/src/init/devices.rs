@@ -9,8 +9,8 @@ use super::rights::Rights;
 use crate::message::{Doing, Failure};
 use crate::{NetworkMode, SandboxSpec};
 use rustix::fs::{
-    CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fstat, fstatfs, major, makedev, minor, mkdirat,
-    mknodat, openat, symlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fstat, fstatfs, major, makedev, minor,
+    mkdirat, mknodat, openat, symlinkat, unlinkat,
 };
 use rustix::io::{Errno, Result as SysResult};
 use rustix::mount::MountAttrFlags;
@@ -246,15 +246,19 @@ impl Devices {
             Some(made) => made,
             None => new_terminals(system.terminal_group)?,
         };
-        let own;
-        let [shared_memory, queues] = match &system.communication {
-            Some(host) => host,
+        let (own_memory, own_queues);
+        let (shared_memory, queues) = match &system.communication {
+            Some([memory, queues]) => (Some(memory), queues),
             None => {
-                own = own_communication(spec.shm_size, early)?;
-                &own
+                (own_memory, own_queues) = own_communication(spec.shm_size, early)?;
+                (own_memory.as_ref(), &own_queues)
             }
         };
-        for (name, mount) in [("pts", &terminals), ("shm", shared_memory), ("mqueue", queues)] {
+        if shared_memory.is_none() {
+            unlinkat(&directory, "shm", AtFlags::REMOVEDIR).doing(|| "remove /dev/shm".into())?;
+        }
+        let shared_memory = shared_memory.map(|memory| ("shm", memory));
+        for (name, mount) in [("pts", &terminals), ("mqueue", queues)].into_iter().chain(shared_memory) {
             let flags = OFlags::PATH | OFlags::CLOEXEC;
             openat(&directory, name, flags, Mode::empty())
                 .and_then(|point| attach(mount.as_fd(), point.as_fd()))
@@ -319,17 +323,18 @@ pub(super) fn new_terminals(with_group: bool) -> Result<OwnedFd, Failure> {
     new_filesystem("devpts", &options, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC)
 }
 
-/// `/dev/shm` and `/dev/mqueue` of the container's own IPC namespace.
-fn own_communication(size: u64, early: &mut Early) -> Result<[OwnedFd; 2], Failure> {
-    let memory = match early.take_shared_memory(size) {
-        Some(made) => made,
-        None => tmpfs(Some(&size.to_string()), 0o1777, LOCKED)?,
+/// `/dev/shm`, if it has a size, and `/dev/mqueue` of the container's own IPC namespace.
+fn own_communication(size: Option<u64>, early: &mut Early) -> Result<(Option<OwnedFd>, OwnedFd), Failure> {
+    let memory = match (size, size.and_then(|size| early.take_shared_memory(size))) {
+        (None, _) => None,
+        (Some(_), Some(made)) => Some(made),
+        (Some(size), None) => Some(tmpfs(Some(&size.to_string()), 0o1777, LOCKED)?),
     };
     let queues = match early.queues.take() {
         Some(made) => made,
         None => queues()?,
     };
-    Ok([memory, queues])
+    Ok((memory, queues))
 }
 
 /// A `/dev` that is attached nowhere; the nodes are of that kind, files being places to bind them on.
@@ -365,7 +370,7 @@ fn open_null(directory: &OwnedFd) -> Result<OwnedFd, Failure> {
 
 /// Makes a terminal the user's and the session's.
 pub(super) fn adopt_terminal(terminal: &OwnedFd, uid: u32) -> Result<(), Failure> {
-    chownat(terminal, "", Some(Uid::from_raw(uid)), None::<Gid>, rustix::fs::AtFlags::EMPTY_PATH)
+    chownat(terminal, "", Some(Uid::from_raw(uid)), None::<Gid>, AtFlags::EMPTY_PATH)
         .and_then(|()| ioctl_tiocsctty(terminal))
         .doing(|| "take the terminal over".into())
 }

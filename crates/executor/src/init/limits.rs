@@ -193,7 +193,7 @@ fn inherit_cpuset(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn write_all(path: &Path, settings: &[Setting], notices: &mut Vec<String>) -> io::Result<()> {
+pub(super) fn write_all(path: &Path, settings: &[Setting], notices: &mut Vec<String>) -> io::Result<()> {
     for Setting { controller, file, text, limit, asked } in settings {
         match std::fs::write(path.join(file), text) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.exists() => missing(limit, *asked, notices),

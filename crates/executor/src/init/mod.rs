@@ -26,6 +26,7 @@ mod room;
 mod root;
 mod server;
 mod setup;
+mod shared_group;
 mod shim;
 pub(crate) mod sys;
 mod unified;

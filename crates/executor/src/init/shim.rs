@@ -12,6 +12,7 @@ use super::memory_group::MemoryGroup;
 use super::mounts::{self, LOCKED, Prepared, Staging, attach, tmpfs};
 use super::paths::{PointKind, Root};
 use super::setup::{self, Means};
+use super::shared_group::{self, SharedGroup};
 use super::{identity, root, sys};
 use crate::message::{self, Channel, Configuration, Doing, Failure, Message};
 use crate::{DevicePolicy, SandboxSpec};
@@ -68,6 +69,10 @@ fn live(channel: &Channel, means: &Means<'_>, entered: rustix::io::Result<()>) -
     let folder = Assembly { id: &id, spec: &spec, runtime_dir: &runtime_dir, means }.write(channel)?;
     let runtime = Runtime { program, folder };
     let (first, terminal) = runtime.create(&spec, streams, descriptors)?;
+    let shared = SharedGroup::of(first.pid, &spec.group);
+    let notices = shared.limit(&spec.group).inspect_err(|_| runtime.delete())?;
+    // A caller that has gone wants no notice.
+    notices.into_iter().for_each(|notice| drop(channel.send(&Message::Notice(notice), &[])));
     if let Some(terminal) = terminal {
         // A caller that has gone is noticed when it is waited for, here and below.
         let _ = channel.send(&Message::Terminal, &[terminal.as_fd()]);
@@ -77,6 +82,7 @@ fn live(channel: &Channel, means: &Means<'_>, entered: rustix::io::Result<()>) -
     let ended = Watch { channel, signals, first: &first, runtime: &runtime }.until_the_end();
     let (group_peak_bytes, memory_kills) = first.memory.counts();
     runtime.delete();
+    shared.remove();
     if let Some(status) = ended? {
         let _ = channel.send(&Message::Ended { status, group_peak_bytes, memory_kills }, &[]);
     }
@@ -195,8 +201,9 @@ impl Assembly<'_> {
             }
             return Ok(None);
         }
-        let Some(parent) = &self.spec.group.parent else { return Ok(Some(own)) };
-        let path = parent.join(own).into_os_string().into_string();
+        let parent = self.spec.group.parent.clone().unwrap_or_default();
+        let shared = self.spec.group.shared.as_ref().map(shared_group::name);
+        let path = parent.join(shared.unwrap_or_default()).join(own).into_os_string().into_string();
         path.map(Some).map_err(|_| Failure::Unsupported { what: "a cgroup parent that is not UTF-8".into() })
     }
 }

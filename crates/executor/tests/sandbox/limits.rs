@@ -107,7 +107,7 @@ fn a96_memory_file_systems() {
     let fill = "for d in /dev/shm /dev; do dd if=/dev/zero of=$d/x bs=1M count=300 2>/dev/null; \
                 stat -c %s $d/x; rm $d/x; done";
     let mut spec = fixture.shell(fill);
-    spec.shm_size = 8 * MIB;
+    spec.shm_size = Some(8 * MIB);
     let text = run(&spec).expect("runs").success();
     assert_eq!(text, format!("{}\n{}\n", 8 * MIB, 64 * MIB));
 }

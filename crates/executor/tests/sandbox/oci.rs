@@ -3,8 +3,8 @@
 use crate::fixture::{DEADLINE, Fixture, drain, executor, id, pipe, run_on, wait};
 use crate::probe;
 use forge_executor::{
-    Container, Executor, ExecutorError, ExitStatus, Hidden, MountSource, MountSpec, NamespaceExecutor, RuntimeExecutor,
-    Stdio, StdioTarget,
+    Container, ContainerId, Executor, ExecutorError, ExitStatus, Hidden, MountSource, MountSpec, NamespaceExecutor,
+    Resources, RuntimeExecutor, SharedGroup, Stdio, StdioTarget, SwapLimit,
 };
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -20,6 +20,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("privileged_oci_terminal", terminal),
     ("privileged_oci_signals_and_kill", signals),
     ("privileged_oci_memory", memory),
+    ("privileged_oci_containers_can_share_a_limit", shared_limit),
     ("privileged_oci_leaves_nothing", leaves_nothing),
     ("privileged_oci_dropping_kills", dropping_kills),
     ("privileged_oci_a01_working_directory_in_procfs", a01_working_directory),
@@ -144,6 +145,45 @@ fn memory() {
         let ended = run_on(runtime, &spec).expect(name).status;
         assert_eq!(ended, ExitStatus::OutOfMemory { limit: 16 << 20 }, "{name}");
     }
+}
+
+/// Two containers have less together than either may have.
+///
+/// Seen to fail (both ended by themselves) without the limit set on the group of both.
+fn shared_limit() {
+    for (name, runtime) in runtimes() {
+        let id_of_both = ContainerId::new(format!("oci-shared-{name}-{}", std::process::id())).expect("id");
+        let resources = Resources { memory: Some(48 << 20), cpuset_cpus: Some("0".into()), ..Resources::default() };
+        let shared = SharedGroup { id: id_of_both.clone(), resources };
+        let script =
+            "grep Cpus_allowed_list /proc/self/status; dd if=/dev/zero of=/dev/shm/x bs=1M count=30 && sleep 2";
+        let fixtures = [Fixture::new(), Fixture::new()];
+        let spec = |fixture: &Fixture| {
+            let mut spec = fixture.shell(script);
+            spec.resources.memory = Some(40 << 20);
+            spec.resources.memory_swap = Some(SwapLimit::Total(40 << 20));
+            spec.group.shared = Some(shared.clone());
+            spec
+        };
+        let [one, other] = fixtures.each_ref().map(spec);
+        let (first, second) = std::thread::scope(|scope| {
+            let first = scope.spawn(|| run_on(runtime, &one).expect(name));
+            let second = run_on(runtime, &other).expect(name);
+            (first.join().expect("ran"), second)
+        });
+        let killed = [&first, &second].iter().filter(|ran| ran.status != ExitStatus::Exited(0)).count();
+        assert!(killed >= 1, "{name} {:?} {:?}", first.status, second.status);
+        assert!(first.stdout.contains("list:\t0\n") && second.stdout.contains("list:\t0\n"), "{}", first.stdout);
+        // One alone has enough, and nothing of the group stays.
+        assert_eq!(run_on(runtime, &spec(&Fixture::new())).expect(name).status, ExitStatus::Exited(0), "{name}");
+        assert_eq!(folders_of(id_of_both.as_str()), Vec::<PathBuf>::new(), "{name}");
+    }
+}
+
+/// Groups of that name in any hierarchy.
+fn folders_of(name: &str) -> Vec<PathBuf> {
+    let found = Command::new("find").args(["/sys/fs/cgroup", "-name", &format!("*{name}*")]).output().expect("finds");
+    String::from_utf8_lossy(&found.stdout).lines().map(PathBuf::from).collect()
 }
 
 fn groups() -> Vec<PathBuf> {
