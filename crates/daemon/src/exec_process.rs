@@ -140,10 +140,11 @@ async fn begin(bridge: &Arc<Bridge>, id: &str, init: InitMessage, answers: &Answ
         let message = format!("container {:?} previously released or not created", init.container_id);
         Status::not_found(message)
     })?;
-    let started = container.start(&init).await;
     let told = Teller { id: id.to_owned(), answers: answers.clone() };
+    // Before it is: BuildKit's client takes the messages of all processes in their order, and hangs where one whose output is for
+    // this one has ended before this one is said to have started.
     told.tell(Input::Started(StartedMessage {})).await;
-    match started {
+    match container.start(&init).await {
         Err(status) => {
             told.tell(Input::Exit(container.failed(status))).await;
             told.tell(Input::Done(DoneMessage {})).await;
