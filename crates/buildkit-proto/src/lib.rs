@@ -29,6 +29,7 @@ mod dump;
 mod encode;
 mod error;
 mod nested;
+mod places;
 #[cfg(feature = "grpc")]
 mod serving;
 
@@ -38,6 +39,7 @@ pub use dump::{StepList, dot, json_lines, step_list};
 pub use encode::{EncodeError, EncodedGraph, encode, encode_named, encode_platform, encode_source, encode_vertex};
 pub use error::DecodeError;
 pub use nested::{NestedBuild, nested_build};
+pub use places::without_empty_places;
 #[cfg(feature = "grpc")]
 pub use serving::Serving;
 

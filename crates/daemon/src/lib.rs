@@ -37,6 +37,7 @@ mod places;
 mod policy;
 mod progress;
 mod reply;
+mod resolve;
 mod resources;
 mod session;
 mod solution;

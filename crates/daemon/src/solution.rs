@@ -22,6 +22,8 @@ const CONFIG: &str = "containerimage.config";
 /// The same for one platform, whose key follows.
 const CONFIG_OF: &str = "containerimage.config/";
 const PLATFORMS: &str = "refs.platforms";
+/// A time for everything in the image; for one platform its key follows.
+const EPOCH: &str = "source.date.epoch";
 
 impl Solution {
     /// Runs what all results need.
@@ -84,15 +86,24 @@ impl Solution {
     /// What a client says a result is.
     pub(crate) fn of_metadata(results: Results, metadata: HashMap<String, Vec<u8>>) -> Result<Self, Status> {
         let platforms = platforms(&metadata)?;
+        let names_platforms = platforms.is_some();
+        if !names_platforms {
+            check_alone(&metadata)?;
+        }
         let image = |key: Option<&str>, platform: Platform, result: Option<Found>| {
             let name = key.map_or_else(|| CONFIG.to_owned(), |key| format!("{CONFIG}/{key}"));
-            let config = config(&metadata, &name, &platform)?;
+            let mut config = config(&metadata, &name, &platform)?;
+            if names_platforms && (config.os.is_empty() || config.architecture.is_empty()) {
+                // Whoever names the platforms need not say it again.
+                (config.os, config.architecture) = (platform.os.clone(), platform.architecture.clone());
+            }
             let (result, invocation) = match result {
                 Some(Found { result, invocation }) => (Some(result), invocation),
                 None => (None, None),
             };
             let mut image = JobImage::new(platform, result, config);
             image.invocation = invocation;
+            image.source_date_epoch = epoch(&metadata, key)?;
             Ok::<_, Status>(image)
         };
         let (images, is_map) = match results {
@@ -109,6 +120,9 @@ impl Solution {
                 };
                 let mut images = Vec::new();
                 for (key, platform) in platforms {
+                    if images.iter().any(|image: &JobImage| platform_key(&image.platform) == platform_key(&platform)) {
+                        continue;
+                    }
                     let Some(result) = results.remove(&key) else {
                         return Err(Status::unknown(format!("failed to find ref for ID {key}")));
                     };
@@ -195,19 +209,33 @@ fn platforms(metadata: &HashMap<String, Vec<u8>>) -> Result<Option<Vec<(String, 
     listed.iter().map(read).collect::<Result<Vec<_>, _>>().map(Some)
 }
 
+/// A config that stands for the platform, too, has all of it or nothing.
+fn check_alone(metadata: &HashMap<String, Vec<u8>>) -> Result<(), Status> {
+    let value: Option<Value> = metadata.get(CONFIG).and_then(|bytes| serde_json::from_slice(bytes).ok());
+    let says = |name: &str| value.as_ref()?.get(name)?.as_str().filter(|text| !text.is_empty()).map(drop);
+    match says("os") == says("architecture") {
+        true => Ok(()),
+        false => Err(Status::unknown("invalid image config: os and architecture must be specified together")),
+    }
+}
+
+/// The time that the front end found, for one platform or for all.
+fn epoch(metadata: &HashMap<String, Vec<u8>>, key: Option<&str>) -> Result<Option<i64>, Status> {
+    let of_platform = key.and_then(|key| metadata.get(&format!("{EPOCH}/{key}")));
+    let Some(bytes) = of_platform.or_else(|| metadata.get(EPOCH)).filter(|bytes| !bytes.is_empty()) else {
+        return Ok(None);
+    };
+    let text = String::from_utf8_lossy(bytes);
+    let invalid = |_| Status::unknown(format!("invalid SOURCE_DATE_EPOCH from frontend: {text:.100?}"));
+    text.parse().map(Some).map_err(invalid)
+}
+
 fn config(metadata: &HashMap<String, Vec<u8>>, name: &str, platform: &Platform) -> Result<ImageConfig, Status> {
     let Some(bytes) = metadata.get(name).or_else(|| metadata.get(CONFIG)).filter(|bytes| !bytes.is_empty()) else {
         return Ok(Job::default_config(platform));
     };
     if bytes.as_slice() == b"null" {
         return Err(Status::unknown("invalid null image config for export"));
-    }
-    let says = |name: &str| {
-        let value: Option<Value> = serde_json::from_slice(bytes).ok();
-        value.is_some_and(|value| value.get(name).and_then(Value::as_str).is_some_and(|text| !text.is_empty()))
-    };
-    if says("os") != says("architecture") {
-        return Err(Status::unknown("invalid image config: os and architecture must be specified together"));
     }
     let config = ImageConfig::from_json(bytes);
     let mut config = config.map_err(|error| Status::unknown(format!("failed to parse image config: {error}")))?;
@@ -226,5 +254,48 @@ pub(crate) fn platform(platform: Option<&pb::Platform>) -> Platform {
         variant: some(&platform.variant),
         os_version: some(&platform.os_version),
         os_features: platform.os_features.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(results: Results, metadata: &[(&str, &str)]) -> Result<Vec<JobImage>, String> {
+        let metadata = metadata.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect();
+        let solution = Solution::of_metadata(results, metadata);
+        solution.map(|solution| solution.images).map_err(|status| status.message().to_owned())
+    }
+
+    const BOTH: &str = r#"{"Platforms":[
+        {"ID":"linux/amd64","Platform":{"os":"linux","architecture":"amd64"}},
+        {"ID":"linux/arm64","Platform":{"os":"linux","architecture":"arm64"}},
+        {"ID":"linux/amd64","Platform":{"os":"linux","architecture":"amd64"}}]}"#;
+
+    #[test]
+    fn front_ends_say_for_what_platforms_their_results_are() {
+        let both = || Results::ByKey(["linux/amd64", "linux/arm64"].map(|key| (key.to_owned(), None)).into());
+        let told = [
+            (PLATFORMS, BOTH),
+            ("source.date.epoch", "7"),
+            ("source.date.epoch/linux/arm64", "8"),
+            ("containerimage.config/linux/arm64", r#"{"architecture":"arm64"}"#),
+        ];
+        let images = of(both(), &told).unwrap();
+        // One that is named twice is one.
+        let epochs: Vec<_> = images.iter().map(|image| image.source_date_epoch).collect();
+        assert_eq!(epochs, [Some(7), Some(8)]);
+        assert_eq!((&*images[1].config.os, &*images[1].config.architecture), ("linux", "arm64"));
+        assert!(of(both(), &[]).err().unwrap().contains("missing platforms mapping"));
+    }
+
+    #[test]
+    fn a_config_that_stands_for_the_platform_has_all_of_it() {
+        let half = (CONFIG, r#"{"architecture":"arm64"}"#);
+        let refused = of(Results::One(None), &[half]).err().unwrap();
+        assert_eq!(refused, "invalid image config: os and architecture must be specified together");
+        let bad = of(Results::One(None), &[("source.date.epoch", "soon")]).err().unwrap();
+        assert_eq!(bad, "invalid SOURCE_DATE_EPOCH from frontend: \"soon\"");
+        assert_eq!(of(Results::One(None), &[("source.date.epoch", "")]).unwrap()[0].source_date_epoch, None);
     }
 }

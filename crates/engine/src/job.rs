@@ -258,6 +258,27 @@ impl Job {
         Ok(JobSource { digest: found.digest, config: found.config })
     }
 
+    /// Finds out what an image in a layout of the session is; the digest is that by which the layout has it.
+    ///
+    /// # Errors
+    /// The source is no such layout, the session has none, or nothing in it has that digest.
+    pub async fn resolve_layout(
+        &self,
+        source: &forge_buildkit_proto::pb::SourceOp,
+        platform: &Platform,
+        step: &str,
+    ) -> Result<JobSource, EngineError> {
+        let layout = match forge_buildkit_proto::decode_source(source) {
+            Ok(SourceOp::OciLayout(layout)) => layout,
+            Ok(_) => return Err(EngineError::new(ErrorKind::UserInput, "the source is no OCI layout")),
+            Err(error) => return Err(EngineError::caused(error.kind(), error)),
+        };
+        let shown = ShownStep::start(self.session().events(), step);
+        let found = self.0.images().layout(&layout.name, layout.tag.as_deref(), layout.digest.as_ref(), platform).await;
+        let found = shown.end(found)?;
+        Ok(JobSource { digest: found.root, config: found.config })
+    }
+
     /// What a registry says of an image besides its files: `None` where the name stands for no index. `statements` are the
     /// predicate types of the statements that are read.
     ///

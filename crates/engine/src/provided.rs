@@ -44,6 +44,10 @@ impl Session for ProvidedContexts {
         self.session.layout(name, digest).await
     }
 
+    fn upload(&self, address: &str) -> std::io::Result<Option<Box<dyn std::io::Read + Send>>> {
+        self.session.upload(address)
+    }
+
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
         self.session.credentials(registry).await
     }

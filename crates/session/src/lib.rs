@@ -91,6 +91,15 @@ pub trait Session: Send + Sync {
         Ok(None)
     }
 
+    /// The bytes that the session has for an address that is its own (`http://buildkit-session/…`), to be read on a thread that may
+    /// block; `None` where it has none. They may be there once only.
+    ///
+    /// # Errors
+    /// The address is none.
+    fn upload(&self, _address: &str) -> std::io::Result<Option<Box<dyn std::io::Read + Send>>> {
+        Ok(None)
+    }
+
     /// The credentials for a registry's host (with port, as in a reference); `None` means anonymous.
     ///
     /// # Errors

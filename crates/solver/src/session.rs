@@ -40,6 +40,10 @@ impl Session for BuildSession {
         self.session.layout(name, digest).await
     }
 
+    fn upload(&self, address: &str) -> std::io::Result<Option<Box<dyn std::io::Read + Send>>> {
+        self.session.upload(address)
+    }
+
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
         self.session.credentials(registry).await
     }
@@ -94,6 +98,10 @@ impl StepSession {
 impl Session for StepSession {
     fn context(&self, name: &str) -> Option<Arc<dyn Context>> {
         self.build.context(name)
+    }
+
+    fn upload(&self, address: &str) -> std::io::Result<Option<Box<dyn std::io::Read + Send>>> {
+        self.build.upload(address)
     }
 
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {

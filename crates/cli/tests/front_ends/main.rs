@@ -102,6 +102,15 @@ fn builds() {
     assert!(built.stderr.contains("[1/1] COPY a /made") && built.stderr.contains("CACHED"), "{}", built.stderr);
     let inspected = forge.ok(&["inspect", "made:1"]).stdout;
     assert!(inspected.contains(&fs::read_to_string(forge.path("id")).unwrap()), "{inspected}");
+    // Provenance lists it among what the result was made of.
+    forge.ok(&["build", "--provenance", "true", "-o", "said", &context]);
+    let said = fs::read_to_string(forge.path("said/provenance.json")).unwrap();
+    assert!(said.contains("/team/front@1?platform="), "{said}");
+    // An image in a layout of this machine is no other one for it.
+    let plain = forge.context("plain", &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]);
+    forge.ok(&["build", "-t", "base:1", "-o", "type=oci,dest=layout,tar=false", &plain]);
+    let base = format!("base=oci-layout://{}:1", forge.path("layout").display());
+    forge.ok(&["build", "--build-context", &base, "--build-arg", "what=layout", "-o", "out", &context]);
     // What it says of a failure is said here.
     let failed = forge.fails(1, &["build", "--build-arg", "what=fail", &context]);
     assert!(failed.stderr.contains("said no"), "{}", failed.stderr);
@@ -134,6 +143,9 @@ fn from_elsewhere() {
     let built = forge.with_input(&["build", "-o", "out", "-"], &archive);
     assert_eq!(built.code, 0, "{}", built.stderr);
     assert_eq!(fs::read_to_string(forge.path("out/made")).unwrap(), "text");
+    // It reads the archive itself, to find out what it is.
+    let built = forge.with_input(&["build", "--build-arg", "what=upload", "-o", "read", "-"], &archive);
+    assert!(built.code == 0 && forge.path("read/made").exists(), "{}", built.stderr);
     let plain = forge.context("plain", &[("Dockerfile", "FROM scratch\nCOPY a /plain\n"), ("a", "text")]);
     let archive = packed(&plain);
     let built = forge.with_input(&["build", "-o", "plainly", "-"], &archive);

@@ -19,6 +19,8 @@ pub(super) struct FrontEnd {
     pub name: String,
     pub files: JobResult,
     pub config: ImageConfig,
+    /// The image that it is, where it is one.
+    pub image: Option<(Reference, Digest)>,
 }
 
 impl JobContext {
@@ -56,7 +58,7 @@ impl JobContext {
         let none = || Status::unknown(format!("front end {name}: its build has no single result"));
         let [image] = solution.images.as_slice() else { return Err(none()) };
         let files = image.result.clone().ok_or_else(none)?;
-        Ok(FrontEnd { name: format!("{name} (devel)"), files, config: image.config.clone() })
+        Ok(FrontEnd { name: format!("{name} (devel)"), files, config: image.config.clone(), image: None })
     }
 
     async fn front_end_of_input(
@@ -70,7 +72,7 @@ impl JobContext {
         let files = self.files_of(&name, definition).await?;
         let config = input_config(&request.options, &name)?;
         let config = config.map_or_else(|| Job::default_config(&Platform::host()), |config| *config);
-        Ok(FrontEnd { name, files, config })
+        Ok(FrontEnd { name, files, config, image: None })
     }
 
     async fn front_end_of_image(&self, name: String, image: &str) -> Result<FrontEnd, Status> {
@@ -86,7 +88,7 @@ impl JobContext {
         let found = self.job.resolve_image(&reference, &Platform::host(), ResolveMode::PreferLocal, &step).await;
         let found = found.map_err(|error| reply::status(&error))?;
         let files = self.files_of(&name, &image_definition(&reference, &found.digest)).await?;
-        Ok(FrontEnd { name, files, config: found.config })
+        Ok(FrontEnd { name, files, config: found.config, image: Some((reference, found.digest)) })
     }
 
     async fn files_of(&self, name: &str, definition: &pb::Definition) -> Result<JobResult, Status> {

@@ -66,7 +66,10 @@ impl JobContext {
         match (bridge.returned(), ran) {
             (Some(Err(status)), _) => Err(status),
             (_, Err(status)) => Err(status),
-            (Some(Ok(solution)), Ok(())) => Ok(solution),
+            (Some(Ok(mut solution)), Ok(())) => {
+                solution.images.iter_mut().for_each(|image| image.front_ends.extend(front_end.image.clone()));
+                Ok(solution)
+            }
             (None, Ok(())) => {
                 Err(Status::unknown(format!("front end {}: no result for incomplete build", front_end.name)))
             }

@@ -1,7 +1,7 @@
 //! A client as a build sees it.
 
 use super::files::{Held, Incoming, SessionFiles, Wanted};
-use super::{ClientSession, agent, content};
+use super::{ClientSession, agent, content, upload};
 use async_trait::async_trait;
 use forge_buildkit_proto::moby::buildkit::secrets::v1::GetSecretRequest;
 use forge_buildkit_proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
@@ -198,6 +198,12 @@ impl Session for RemoteSession {
         let path = folder.path().to_owned();
         layouts.insert(key, folder);
         Ok(Some(path))
+    }
+
+    fn upload(&self, address: &str) -> io::Result<Option<Box<dyn io::Read + Send>>> {
+        let Some(client) = &self.client else { return Ok(None) };
+        let opened = upload::open(client, address);
+        opened.map(|stream| Some(Box::new(stream) as _)).map_err(|status| io::Error::other(status.message().to_owned()))
     }
 
     async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {

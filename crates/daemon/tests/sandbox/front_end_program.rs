@@ -5,7 +5,9 @@ use forge_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_client::LlbBr
 use forge_buildkit_proto::moby::buildkit::v1::frontend::{
     self as wire, InputsRequest, PingRequest, ReadFileRequest, ReturnRequest, SolveRequest, result,
 };
+use forge_buildkit_proto::pb;
 use hyper_util::rt::TokioIo;
+use prost::Message;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -105,10 +107,46 @@ async fn answer() -> i32 {
             let result = wire::Result { metadata, ..wire::Result::default() };
             ReturnRequest { result: Some(result), ..ReturnRequest::default() }
         }
+        Some("layout") => {
+            let image = of_layout(&mut bridge, &option("context:base").unwrap()).await;
+            assert!(image.digest.starts_with("sha256:") && !image.config.is_empty(), "{image:?}");
+            built(&mut bridge).await
+        }
+        Some("upload") => {
+            assert!(uploaded(&mut bridge, &option("context").unwrap()).await.len() > 1024);
+            built(&mut bridge).await
+        }
         _ => built(&mut bridge).await,
     };
     bridge.r#return(returned).await.unwrap();
     0
+}
+
+/// What BuildKit's front end asks of a named context that is a layout of the client.
+async fn of_layout(bridge: &mut LlbBridgeClient<Channel>, context: &str) -> wire::ResolveSourceImageResponse {
+    let (store, digest) = context.strip_prefix("oci-layout://").unwrap().split_once('@').unwrap();
+    let identifier = format!("oci-layout://docker.io/library/base@{digest}");
+    let session = std::env::var("BUILDKIT_SESSION_ID").unwrap();
+    let attrs = [("oci.store", store), ("oci.session", &session)];
+    let attrs = attrs.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let source = Some(pb::SourceOp { identifier, attrs });
+    let asked = wire::ResolveSourceMetaRequest { source, ..wire::ResolveSourceMetaRequest::default() };
+    bridge.resolve_source_meta(asked).await.unwrap().into_inner().image.unwrap()
+}
+
+/// A context that is a stream, as it reads it to find out what it is.
+async fn uploaded(bridge: &mut LlbBridgeClient<Channel>, context: &str) -> Vec<u8> {
+    let attrs = [("http.filename".to_owned(), "context".to_owned())].into();
+    let op = pb::op::Op::Source(pb::SourceOp { identifier: context.to_owned(), attrs });
+    let op = pb::Op { op: Some(op), ..pb::Op::default() }.encode_to_vec();
+    let digest = forge_image::Digest::sha256(&op).to_string();
+    let goal = pb::Op { inputs: vec![pb::Input { digest, index: 0 }], ..pb::Op::default() };
+    let definition = pb::Definition { def: vec![op, goal.encode_to_vec()], ..pb::Definition::default() };
+    let asked = SolveRequest { definition: Some(definition), allow_result_return: true, ..SolveRequest::default() };
+    let result = bridge.solve(asked).await.unwrap().into_inner().result.unwrap();
+    let Some(result::Result::RefDeprecated(id)) = result.result else { panic!("{result:?}") };
+    let read = ReadFileRequest { r#ref: id, file_path: "/context".into(), ..ReadFileRequest::default() };
+    bridge.read_file(read).await.unwrap().into_inner().data
 }
 
 async fn built(bridge: &mut LlbBridgeClient<Channel>) -> ReturnRequest {

@@ -10,6 +10,7 @@ use crate::job::{DOCKERFILE_CONTEXT, Job, JobImage, JobResult};
 use crate::{BuildContext, DockerfileSource, EngineError, NamedContext, Network};
 use forge_buildkit_proto::SourceFile;
 use forge_exporter::{Attestation, Predicate, SPDX};
+use forge_image::{Digest, Reference};
 use forge_llb::{Graph, Op, SourceOp};
 use forge_solver::Solved;
 use forge_store::LayerId;
@@ -23,6 +24,8 @@ pub(crate) struct Made<'a> {
     pub files: Vec<SourceFile>,
     pub origin: FileOrigin,
     pub invocation: Invocation,
+    /// The images that made it as front ends.
+    pub front_ends: Vec<(Reference, Digest)>,
 }
 
 impl Build {
@@ -33,7 +36,8 @@ impl Build {
         environment: &Map<String, Value>,
         made: Made<'_>,
     ) -> Result<Attestation, EngineError> {
-        let materials = self.materials(made.graph).await?;
+        let mut materials = self.materials(made.graph).await?;
+        materials.add_front_ends(made.front_ends);
         let steps = match request.mode {
             ProvenanceMode::Min => None,
             ProvenanceMode::Max => {
@@ -125,7 +129,8 @@ impl Job {
         let solved = self.solved(result).await?;
         let invocation = image.invocation.as_deref().cloned().unwrap_or_default();
         let (files, origin) = result.files();
-        let made = Made { graph: result.graph(), solved, files, origin, invocation };
+        let front_ends = image.front_ends.clone();
+        let made = Made { graph: result.graph(), solved, files, origin, invocation, front_ends };
         result.build().provenance(request, environment, made).await
     }
 }
@@ -160,7 +165,7 @@ impl Build {
                     false => (vec![dockerfile(text)], self.file_origin()),
                 };
                 let (graph, solved, invocation) = (&result.lowered.graph, &result.solved, self.invocation(text));
-                let made = Made { graph, solved, files, origin, invocation };
+                let made = Made { graph, solved, files, origin, invocation, front_ends: Vec::new() };
                 said.push(self.provenance(request, &attest.environment, made).await?);
             }
             result.said = said;

@@ -69,6 +69,13 @@ impl Materials {
         self.http.get(url).map(|digest| json!({ digest.algorithm(): digest.hex() }))
     }
 
+    /// Adds the images that front ends are. They run here.
+    pub(crate) fn add_front_ends(&mut self, images: Vec<(Reference, Digest)>) {
+        for (reference, digest) in images {
+            self.add_image(reference, Some(Platform::host()), digest, false);
+        }
+    }
+
     fn add_image(&mut self, name: Reference, platform: Option<Platform>, digest: Digest, is_local: bool) {
         self.images.entry((name, platform)).or_insert(Image { digest, is_local });
     }

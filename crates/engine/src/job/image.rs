@@ -6,7 +6,7 @@ use crate::build::Build;
 use crate::dockerfile::DockerfileText;
 use forge_exporter::{Attestation, MissingHistory};
 use forge_frontend::LoweredImage;
-use forge_image::{ImageConfig, Platform};
+use forge_image::{Digest, ImageConfig, Platform, Reference};
 use std::sync::Arc;
 use tokio::sync::OnceCell;
 
@@ -25,6 +25,8 @@ pub struct JobImage {
     pub given: Vec<GivenAttestation>,
     /// What was asked of the front end that it comes from.
     pub invocation: Option<Arc<Invocation>>,
+    /// The images that made it as front ends.
+    pub front_ends: Vec<(Reference, Digest)>,
     /// What is said of it: what [`Job::attest`] made.
     pub said: Vec<Attestation>,
     /// Folders besides it that scanners are shown, by name.
@@ -43,6 +45,7 @@ impl JobImage {
             source_date_epoch: None,
             given: Vec::new(),
             invocation: None,
+            front_ends: Vec::new(),
             said: Vec::new(),
             scanned: Extras::new(),
             missing_history: MissingHistory::Uppermost,

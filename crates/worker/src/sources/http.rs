@@ -7,7 +7,7 @@ use super::{Asked, ReadObjects, Source, SourceFacts, SourceState, Sources, auth,
 use crate::error::WorkError;
 use async_trait::async_trait;
 use forge_cache::{Download, DownloadKey, ResultRef};
-use forge_image::Digest;
+use forge_image::{Digest, Hasher};
 use forge_llb::HttpSource;
 use forge_registry::{ContentHash, TransferContext, WebAnswer, WebError, WebFile, WebRequest, http_date};
 use forge_session::Redacted;
@@ -15,12 +15,19 @@ use forge_solver::CacheMap;
 use forge_store::ScratchDir;
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What ADD gives a download.
 const DEFAULT_MODE: u32 = 0o600;
+
+/// Where clients of BuildKit's say that streams of theirs are.
+const UPLOADS: &str = "http://buildkit-session/";
+
+/// Bytes that are read at once of such a stream.
+const PIECE: usize = 256 << 10;
 
 /// What was found in this build, by what was asked for.
 pub(super) type Downloads = Mutex<HashMap<DownloadKey, Arc<Found>>>;
@@ -133,6 +140,9 @@ impl Http<'_> {
         if let Some(found) = self.found(&key) {
             return Ok(found);
         }
+        if self.op.url.starts_with(UPLOADS) {
+            return Ok(self.keep(key, self.uploaded(asked).await?));
+        }
         let known = self.known(&key).await?;
         let request = WebRequest {
             etag: known.as_ref().and_then(|known| known.etag.clone()),
@@ -146,6 +156,39 @@ impl Http<'_> {
         };
         self.remember(&key, &found.what).await?;
         Ok(self.keep(key, found))
+    }
+
+    /// Takes what the session itself has for the address: no server is asked.
+    async fn uploaded(&self, asked: &Asked<'_>) -> Result<Found, WorkError> {
+        let shown = self.shown();
+        let filename = self.name(None, &self.op.url)?;
+        let failed = move |source| RemoteError::Read { what: shown.clone(), source };
+        let absent = || std::io::Error::new(std::io::ErrorKind::NotFound, "the session has no such stream");
+        let opened = asked.session.upload(&self.op.url).map_err(&failed)?;
+        let mut stream = opened.ok_or_else(absent).map_err(&failed)?;
+        let store = self.sources.store.clone();
+        let taking = move || -> Result<(Body, Digest, u64), WorkError> {
+            let folder = store.scratch("download")?;
+            let path = folder.path().join("file");
+            let mut take = || -> std::io::Result<(Digest, u64)> {
+                let (mut out, mut hasher, mut size) = (File::create_new(&path)?, Hasher::new(), 0);
+                let mut buffer = vec![0; PIECE];
+                loop {
+                    let count = stream.read(&mut buffer)?;
+                    if count == 0 {
+                        return Ok((hasher.finish(), size));
+                    }
+                    hasher.update(&buffer[..count]);
+                    out.write_all(&buffer[..count])?;
+                    size += count as u64;
+                }
+            };
+            let (digest, size) = take().map_err(failed)?;
+            Ok((Body { path, _folder: folder }, digest, size))
+        };
+        let (body, digest, size) = tokio::task::spawn_blocking(taking).await??;
+        let what = Download { etag: None, last_modified: None, digest, size, filename, mtime: None };
+        Ok(Found { what, body: Mutex::new(Some(body)) })
     }
 
     /// The file with its bytes: those that came when it was pinned, or the ones that it was pinned to.
@@ -179,6 +222,16 @@ impl Http<'_> {
     }
 
     async fn fetch(&self, expected: &Digest, asked: &Asked<'_>) -> Result<Found, WorkError> {
+        if self.op.url.starts_with(UPLOADS) {
+            let found = self.uploaded(asked).await?;
+            return match found.what.digest == *expected {
+                true => Ok(found),
+                false => {
+                    let (url, expected, found) = (self.shown(), expected.clone(), found.what.digest);
+                    Err(RemoteError::Mismatch { url, expected, found }.into())
+                }
+            };
+        }
         let request = self.request(self.authorization(asked).await?);
         match self.ask(&request, asked).await? {
             WebAnswer::File(file) => self.receive(*file, Some(expected), asked).await,
