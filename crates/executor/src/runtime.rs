@@ -42,9 +42,6 @@ impl Executor for RuntimeExecutor {
 /// Refuses what a bundle has no words for.
 fn check(spec: &SandboxSpec) -> Result<(), ExecutorError> {
     let unsupported = |what: &str| Err(ExecutorError::Unsupported { what: format!("{what} with an OCI runtime") });
-    if spec.process.reaper {
-        return unsupported("an init of forge's (--init)");
-    }
     if !spec.domain.is_empty() {
         return unsupported("a domain name (--domainname)");
     }

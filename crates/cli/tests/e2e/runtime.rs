@@ -29,12 +29,28 @@ fn privileged_oci_runtimes_build_and_run() {
         let code = |words: &[&str]| forge.forge(&[&["run", "--rm", "--runtime", name, "busybox"], words].concat()).code;
         assert_eq!((code(&["true"]), code(&["sh", "-c", "exit 42"])), (0, 42), "{name}");
         assert_eq!((code(&["/etc/passwd"]), code(&["nosuch"])), (126, 127), "{name}");
+        let init = [
+            "run",
+            "--rm",
+            "--init",
+            "--user",
+            "7",
+            "--runtime",
+            name,
+            "busybox",
+            "sh",
+            "-c",
+            "cat /proc/1/comm; exit 5",
+        ];
+        let ran = forge.forge(&init);
+        assert_eq!((ran.stdout.as_str(), ran.code), ("forge-init\n", 5), "{name} {}", ran.stderr);
         assert_eq!(code(&["sh", "-c", "kill -9 $$"]), code(&["sh", "-c", "kill -9 $$; exit 0"]), "{name}");
     }
     let missing = forge.fails(125, &["run", "--rm", "--oci-runtime", "nosuch", "busybox", "true"]);
     assert!(missing.stderr.contains("--oci-runtime nosuch: there is no such program"), "{}", missing.stderr);
-    let refused = forge.forge(&["run", "--rm", "--init", "--oci-runtime", "/bin/false", "busybox", "true"]);
-    assert!(refused.code == 125 && refused.stderr.contains("--init"), "{}", refused.stderr);
+    let domain = ["run", "--rm", "--domainname", "x", "--oci-runtime", "/bin/false", "busybox", "true"];
+    let refused = forge.forge(&domain);
+    assert!(refused.code == 125 && refused.stderr.contains("--domainname"), "{}", refused.stderr);
     let broken = forge.forge(&["run", "--rm", "--oci-runtime", "/bin/false", "busybox", "true"]);
     assert!(broken.code == 125 && broken.stderr.contains("/bin/false cannot run the container"), "{}", broken.stderr);
 }

@@ -2,12 +2,14 @@
 
 use super::device_program::ALLOWED;
 use super::rights::Rights;
+use super::runtime_init;
 use crate::message::Failure;
 use crate::{
     Capabilities, CpuQuota, DeviceKind, DevicePolicy, Hidden, NetworkMode, ProcessSpec, Resources, Rlimit, SandboxSpec,
     Seccomp, SeccompAction, SeccompComparison, SeccompProfile, SeccompRule, SharedNamespaces, SwapLimit, seccomp,
 };
 use serde_json::{Value, json};
+use std::ffi::CStr;
 use std::path::Path;
 
 /// The version of the specification that is written.
@@ -19,6 +21,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) root: &'a Path,
     /// What lies below `/dev`, where the runtime mounts a file system of its own: source and target.
     pub(super) devices: &'a [(String, String)],
+    /// With an init: where it finds the program.
+    pub(super) initialised: Option<&'a CStr>,
     /// The group for the container; without one there are no limits.
     pub(super) group: Option<String>,
     /// What the shim itself may do.
@@ -135,7 +139,9 @@ fn process(process: &ProcessSpec, around: &Surroundings<'_>) -> Result<Value, Fa
     let granted = process.capabilities.intersection(around.held);
     let effective = if process.user.uid == 0 { granted } else { Capabilities::NONE };
     let names = |set: Capabilities| set.names().collect::<Vec<_>>();
-    let args = process.args.iter().map(|one| text(one.as_encoded_bytes())).collect::<Result<Vec<_>, _>>()?;
+    let init = around.initialised.map(|program| [runtime_init::PATH.as_bytes(), program.to_bytes()]);
+    let args = init.into_iter().flatten().chain(process.args.iter().map(|one| one.as_encoded_bytes()));
+    let args = args.map(text).collect::<Result<Vec<_>, _>>()?;
     let user = &process.user;
     Ok(json!({
         "terminal": process.terminal,

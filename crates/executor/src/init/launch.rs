@@ -47,25 +47,25 @@ pub(super) fn make_directory(root: &Root, process: &ProcessSpec) -> Result<Owned
     Ok(directory)
 }
 
-/// Looks for the program as execve(2) would, to tell what is missing from what is no program. What only a runtime's own mounts
-/// would show is left to the runtime.
-pub(super) fn find(root: &Root, process: &ProcessSpec) -> Result<(), Failure> {
+/// Looks for the program as execve(2) would, to tell what is missing from what is no program; gives its path. What only a
+/// runtime's own mounts would show is left to the runtime.
+pub(super) fn find(root: &Root, process: &ProcessSpec) -> Result<CString, Failure> {
     let program = Program::new(process)?;
     let mut refusal = None;
     for candidate in &program.candidates {
         let path = process.cwd.join(OsStr::from_bytes(candidate.as_bytes()));
         let unseen = ["/proc", "/sys", "/dev"].iter().any(|folder| path.starts_with(folder));
         match root.open(&path).and_then(fstat) {
-            _ if unseen => return Ok(()),
+            _ if unseen => return Ok(candidate.clone()),
             Err(Errno::NOENT | Errno::NOTDIR) => {}
             Ok(stat) => {
                 let file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
                 if file && stat.st_mode & 0o111 != 0 {
-                    return Ok(());
+                    return Ok(candidate.clone());
                 }
                 refusal = refusal.or(Some(Errno::ACCESS));
             }
-            Err(_) => return Ok(()),
+            Err(_) => return Ok(candidate.clone()),
         }
     }
     match refusal {

@@ -24,6 +24,7 @@ mod reaper;
 mod rights;
 mod room;
 mod root;
+mod runtime_init;
 mod server;
 mod setup;
 mod shared_group;

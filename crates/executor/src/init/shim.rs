@@ -13,7 +13,7 @@ use super::mounts::{self, LOCKED, Prepared, Staging, attach, tmpfs};
 use super::paths::{PointKind, Root};
 use super::setup::{self, Means};
 use super::shared_group::{self, SharedGroup};
-use super::{identity, root, sys};
+use super::{identity, root, runtime_init, sys};
 use crate::message::{self, Channel, Configuration, Doing, Failure, Message};
 use crate::{DevicePolicy, SandboxSpec};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -144,11 +144,16 @@ impl Assembly<'_> {
         setup::announce(stubs, spec.stubs, channel);
         furnished?;
         launch::make_directory(&root, &spec.process)?;
-        launch::find(&root, &spec.process)?;
+        let program = launch::find(&root, &spec.process)?;
         let devices = devices.iter().enumerate().map(|(number, device)| place(device, number, &folder));
+        let mut devices = devices.collect::<Result<Vec<_>, _>>()?;
+        if spec.process.reaper {
+            devices.push(place_init(&folder)?);
+        }
         let around = Surroundings {
             root: &runtime_dir.join(root::layout::ROOT),
-            devices: &devices.collect::<Result<Vec<_>, _>>()?,
+            devices: &devices,
+            initialised: spec.process.reaper.then_some(&*program),
             group: self.group(channel)?,
             held: sys::permitted().doing(|| "read capabilities".into())?,
             rights: means.rights,
@@ -216,6 +221,23 @@ fn place(device: &Prepared<'_>, number: usize, folder: &Path) -> Result<(String,
     let source = folder.join(&name).into_os_string().into_string().map_err(|_| unsupported())?;
     let target = device.target().to_str().ok_or_else(unsupported)?;
     Ok((source, target.to_owned()))
+}
+
+/// Puts the init where the runtime can bind it from, as [`place`] does; on memory of its own, from which programs are executed.
+fn place_init(folder: &Path) -> Result<(String, String), Failure> {
+    let point = folder.join("init");
+    let file = point.join("forge-init");
+    let memory = tmpfs(Some("64k"), 0o755, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)?;
+    std::fs::create_dir(&point).map_err(|error| system("make a folder for the init", &error))?;
+    open_folder(&point)
+        .and_then(|point| attach(memory.as_fd(), point.as_fd()))
+        .doing(|| "mount memory for the init".into())?;
+    written(&file, &runtime_init::program()?)?;
+    rustix::fs::chmod(&file, Mode::from_raw_mode(0o555)).doing(|| "make the init executable".into())?;
+    let source = file.into_os_string().into_string();
+    let source =
+        source.map_err(|_| Failure::Unsupported { what: "a path that is not UTF-8 with an OCI runtime".into() })?;
+    Ok((source, runtime_init::PATH.to_owned()))
 }
 
 fn written(path: &Path, bytes: &[u8]) -> Result<(), Failure> {

@@ -20,6 +20,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("privileged_oci_terminal", terminal),
     ("privileged_oci_signals_and_kill", signals),
     ("privileged_oci_memory", memory),
+    ("privileged_oci_init", init),
     ("privileged_oci_containers_can_share_a_limit", shared_limit),
     ("privileged_oci_leaves_nothing", leaves_nothing),
     ("privileged_oci_dropping_kills", dropping_kills),
@@ -144,6 +145,37 @@ fn memory() {
         spec.resources.memory = Some(16 << 20);
         let ended = run_on(runtime, &spec).expect(name).status;
         assert_eq!(ended, ExitStatus::OutOfMemory { limit: 16 << 20 }, "{name}");
+    }
+}
+
+/// The first process is forge's, in a container that has no program but one, and does what it does in containers of forge's own.
+fn init() {
+    for (name, runtime) in runtimes() {
+        let with = |script: &str| {
+            let fixture = Fixture::new();
+            let mut spec = fixture.shell(script);
+            spec.process.reaper = true;
+            let ran = run_on(runtime, &spec).expect(name);
+            // Nothing of it is part of the image.
+            assert_eq!(fixture.upper(), Vec::<String>::new(), "{name}");
+            ran
+        };
+        let script =
+            "(sh -c 'sleep 0.1 &'); sleep 0.3; cat /proc/1/comm; echo $PPID; ps | grep -c '\\[sleep\\]'; exit 7";
+        let ran = with(script);
+        assert_eq!(
+            (ran.stdout.as_str(), ran.status),
+            ("forge-init\n1\n0\n", ExitStatus::Exited(7)),
+            "{name} {}",
+            ran.stderr
+        );
+        // What the first process of a namespace is sent from within it reaches the program.
+        let ran = with("trap 'echo told; exit 3' TERM; kill -TERM 1; while :; do sleep 0.05; done");
+        assert_eq!((ran.stdout.as_str(), ran.status), ("told\n", ExitStatus::Exited(3)), "{name} {}", ran.stderr);
+        let fixture = Fixture::new();
+        let mut missing = fixture.spec(&["nosuch"]);
+        missing.process.reaper = true;
+        assert!(matches!(run_on(runtime, &missing).err(), Some(ExecutorError::NotFound { .. })), "{name}");
     }
 }
 
