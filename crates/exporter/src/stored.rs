@@ -2,7 +2,7 @@
 
 use crate::package::{Bundle, GZIP, Package};
 use crate::push::keep_documents;
-use crate::work::{blocking, briefly};
+use crate::work::blocking;
 use crate::{AssembledImage, ExportError, ExportSettings, Exported, ExportedImage, ImageSet};
 use forge_image::{Descriptor, Reference};
 use forge_registry::TransferContext;
@@ -19,7 +19,8 @@ pub async fn to_store(
     settings: &ExportSettings,
 ) -> Result<Exported, ExportError> {
     let (context, images, settings) = (context.clone(), images.clone(), settings.clone());
-    briefly(move || {
+    // A new name waits for the disk.
+    blocking(move || {
         let records: Vec<Recorded<'_>> = images.images().iter().map(|image| (image, image.manifest.clone())).collect();
         record(&context, &records, None, &settings)?;
         let exported = |image: &AssembledImage| ExportedImage {

@@ -198,18 +198,9 @@ impl Images {
         Ok(removed)
     }
 
-    /// Removes an image from the store's records; names that stood for nothing else go with it. Its layers and blobs go
-    /// with the next [`crate::Store::collect`], as far as nothing else needs them. Where somebody holds the image's config, for
-    /// example who has just stored the image and is about to name it, it only loses its names.
-    ///
-    /// # Errors
-    /// [`StoreError::ImageNotFound`], or the database failed.
-    pub fn delete(&self, id: &ImageId) -> Result<(), StoreError> {
-        let names = self.opened.database().write_durably(|transaction| image_rows::delete(transaction, id))?;
-        names.iter().try_for_each(|name| name_files::remove(&self.opened, name))
-    }
-
-    /// Removes an image that has no name; `false` where it has one by now, somebody holds its config, or it is gone.
+    /// Removes an image that has no name from the store's records; `false` where it has one by now, is gone, or somebody holds its config:
+    /// who has just stored it, for example, and is about to name it. Its layers and blobs go with the next
+    /// [`crate::Store::collect`], as far as nothing else needs them.
     ///
     /// # Errors
     /// The database failed.

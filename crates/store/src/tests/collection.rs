@@ -84,7 +84,7 @@ fn what_an_image_needed_goes_with_it() {
     assert_eq!(store.usage().unwrap(), expect);
     store.images().untag(&name("x")).unwrap();
     assert_eq!(store.usage().unwrap().images, entry(1, 5, 5));
-    store.images().delete(&id).unwrap();
+    assert!(store.images().delete_unnamed(&id).unwrap());
     let expect = Usage { images: entry(0, 0, 0), layers: entry(1, 5, 5), blobs: entry(1, config, config) };
     assert_eq!(store.usage().unwrap(), expect);
     assert_eq!(store.collect(&HashSet::new(), false).unwrap().bytes, 5 + config);

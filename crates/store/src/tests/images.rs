@@ -152,14 +152,16 @@ fn names_come_and_go() {
     };
     listed(&[(Some("x:latest"), alone(&b)), (Some("y:latest"), both.clone()), (None, alone(&c))]);
 
-    images.delete(&a).unwrap();
-    assert!(matches!(images.delete(&a), Err(StoreError::ImageNotFound { .. })));
-    listed(&[(Some("x:latest"), alone(&b)), (Some("y:latest"), alone(&b)), (None, alone(&c))]);
+    assert!(!images.delete_unnamed(&a).unwrap(), "y names it");
     assert!(images.untag(&name("x")).unwrap());
     assert!(!images.untag(&name("x")).unwrap());
     assert!(images.untag(&name("y")).unwrap());
+    assert!(images.delete_unnamed(&a).unwrap());
+    assert!(!images.delete_unnamed(&a).unwrap(), "it is gone");
     listed(&[(Some(&pin.familiar()), alone(&b)), (None, alone(&c))]);
-    images.delete(&b).unwrap();
+    assert!(!images.delete_unnamed(&b).unwrap(), "a registry knows it");
+    assert!(images.untag(&pin).unwrap());
+    assert!(images.delete_unnamed(&b).unwrap());
     listed(&[(None, alone(&c))]);
     assert_eq!(images.target(&pin).unwrap(), None);
 }
@@ -202,8 +204,8 @@ fn f18_an_image_that_is_about_to_be_named_stays() {
     assert!(!store.images().delete_unnamed(&id).unwrap(), "it has a name by now");
     let other = store.lease("another build").unwrap();
     put_image(&store, &other, "x", &store.images().get(&id).unwrap().unwrap().layers);
-    store.images().delete(&id).unwrap();
-    assert_eq!(store.images().target(&name("x")).unwrap(), None);
+    assert!(store.images().untag(&name("x")).unwrap());
+    assert!(!store.images().delete_unnamed(&id).unwrap(), "the other build is about to name it");
     store.images().tag(&name("y"), &alone(&id)).unwrap();
     store.images().untag(&name("y")).unwrap();
     drop(other);

@@ -216,10 +216,8 @@ fn use_store(root: &Path, rounds: usize) {
             && round % 3 == 0
             && let Some(id) = found.target.images.first()
         {
-            match store.images().delete(id) {
-                Err(StoreError::ImageNotFound { .. }) => {}
-                result => result.unwrap(),
-            }
+            store.images().untag(&tag).unwrap();
+            store.images().delete_unnamed(id).unwrap();
         }
         drop(lease);
         if round % 4 == 0 {
