@@ -176,7 +176,7 @@ impl Bridge {
             root: Some(self.root.clone()),
         };
         let context = self.context.judged_by(&request.source_policies, None)?;
-        let solution = context.frontend(asked).await.map_err(|failed| self.placed(failed))?;
+        let solution = Box::pin(context.frontend(asked)).await.map_err(|failed| self.placed(failed))?;
         if request.evaluate {
             solution.evaluate(self.job()).await.map_err(|failed| self.placed(failed))?;
         }

@@ -50,14 +50,19 @@ pub(crate) async fn briefly<T: Send + 'static>(
 }
 
 /// Waits for work, but no longer than somebody wants its result. Blocking work that was begun ends by itself.
-pub(crate) async fn until_cancelled<T, E: Into<EngineError>>(
+///
+/// The work is on the heap: a future that waits for one that it was handed has room for it twice.
+pub(crate) fn until_cancelled<T, E: Into<EngineError>>(
     cancel: &CancellationToken,
     work: impl Future<Output = Result<T, E>>,
-) -> Result<T, EngineError> {
-    tokio::select! {
-        biased;
-        () = cancel.cancelled() => Err(EngineError::cancelled()),
-        done = work => done.map_err(Into::into),
+) -> impl Future<Output = Result<T, EngineError>> {
+    let work = Box::pin(work);
+    async move {
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(EngineError::cancelled()),
+            done = work => done.map_err(Into::into),
+        }
     }
 }
 

@@ -118,34 +118,35 @@ impl Build {
         Ok(written)
     }
 
+    /// All but the usual ways are on the heap, so that a build makes room for the one that it takes.
     async fn write(&self, output: &Output, results: &[PlatformResult]) -> Result<Option<Written>, EngineError> {
         let events = self.session.events();
         if reads_layers(output) {
             let layers = results.iter().flat_map(|result| result.built().layers).collect();
-            self.engine.bring(&self.transfer, layers).await?;
+            Box::pin(self.engine.bring(&self.transfer, layers)).await?;
         }
         let exported = match output {
             Output::CacheOnly => return Ok(None),
             Output::Image(image) => return self.write_image(image, results).await.map(Some),
             Output::Oci(image, destination) => {
                 let shown = ShownStep::start(events, "exporting to oci image format");
-                shown.end(self.to_layout(image, destination, results).await)
+                shown.end(Box::pin(self.to_layout(image, destination, results)).await)
             }
             Output::Docker(image, destination) => {
                 let shown = ShownStep::start(events, "exporting to docker image format");
-                shown.end(self.to_docker_archive(image, destination, results).await)
+                shown.end(Box::pin(self.to_docker_archive(image, destination, results)).await)
             }
             Output::Handed(image, recipient) => {
                 let shown = ShownStep::start(events, &format!("sending image to {}", recipient.name()));
-                shown.end(self.hand_over(image, recipient, results).await)
+                shown.end(Box::pin(self.hand_over(image, recipient, results)).await)
             }
             Output::Local(files, mode, folder) => {
                 let shown = ShownStep::start(events, "exporting to client directory");
-                shown.end(self.to_folder(files, *mode, folder, results).await)
+                shown.end(Box::pin(self.to_folder(files, *mode, folder, results)).await)
             }
             Output::Tar(files, destination) => {
                 let shown = ShownStep::start(events, "exporting to client tarball");
-                shown.end(self.to_tarball(files, destination, results).await)
+                shown.end(Box::pin(self.to_tarball(files, destination, results)).await)
             }
         };
         exported.map(|exported| Some(Written::Whole(Box::new(exported))))
@@ -160,7 +161,7 @@ impl Build {
         let written = async {
             let images = self.assemble(&settings, results).await?;
             let pushed = match output.push.transport() {
-                Some(transport) => Some(self.push_image(&images, &settings, transport, finality).await?),
+                Some(transport) => Some(Box::pin(self.push_image(&images, &settings, transport, finality)).await?),
                 None => None,
             };
             Ok::<_, EngineError>((images, pushed))

@@ -154,7 +154,7 @@ impl Engine {
     }
 
     /// Runs a build and collects garbage beside it, where that is wanted; also what the build's user is to know of that. The
-    /// collection is over when this returns.
+    /// collection is over when this returns. What is handed in is best pinned: a build is large, and would be here several times.
     pub async fn collecting<T>(&self, build: impl Future<Output = T>) -> (T, Option<String>) {
         if !self.options().gc.enabled {
             return (build.await, None);

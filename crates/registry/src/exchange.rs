@@ -4,6 +4,7 @@ use crate::endpoint::Endpoint;
 use crate::retry::{Failure, Tries};
 use crate::transport::{Request, Transport};
 use forge_session::Session;
+use futures_util::future::BoxFuture;
 use reqwest::StatusCode;
 
 /// Requests to one server about one repository: adds what proves who forge is, and answers challenges.
@@ -21,7 +22,13 @@ impl Exchange<'_> {
     /// `what` says what is asked for, in errors.
     ///
     /// Requests to other servers than the endpoint (a foreign upload location) carry no proof, and cannot ask for any.
-    pub(crate) async fn once(&self, request: &Request, what: &str) -> Result<Answer, Failure> {
+    ///
+    /// On the heap: else the futures of all that might ask a registry, builds that ask none among them, would have room for it.
+    pub(crate) fn once<'a>(&'a self, request: &'a Request, what: &'a str) -> BoxFuture<'a, Result<Answer, Failure>> {
+        Box::pin(self.send_with_proof(request, what))
+    }
+
+    async fn send_with_proof(&self, request: &Request, what: &str) -> Result<Answer, Failure> {
         let home = request.url.origin() == self.endpoint.base.origin();
         let known = if home { self.authenticator.known(self.endpoint, self.scope, self.session).await } else { None };
         let answer = self.send(request, known.clone()).await?;

@@ -77,14 +77,17 @@ impl Registry {
     }
 }
 
-/// Runs until the session is cancelled.
-pub(crate) async fn until_cancelled<T>(
+/// Runs until the session is cancelled. The work is on the heap: else the future had room for it twice.
+pub(crate) fn until_cancelled<T>(
     session: &dyn Session,
     work: impl Future<Output = Result<T, RegistryError>>,
-) -> Result<T, RegistryError> {
-    tokio::select! {
-        biased;
-        () = session.cancellation().cancelled() => Err(RegistryError::Cancelled),
-        result = work => result,
+) -> impl Future<Output = Result<T, RegistryError>> {
+    let work = Box::pin(work);
+    async move {
+        tokio::select! {
+            biased;
+            () = session.cancellation().cancelled() => Err(RegistryError::Cancelled),
+            result = work => result,
+        }
     }
 }

@@ -379,13 +379,16 @@ fn passing(error: RegistryError) -> WebFailure {
     }
 }
 
-async fn until_cancelled<T>(
+fn until_cancelled<T>(
     session: &dyn Session,
     work: impl Future<Output = Result<T, WebError>>,
-) -> Result<T, WebError> {
-    tokio::select! {
-        biased;
-        () = session.cancellation().cancelled() => Err(WebError::Cancelled),
-        result = work => result,
+) -> impl Future<Output = Result<T, WebError>> {
+    let work = Box::pin(work);
+    async move {
+        tokio::select! {
+            biased;
+            () = session.cancellation().cancelled() => Err(WebError::Cancelled),
+            result = work => result,
+        }
     }
 }

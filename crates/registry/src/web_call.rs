@@ -73,7 +73,7 @@ impl Registry {
         let work = async {
             let mut tries = Tries::new(self.transport.options().retry);
             loop {
-                let failure = match self.transport.exchange(&request, Reach::Everything).await {
+                let failure = match Box::pin(self.transport.exchange(&request, Reach::Everything)).await {
                     Ok(answer) if is_passing(answer.status().as_u16()) => answer.into_failure("service").await,
                     Ok(answer) => return Ok(WebReply { answer }),
                     Err(error) => error.into(),

@@ -79,7 +79,8 @@ impl ImageResolver {
         {
             return Ok(found);
         }
-        let resolved = resolve_image(&self.context, &self.registry, reference, platform).await?;
+        // On the heap: a build that finds all its images in the store makes no room for it.
+        let resolved = Box::pin(resolve_image(&self.context, &self.registry, reference, platform)).await?;
         let known = Known::Remote(reference.clone(), Box::new(resolved.clone()));
         Ok(self.remember(resolved.manifest.digest, resolved.root.digest, resolved.config, known))
     }
@@ -114,7 +115,7 @@ impl ImageResolver {
             (Some(tag), None) => LayoutName::Tag(tag.to_owned()),
             (None, None) => LayoutName::Default,
         };
-        let resolved = resolve_oci_layout(&self.context, &folder, &wanted, platform).await?;
+        let resolved = Box::pin(resolve_oci_layout(&self.context, &folder, &wanted, platform)).await?;
         let known = Known::Layout(folder, Box::new(resolved.clone()));
         Ok(self.remember(resolved.manifest.digest, resolved.root.digest, resolved.config, known))
     }

@@ -35,7 +35,7 @@ pub async fn ask(
     };
     let outcome = match &start.host {
         Some(host) => there(start, host, args, request, method, ends).await.map(known),
-        None if is_for_other => front_end::call(start, args, request, method, ends).await.map(known),
+        None if is_for_other => Box::pin(front_end::call(start, args, request, method, ends)).await.map(known),
         None if start.front_ends.enabled => {
             let (engine, (events, token)) = (start.engine()?, &ends);
             let here =

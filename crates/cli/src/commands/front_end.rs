@@ -43,7 +43,7 @@ pub async fn call(
     (events, token): Ends,
 ) -> Result<Answered, Failure> {
     let build = remote(start, args, request, (&events, &token)).await?;
-    with_daemon(start, async |client| client.call(build, method, events, token).await).await
+    Box::pin(with_daemon(start, async |client| client.call(build, method, events, token).await)).await
 }
 
 /// What the front end's build would do; the front end itself runs.
@@ -54,7 +54,7 @@ pub async fn plan(
     (events, token): Ends,
 ) -> Result<Vec<PlatformPlan>, Failure> {
     let build = remote(start, args, request, (&events, &token)).await?;
-    with_daemon(start, async |client| client.plan(build, events, token).await).await
+    Box::pin(with_daemon(start, async |client| client.plan(build, events, token).await)).await
 }
 
 /// The build as it is asked for, with a Dockerfile that lies elsewhere fetched.

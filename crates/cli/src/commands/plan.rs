@@ -25,7 +25,7 @@ pub fn plan(start: &Start, args: &PlanArgs) -> Result<u8, Failure> {
     let plan = block_on_many(async {
         let interrupts = Interrupts::watch()?;
         let display = Display::start(Mode::None, start.style());
-        let planned = made(start, args, request, report, (display.events(), interrupts.token())).await;
+        let planned = Box::pin(made(start, args, request, report, (display.events(), interrupts.token()))).await;
         display.finish();
         planned.map_err(|failure| match interrupts.exit_code() {
             Some(code) => failure.with_code(code),
@@ -56,10 +56,10 @@ async fn made(
             let build = remote_build(start, &args.build, request, None)?;
             let connected = token.run_until_cancelled(host.connect()).await;
             let client = connected.ok_or_else(|| Failure::new("cancelled"))??;
-            Ok(client.plan(build, events.clone(), token.clone()).await?)
+            Ok(Box::pin(client.plan(build, events.clone(), token.clone())).await?)
         }
         (ReportContext::No, None) => {
-            front_end::plan(start, &args.build, request, (events.clone(), token.clone())).await
+            Box::pin(front_end::plan(start, &args.build, request, (events.clone(), token.clone()))).await
         }
     };
     let without_report = |platforms| BuildPlan { platforms, context: None };

@@ -144,7 +144,7 @@ impl Build {
     ) -> Result<Vec<PlatformResult>, EngineError> {
         let attest = self.request.attest.clone();
         let scanner = match &attest.sbom {
-            Some(request) => Some(Scanner::find(self, request).await?),
+            Some(request) => Some(Box::pin(Scanner::find(self, request)).await?),
             None => None,
         };
         for result in &mut results {
@@ -155,9 +155,9 @@ impl Build {
             if let Some(scanner) = &scanner {
                 let graph =
                     scanner.graph(&result.platform.to_string(), &result.lowered.graph, &result.lowered.scanned)?;
-                let listed = self.solver().await?.solve(&graph, self.session.clone()).await;
+                let listed = Box::pin(self.solver().await?.solve(&graph, self.session.clone())).await;
                 let listed = listed.map_err(|error| step_failed(error, text))?;
-                said.extend(self.read_statements(listed.result.layers().to_vec()).await?);
+                said.extend(Box::pin(self.read_statements(listed.result.layers().to_vec())).await?);
             }
             if let Some(request) = &attest.provenance {
                 let (files, origin) = match text.name.is_empty() {
@@ -166,7 +166,7 @@ impl Build {
                 };
                 let (graph, solved, invocation) = (&result.lowered.graph, &result.solved, self.invocation(text));
                 let made = Made { graph, solved, files, origin, invocation, front_ends: Vec::new() };
-                said.push(self.provenance(request, &attest.environment, made).await?);
+                said.push(Box::pin(self.provenance(request, &attest.environment, made)).await?);
             }
             result.said = said;
         }

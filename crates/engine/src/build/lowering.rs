@@ -25,7 +25,7 @@ const LOAD_DOCKERFILE: &str = "[internal] load build definition from Dockerfile"
 impl Build {
     pub(crate) async fn load_dockerfile(&self) -> Result<DockerfileText, EngineError> {
         let source = match &self.request.dockerfile {
-            DockerfileSource::Remote(remote) => return self.fetch_dockerfile(remote).await,
+            DockerfileSource::Remote(remote) => return Box::pin(self.fetch_dockerfile(remote)).await,
             source => source.clone(),
         };
         self.load_dockerfile_from(source).await
