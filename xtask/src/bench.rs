@@ -1,10 +1,12 @@
 //! forge beside the bare cost of the same job, measured in one run: disks and clocks drift, ratios less so.
 
+mod buildkit;
 mod cases;
 mod contexts;
 mod growth;
 mod layer;
 mod measure;
+mod pull;
 
 use crate::demo::{Forge, release_binary};
 use crate::{busybox, packages};

@@ -1,10 +1,7 @@
 use super::Size;
-use super::layer::largest_path;
-use super::measure::{median, plain, settle, shell};
+use super::measure::{plain, shell};
 use crate::demo::Forge;
-use crate::registry::Registry;
 use anyhow::{Result, bail};
-use std::cell::Cell;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
@@ -145,34 +142,6 @@ impl Bench {
         let forge = plain(21, || self.forge.command("run --rm busybox true"))?;
         let bare = plain(21, || shell("unshare -mpfiu --mount-proc true"))?;
         Row { case: "run --rm busybox true", forge, bare, goal: "6 ms", bare_job: "unshare -mpfiu --mount-proc true" }
-            .print();
-        Ok(())
-    }
-}
-
-impl Bench {
-    /// Pulls what [`Bench::layer`] built, from a registry on loopback into an empty store.
-    fn pull(&self) -> Result<()> {
-        let registry = Registry::start(&self.folder.join("registry"))?;
-        let context = self.folder.join("layer");
-        let name = format!("{}/layer:1", registry.authority);
-        plain(1, || self.forge.command(&format!("build -q --push -t {name} {}", context.display())))?;
-        let blob = largest_path(&self.folder.join("registry"))?;
-        // Each time into a new folder: ext4 looks for numbers of files that were not removed just now, which takes seconds
-        // after tens of thousands were.
-        let places = Cell::new(0);
-        let new_place = || {
-            places.set(places.get() + 1);
-            self.folder.join(format!("pulled-{}", places.get()))
-        };
-        let pull = || self.forge.command(&format!("--root {} pull -q {name}", new_place().display()));
-        let forge = median(3, settle, pull)?;
-        let unpack = || {
-            let folder = new_place().display().to_string();
-            shell(&format!("mkdir {folder} && tar -C {folder} -xzf {}", blob.display()))
-        };
-        let bare = median(3, settle, unpack)?;
-        Row { case: "the same image pulled and unpacked", forge, bare, goal: "3 s", bare_job: "tar -xz of its layer" }
             .print();
         Ok(())
     }
