@@ -188,7 +188,7 @@ fn shared_limit() {
         let resources = Resources { memory: Some(48 << 20), cpuset_cpus: Some("0".into()), ..Resources::default() };
         let shared = SharedGroup { id: id_of_both.clone(), resources };
         let script =
-            "grep Cpus_allowed_list /proc/self/status; dd if=/dev/zero of=/dev/shm/x bs=1M count=30 && sleep 2";
+            "grep Cpus_allowed_list /proc/self/status; dd if=/dev/zero of=/dev/shm/x bs=1M count=30 && sleep 4";
         let fixtures = [Fixture::new(), Fixture::new()];
         let spec = |fixture: &Fixture| {
             let mut spec = fixture.shell(script);

@@ -17,7 +17,7 @@ pub const TESTS: &[(&str, fn())] = &[("rootless_everything_again_as_a_user", eve
 const ASKED: &str = "FORGE_TEST_ROOTLESS";
 
 /// What cannot be so for a user, with what stands for it below.
-const OTHERWISE: [&str; 15] = [
+const OTHERWISE: [&str; 16] = [
     "privileged_full_privileges",                             // opens a device that it makes
     "privileged_a81_socket_families",                         // rootless_a81
     "privileged_a87_devices",                                 // rootless_a87
@@ -31,6 +31,7 @@ const OTHERWISE: [&str; 15] = [
     "privileged_private_networks_leave",                      // rootless_helpers_end
     "privileged_a_killed_set_up_process_leaves_no_interface", // the same
     "privileged_oci_memory",                                  // rootless_oci_limits_are_named
+    "privileged_oci_containers_can_share_a_limit",            // the same
     "privileged_oci_leaves_nothing",                          // there are no groups to leave
     "privileged_s5_table_beside_runc",                        // what the runtime alone does for root
 ];
