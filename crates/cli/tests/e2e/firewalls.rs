@@ -248,3 +248,24 @@ fn privileged_a_firewall_that_drops_is_told_with_what_opens_it() {
         assert_eq!(machine.reached(&forge), (vec![WORLD, OF_DOCKER], String::new()));
     }
 }
+
+/// Each of several tries again and again whether packets come through, and none is misled by the others. Seen to fail where each
+/// table ended the probes that it had counted, before the others could.
+#[test]
+fn privileged_firewalls_are_tried_by_several_at_once() {
+    let Some((forge, machine)) = machine("firewalls_are_tried_by_several", "iptables-nft") else { return };
+    let builds: Vec<Child> = (0..3)
+        .map(|number| {
+            let file =
+                format!("FROM busybox\n{}", format!("RUN sleep 1.1 && ip addr show dev eth0 # {number}\n").repeat(3));
+            let context = forge.context(&format!("context-{number}"), &[("Dockerfile", &file)]);
+            let mut command = machine.command(&forge, &["build", "--progress", "plain", &context]);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for build in builds {
+        let ended = build.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success() && !told.contains("the host's network is used"), "{told}");
+    }
+}

@@ -8,7 +8,8 @@
 //! first      forward      raw        counts probes that set out
 //! marked     forward      filter-1   marks what may pass docker's rules, where it is told to
 //! forward    forward      filter     drops what is between containers, and what no container asked for
-//! last       postrouting  raw        counts probes that came through, and ends them; takes marks off
+//! last       postrouting  raw        counts probes that came through; takes marks off
+//! ended      postrouting  raw+1      ends probes, once the tables of all forge processes have counted them
 //! postrouting postrouting srcnat     gives packets the host's address
 //! ```
 
@@ -71,7 +72,7 @@ pub(super) struct Table {
     name: String,
 }
 
-/// How many probes there were so far.
+/// How many probes there were so far, of all forge processes on the host.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub(super) struct Probes {
     /// That were about to be forwarded.
@@ -189,8 +190,10 @@ fn probing(table: &str, network: [u8; 2], probed: Ipv4Addr) -> Vec<Request> {
         request(NEW_CHAIN, flags, chain(table, "first", "filter", FORWARD, RAW)),
         request(NEW_CHAIN, flags, chain(table, "last", "filter", POSTROUTING, RAW)),
         rule(table, "first", [probe(), vec![count(SET_OUT)]].concat()),
-        rule(table, "last", [probe(), vec![count(CAME_THROUGH), decide(Verdict::Drop)]].concat()),
+        request(NEW_CHAIN, flags, chain(table, "ended", "filter", POSTROUTING, RAW + 1)),
+        rule(table, "last", [probe(), vec![count(CAME_THROUGH)]].concat()),
         rule(table, "last", [has_mark(PASSING), set_mark(0)].concat()),
+        rule(table, "ended", [probe(), vec![decide(Verdict::Drop)]].concat()),
     ]
 }
 
