@@ -14,6 +14,9 @@ use forge_engine::{
 };
 use forge_image::ErrorKind;
 use forge_session::EventSink;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -96,14 +99,29 @@ fn asks_for_other(error: &EngineError) -> bool {
         && error.place().is_some_and(|place| forge_engine::other_front_end(&place.data).is_some())
 }
 
-/// A stream that can be read again, from a file that goes with it.
+/// A stream that can be read again, from a file without a name: whoever holds it last may end with the process.
 fn kept(stream: &ContextStream, root: &Path) -> anyhow::Result<ContextStream> {
     let mut stream = stream.take().context("standard input was read already")?;
     let place = root.join("session-scratch");
     std::fs::create_dir_all(&place)?;
-    let mut file = tempfile::NamedTempFile::new_in(&place)?;
+    let mut file = tempfile::tempfile_in(&place)?;
     std::io::copy(&mut stream, &mut file).context("cannot keep standard input")?;
-    Ok(ContextStream::again(move || file.reopen().ok()))
+    let file = Arc::new(file);
+    Ok(ContextStream::again(move || Some(FromStart { file: file.clone(), offset: 0 })))
+}
+
+/// A file with a place in it of its own.
+struct FromStart {
+    file: Arc<File>,
+    offset: u64,
+}
+
+impl Read for FromStart {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
 }
 
 /// Works with a daemon that serves nobody else, and that ends with the work.
