@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 /// Packets pass while they are sent, so this is for machines that are very busy.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(1);
-/// How long one that has set out is waited for. Whoever carries it on may have lost the processor in between.
-const ON_ITS_WAY: Duration = Duration::from_millis(50);
+/// How long one is waited for. Whoever carries it on may have lost the processor in between.
+const ON_ITS_WAY: Duration = Duration::from_millis(20);
+/// How many a firewall has to drop. Those of other forge processes are counted too.
+const ENOUGH: u64 = 4;
 /// How long a passage is taken to be open. Firewalls are loaded anew now and then.
 const TRUSTED: Duration = Duration::from_secs(1);
 
@@ -78,25 +80,35 @@ impl Passage {
     }
 }
 
-/// Sends a datagram and tells whether it came through.
+/// Sends datagrams until one comes through, or enough have set out that did not. Where none even sets out (an interface that was
+/// made just now may lose them), no firewall is to blame.
 fn probe(table: &mut Table, to: Ipv4Addr, namespace: BorrowedFd<'_>, own: BorrowedFd<'_>) -> Result<bool> {
     let before = table.probes()?;
+    let begin = Instant::now();
+    loop {
+        send(to, namespace, own)?;
+        let sent = Instant::now();
+        let mut gone = 0;
+        while sent.elapsed() < ON_ITS_WAY {
+            let Probes { set_out, came_through } = table.probes()?;
+            if came_through > before.came_through {
+                return Ok(true);
+            }
+            gone = set_out - before.set_out;
+            std::thread::sleep(PAUSE);
+        }
+        if gone >= ENOUGH || begin.elapsed() > PATIENCE {
+            return Ok(gone == 0);
+        }
+    }
+}
+
+fn send(to: Ipv4Addr, namespace: BorrowedFd<'_>, own: BorrowedFd<'_>) -> Result<()> {
     sys::enter_network(namespace)?;
     let sent = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| socket.send_to(&[], (to, PROBE_PORT)));
     // Also after a failure: the next container's parent must be in the host's namespace.
     sys::enter_network(own)?;
-    sent.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-    let begin = Instant::now();
-    loop {
-        let Probes { set_out, came_through } = table.probes()?;
-        if came_through > before.came_through {
-            return Ok(true);
-        }
-        if set_out > before.set_out && begin.elapsed() > ON_ITS_WAY || begin.elapsed() > PATIENCE {
-            return Ok(false);
-        }
-        std::thread::sleep(PAUSE);
-    }
+    sent.map(drop).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
 /// That this process needs the rule in docker's chain. Whoever is last takes it away.
