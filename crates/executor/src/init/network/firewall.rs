@@ -168,7 +168,10 @@ fn table(plan: &Plan, table: &str) -> Vec<Request> {
     all.push(rule("forward", [to, no_answer(), dropped()].concat()));
     if let Some(highest) = plan.unrouted {
         let old = |key| interface_at_most(key, highest);
-        all.push(rule("forward", [old(INPUT_INTERFACE), old(OUTPUT_INTERFACE), dropped()].concat()));
+        // Interfaces of other forge processes may be as old; theirs are the packets of the network.
+        let of_others =
+            [address(SOURCE, NOT_EQUAL, &plan.network), address(DESTINATION, NOT_EQUAL, &plan.network)].concat();
+        all.push(rule("forward", [of_others, old(INPUT_INTERFACE), old(OUTPUT_INTERFACE), dropped()].concat()));
     }
     all
 }
