@@ -59,6 +59,7 @@ capabilities! {
     EXEC_SECURITY = "exec.meta.security";
     EXEC_SECURITY_DEVICES = "exec.meta.security.devices.v1";
     EXEC_DEFAULT_PATH = "exec.meta.setsdefaultpath";
+    EXEC_RESOURCES = "exec.meta.linux.resources";
     EXEC_ULIMIT = "exec.meta.ulimit";
     EXEC_CDI = "exec.meta.cdi";
     EXEC_REMOVE_STUBS = "exec.meta.removemountstubs.recursive";

@@ -2,6 +2,7 @@
 
 use crate::DecodeError;
 use crate::pb::{self, file_action::Action, op::Op, user_opt::User};
+use crate::resources;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as STANDARD;
 use forge_image::Digest;
@@ -394,6 +395,7 @@ fn owner_fields(owner: &pb::ChownOpt) -> Fields {
 }
 
 fn metadata(metadata: &pb::OpMetadata) -> Value {
+    let (metadata, limits) = resources::shown(metadata);
     let group = |group: &pb::ProgressGroup| {
         Fields::default().text("id", &group.id).text("name", &group.name).flag("weak", group.weak)
     };
@@ -403,5 +405,6 @@ fn metadata(metadata: &pb::OpMetadata) -> Value {
         .some("export_cache", metadata.export_cache.as_ref(), |cache| Fields::default().flag("Value", cache.value))
         .map("caps", &metadata.caps)
         .some("progress_group", metadata.progress_group.as_ref(), group)
+        .filled("linux_resources", limits.is_some(), limits)
         .value()
 }

@@ -13,6 +13,8 @@
 //! - an owner's name is looked up in an input there, in the changed tree here: another input is refused;
 //! - user information of addresses is not written;
 //! - passthrough operations, which are younger than the wire types, are read and not written;
+//! - limits of steps, which are younger too, are a description of the vertex while they are in those types
+//!   ([`with_described_resources`]);
 //! - nested builds are replaced by what they make before a definition is read ([`nested_build`]);
 //! - what forge cannot do (signatures, …) is refused by name.
 //!
@@ -30,16 +32,18 @@ mod encode;
 mod error;
 mod nested;
 mod places;
+mod resources;
 #[cfg(feature = "grpc")]
 mod serving;
 
 pub use bollard_buildkit_proto::{fsutil, google, health, moby, pb};
-pub use decode::{Decoded, check_in_place, decode, decode_exec, decode_source, source_ops};
+pub use decode::{Decoded, check_in_place, decode, decode_exec, decode_source, definition, source_ops};
 pub use dump::{StepList, dot, json_lines, step_list};
 pub use encode::{EncodeError, EncodedGraph, encode, encode_named, encode_platform, encode_source, encode_vertex};
 pub use error::DecodeError;
 pub use nested::{NestedBuild, nested_build};
 pub use places::without_empty_places;
+pub use resources::{Holder, definition_bytes, with_described_resources};
 #[cfg(feature = "grpc")]
 pub use serving::Serving;
 
@@ -59,9 +63,4 @@ pub struct SourceFile {
 /// The capabilities that a definition may ask for.
 pub fn capabilities() -> &'static [&'static str] {
     capabilities::all()
-}
-
-/// The bytes of a definition, as `buildctl debug dump-llb` and `buildctl build` read them.
-pub fn definition_bytes(definition: &pb::Definition) -> Vec<u8> {
-    prost::Message::encode_to_vec(definition)
 }

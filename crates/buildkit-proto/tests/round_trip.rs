@@ -58,11 +58,16 @@ fn split_copies(file: &mut FileOp) {
     file.actions = actions;
 }
 
+fn limits(graph: &Graph) -> Vec<Option<&StepResources>> {
+    graph.vertices().iter().map(|vertex| vertex.metadata.resources.as_deref()).collect()
+}
+
 #[track_caller]
 fn check(graph: &Graph, sources: &[SourceFile], what: &str) {
     let first = bytes(graph, sources);
     let decoded = decode(&first).unwrap_or_else(|error| panic!("{what}: {error}\n{graph}"));
     assert_eq!(decoded.graph.to_string(), plain(graph).to_string(), "{what}");
+    assert_eq!(limits(&decoded.graph), limits(&plain(graph)), "{what}");
     assert!(bytes(&decoded.graph, &decoded.sources) == first, "{what}: {graph}");
 }
 

@@ -8,11 +8,9 @@ use base64::engine::general_purpose::STANDARD;
 use forge_buildkit_proto::moby::buildkit::v1::{
     CacheOptions, CacheOptionsEntry, SolveRequest, SolveResponse, StatusRequest,
 };
-use forge_buildkit_proto::pb;
 use forge_engine::{BuildContext, BuildOutcome, BuildRequest, EngineError, EngineOptions, OwnOptions, TokenFetcher};
 use forge_image::{Descriptor, Digest, ErrorKind};
 use forge_session::{Event, EventSink};
-use prost::Message;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -77,10 +75,8 @@ impl Begun {
             exports: self.caches.exports.iter().map(entry).collect(),
             ..CacheOptions::default()
         };
-        let definition = build.definition.as_deref().map(pb::Definition::decode).transpose();
-        let definition = definition.map_err(|error| {
-            EngineError::new(ErrorKind::UserInput, format!("the definition is none of BuildKit's format: {error}"))
-        })?;
+        let definition = build.definition.as_deref().map(forge_buildkit_proto::definition).transpose();
+        let definition = definition.map_err(|error| EngineError::caused(error.kind(), error))?;
         Ok(SolveRequest {
             r#ref: self.id.clone(),
             session: self.id.clone(),

@@ -133,7 +133,7 @@ impl Bridge {
     fn definition(&self, result: &JobResult) -> Option<pb::Definition> {
         // A result that the format has no words for is none the worse for it.
         let named = result.named_definition().ok()?;
-        let mut definition = pb::Definition::decode(named.bytes.as_slice()).ok()?;
+        let mut definition = forge_buildkit_proto::definition(&named.bytes).ok()?;
         self.context.build.places.carry_over(&mut definition, &named.names);
         forge_buildkit_proto::without_empty_places(&mut definition);
         Some(definition)

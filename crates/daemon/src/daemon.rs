@@ -1,17 +1,17 @@
 use crate::builds::Builds;
 use crate::content::ContentService;
 use crate::control::ControlService;
-use crate::gateway_service::GatewayService;
+use crate::gateway_service::{self, GatewayService};
 use crate::history_files::HistoryFiles;
 use crate::info_service::WithInfo;
 use crate::listen::Listener;
 use crate::origins::Origins;
 use crate::session::{MOST_MESSAGE, SessionFiles, Sessions};
+use crate::solve_service::WithSolve;
 use crate::{DaemonError, DaemonOptions, debug, worker_record};
 use forge_buildkit_proto::Serving;
 use forge_buildkit_proto::health::health_server::HealthServer;
 use forge_buildkit_proto::moby::buildkit::v1::control_server::ControlServer;
-use forge_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_server::LlbBridgeServer;
 use forge_buildkit_proto::moby::buildkit::v1::types::WorkerRecord;
 use forge_engine::Engine;
 use futures_util::future::join_all;
@@ -123,16 +123,18 @@ impl Daemon {
 }
 
 fn router(shared: &Arc<Shared>) -> Router {
-    let control = ControlServer::new(ControlService::new(shared.clone()));
-    let gateway = LlbBridgeServer::new(GatewayService::new(shared.clone()));
+    let (control, gateway) = (ControlService::new(shared.clone()), GatewayService::new(shared.clone()));
+    let (control, gateway) = (Arc::new(control), Arc::new(gateway));
+    let controls = ControlServer::from_arc(control.clone());
+    let controls = controls.max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(MOST_MESSAGE);
     Server::builder()
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(4 * WINDOW)
         .add_service(HealthServer::new(Serving))
         .add_service(ContentService::new(shared.builds.clone()))
-        .add_service(gateway.max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(MOST_MESSAGE))
+        .add_service(gateway_service::server(gateway))
         .add_service(WithInfo {
-            inner: control.max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(MOST_MESSAGE),
+            inner: WithSolve { inner: controls, solver: control },
             version: worker_record::full_version(&shared.options),
         })
 }

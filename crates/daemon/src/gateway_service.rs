@@ -4,7 +4,9 @@
 use crate::bridge::Bridge;
 use crate::daemon::Shared;
 use crate::exec_process;
-use forge_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_server::LlbBridge;
+use crate::session::MOST_MESSAGE;
+use crate::solve_service::WithSolve;
+use forge_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_server::{LlbBridge, LlbBridgeServer};
 use forge_buildkit_proto::moby::buildkit::v1::frontend::{
     EvaluateRequest, EvaluateResponse, ExecMessage, InputsRequest, InputsResponse, NewContainerRequest,
     NewContainerResponse, PingRequest, PongResponse, ReadDirRequest, ReadDirResponse, ReadFileRequest,
@@ -47,6 +49,13 @@ impl GatewayService {
         let found = shared.builds.wait(id, |build| build.bridge()).await;
         found.map_err(|status| Status::new(status.code(), format!("forwarding {call}: {}", status.message())))
     }
+}
+
+/// Serves it on a connection.
+pub(crate) fn server(gateway: Arc<GatewayService>) -> WithSolve<LlbBridgeServer<GatewayService>, GatewayService> {
+    let inner = LlbBridgeServer::from_arc(gateway.clone());
+    let inner = inner.max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(MOST_MESSAGE);
+    WithSolve { inner, solver: gateway }
 }
 
 type Reply<T> = Result<Response<T>, Status>;

@@ -42,6 +42,7 @@ mod resources;
 mod session;
 mod solution;
 mod solve;
+mod solve_service;
 mod subrequest;
 mod timestamp;
 mod tls;

@@ -29,7 +29,7 @@ pub(crate) async fn expand(job: &Job, mut definition: pb::Definition) -> Result<
         definition = blocking(move || {
             let request = ReadFileRequest { file_path: nested.file.clone(), ..ReadFileRequest::default() };
             let file = read_file(&tree, &request)?.data;
-            let by = pb::Definition::decode(file.as_slice());
+            let by = forge_buildkit_proto::definition(&file);
             let by = by.map_err(|error| Status::unknown(format!("{} is no definition: {error}", nested.file)))?;
             nested.replace(&given, &by).map_err(refused)
         })

@@ -1,6 +1,7 @@
 //! What a client bounds of steps, in the attributes of the front end for Dockerfiles.
 
-use forge_engine::{CpuQuota, Resources, SwapLimit, is_set_of_numbers};
+use forge_engine::{CpuQuota, Resources, SwapLimit};
+use forge_llb::is_set_of_numbers;
 use std::collections::HashMap;
 use tonic::Status;
 

@@ -127,7 +127,7 @@ pub use output::{
     Destination, DigestNames, Epoch, FilesOutput, ImageOutput, Keep, LayerCompression, MediaTypes, Metadata, Output,
     OutputStream, Push, Times, Transport,
 };
-pub use own_options::{OwnOptions, is_set_of_numbers};
+pub use own_options::OwnOptions;
 pub use plan::{BuildPlan, ChangeReport, PLAN_OUTPUT, PlannedStep, PlatformPlan, Reason, ReportContext, StepFate};
 pub use ports::{Port, Protocol};
 pub use remote::RemoteContext;

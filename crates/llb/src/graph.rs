@@ -1,4 +1,4 @@
-use crate::{DiffOp, ExecOp, FileInput, FileKind, FileOp, PassthroughOp, SourceOp};
+use crate::{DiffOp, ExecOp, FileInput, FileKind, FileOp, PassthroughOp, SourceOp, StepResources};
 use forge_image::{Digest, Platform};
 use std::collections::HashMap;
 use std::fmt;
@@ -93,25 +93,6 @@ pub struct Metadata {
     pub span: Option<InstructionSpan>,
     /// What its processes may take from the machine, which changes nothing of what they make.
     pub resources: Option<Arc<StepResources>>,
-}
-
-/// What control groups bound of a step (BuildKit's `LinuxResources`); `None` is not bounded.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StepResources {
-    /// Bytes of memory.
-    pub memory: Option<u64>,
-    /// Bytes of memory and swap together; -1 for any amount of swap.
-    pub memory_swap: Option<i64>,
-    /// Share of the processors' time when they are contended.
-    pub cpu_shares: Option<u64>,
-    /// Microseconds of the period that the quota counts in.
-    pub cpu_period: Option<u64>,
-    /// Microseconds of processor time in each period.
-    pub cpu_quota: Option<u64>,
-    /// Processors that may be used, `0-2,5`.
-    pub cpuset_cpus: Option<String>,
-    /// Memory nodes that may be used, `0,1`.
-    pub cpuset_mems: Option<String>,
 }
 
 /// A step of a build.

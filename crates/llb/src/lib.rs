@@ -20,6 +20,7 @@ mod file;
 mod git_url;
 mod graph;
 mod passthrough;
+mod resources;
 mod source;
 mod url_credentials;
 
@@ -36,8 +37,9 @@ pub use git_url::{
     GitRemote, GitTransport, GitUrl, GitUrlError, check_git_reference, checked_git_checksum, cleaned_git_subdir,
     is_whole_commit,
 };
-pub use graph::{Edge, Graph, GraphError, InstructionSpan, Metadata, Op, StepResources, Vertex, VertexDigest};
+pub use graph::{Edge, Graph, GraphError, InstructionSpan, Metadata, Op, Vertex, VertexDigest};
 pub use passthrough::PassthroughOp;
+pub use resources::{StepResources, is_set_of_numbers};
 pub use source::{
     BlobSource, CompareFiles, GitForm, GitMtime, GitSource, HttpSource, ImageSource, LocalSource, OciLayoutSource,
     ResolveMode, SourceOp,

@@ -10,11 +10,11 @@ mod spans;
 
 use crate::encode::CUSTOM_NAME;
 use crate::error::Refusal;
-use crate::{DecodeError, SourceFile, capabilities, pb};
+use crate::{DecodeError, SourceFile, capabilities, pb, resources};
 pub use follow::check_in_place;
 use forge_image::{Digest, Platform};
 use forge_llb::{DiffOp, Edge, ExecOp, Graph, Metadata, Op, PassthroughOp, SourceOp, Vertex, VertexDigest};
-pub(crate) use limits::{Fields, MOST_BYTES};
+pub(crate) use limits::{Field, Fields, MOST_BYTES};
 use prost::Message;
 use spans::Spans;
 use std::collections::HashMap;
@@ -35,8 +35,7 @@ pub struct Decoded {
 /// # Errors
 /// The bytes are no definition, are too large, refer to what is not there, or ask for what forge does not do.
 pub fn decode(bytes: &[u8]) -> Result<Decoded, DecodeError> {
-    limits::check(bytes)?;
-    let definition: pb::Definition = message(bytes, "the definition")?;
+    let definition = definition(bytes)?;
     let Some((last, _)) = definition.def.split_last() else { return Ok(Decoded::default()) };
     let goal = goal(last)?;
     let mut reader = Reader::new(&definition);
@@ -44,6 +43,15 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded, DecodeError> {
     let mut graph = reader.graph;
     graph.set_goal(Some(goal))?;
     Ok(Decoded { graph, sources: sources(definition.source) })
+}
+
+/// Reads the message alone, with what the wire types do not know of it.
+///
+/// # Errors
+/// The bytes are no definition, or are too large.
+pub fn definition(bytes: &[u8]) -> Result<pb::Definition, DecodeError> {
+    limits::check(bytes)?;
+    message(&resources::with_described_resources(bytes, resources::Holder::DEFINITION)?, "the definition")
 }
 
 fn message<T: Message + Default>(bytes: &[u8], what: &str) -> Result<T, DecodeError> {
@@ -241,7 +249,7 @@ impl<'a> Reader<'a> {
                 ignore_cache: self.metadata(&digest).is_some_and(|metadata| metadata.ignore_cache),
                 span: self.spans.of(&digest),
                 name: name.clone(),
-                ..Metadata::default()
+                resources: self.metadata(&digest).map_or(Ok(None), resources::decode).map_err(refused)?,
             },
         };
         self.graph.add_as(VertexDigest::new(digest), vertex)?;

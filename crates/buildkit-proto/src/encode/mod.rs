@@ -4,7 +4,7 @@ mod exec;
 mod file;
 mod source;
 
-use crate::{SourceFile, capabilities as cap, pb};
+use crate::{SourceFile, capabilities as cap, pb, resources};
 use forge_image::{Digest, Platform};
 use forge_llb::{Edge, Graph, InstructionSpan, Op, SourceOp, Vertex, VertexDigest};
 use prost::Message as _;
@@ -119,6 +119,10 @@ impl Writer {
     fn metadata(&mut self, digest: &Digest, vertex: &Vertex, needs: BTreeSet<&'static str>) {
         let metadata = self.definition.metadata.entry(digest.to_string()).or_default();
         metadata.ignore_cache |= vertex.metadata.ignore_cache;
+        if let Some(limits) = &vertex.metadata.resources {
+            resources::describe(limits, metadata);
+            metadata.caps.insert(cap::EXEC_RESOURCES.to_owned(), true);
+        }
         metadata.caps.extend(needs.into_iter().map(|name| (name.to_owned(), true)));
         if !vertex.metadata.name.is_empty() {
             let name = vertex.metadata.name.clone();

@@ -2,6 +2,7 @@
 
 use forge_image::{Digest, Platform};
 use forge_llb::*;
+use std::sync::Arc;
 
 /// A small generator (xorshift): the same seed gives the same graph.
 pub struct Random(u64);
@@ -70,7 +71,7 @@ pub fn graph(seed: u64) -> Graph {
             name: format!("step {number}"),
             ignore_cache: random.yes(),
             span: random.maybe(span),
-            ..Metadata::default()
+            resources: random.maybe(resources),
         };
         let platform =
             random.maybe(|random| random.pick(&["linux/amd64", "linux/arm/v7"]).parse::<Platform>().unwrap());
@@ -80,6 +81,18 @@ pub fn graph(seed: u64) -> Graph {
     let goal = edges.pop();
     graph.set_goal(goal).unwrap();
     graph
+}
+
+fn resources(random: &mut Random) -> Arc<StepResources> {
+    Arc::new(StepResources {
+        memory: Some(1 + u64::from(random.number())),
+        memory_swap: random.maybe(|random| random.pick(&[-1, 7 << 40])),
+        cpu_shares: random.maybe(|random| 1 + u64::from(random.number())),
+        cpu_period: random.maybe(|random| 1 + u64::from(random.number())),
+        cpu_quota: random.maybe(|random| 1 + u64::from(random.number())),
+        cpuset_cpus: random.maybe(|_| "0-2,5".to_owned()),
+        cpuset_mems: random.maybe(|_| "0".to_owned()),
+    })
 }
 
 fn span(random: &mut Random) -> InstructionSpan {

@@ -5,14 +5,12 @@ mod found;
 mod streams;
 
 use crate::bridge::Bridge;
-use crate::gateway_service::GatewayService;
+use crate::gateway_service::{self, GatewayService};
 use crate::reply;
-use crate::session::MOST_MESSAGE;
 use crate::solution::{self, Solution};
 use crate::solve::{FrontendRequest, JobContext};
 use forge_buildkit_proto::Serving;
 use forge_buildkit_proto::health::health_server::HealthServer;
-use forge_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_server::LlbBridgeServer;
 use forge_buildkit_proto::moby::buildkit::v1::types::WorkerRecord;
 use forge_buildkit_proto::pb;
 use forge_engine::{EngineError, ExitStatus, JobContainer, ProcessRequest, ProcessStreams};
@@ -171,9 +169,7 @@ impl JobContext {
 
 /// Serves one connection, and the front end at its far end.
 async fn serve(bridge: Arc<Bridge>, connection: tokio::io::DuplexStream) {
-    let service = LlbBridgeServer::new(GatewayService::of(bridge))
-        .max_decoding_message_size(MOST_MESSAGE)
-        .max_encoding_message_size(MOST_MESSAGE);
+    let service = gateway_service::server(Arc::new(GatewayService::of(bridge)));
     let server = Server::builder().add_service(HealthServer::new(Serving)).add_service(service);
     let connections = stream::once(async { Ok::<_, io::Error>(connection) }).chain(stream::pending());
     // A connection that breaks is seen by whoever has its other end.

@@ -18,6 +18,7 @@ mod front_end;
 mod front_end_program;
 #[path = "../it/keys.rs"]
 mod keys;
+mod limits;
 mod steered;
 mod steps;
 
@@ -30,7 +31,7 @@ fn main() {
     forge_engine::init_if_requested();
     front_end_program::run_if_requested();
     let arguments = Arguments::from_args();
-    let trials = [containers::TESTS, failed::TESTS, front_end::TESTS, steps::TESTS];
+    let trials = [containers::TESTS, failed::TESTS, front_end::TESTS, limits::TESTS, steps::TESTS];
     let trials = trials.concat().into_iter().map(trial).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }

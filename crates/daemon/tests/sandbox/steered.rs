@@ -67,6 +67,15 @@ impl Steered {
 
     /// A stage of the Dockerfile; gives the name of the result.
     pub async fn stage(&self, target: &str) -> Result<String, Status> {
+        Ok(self.result(target).await?.id)
+    }
+
+    /// What makes a stage of the Dockerfile.
+    pub async fn definition(&self, target: &str) -> pb::Definition {
+        self.result(target).await.unwrap().def.unwrap()
+    }
+
+    async fn result(&self, target: &str) -> Result<wire::Ref, Status> {
         let request = wire::SolveRequest {
             frontend_opt: [("target".to_owned(), target.to_owned())].into(),
             frontend: "dockerfile.v0".to_owned(),
@@ -77,7 +86,7 @@ impl Steered {
         };
         let response = self.client.gateway().solve(self.request(request)).await?.into_inner();
         match response.result.unwrap().result {
-            Some(result::Result::Ref(named)) => Ok(named.id),
+            Some(result::Result::Ref(named)) => Ok(named),
             other => panic!("{other:?}"),
         }
     }
