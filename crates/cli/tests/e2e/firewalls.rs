@@ -38,6 +38,8 @@ const OF_DOCKER: &str = "172.17.0.2";
 struct Machine {
     host: Child,
     others: Vec<Child>,
+    /// The process that keeps the namespace of docker's container.
+    of_docker: u32,
 }
 
 impl Drop for Machine {
@@ -70,12 +72,12 @@ impl Machine {
             "d=$(mktemp -d); mount --rbind /sys/fs/cgroup $d; mount -t sysfs sysfs /sys; mount --move $d /sys/fs/cgroup; \
              rmdir $d; ip link set lo up; echo 1 >/proc/sys/net/ipv4/ip_forward",
         );
-        let mut machine = Self { host, others: Vec::new() };
+        let mut machine = Self { host, others: Vec::new(), of_docker: 0 };
         machine.add("world0", "203.0.113.1/24", &format!("{WORLD}/24"));
         machine.ip("route add default via 203.0.113.9");
         machine.ip("link add docker0 type bridge");
         machine.ip("link set docker0 up");
-        machine.add("vethd", "", &format!("{OF_DOCKER}/16"));
+        machine.of_docker = machine.add("vethd", "", &format!("{OF_DOCKER}/16"));
         machine.ip("link set vethd master docker0");
         machine.ip("addr add 172.17.0.1/16 dev docker0");
         machine
@@ -86,8 +88,8 @@ impl Machine {
         assert_eq!(outcome.code, 0, "ip {words}: {}", outcome.stderr);
     }
 
-    /// Another machine at the end of a wire.
-    fn add(&mut self, name: &str, own: &str, other: &str) {
+    /// Another machine at the end of a wire; the process that keeps its namespace.
+    fn add(&mut self, name: &str, own: &str, other: &str) -> u32 {
         let end = keeper(&["--net"], "ip link set lo up");
         self.ip(&format!("link add {name} type veth peer name eth0 netns {}", end.id()));
         self.ip(&format!("link set {name} up"));
@@ -101,7 +103,16 @@ impl Machine {
              exec busybox nc -ll -p 80 -e /bin/busybox echo served",
         );
         let server = Command::new("nsenter").args(["-t", &pid, "-n", "sh", "-c", &serve]).spawn().unwrap();
+        let keeper = end.id();
         self.others.extend([end, server]);
+        keeper
+    }
+
+    /// A script in docker's container.
+    fn in_docker(&self, script: &str) -> Outcome {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.of_docker.to_string(), "-n", "busybox", "sh", "-c", script]);
+        fixture::run(&mut command, b"")
     }
 
     /// A program on the host.
@@ -268,4 +279,44 @@ fn privileged_firewalls_are_tried_by_several_at_once() {
         let told = String::from_utf8_lossy(&ended.stderr);
         assert!(ended.status.success() && !told.contains("the host's network is used"), "{told}");
     }
+}
+
+/// A host that forwards nothing forwards for containers alone, whoever else of forge comes later, and whatever address a packet
+/// says that it is from. Seen to fail where the later process took the wires of the earlier one for the host's (the first did not
+/// reach the world), and where it knew them by their addresses (docker's container did).
+#[test]
+fn privileged_a_host_that_forwards_nothing_forwards_for_containers_alone() {
+    let Some((forge, machine)) = machine("a_host_that_forwards_nothing", "iptables-nft") else { return };
+    let off = machine.call("sh", &["-c", "echo 0 >/proc/sys/net/ipv4/ip_forward"], b"");
+    assert_eq!(off.code, 0, "{}", off.stderr);
+    let reach = format!("sleep 1 | nc -w 2 {WORLD} 80");
+    let begin = |script: &str| {
+        let script = format!("echo begun; {script}");
+        let mut command = machine.command(&forge, &["run", "--rm", "-i", "busybox", "sh", "-c", &script]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, "begun\n");
+        (child, output)
+    };
+    // Each goes on when its standard input ends.
+    let (mut first, mut output) = begin(&format!("cat; {reach}"));
+    let (mut second, _rest) = begin("cat");
+
+    // What the container is not: its address, on a wire of the host's.
+    machine.ip("route add 10.209.77.77/32 dev docker0");
+    let disguised = format!(
+        "ip addr add 10.209.77.77/32 dev eth0; ip route replace default via 172.17.0.1 src 10.209.77.77; {reach}"
+    );
+    for script in [&reach, &disguised] {
+        let outcome = machine.in_docker(script);
+        assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), ("", "nc: timed out\n"), "{script}");
+    }
+    drop(first.stdin.take());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "served\n");
+    drop(second.stdin.take());
+    assert!(first.wait().unwrap().success() && second.wait().unwrap().success());
 }

@@ -10,7 +10,8 @@ const AT_MOST: u32 = 3;
 
 pub(super) const INPUT_INTERFACE: u32 = 4;
 pub(super) const OUTPUT_INTERFACE: u32 = 5;
-const OUTPUT_NAME: u32 = 7;
+pub(super) const INPUT_NAME: u32 = 6;
+pub(super) const OUTPUT_NAME: u32 = 7;
 const PROTOCOL: u32 = 16;
 /// Linux 5.0: what an interface was made as; a network card is none of those.
 const OUTPUT_KIND: u32 = 27;
@@ -111,6 +112,11 @@ pub(super) fn interface_at_most(key: u32, highest: u32) -> Vec<Attributes> {
         .network_word(4, 4)
         .network_word(5, 4);
     vec![load(key), expression("byteorder", swap), compare(AT_MOST, &highest.to_be_bytes())]
+}
+
+/// Interfaces whose names begin otherwise.
+pub(super) fn interface_other_than(key: u32, prefix: &str) -> Vec<Attributes> {
+    vec![load(key), compare(NOT_EQUAL, prefix.as_bytes())]
 }
 
 fn padded(name: &str) -> Vec<u8> {

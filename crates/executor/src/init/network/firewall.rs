@@ -13,9 +13,11 @@
 //! postrouting postrouting srcnat     gives packets the host's address
 //! ```
 
+use super::PREFIX;
 use super::expression::{
-    COUNTER, DESTINATION, EQUAL, INPUT_INTERFACE, NOT_EQUAL, OUTPUT_INTERFACE, SOURCE, Verdict, address, an_answer,
-    count, datagram, decide, has_mark, interface_at_most, leaves_by, leaves_by_kind, masquerade, no_answer, set_mark,
+    COUNTER, DESTINATION, EQUAL, INPUT_INTERFACE, INPUT_NAME, NOT_EQUAL, OUTPUT_INTERFACE, OUTPUT_NAME, SOURCE,
+    Verdict, address, an_answer, count, datagram, decide, has_mark, interface_at_most, interface_other_than, leaves_by,
+    leaves_by_kind, masquerade, no_answer, set_mark,
 };
 use super::netlink::{ACKNOWLEDGE, APPEND, Attributes, CREATE, DUMP, Netlink, Request, attributes};
 use rustix::io::Result;
@@ -60,7 +62,7 @@ pub(super) struct Plan {
     /// First two octets of the containers' network.
     pub(super) network: [u8; 2],
     /// Where forge switched forwarding on: the highest number of an interface that was there then. Packets between those
-    /// are dropped as they were before.
+    /// are dropped as they were before, but for the wires of containers.
     pub(super) unrouted: Option<u32>,
     /// Where probes go, if anything can be reached.
     pub(super) probed: Option<Ipv4Addr>,
@@ -168,10 +170,10 @@ fn table(plan: &Plan, table: &str) -> Vec<Request> {
     all.push(rule("forward", [to, no_answer(), dropped()].concat()));
     if let Some(highest) = plan.unrouted {
         let old = |key| interface_at_most(key, highest);
-        // Interfaces of other forge processes may be as old; theirs are the packets of the network.
-        let of_others =
-            [address(SOURCE, NOT_EQUAL, &plan.network), address(DESTINATION, NOT_EQUAL, &plan.network)].concat();
-        all.push(rule("forward", [of_others, old(INPUT_INTERFACE), old(OUTPUT_INTERFACE), dropped()].concat()));
+        // Wires of other forge processes may be as old. They are known by their names: an address is what a packet says.
+        let host_s = |key| interface_other_than(key, PREFIX);
+        let (from, to) = (host_s(INPUT_NAME), host_s(OUTPUT_NAME));
+        all.push(rule("forward", [from, to, old(INPUT_INTERFACE), old(OUTPUT_INTERFACE), dropped()].concat()));
     }
     all
 }
