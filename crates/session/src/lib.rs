@@ -23,7 +23,7 @@ pub use blob_folder::BlobFolder;
 pub use context::{Context, ContextEntry, ContextError, ContextPath, EntryKind, FileStamp};
 pub use credentials::{CredentialError, Credentials, Redacted, RegistryToken, TokenRequest};
 pub use event::{Event, EventSink, LogStream, ProgressGroup, SourceSpan, StatusUpdate, VertexUpdate, WarningNotice};
-pub use local_context::LocalContext;
+pub use local_context::{LocalContext, open_in_root};
 pub use patterns::{PatternError, PatternMatcher};
 pub use secret::{Secret, SecretError};
 pub use single_flight::{SingleFlight, Turn};

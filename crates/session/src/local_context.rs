@@ -1,5 +1,5 @@
 use crate::{Context, ContextEntry, ContextError, ContextPath, EntryKind, FileStamp};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use std::ffi::CStr;
@@ -7,9 +7,21 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// How often a lookup is tried again that the kernel gave up because something was renamed meanwhile
-/// (`openat2(2)`, EAGAIN).
+/// How often a lookup is tried again that the kernel gave up because something was renamed or mounted meanwhile, anywhere on
+/// the machine (`openat2(2)`, EAGAIN).
 const RACES: usize = 1000;
+
+/// Opens what a path names in a tree of strangers: its root is the root, for absolute links and for `..`, and links of /proc
+/// lead nowhere.
+///
+/// # Errors
+/// As `openat2(2)`.
+pub fn open_in_root(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let open = || rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);
+    let settled = |result: &Result<OwnedFd, Errno>| !matches!(result, Err(Errno::AGAIN | Errno::INTR));
+    (1..RACES).map(|_| open()).find(settled).unwrap_or_else(open)
+}
 
 /// A folder of this machine as a context.
 ///
@@ -42,11 +54,7 @@ impl LocalContext {
     /// Opens what is at a path. A link in the last component is not followed, links before it are, in the tree.
     fn at(&self, path: &ContextPath, flags: OFlags) -> Result<OwnedFd, Errno> {
         let name = if path.is_root() { Path::new(".") } else { path.as_path() };
-        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let open = || rustix::fs::openat2(&self.root, name, flags, Mode::empty(), resolve);
-        let settled = |result: &Result<OwnedFd, Errno>| !matches!(result, Err(Errno::AGAIN | Errno::INTR));
-        (1..RACES).map(|_| open()).find(settled).unwrap_or_else(open)
+        open_in_root(self.root.as_fd(), name, flags | OFlags::NOFOLLOW)
     }
 
     fn is_link(&self, path: &ContextPath) -> bool {
@@ -183,6 +191,7 @@ mod tests {
     use super::*;
     use std::io::Read as _;
     use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::{Duration, Instant};
 
     const CANARY: &str = "canary: outside of the context";
@@ -360,6 +369,28 @@ mod tests {
                 let dir = children.iter().find(|child| child.path.as_bytes() == b"dir");
                 assert!(dir.is_some_and(|dir| dir.kind == EntryKind::Directory));
             }
+        });
+    }
+
+    // Seen to fail without further tries: the kernel gave up within the first of the rounds.
+    #[test]
+    fn renames_elsewhere_hinder_no_way_up() {
+        let (folder, _) = tree();
+        let root = rustix::fs::open(folder.path().join("c"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (one, other) = (folder.path().join("one"), folder.path().join("other"));
+                std::fs::write(&one, "").unwrap();
+                while !over.load(Ordering::Relaxed) {
+                    std::fs::rename(&one, &other).unwrap();
+                    std::fs::rename(&other, &one).unwrap();
+                }
+            });
+            let way = "dir/../".repeat(20);
+            let failed = (0..20_000).find_map(|_| open_in_root(root.as_fd(), Path::new(&way), OFlags::PATH).err());
+            over.store(true, Ordering::Relaxed);
+            assert_eq!(failed, None);
         });
     }
 

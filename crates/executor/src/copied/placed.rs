@@ -2,7 +2,7 @@
 
 use super::tree::{Metadata, by_descriptor, remove_marks};
 use super::{Copied, Failed, fill};
-use crate::init::{PointKind, Root, Stub, restore_mtime};
+use crate::init::{PointKind, Root, Stub, open_in, restore_mtime};
 use crate::message::{Doing, Failure};
 use crate::{ExecutorError, MountSource, MountSpec, StubRemoval};
 use rustix::fs::{
@@ -205,8 +205,7 @@ fn is_folder(path: &Path) -> rustix::io::Result<bool> {
 /// What a path names in a tree, links followed within it.
 fn part(tree: &Path, path: &Path) -> rustix::io::Result<PathBuf> {
     let root = openat(CWD, tree, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let found = openat2(&root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how)?;
+    let found = open_in(root.as_fd(), path, OFlags::PATH, ResolveFlags::empty())?;
     let text = rustix::fs::readlink(format!("/proc/self/fd/{}", found.as_raw_fd()), Vec::new())?;
     Ok(PathBuf::from(OsString::from_vec(text.into_bytes())))
 }

@@ -36,7 +36,7 @@ mod waiting;
 pub(crate) use cgroups::GROUP_PREFIX;
 pub(crate) use devices::NODES;
 pub(crate) use network::PREFIX as NETWORK_INTERFACE_PREFIX;
-pub(crate) use paths::{PointKind, Root, Stub, restore_mtime};
+pub(crate) use paths::{PointKind, Root, Stub, open_in, restore_mtime};
 pub(crate) use root::layout;
 
 /// Name under which the server is executed; no user types it.

@@ -21,7 +21,7 @@ const MAX_LINKS: u32 = 40;
 /// `f_type` of procfs.
 pub(super) const PROC_SUPER_MAGIC: u32 = 0x9fa0;
 
-/// A rename elsewhere in the tree makes openat2(2) give up with EAGAIN; flippers do that on purpose.
+/// A rename or a mount elsewhere makes openat2(2) give up with EAGAIN; flippers do that on purpose.
 const MAX_RACES: u32 = 128;
 
 /// What a missing mount point is made as.
@@ -98,7 +98,7 @@ impl AsFd for Root {
 }
 
 /// Opens `path` below `root`, where `/` and `..` lead no further up than that.
-pub(super) fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlags, more: ResolveFlags) -> Result<OwnedFd> {
+pub(crate) fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlags, more: ResolveFlags) -> Result<OwnedFd> {
     let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | more;
     let mut races = 0;
     loop {

@@ -9,8 +9,9 @@ use super::{Git, Pinned, bundle, submodules};
 use crate::error::WorkError;
 use forge_cache::ResultRef;
 use forge_llb::{GitForm, GitMtime, GitRemote};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
-use std::os::fd::OwnedFd;
+use forge_session::open_in_root;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 /// The checkout's name below the scratch folder.
@@ -123,8 +124,7 @@ fn open_folder(checkout: &Path, subdir: &str) -> std::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(checkout, flags, Mode::empty())?;
     let subdir = if subdir.is_empty() { "." } else { subdir };
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    Ok(rustix::fs::openat2(&root, subdir, flags, Mode::empty(), resolve)?)
+    Ok(open_in_root(root.as_fd(), Path::new(subdir), flags)?)
 }
 
 fn move_children(from: &OwnedFd, to: &Path) -> std::io::Result<()> {
