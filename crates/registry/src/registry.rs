@@ -78,15 +78,15 @@ impl Registry {
 }
 
 /// Runs until the session is cancelled. The work is on the heap: else the future had room for it twice.
-pub(crate) fn until_cancelled<T>(
+pub(crate) fn until_cancelled<T, E: From<RegistryError>>(
     session: &dyn Session,
-    work: impl Future<Output = Result<T, RegistryError>>,
-) -> impl Future<Output = Result<T, RegistryError>> {
+    work: impl Future<Output = Result<T, E>>,
+) -> impl Future<Output = Result<T, E>> {
     let work = Box::pin(work);
     async move {
         tokio::select! {
             biased;
-            () = session.cancellation().cancelled() => Err(RegistryError::Cancelled),
+            () = session.cancellation().cancelled() => Err(RegistryError::Cancelled.into()),
             result = work => result,
         }
     }

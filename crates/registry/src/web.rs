@@ -2,6 +2,7 @@
 
 use crate::answer::Answer;
 use crate::proxy::ProxyRules;
+use crate::registry::until_cancelled;
 use crate::resolver::judged_by_text;
 use crate::retry::{Failure, Tries, is_passing};
 use crate::transport::{Reach, Request, Transport, authority, checked_target, shown};
@@ -93,12 +94,9 @@ pub enum WebError {
         /// The address.
         url: String,
     },
-    /// The connection or the answer.
+    /// The connection or the answer, or nobody wants it any more.
     #[error(transparent)]
     Exchange(#[from] RegistryError),
-    /// The build was cancelled.
-    #[error("cancelled")]
-    Cancelled,
 }
 
 impl WebError {
@@ -108,7 +106,6 @@ impl WebError {
             Self::Offline { .. } | Self::Address { .. } => ErrorKind::UserInput,
             Self::Status { .. } | Self::PrivateNetwork { .. } | Self::Redirects { .. } => ErrorKind::Remote,
             Self::Exchange(error) => error.kind(),
-            Self::Cancelled => ErrorKind::Cancelled,
         }
     }
 
@@ -376,19 +373,5 @@ fn passing(error: RegistryError) -> WebFailure {
     match failure.is_passing() {
         true => WebFailure::Passing(failure),
         false => WebFailure::Final(failure.error.into()),
-    }
-}
-
-fn until_cancelled<T>(
-    session: &dyn Session,
-    work: impl Future<Output = Result<T, WebError>>,
-) -> impl Future<Output = Result<T, WebError>> {
-    let work = Box::pin(work);
-    async move {
-        tokio::select! {
-            biased;
-            () = session.cancellation().cancelled() => Err(WebError::Cancelled),
-            result = work => result,
-        }
     }
 }

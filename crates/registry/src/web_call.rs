@@ -1,10 +1,11 @@
 //! Single requests to services that speak HTTP, through the registry client's connections, certificates and proxies.
 
 use crate::answer::Answer;
+use crate::registry::until_cancelled;
 use crate::retry::{Tries, is_passing};
 use crate::transport::{Body, Reach, Request, authority};
 use crate::upload_body::UploadBody;
-use crate::{Registry, RegistryError, WebError};
+use crate::{Registry, WebError};
 use bytes::Bytes;
 use forge_session::{Redacted, Session};
 use reqwest::header::{HeaderName, HeaderValue};
@@ -78,14 +79,10 @@ impl Registry {
                     Ok(answer) => return Ok(WebReply { answer }),
                     Err(error) => error.into(),
                 };
-                tries.wait(failure).await?;
+                tries.wait(failure).await.map_err(WebError::from)?;
             }
         };
-        tokio::select! {
-            biased;
-            () = session.cancellation().cancelled() => Err(WebError::Cancelled),
-            result = work => result.map_err(|error: RegistryError| error.into()),
-        }
+        until_cancelled(session, work).await
     }
 }
 

@@ -1,6 +1,8 @@
 //! Files of ordinary web servers: conditions, redirects, what is sent where.
 
-use forge_registry::{Registry, RegistryOptions, RetryPolicy, WebAnswer, WebError, WebPacking, WebRequest};
+use forge_registry::{
+    Registry, RegistryError, RegistryOptions, RetryPolicy, WebAnswer, WebError, WebPacking, WebRequest,
+};
 use forge_session::Redacted;
 use forge_testkit::{RawServer, TestSession};
 use std::time::Duration;
@@ -173,7 +175,7 @@ async fn a_cancelled_session_ends_the_wait() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         session.cancel();
     });
-    assert!(matches!(answer.err(), Some(WebError::Cancelled)));
+    assert!(matches!(answer.err(), Some(WebError::Exchange(RegistryError::Cancelled))));
 }
 
 // Meant to fail with the conditions kept at every hop.
