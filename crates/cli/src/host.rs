@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use forge_client::{Address, Client, TlsFiles};
 use forge_engine::EngineError;
 use std::path::Path;
+use tokio_util::sync::CancellationToken;
 
 const VARIABLE: &str = "FORGE_HOST";
 
@@ -23,6 +24,15 @@ impl Host {
     /// As [`Client::connect`].
     pub async fn connect(&self) -> Result<Client, EngineError> {
         Client::connect(&self.address, self.tls.as_ref()).await
+    }
+
+    /// Connects, unless that takes longer than somebody wants it.
+    ///
+    /// # Errors
+    /// As [`Client::connect`]; cancelled.
+    pub async fn connect_until(&self, cancel: &CancellationToken) -> Result<Client, Failure> {
+        let connected = cancel.run_until_cancelled(self.connect()).await;
+        Ok(connected.ok_or_else(|| Failure::new("cancelled"))??)
     }
 }
 

@@ -72,7 +72,6 @@ async fn there(
     (events, token): Ends,
 ) -> Result<forge_client::Answered, Failure> {
     let build = remote_build(start, args, request, None)?;
-    let connected = token.run_until_cancelled(host.connect()).await;
-    let client = connected.ok_or_else(|| Failure::new("cancelled"))??;
+    let client = host.connect_until(&token).await?;
     Ok(client.call(build, method, events, token).await?)
 }

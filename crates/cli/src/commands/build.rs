@@ -149,8 +149,7 @@ async fn there(
         Origin::Definition(definition) => (with_dockerfile_context(request), Some(definition)),
     };
     let build = remote_build(start, args, request, definition)?;
-    let connected = token.run_until_cancelled(host.connect()).await;
-    let client = connected.ok_or_else(|| Failure::new("cancelled"))??;
+    let client = host.connect_until(&token).await?;
     Ok(client.build(build, events, token).await?)
 }
 

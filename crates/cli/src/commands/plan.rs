@@ -54,8 +54,7 @@ async fn made(
         }
         (ReportContext::No, Some(host)) => {
             let build = remote_build(start, &args.build, request, None)?;
-            let connected = token.run_until_cancelled(host.connect()).await;
-            let client = connected.ok_or_else(|| Failure::new("cancelled"))??;
+            let client = host.connect_until(&token).await?;
             Ok(Box::pin(client.plan(build, events.clone(), token.clone())).await?)
         }
         (ReportContext::No, None) => {
