@@ -72,8 +72,7 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
     // Whoever waits may go away; the build then ends in its own time, and is noted.
     let _cancel = build.cancel.clone().drop_guard();
     let running = tokio::spawn(async move {
-        // A thread's stack would not hold it all.
-        let running = Box::pin(run(&shared, &build, request, &plans, (allowed, attest, own)));
+        let running = run(&shared, &build, request, &plans, (allowed, attest, own));
         let (result, notice) = shared.engine.collecting(running).await;
         shared.origins.forget(&build.reference);
         let result = result.map_err(|failed| build.places.complete(failed));

@@ -29,7 +29,6 @@ use forge_solver::{OnFailure, Solved, Solver};
 use forge_worker::{ImageResolver, LocalWorker};
 use futures_util::future::{join_all, try_join_all};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
@@ -47,7 +46,7 @@ impl Engine {
         cancel: CancellationToken,
     ) -> Result<BuildOutcome, EngineError> {
         plausible::check(&request)?;
-        let build = pin!(async { Build::start(self, request, events, cancel).await?.run().await.map_err(unsolved) });
+        let build = async { Build::start(self, request, events, cancel).await?.run().await.map_err(unsolved) };
         let (built, notice) = self.collecting(build).await;
         built.map(|outcome| outcome.with_notice(notice)).map_err(|error| self.explain_full_disk(error))
     }

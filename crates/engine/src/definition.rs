@@ -15,7 +15,6 @@ use forge_image::{ErrorKind, ImageConfig, Platform};
 use forge_llb::{Graph, NetworkMode, Op, SecurityMode, Vertex};
 use forge_session::EventSink;
 use forge_solver::SolveError;
-use std::pin::pin;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -81,10 +80,10 @@ impl Engine {
         plausible::check(&request)?;
         only_local_contexts(&request)?;
         let platform = one_platform(&request)?;
-        let build = pin!(async {
+        let build = async {
             let build = Build::start(self, request, events, cancel).await?;
             build.run_definition(definition, platform).await.map_err(unsolved)
-        });
+        };
         let (built, notice) = self.collecting(build).await;
         built.map(|outcome| outcome.with_notice(notice)).map_err(|error| self.explain_full_disk(error))
     }

@@ -154,19 +154,22 @@ impl Engine {
     }
 
     /// Runs a build and collects garbage beside it, where that is wanted; also what the build's user is to know of that. The
-    /// collection is over when this returns. What is handed in is best pinned: a build is large, and would be here several times.
-    pub async fn collecting<T>(&self, build: impl Future<Output = T>) -> (T, Option<String>) {
-        if !self.options().gc.enabled {
-            return (build.await, None);
+    /// collection is over when this returns. The build is on the heap: else the future had room for it several times.
+    pub fn collecting<T>(&self, build: impl Future<Output = T>) -> impl Future<Output = (T, Option<String>)> {
+        let build = Box::pin(build);
+        async move {
+            if !self.options().gc.enabled {
+                return (build.await, None);
+            }
+            let stop = CancellationToken::new();
+            let build = async {
+                let built = build.await;
+                stop.cancel();
+                built
+            };
+            // On one task: a second one would wake another thread for every build, and most have nothing to collect.
+            tokio::join!(build, run(self.clone(), stop.clone()))
         }
-        let stop = CancellationToken::new();
-        let build = async {
-            let built = build.await;
-            stop.cancel();
-            built
-        };
-        // On one task: a second one would wake another thread for every build, and most have nothing to collect.
-        tokio::join!(build, run(self.clone(), stop.clone()))
     }
 }
 
