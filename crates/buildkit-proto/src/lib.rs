@@ -43,7 +43,7 @@ pub use encode::{EncodeError, EncodedGraph, encode, encode_named, encode_platfor
 pub use error::DecodeError;
 pub use nested::{NestedBuild, nested_build};
 pub use places::without_empty_places;
-pub use resources::{Holder, definition_bytes, with_described_resources};
+pub use resources::{Holder, definition_bytes, limits_steps, with_described_resources};
 #[cfg(feature = "grpc")]
 pub use serving::Serving;
 

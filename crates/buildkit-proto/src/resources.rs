@@ -119,9 +119,14 @@ fn entry(key: &[u8], value: &[u8]) -> Vec<u8> {
     entry
 }
 
+/// Whether a definition limits any of its steps.
+pub fn limits_steps(definition: &pb::Definition) -> bool {
+    definition.metadata.values().any(|metadata| metadata.description.contains_key(DESCRIPTION))
+}
+
 /// A definition as everybody else writes it: limits are in their own field again.
 pub fn definition_bytes(definition: &pb::Definition) -> Vec<u8> {
-    if !definition.metadata.values().any(|metadata| metadata.description.contains_key(DESCRIPTION)) {
+    if !limits_steps(definition) {
         return definition.encode_to_vec();
     }
     let mut plain = definition.clone();

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use forge_buildkit_proto::moby::buildkit::v1::{
     CacheOptions, CacheOptionsEntry, SolveRequest, SolveResponse, StatusRequest,
 };
+use forge_buildkit_proto::pb;
 use forge_engine::{BuildContext, BuildOutcome, BuildRequest, EngineError, EngineOptions, OwnOptions, TokenFetcher};
 use forge_image::{Descriptor, Digest, ErrorKind};
 use forge_session::{Event, EventSink};
@@ -47,6 +48,17 @@ pub struct RemoteBuild {
     pub machine: String,
 }
 
+impl RemoteBuild {
+    fn definition(&self) -> Result<Option<pb::Definition>, EngineError> {
+        let definition = self.definition.as_deref().map(forge_buildkit_proto::definition).transpose();
+        definition.map_err(|error| EngineError::caused(error.kind(), error))
+    }
+
+    fn limits_steps(&self) -> Result<bool, EngineError> {
+        Ok(self.definition()?.is_some_and(|definition| forge_buildkit_proto::limits_steps(&definition)))
+    }
+}
+
 /// A build that the daemon does not know yet.
 pub(crate) struct Begun {
     pub id: String,
@@ -54,6 +66,8 @@ pub(crate) struct Begun {
     pub stores: Arc<Stores>,
     dockerfile: Option<String>,
     shared_key: String,
+    /// What builds are compared by, where the daemon does so.
+    compared_as: Option<String>,
     handed: Handed,
     told: Arc<Told>,
     following: tokio::task::JoinHandle<()>,
@@ -62,7 +76,8 @@ pub(crate) struct Begun {
 impl Begun {
     /// What the front end is asked.
     pub(crate) fn options(&self, request: &BuildRequest) -> Result<HashMap<String, String>, EngineError> {
-        request::options(request, self.dockerfile.as_deref(), &self.stores)
+        let request = BuildRequest { compared_as: self.compared_as.clone(), ..request.clone() };
+        request::options(&request, self.dockerfile.as_deref(), &self.stores)
     }
 
     /// What the daemon is asked, but for outputs.
@@ -75,8 +90,7 @@ impl Begun {
             exports: self.caches.exports.iter().map(entry).collect(),
             ..CacheOptions::default()
         };
-        let definition = build.definition.as_deref().map(forge_buildkit_proto::definition).transpose();
-        let definition = definition.map_err(|error| EngineError::caused(error.kind(), error))?;
+        let definition = build.definition()?;
         Ok(SolveRequest {
             r#ref: self.id.clone(),
             session: self.id.clone(),
@@ -116,7 +130,7 @@ impl Client {
     ) -> Result<BuildOutcome, EngineError> {
         let stop = cancel.child_token();
         let _stop = stop.clone().drop_guard();
-        self.check_own(&build.request).await?;
+        self.check_own(&build)?;
         let begun = self.begin(&build, events, stop.clone()).await?;
         let (exporters, targets) = outputs::outputs(&build.request, stop)?;
         let asked = SolveRequest { exporters, ..begun.solve_request(&build)? };
@@ -138,11 +152,14 @@ impl Client {
     }
 
     /// Refuses by name what only a daemon of forge's has words for, where this is none.
-    async fn check_own(&self, request: &BuildRequest) -> Result<(), EngineError> {
-        let Some(own) = OwnOptions::of(request) else { return Ok(()) };
-        match self.is_forge().await? {
-            true => Ok(()),
-            false => Err(unsupported(own.flags(), "this one is not forge's, or an earlier version of it")),
+    fn check_own(&self, build: &RemoteBuild) -> Result<(), EngineError> {
+        let why = "this one is not forge's, or an earlier version of it";
+        match OwnOptions::of(&build.request) {
+            _ if self.is_forge() => Ok(()),
+            Some(own) => Err(unsupported(own.flags(), why)),
+            // The messages that are exchanged with it have no field for them.
+            None if build.limits_steps()? => Err(unsupported("a definition with limits of its steps", why)),
+            None => Ok(()),
         }
     }
 
@@ -169,7 +186,8 @@ impl Client {
         let (id, told) = (random()?, Arc::new(Told { events, outcome: Mutex::default() }));
         let following = tokio::spawn(self.clone().follow(id.clone(), told.clone()));
         let (dockerfile, stores) = (handover.dockerfile, Arc::new(stores));
-        Ok(Begun { id, caches, stores, dockerfile, shared_key, handed, told, following })
+        let compared_as = self.is_forge().then(|| shared_key.clone());
+        Ok(Begun { id, caches, stores, dockerfile, shared_key, compared_as, handed, told, following })
     }
 
     /// Passes on what is told of a build until it ends.

@@ -7,7 +7,7 @@ use crate::failure;
 use forge_buildkit_proto::moby::buildkit::v1::SolveRequest;
 use forge_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_client::LlbBridgeClient;
 use forge_buildkit_proto::moby::buildkit::v1::frontend::{self as gateway, ReturnRequest};
-use forge_engine::{Call, EngineError};
+use forge_engine::{Call, EngineError, OwnOptions};
 use forge_session::EventSink;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,6 +35,8 @@ impl Client {
         let _stop = stop.clone().drop_guard();
         let begun = self.begin(&build, events, stop).await?;
         let mut options = begun.options(&build.request)?;
+        // They are about steps, of which none runs.
+        options.remove(OwnOptions::ATTRIBUTE);
         options.insert("requestid".to_owned(), question(call).to_owned());
         options.insert("frontend.caps".to_owned(), "moby.buildkit.frontend.subrequests".to_owned());
         let session = begun.open_session(self, crate::outputs::Targets::none()).await?;

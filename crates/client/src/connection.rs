@@ -2,7 +2,7 @@ use crate::tls::Protection;
 use crate::{Address, TlsFiles};
 use forge_buildkit_proto::moby::buildkit::v1::ListWorkersRequest;
 use forge_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
-use forge_engine::EngineError;
+use forge_engine::{EngineError, OwnOptions};
 use forge_image::ErrorKind;
 use hyper_util::rt::TokioIo;
 use std::io;
@@ -23,6 +23,8 @@ const WINDOW: u32 = 4 << 20;
 #[derive(Clone)]
 pub struct Client {
     channel: Channel,
+    /// Whether the daemon has words of forge's own.
+    is_forge: bool,
 }
 
 /// Bytes both ways.
@@ -62,21 +64,26 @@ impl Client {
         let connected = endpoint().connect_with_connector(connect).await;
         let reason = |other: String| failure.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or(other);
         let channel = connected.map_err(|error| failed(reason(error.to_string())))?;
-        let client = Self { channel };
+        let client = Self { channel, is_forge: false };
         // With TLS the daemon says only now whether it takes our certificate.
         let greeted = client.control().list_workers(ListWorkersRequest::default()).await;
-        greeted.map_err(|status| failed(reason(status.message().to_owned())))?;
-        Ok(client)
+        let workers = greeted.map_err(|status| failed(reason(status.message().to_owned())))?.into_inner().record;
+        let is_forge = workers.iter().any(|worker| worker.labels.contains_key(OwnOptions::LABEL));
+        Ok(Self { is_forge, ..client })
     }
 
-    /// Uses a connection that there is.
+    /// Uses a connection that there is, to a daemon of forge's.
     pub fn over(connection: DuplexStream) -> Self {
         let connection = Mutex::new(Some(connection));
         let once = service_fn(move |_: Uri| {
             let taken = connection.lock().unwrap_or_else(PoisonError::into_inner).take();
             async move { taken.map(TokioIo::new).ok_or_else(|| io::Error::other("the daemon has gone")) }
         });
-        Self { channel: endpoint().connect_with_connector_lazy(once) }
+        Self { channel: endpoint().connect_with_connector_lazy(once), is_forge: true }
+    }
+
+    pub(crate) fn is_forge(&self) -> bool {
+        self.is_forge
     }
 
     pub(crate) fn channel(&self) -> Channel {

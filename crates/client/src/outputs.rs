@@ -18,6 +18,8 @@ pub(crate) enum Target {
     Stream(Destination),
     /// Its files are.
     Folder(PathBuf, FolderMode),
+    /// It is an OCI layout, whose files are written beside those of the layout that is there.
+    Layout(PathBuf),
     /// Another container engine of this machine is handed it as it comes.
     Engine(Recipient),
 }
@@ -58,9 +60,15 @@ pub(crate) fn outputs(
         let (kind, attrs, target) = match output {
             Output::CacheOnly => continue,
             Output::Image(image) => ("image", of_image(image, request)?, None),
-            Output::Oci(image, to) => ("oci", of_image(image, request)?, Some(stream("oci", to)?)),
-            Output::Docker(image, to) => ("docker", of_image(image, request)?, Some(stream("docker", to)?)),
-            Output::Tar(files, to) => ("tar", of_files(files), Some(stream("tar", to)?)),
+            Output::Oci(image, to) => {
+                let target = match to {
+                    Destination::Directory(folder) => Target::Layout(folder.clone()),
+                    other => Target::Stream(other.clone()),
+                };
+                ("oci", of_image(image, request)?, Some(target))
+            }
+            Output::Docker(image, to) => ("docker", of_image(image, request)?, Some(Target::Stream(to.clone()))),
+            Output::Tar(files, to) => ("tar", of_files(files), Some(Target::Stream(to.clone()))),
             Output::Local(files, mode, folder) => {
                 ("local", of_files(files), Some(Target::Folder(folder.clone(), *mode)))
             }
@@ -92,15 +100,6 @@ pub(crate) fn unsupported(what: impl std::fmt::Display, why: &str) -> EngineErro
         ErrorKind::Unsupported,
         format!("{what} is not supported for a build by a daemon or a front end image: {why}"),
     )
-}
-
-fn stream(kind: &str, destination: &Destination) -> Result<Target, EngineError> {
-    match destination {
-        Destination::Directory(_) => {
-            Err(unsupported(format!("--output type={kind},tar=false"), "the daemon sends it as one stream"))
-        }
-        other => Ok(Target::Stream(other.clone())),
-    }
 }
 
 fn of_image(image: &ImageOutput, request: &BuildRequest) -> Result<Attributes, EngineError> {

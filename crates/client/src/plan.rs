@@ -4,8 +4,8 @@ use crate::build::RemoteBuild;
 use crate::connection::Client;
 use crate::failure;
 use crate::outputs::{Targets, unsupported};
-use forge_buildkit_proto::moby::buildkit::v1::{Exporter, ListWorkersRequest, SolveRequest};
-use forge_engine::{EngineError, OwnOptions, PLAN_OUTPUT, PlatformPlan};
+use forge_buildkit_proto::moby::buildkit::v1::{Exporter, SolveRequest};
+use forge_engine::{EngineError, PLAN_OUTPUT, PlatformPlan};
 use forge_image::ErrorKind;
 use forge_session::EventSink;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ impl Client {
         events: Arc<dyn EventSink>,
         cancel: CancellationToken,
     ) -> Result<Vec<PlatformPlan>, EngineError> {
-        if !self.is_forge().await? {
+        if !self.is_forge() {
             return Err(unsupported("a plan", "this one is not forge's, or an earlier version of it"));
         }
         let build = RemoteBuild { imports: Vec::new(), exports: Vec::new(), ..build };
@@ -46,12 +46,5 @@ impl Client {
         let unread =
             |why: String| EngineError::new(ErrorKind::Remote, format!("the daemon's plan cannot be read: {why}"));
         told.ok_or_else(|| unread("there is none".to_owned()))?.map_err(|error| unread(error.to_string()))
-    }
-
-    /// Whether the daemon has words of forge's own.
-    pub(crate) async fn is_forge(&self) -> Result<bool, EngineError> {
-        let workers = self.control().list_workers(ListWorkersRequest::default()).await;
-        let workers = workers.map_err(|status| failure::plain(&status))?.into_inner().record;
-        Ok(workers.iter().any(|worker| worker.labels.contains_key(OwnOptions::LABEL)))
     }
 }

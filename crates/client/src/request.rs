@@ -4,8 +4,8 @@ use crate::outputs::unsupported;
 use crate::stores::Stores;
 use forge_buildkit_proto::moby::buildkit::v1::sourcepolicy::Policy;
 use forge_engine::{
-    Allowed, Attest, BuildContext, BuildRequest, DockerfileSource, EngineError, Explain, NamedContext, Network,
-    OwnOptions, ProvenanceMode, RemoteContext, SlsaVersion,
+    Allowed, Attest, BuildContext, BuildRequest, DockerfileSource, EngineError, NamedContext, Network, OwnOptions,
+    ProvenanceMode, RemoteContext, SlsaVersion,
 };
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,7 +21,6 @@ pub(crate) fn options(
     dockerfile: Option<&str>,
     stores: &Stores,
 ) -> Result<HashMap<String, String>, EngineError> {
-    refuse(request)?;
     let mut options = HashMap::new();
     let mut set = |name: &str, value: String| _ = options.insert(name.to_owned(), value);
     match &request.context {
@@ -95,14 +94,6 @@ pub(crate) fn options(
 
 fn join(parts: impl Iterator<Item = String>) -> String {
     parts.collect::<Vec<_>>().join(",")
-}
-
-/// What the interface has no words for.
-fn refuse(request: &BuildRequest) -> Result<(), EngineError> {
-    match request.explain {
-        Explain::FirstCauses => Ok(()),
-        Explain::Everything => Err(unsupported("--explain", "its interface has no words for it")),
-    }
 }
 
 /// The rules about sources.

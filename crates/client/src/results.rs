@@ -9,7 +9,7 @@ use forge_buildkit_proto::moby::filesync::v1::{BytesMessage, file_send_server as
 use forge_engine::{FolderMode, Metadata, OpenedDestination, Recipient};
 use forge_filesync::{Others, Owners, Receiver, Reply, Trust, packet, request};
 use std::convert::Infallible;
-use std::io::{self, Write};
+use std::io::{self, Cursor, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -98,17 +98,19 @@ impl streams::FileSend for Taker {
         let taking = match self.target(&request)? {
             Target::Folder(..) => return Err(Status::invalid_argument("the output is no stream")),
             Target::Engine(recipient) => Taking::Handed(recipient, cancel),
+            Target::Layout(folder) => Taking::Unpacked(folder),
             Target::Stream(destination) => {
                 let open = move || forge_engine::open_destination(&destination, &Metadata::new(), &cancel);
                 Taking::Written(tokio::task::spawn_blocking(open).await.map_err(failed)?.map_err(failed)?)
             }
         };
         let (answers, receiver) = mpsc::channel(1);
-        let incoming = request.into_inner();
+        let incoming = Incoming { messages: request.into_inner(), rest: Cursor::default() };
         tokio::task::spawn_blocking(move || {
             let taken = match taking {
                 Taking::Written(opened) => write(incoming, opened),
                 Taking::Handed(recipient, cancel) => hand(incoming, &recipient, &cancel),
+                Taking::Unpacked(folder) => forge_engine::unpack_layout(incoming, &folder).map_err(failed),
             };
             if let Err(status) = taken {
                 // An answer is the end of the stream; only a failure has something to say.
@@ -123,10 +125,34 @@ impl streams::FileSend for Taker {
 enum Taking {
     Written(OpenedDestination),
     Handed(Recipient, CancellationToken),
+    Unpacked(PathBuf),
+}
+
+/// A stream as it comes in. Reading it blocks.
+struct Incoming {
+    messages: Streaming<BytesMessage>,
+    /// What of the last message was not read.
+    rest: Cursor<Vec<u8>>,
+}
+
+impl Read for Incoming {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.rest.read(buffer)? {
+                0 if !buffer.is_empty() => {}
+                count => return Ok(count),
+            }
+            let message = Handle::current().block_on(self.messages.message());
+            match message.map_err(|status| io::Error::other(status.message().to_owned()))? {
+                Some(message) => self.rest = Cursor::new(message.data),
+                None => return Ok(0),
+            }
+        }
+    }
 }
 
 /// Writes everything, and then puts it in its place. Blocks.
-fn write(incoming: Streaming<BytesMessage>, opened: OpenedDestination) -> Result<(), Status> {
+fn write(incoming: Incoming, opened: OpenedDestination) -> Result<(), Status> {
     let OpenedDestination { mut stream, end } = opened;
     copy(incoming, &mut *stream).map_err(failed)?;
     drop(stream);
@@ -134,18 +160,14 @@ fn write(incoming: Streaming<BytesMessage>, opened: OpenedDestination) -> Result
 }
 
 /// Hands everything to another container engine, which takes nothing of what does not come to its end. Blocks.
-fn hand(incoming: Streaming<BytesMessage>, recipient: &Recipient, cancel: &CancellationToken) -> Result<(), Status> {
+fn hand(incoming: Incoming, recipient: &Recipient, cancel: &CancellationToken) -> Result<(), Status> {
     let handed = forge_engine::hand_archive(recipient, cancel, |mut stream| copy(incoming, &mut *stream));
     // The daemon tells it as the reason of the build.
     handed.map_err(|error| Status::unknown(error.to_string()))
 }
 
-fn copy(mut incoming: Streaming<BytesMessage>, stream: &mut (dyn Write + Send)) -> io::Result<()> {
-    let runtime = Handle::current();
-    let message = |status: Status| io::Error::other(status.message().to_owned());
-    while let Some(BytesMessage { data }) = runtime.block_on(incoming.message()).map_err(message)? {
-        stream.write_all(&data)?;
-    }
+fn copy(mut incoming: Incoming, stream: &mut (dyn Write + Send)) -> io::Result<()> {
+    io::copy(&mut incoming, stream)?;
     stream.flush()
 }
 

@@ -44,6 +44,7 @@ pub(crate) fn empty_request(allowed: Allowed) -> BuildRequest {
         limits: Limits::default(),
         total_limits: Resources::default(),
         explain: Explain::FirstCauses,
+        compared_as: None,
         max_parallelism: None,
         context_modes: ContextModes::Disk,
         on_failure: OnFailure::default(),

@@ -56,7 +56,8 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
     let plans = request.exporters.iter().map(exporters::plan).collect::<Result<Vec<_>, _>>()?;
     let attest = attestations::wanted(&request.frontend_attrs, &shared.options.provenance)?;
     let allowed = allowed(&request.entitlements, &shared.options.entitlements)?;
-    let own = request.frontend_attrs.get(OwnOptions::ATTRIBUTE).map(|text| OwnOptions::parse(text)).transpose();
+    // It is no front end's, and nobody's who looks at the build later.
+    let own = request.frontend_attrs.remove(OwnOptions::ATTRIBUTE).map(|text| OwnOptions::parse(&text)).transpose();
     let own = own.map_err(|error| reply::status(&error))?.unwrap_or_default();
     let record = BuildHistoryRecord {
         r#ref: request.r#ref.clone(),
@@ -66,8 +67,6 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
         created_at: Some(time(SystemTime::now())),
         ..BuildHistoryRecord::default()
     };
-    // It is no front end's.
-    request.frontend_attrs.remove(OwnOptions::ATTRIBUTE);
     let build = shared.builds.begin(record)?;
     // Whoever waits may go away; the build then ends in its own time, and is noted.
     let _cancel = build.cancel.clone().drop_guard();
@@ -293,7 +292,7 @@ impl JobContext {
                 Arc::new(Invocation { root: origin, ..asked })
             }
         };
-        let mut solution = self.answer(request).await?;
+        let mut solution = Box::pin(self.answer(request)).await?;
         for image in &mut solution.images {
             image.invocation = Some(invocation.clone());
         }

@@ -129,6 +129,7 @@ impl Job {
             build: self.0.clone(),
             image,
             text: SourceTexts::Definition(sources),
+            remembered: None,
             solved: OnceCell::new(),
         }))))
     }
@@ -166,7 +167,12 @@ impl Job {
         let platforms: Vec<Platform> = platforms.to_vec();
         let build = Arc::new(build);
         let images = platforms.into_iter().zip(lowered.into_iter().map(crate::followed::narrowed));
-        let images = images.map(|(platform, image)| JobImage::lazy(&build, platform, image, &text)).collect();
+        let is_compared = build.request.compared_as.is_some();
+        let images = images.map(|(platform, image)| {
+            let remembered = is_compared.then(|| build.remembered(&parsed, &platform));
+            JobImage::lazy(&build, (platform, image), &text, remembered)
+        });
+        let images = images.collect();
         Ok(JobDockerfile { images, warnings })
     }
 
@@ -336,11 +342,15 @@ impl Job {
     }
 
     pub(crate) async fn solved<'a>(&self, result: &'a JobResult) -> Result<&'a Solved, EngineError> {
-        let Lazy { build, image, solved, .. } = &*result.0;
+        let Lazy { build, image, solved, remembered, .. } = &*result.0;
         solved
             .get_or_try_init(|| async {
                 let solver = build.solver().await?;
-                let solving = solver.solve(&image.graph, build.session.clone()).await;
+                let session = build.session.clone();
+                let solving = match remembered.clone() {
+                    Some(remembered) => solver.solve_again(&image.graph, session, remembered).await,
+                    None => solver.solve(&image.graph, session).await,
+                };
                 if let (Err(error), Some(failures)) = (&solving, &build.failures) {
                     failures.note(error, &image.graph);
                 }
@@ -432,7 +442,7 @@ impl Job {
         let build = result.0.build.clone();
         let image = build.image_of(graph, &Platform::host(), no_cache)?;
         let text = SourceTexts::Definition(Vec::new());
-        Ok(JobResult(Arc::new(Lazy { build, image, text, solved: OnceCell::new() })))
+        Ok(JobResult(Arc::new(Lazy { build, image, text, remembered: None, solved: OnceCell::new() })))
     }
 
     /// The files of what is said of an image, as they lie beside its own.

@@ -88,7 +88,7 @@ pub use engine::Engine;
 pub use entitlements::Allowed;
 pub use flat::LayerEffect;
 pub use garbage::{DiskSpace, GcBounds, GcOptions, GcPolicy};
-pub use hand_archive::hand_archive;
+pub use hand_archive::{hand_archive, unpack_layout};
 pub use handed::{AgentSource, SecretSource};
 pub use imagetools::{ComposeOutcome, ComposeRequest, ComposeSource, RemoteImage};
 

@@ -1,6 +1,6 @@
 //! What a build may be asked for that BuildKit's interface has no words for, as one attribute of its front end.
 
-use crate::{BuildRequest, EngineError, OnFailure, Resources, TriggerRight};
+use crate::{BuildRequest, EngineError, Explain, OnFailure, Resources, TriggerRight};
 use forge_image::ErrorKind;
 use forge_llb::is_set_of_numbers;
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,10 @@ pub struct OwnOptions {
     max_parallelism: Option<usize>,
     /// What triggers of base images may use, by its names.
     triggers: BTreeSet<String>,
+    /// Whether every step that runs says why.
+    explain: bool,
+    /// What the builds have in common that are compared with each other.
+    compared_as: Option<String>,
 }
 
 impl OwnOptions {
@@ -37,6 +41,8 @@ impl OwnOptions {
             keep_going: request.on_failure == OnFailure::FinishOthers,
             max_parallelism: request.max_parallelism,
             triggers: request.allowed.in_triggers.iter().map(|right| right.name().to_owned()).collect(),
+            explain: request.explain == Explain::Everything,
+            compared_as: request.compared_as.clone(),
         };
         (own != Self::default()).then_some(own)
     }
@@ -50,6 +56,7 @@ impl OwnOptions {
             (self.keep_going, "--keep-going"),
             (self.max_parallelism.is_some(), "--max-parallelism"),
             (!self.triggers.is_empty(), "--allow onbuild.…"),
+            (self.explain, "--explain"),
         ];
         given.iter().filter(|(is_given, _)| *is_given).map(|(_, flag)| *flag).collect::<Vec<_>>().join(", ")
     }
@@ -89,6 +96,8 @@ impl OwnOptions {
         request.total_limits = self.total_resources;
         request.on_failure = if self.keep_going { OnFailure::FinishOthers } else { OnFailure::CancelOthers };
         request.max_parallelism = [self.max_parallelism, most].into_iter().flatten().min();
+        request.explain = if self.explain { Explain::Everything } else { Explain::FirstCauses };
+        request.compared_as = self.compared_as;
         request.allowed.in_triggers.extend(self.triggers.iter().filter_map(|name| right(name)));
         request
     }
@@ -116,6 +125,8 @@ mod tests {
             keep_going: true,
             max_parallelism: Some(3),
             triggers: ["secret".to_owned()].into(),
+            explain: true,
+            compared_as: Some("a folder".to_owned()),
         }
     }
 
@@ -123,7 +134,10 @@ mod tests {
     fn what_is_written_is_read() {
         assert_eq!(OwnOptions::parse(&given().text()).unwrap(), given());
         let flags = given().flags();
-        assert!(flags.starts_with("--memory") && flags.ends_with("--allow onbuild.…"), "{flags}");
+        assert!(flags.starts_with("--memory") && flags.ends_with("--allow onbuild.…, --explain"), "{flags}");
+        // By itself it is no flag.
+        let compared = OwnOptions { compared_as: Some("a folder".to_owned()), ..OwnOptions::default() };
+        assert_eq!(compared.flags(), "");
     }
 
     // Fails where fields that are not known are passed over, and where the values of lists are not looked at.

@@ -176,10 +176,12 @@ impl Job {
 
 impl JobResult {
     async fn forecast(&self) -> Result<Vec<PlannedStep>, EngineError> {
-        // Such builds are not noted: there is none to be compared with.
-        let nothing = Remembered { id: BuildId::new(&[]), arguments: BTreeSet::new(), explain: Explain::Everything };
+        let nothing = || Remembered { id: BuildId::new(&[]), arguments: BTreeSet::new(), explain: Explain::Everything };
+        let remembered = self.remembered().cloned();
+        let is_compared = remembered.is_some();
         let (build, graph) = (self.build(), self.graph());
-        let forecasts = build.solver().await?.forecast(graph, build.session.clone(), nothing).await;
+        let solver = build.solver().await?;
+        let forecasts = solver.forecast(graph, build.session.clone(), remembered.unwrap_or_else(nothing)).await;
         let forecasts = match forecasts {
             Ok(forecasts) => forecasts,
             Err(error) => return Err(self.failed(error).await),
@@ -187,7 +189,8 @@ impl JobResult {
         let planned = |forecast: StepForecast| {
             let step = step(graph.get(&forecast.digest), forecast);
             let fate = match step.fate {
-                StepFate::Runs(Reason { kind, .. }) if matches!(&*kind, "first-build" | "new-step") => {
+                // Such a build is not noted: there is none to be compared with.
+                StepFate::Runs(Reason { kind, .. }) if !is_compared && matches!(&*kind, "first-build" | "new-step") => {
                     let text = "the cache has no result of it".to_owned();
                     StepFate::Runs(Reason { kind: "not-cached".into(), text, changes: Vec::new() })
                 }

@@ -113,6 +113,7 @@ mod tests {
             max_parallelism: None,
             context_modes: crate::ContextModes::Disk,
             explain: crate::Explain::FirstCauses,
+            compared_as: None,
             now: UNIX_EPOCH,
         };
         match check(&request) {

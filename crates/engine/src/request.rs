@@ -152,6 +152,9 @@ pub struct BuildRequest {
     pub context_modes: ContextModes,
     /// Which of the steps that run say why.
     pub explain: Explain,
+    /// What the builds have in common that are compared with each other; the place of the context where `None`. Builds that
+    /// somebody steers are not compared then.
+    pub compared_as: Option<String>,
     /// The time that the image says it was made.
     pub now: SystemTime,
 }

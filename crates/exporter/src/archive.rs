@@ -59,7 +59,7 @@ impl Archive {
     ) -> Result<Self, ExportError> {
         let scratch = context.store.scratch("load").map_err(ExportError::store("make a scratch folder"))?;
         let stream = decompressed(stream).map_err(ExportError::ReadStream)?;
-        let mut reader = Reader { stream: stream.take(limits.bytes), limits, entries: 0 };
+        let mut reader = Reader::new(stream, limits);
         let mut members = HashMap::new();
         while let Some(entry) = reader.next()? {
             let Some((name, member)) = take_in(context, &scratch, &mut reader, entry, members.len())? else { continue };
@@ -67,8 +67,7 @@ impl Archive {
                 return Err(invalid(format!("{name:?} is in it twice")));
             }
         }
-        // To the end: whoever writes into a pipe pads archives, and gzip's checksum comes last.
-        io::copy(&mut reader.stream, &mut io::sink()).map_err(ExportError::ReadStream)?;
+        reader.finish()?;
         Ok(Self { members, _scratch: scratch })
     }
 
@@ -111,7 +110,7 @@ pub(crate) fn open(context: &TransferContext, member: &Member) -> Result<File, E
     }
 }
 
-fn invalid(reason: impl Into<String>) -> ExportError {
+pub(crate) fn invalid(reason: impl Into<String>) -> ExportError {
     ExportError::Archive { reason: reason.into() }
 }
 
@@ -133,22 +132,32 @@ fn decompressed(stream: Box<dyn Read + Send>) -> io::Result<Box<dyn Read + Send>
 
 /// An entry whose data comes next in the stream.
 #[derive(Debug)]
-struct Entry {
-    name: String,
-    kind: EntryType,
+pub(crate) struct Entry {
+    pub name: String,
+    pub kind: EntryType,
     link: String,
-    size: u64,
+    pub size: u64,
 }
 
-struct Reader<R> {
+/// Reads entry by entry.
+pub(crate) struct Reader<R> {
     stream: io::Take<R>,
     limits: LoadLimits,
     entries: u64,
 }
 
 impl<R: Read> Reader<R> {
+    pub(crate) fn new(stream: R, limits: LoadLimits) -> Self {
+        Self { stream: stream.take(limits.bytes), limits, entries: 0 }
+    }
+
+    /// Reads what stands behind the last entry: whoever writes into a pipe pads archives, and gzip's checksum comes last.
+    pub(crate) fn finish(mut self) -> Result<(), ExportError> {
+        io::copy(&mut self.stream, &mut io::sink()).map(drop).map_err(ExportError::ReadStream)
+    }
+
     /// The next entry; `None` at the end. Its data must have been read.
-    fn next(&mut self) -> Result<Option<Entry>, ExportError> {
+    pub(crate) fn next(&mut self) -> Result<Option<Entry>, ExportError> {
         let mut extended = Extended::default();
         loop {
             let Some(header) = self.header()? else {
@@ -220,7 +229,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// Reads exactly `size` bytes of data and the padding behind them.
-    fn data(&mut self, size: u64, into: &mut dyn io::Write) -> Result<(), ExportError> {
+    pub(crate) fn data(&mut self, size: u64, into: &mut dyn io::Write) -> Result<(), ExportError> {
         let copied = io::copy(&mut (&mut self.stream).take(size), into).map_err(ExportError::ReadStream)?;
         let padding = (BLOCK - size % BLOCK) % BLOCK;
         let skipped =
@@ -301,7 +310,7 @@ fn text(bytes: &[u8]) -> Result<String, ExportError> {
 }
 
 /// A name without `./` and doubled slashes; one that leads out of the archive is refused.
-fn clean(name: &str) -> Result<String, ExportError> {
+pub(crate) fn clean(name: &str) -> Result<String, ExportError> {
     let parts: Vec<&str> = name.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
     match name.starts_with('/') || parts.contains(&"..") {
         true => Err(invalid(format!("{name:?} leads out of it"))),
@@ -353,7 +362,7 @@ fn take_in<R: Read>(
     Ok(Some((name, member)))
 }
 
-fn blob_digest(name: &str) -> Option<Digest> {
+pub(crate) fn blob_digest(name: &str) -> Option<Digest> {
     let (algorithm, hex) = name.strip_prefix("blobs/")?.split_once('/')?;
     format!("{algorithm}:{hex}").parse().ok()
 }

@@ -115,25 +115,38 @@ impl Layout {
     /// `index.json` comes last, so that whoever reads the folder meanwhile finds all that it names (F04).
     fn write_folder(self, context: &TransferContext, folder: &Path) -> Result<(), ExportError> {
         for (path, content) in &self.files {
-            replace_file(&folder.join(path), content, context)?;
+            let path = folder.join(path);
+            replace_file(&path, |file| match content {
+                Content::Bytes(bytes) => file.write_all(bytes).map_err(write_failed(&path)),
+                // From file to file the kernel copies, or shares the blocks.
+                Content::Blob { digest, .. } => {
+                    std::io::copy(&mut open_blob(context, digest)?, file).map(drop).map_err(write_failed(&path))
+                }
+            })?;
         }
-        let kept = existing_entries(folder)?.into_iter().filter(|old| !self.replaces(old));
-        let index = index_json(kept.chain(self.index.clone()).collect());
-        replace_file(&folder.join("index.json"), &Content::Bytes(index), context)
+        add_to_index(folder, self.index)
     }
+}
 
-    /// A name points at one image; an image without a name is listed once.
-    fn replaces(&self, old: &Descriptor) -> bool {
-        let name = |entry: &Descriptor| {
-            let annotation = entry.annotations.get(IMAGE_NAME).or(entry.annotations.get(REF_NAME));
-            annotation.and_then(|name| name.as_str()).map(str::to_owned)
-        };
-        self.index.iter().any(|new| match (name(old), name(new)) {
-            (Some(old), Some(new)) => old == new,
-            (None, None) => old.digest == new.digest,
-            _ => false,
-        })
-    }
+/// Lists images in the index of a folder; those that it has stay.
+pub(crate) fn add_to_index(folder: &Path, images: Vec<Descriptor>) -> Result<(), ExportError> {
+    let kept = existing_entries(folder)?.into_iter().filter(|old| !replaces(&images, old));
+    let index = index_json(kept.chain(images.clone()).collect());
+    let path = folder.join("index.json");
+    replace_file(&path, |file| file.write_all(&index).map_err(write_failed(&path)))
+}
+
+/// A name points at one image; an image without a name is listed once.
+fn replaces(images: &[Descriptor], old: &Descriptor) -> bool {
+    let name = |entry: &Descriptor| {
+        let annotation = entry.annotations.get(IMAGE_NAME).or(entry.annotations.get(REF_NAME));
+        annotation.and_then(|name| name.as_str()).map(str::to_owned)
+    };
+    images.iter().any(|new| match (name(old), name(new)) {
+        (Some(old), Some(new)) => old == new,
+        (None, None) => old.digest == new.digest,
+        _ => false,
+    })
 }
 
 pub(crate) fn blob_path(digest: &Digest) -> String {
@@ -187,24 +200,26 @@ fn open_blob(context: &TransferContext, digest: &Digest) -> Result<File, ExportE
     context.store.blobs().open(digest).map_err(ExportError::store("open a blob"))
 }
 
+pub(crate) fn write_failed(path: &Path) -> impl Fn(std::io::Error) -> ExportError {
+    move |source| ExportError::Write { path: path.to_owned(), source }
+}
+
 /// Writes beside and renames, so that no reader meets half a file.
-fn replace_file(path: &Path, content: &Content, context: &TransferContext) -> Result<(), ExportError> {
-    let failed = |source| ExportError::Write { path: path.to_owned(), source };
+pub(crate) fn replace_file(
+    path: &Path,
+    fill: impl FnOnce(&mut File) -> Result<(), ExportError>,
+) -> Result<(), ExportError> {
+    let failed = write_failed(path);
     let folder = path.parent().expect("a file of a layout lies in its folder");
-    std::fs::create_dir_all(folder).map_err(failed)?;
+    std::fs::create_dir_all(folder).map_err(&failed)?;
     let partial = partial_path(path);
-    let mut file = File::create(&partial).map_err(failed)?;
-    let written = match content {
-        Content::Bytes(bytes) => file.write_all(bytes),
-        // From file to file the kernel copies, or shares the blocks.
-        Content::Blob { digest, .. } => std::io::copy(&mut open_blob(context, digest)?, &mut file).map(drop),
-    };
-    let placed = written.and_then(|()| std::fs::rename(&partial, path));
+    let mut file = File::create(&partial).map_err(&failed)?;
+    let placed = fill(&mut file).and_then(|()| std::fs::rename(&partial, path).map_err(&failed));
     if placed.is_err() {
         // The first failure is the one to be told.
         let _ = std::fs::remove_file(&partial);
     }
-    placed.map_err(failed)
+    placed
 }
 
 /// A name that no other writer has, in this process or another.

@@ -9,7 +9,7 @@
 //! Reading order: [`BuiltImage`], [`ExportSettings`]; [`assemble`] makes an [`AssembledImage`] of them, one or several
 //! are an [`ImageSet`]; the writers [`to_store`], [`to_oci`], [`to_docker`], [`push`] (and [`push_layer`] ahead of it), [`hand_over`], and for a [`BuiltTree`]
 //! [`to_local`] and [`to_tar`], answer with [`Exported`]; [`save`] writes images of the store with the same code,
-//! [`load`] reads them back. [`Attestation`]s are what is said of an image beside it.
+//! [`load`] reads them back, [`unpack_layout`] puts a layout from elsewhere into a folder. [`Attestation`]s are what is said of an image beside it.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -41,6 +41,7 @@ mod surplus;
 mod tar_stream;
 mod timestamp;
 mod tree;
+mod unpack_layout;
 mod work;
 
 pub use archive::LoadLimits;
@@ -66,3 +67,4 @@ pub use settings::{Annotation, AnnotationScope, ExistingBlobs, ExportSettings, N
 pub use statement_files::{StatementFile, statement_files};
 pub use stored::{package, to_store, to_store_packaged};
 pub use tree::{BuiltTree, PlatformFolders};
+pub use unpack_layout::unpack_layout;

@@ -71,7 +71,7 @@ async fn there(
     method: Call,
     (events, token): Ends,
 ) -> Result<forge_client::Answered, Failure> {
-    let build = remote_build(start, args, request, None)?;
+    let build = remote_build(start, args, request, None, (&events, &token)).await?;
     let client = host.connect_until(&token).await?;
     Ok(client.call(build, method, events, token).await?)
 }

@@ -11,7 +11,7 @@ use crate::request::{
 use crate::{config, output};
 use anyhow::Context;
 use forge_client::RemoteBuild;
-use forge_engine::{BuildOutcome, BuildRequest, ContextStream};
+use forge_engine::{BuildOutcome, BuildRequest, ContextStream, DockerfileSource};
 use forge_session::EventSink;
 use serde_json::{Map, Value};
 use std::io::{IsTerminal, Read};
@@ -148,18 +148,25 @@ async fn there(
         Origin::Dockerfile => (request, None),
         Origin::Definition(definition) => (with_dockerfile_context(request), Some(definition)),
     };
-    let build = remote_build(start, args, request, definition)?;
+    let build = remote_build(start, args, request, definition, (&events, &token)).await?;
     let client = host.connect_until(&token).await?;
     Ok(client.build(build, events, token).await?)
 }
 
-/// The same build as a daemon is asked for it.
-pub(super) fn remote_build(
+/// The same build as a daemon is asked for it, with a Dockerfile that is named by its address fetched.
+pub(super) async fn remote_build(
     start: &Start,
     args: &BuildArgs,
     request: BuildRequest,
     definition: Option<Vec<u8>>,
-) -> anyhow::Result<RemoteBuild> {
+    (events, token): (&Arc<dyn EventSink>, &CancellationToken),
+) -> Result<RemoteBuild, Failure> {
+    let request = match request.dockerfile {
+        DockerfileSource::Remote(_) => {
+            start.engine()?.with_own_dockerfile(request, events.clone(), token.clone()).await?
+        }
+        _ => request,
+    };
     let (imports, exports) = cache_entries(args, &start.environment, request.caches.inline)?;
     let options = start.options.clone();
     Ok(RemoteBuild { request, definition, imports, exports, options, machine: host::this_machine() })

@@ -7,13 +7,10 @@ use super::daemon::failure;
 use crate::args::BuildArgs;
 use crate::failure::Failure;
 use anyhow::Context;
-use forge_client::{Answered, Client, RemoteBuild};
+use forge_client::{Answered, Client};
 use forge_daemon::{Daemon, DaemonOptions};
-use forge_engine::{
-    BuildContext, BuildOutcome, BuildRequest, Call, ContextStream, DockerfileSource, EngineError, PlatformPlan,
-};
+use forge_engine::{BuildContext, BuildOutcome, BuildRequest, Call, ContextStream, EngineError, PlatformPlan};
 use forge_image::ErrorKind;
-use forge_session::EventSink;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -33,7 +30,7 @@ pub async fn build(
     request: BuildRequest,
     (events, token): Ends,
 ) -> Result<BuildOutcome, Failure> {
-    let build = remote(start, args, request, (&events, &token)).await?;
+    let build = remote_build(start, args, request, None, (&events, &token)).await?;
     with_daemon(start, async |client| client.build(build, events, token).await).await
 }
 
@@ -45,7 +42,7 @@ pub async fn call(
     method: Call,
     (events, token): Ends,
 ) -> Result<Answered, Failure> {
-    let build = remote(start, args, request, (&events, &token)).await?;
+    let build = remote_build(start, args, request, None, (&events, &token)).await?;
     Box::pin(with_daemon(start, async |client| client.call(build, method, events, token).await)).await
 }
 
@@ -56,24 +53,8 @@ pub async fn plan(
     request: BuildRequest,
     (events, token): Ends,
 ) -> Result<Vec<PlatformPlan>, Failure> {
-    let build = remote(start, args, request, (&events, &token)).await?;
+    let build = remote_build(start, args, request, None, (&events, &token)).await?;
     Box::pin(with_daemon(start, async |client| client.plan(build, events, token).await)).await
-}
-
-/// The build as it is asked for, with a Dockerfile that lies elsewhere fetched.
-async fn remote(
-    start: &Start,
-    args: &BuildArgs,
-    request: BuildRequest,
-    (events, token): (&Arc<dyn EventSink>, &CancellationToken),
-) -> Result<RemoteBuild, Failure> {
-    let request = match request.dockerfile {
-        DockerfileSource::Remote(_) => {
-            start.engine()?.with_own_dockerfile(request, events.clone(), token.clone()).await?
-        }
-        _ => request,
-    };
-    Ok(remote_build(start, args, request, None)?)
 }
 
 /// Works on a Dockerfile that is seen only once its context is there: when it turns out to ask for a front end that is an image,

@@ -53,7 +53,7 @@ async fn made(
             Err(Failure::new("--context-report is not supported for a build by a daemon or a front end image"))
         }
         (ReportContext::No, Some(host)) => {
-            let build = remote_build(start, &args.build, request, None)?;
+            let build = remote_build(start, &args.build, request, None, (&events, &token)).await?;
             let client = host.connect_until(&token).await?;
             Ok(Box::pin(client.plan(build, events.clone(), token.clone())).await?)
         }

@@ -112,6 +112,7 @@ pub fn build_request(
         max_parallelism: args.max_parallelism.map(Into::into),
         context_modes: if args.context_modes == "git" { ContextModes::Git } else { ContextModes::Disk },
         explain: if args.explain { Explain::Everything } else { Explain::FirstCauses },
+        compared_as: None,
         now,
     })
 }

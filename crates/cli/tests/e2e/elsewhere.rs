@@ -2,7 +2,7 @@
 
 use crate::fixture::{Forge, Outcome, Step, have, state, system, wait, without_times};
 use crate::interrupt::{eventually, processes_with, read_until, signal};
-use forge_testkit::{TestCa, TestRegistry};
+use forge_testkit::{RawServer, TestCa, TestRegistry};
 use rustix::process::Signal;
 use std::fs;
 use std::path::Path;
@@ -235,9 +235,7 @@ fn privileged_what_has_no_meaning_elsewhere_is_refused_by_name() {
     let daemon = Daemon::start(&forge);
     let context = forge.context("context", &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]);
     for (words, name) in [
-        (vec!["--explain"], "--explain"),
         (vec!["--cache-to", "type=local,dest=x,sign-key=k"], "--cache-to sign-key"),
-        (vec!["-o", "type=oci,dest=x,tar=false"], "tar=false"),
         (vec!["--oci-runtime", "runc"], "--oci-runtime"),
     ] {
         let words = [words, vec![context.as_str()]].concat();
@@ -276,6 +274,118 @@ fn privileged_limits_hold_elsewhere() {
             assert_eq!(built.stderr.contains("killed: out of memory (limit 64 MiB)"), enforced, "{}", built.stderr);
             assert_eq!(built.code != 0, enforced, "{}", built.stderr);
         }
+    }
+}
+
+/// As in a build here, with the flag and without it.
+#[test]
+fn privileged_steps_elsewhere_say_why_they_run() {
+    let Some(forge) = Forge::privileged("steps_elsewhere_say_why_they_run") else { return };
+    let daemon = Daemon::start(&forge);
+    let dockerfile = "FROM busybox\nARG WORD=one\nCOPY a /a\nRUN echo $WORD; cat /a > /out\nRUN cat /out\n";
+    let context = forge.context("context", &[("Dockerfile", dockerfile), ("a", "one")]);
+    let other = forge.context("other", &[("Dockerfile", dockerfile), ("a", "other")]);
+    let said = |stderr: &str| -> Vec<String> {
+        let causes = stderr.lines().filter_map(|line| Some(line.split_once("forge: not cached: ")?.1.to_owned()));
+        causes.collect()
+    };
+    let both = |words: &[&str]| {
+        let here = forge.ok(&[&["build", "--progress", "plain"], words].concat());
+        let there = daemon.ok(&forge, words);
+        let (here, there) = (said(&here.stderr), said(&there.stderr));
+        assert_eq!(there, here, "{words:?}");
+        there
+    };
+    // The base is known to both then.
+    let base = forge.context("base", &[("Dockerfile", "FROM busybox\nCOPY Dockerfile /\n")]);
+    forge.build(&[&base]);
+    daemon.ok(&forge, &[&base]);
+    assert_eq!(both(&["--explain", &context]), ["it is built for the first time"; 3]);
+    assert!(both(&["--explain", &context]).is_empty());
+    forge.context("context", &[("a", "two")]);
+    assert_eq!(both(&[&context]), ["a: bytes changed"]);
+    let told = both(&["--explain", "--build-arg", "WORD=two", &context]);
+    assert_eq!(told[0], "ARG WORD: one → two");
+    assert!(both(&["--explain", "--build-arg", "WORD=two", "--no-cache", &context]).len() == 3);
+    // Another folder is another build.
+    assert_eq!(both(&["--explain", &other])[0], "it is built for the first time");
+    let asked = forge.ok(&["--host", &daemon.address, "build", "--explain", "--call", "outline", &context]);
+    assert!(asked.stdout.contains("WORD"), "{}", asked.stdout);
+    // A plan compares, too.
+    forge.context("context", &[("a", "three")]);
+    let planned = forge.fails(2, &["--host", &daemon.address, "plan", "--build-arg", "WORD=two", &context]);
+    assert!(planned.stdout.contains("a: bytes changed"), "{}", planned.stdout);
+}
+
+#[test]
+fn privileged_dockerfiles_by_their_address_are_built_elsewhere() {
+    let Some(forge) = Forge::privileged("dockerfiles_by_their_address_are_built_elsewhere") else { return };
+    let daemon = Daemon::start(&forge);
+    let web = RawServer::start(|stream, head| match head.starts_with("GET /Dockerfile") {
+        true => RawServer::respond(stream, "200 OK", "", b"FROM busybox\nARG WORD\nCOPY . /in\nRUN cp /in/a /out\n"),
+        false => RawServer::respond(stream, "404 Not Found", "", b""),
+    });
+    let [file, missing] = ["Dockerfile", "none"].map(|name| format!("http://{}/{name}", web.authority()));
+    let files = [("a", "text"), ("ignored", ""), (".dockerignore", "ignored\n")];
+    let context = forge.context("context", &files);
+    let here = forge.ok(&["build", "--progress", "plain", "-f", &file, "-o", "here", &context]);
+    let there = daemon.ok(&forge, &["-f", &file, "-o", "there", &context]);
+    assert_eq!(state(&there.steps(), "RUN"), state(&here.steps(), "RUN"));
+    for out in ["here", "there"] {
+        assert_eq!(fs::read_to_string(forge.path(out).join("out")).unwrap(), "text");
+        assert!(!forge.path(out).join("in/ignored").exists(), "{out}");
+    }
+    let (here, there) =
+        (forge.fails(1, &["build", "-f", &missing, &context]), daemon.build(&forge, &["-f", &missing, &context]));
+    assert_eq!((there.code, failure(&there.stderr)), (here.code, failure(&here.stderr)));
+    let outline = ["build", "--call", "outline", "-f", &file, &context];
+    let there = forge.ok(&[&["--host", &daemon.address], &outline[..]].concat());
+    assert_eq!(there.stdout, forge.ok(&outline).stdout);
+    let planned = forge.ok(&["--host", &daemon.address, "plan", "-f", &file, &context]);
+    assert!(planned.stdout.contains("2 cached, 0 to run"), "{}", planned.stdout);
+}
+
+#[test]
+fn privileged_layouts_come_from_elsewhere_into_folders() {
+    let Some(forge) = Forge::privileged("layouts_come_from_elsewhere_into_folders") else { return };
+    let daemon = Daemon::start(&forge);
+    let context = forge.context("context", &[("Dockerfile", "FROM busybox\nCOPY a /a\n"), ("a", "one")]);
+    let listed = |folder: &str| -> Vec<String> {
+        let index = fs::read(forge.path(folder).join("index.json")).unwrap();
+        let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+        let name = |image: &serde_json::Value| image["annotations"]["io.containerd.image.name"].to_string();
+        index["manifests"].as_array().unwrap().iter().map(name).collect()
+    };
+    let epoch = ["--build-arg", "SOURCE_DATE_EPOCH=1700000000"];
+    // Several at once, each into its own.
+    let outputs = ["-o", "type=oci,dest=there,tar=false", "-o", "type=oci,dest=zstd,tar=false,compression=zstd"];
+    daemon.ok(&forge, &[&epoch[..], &outputs, &["-t", "app:1", &context]].concat());
+    forge.ok(&[&["build"], &epoch[..], &["-o", "type=oci,dest=here,tar=false", "-t", "app:1", &context]].concat());
+    for layout in ["here", "there", "zstd"] {
+        assert_eq!(listed(layout), ["\"docker.io/library/app:1\""], "{layout}");
+    }
+    for layout in ["there", "zstd"] {
+        let using = forge.context("using", &[("Dockerfile", "FROM base\nRUN cat /a > /out\n")]);
+        let base = format!("base=oci-layout://{layout}:1");
+        forge.ok(&["build", "--build-context", &base, "-o", "used", &using]);
+        assert_eq!(fs::read_to_string(forge.path("used/out")).unwrap(), "one", "{layout}");
+    }
+    // Images that the folder has stay, and a name moves.
+    fs::write(forge.path("context/a"), "two").unwrap();
+    daemon.ok(&forge, &["-o", "type=oci,dest=there,tar=false", "-t", "app:2", &context]);
+    daemon.ok(&forge, &["-o", "type=oci,dest=there,tar=false", "-t", "app:1", &context]);
+    assert_eq!(listed("there").len(), 2);
+    // What cannot be written fails as it does here.
+    fs::write(forge.path("file"), "").unwrap();
+    for output in ["type=oci,dest=file/x,tar=false", "type=docker,dest=x,tar=false"] {
+        let (here, there) =
+            (forge.fails(1, &["build", "-o", output, &context]), daemon.build(&forge, &["-o", output, &context]));
+        // The first blob that comes is another one.
+        let told = |stderr: &str| {
+            let words = failure(stderr);
+            words.split_whitespace().filter(|word| !word.contains("sha256")).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!((there.code, told(&there.stderr)), (here.code, told(&here.stderr)), "{output}");
     }
 }
 

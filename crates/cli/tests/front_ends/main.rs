@@ -205,12 +205,12 @@ fn plans() {
     let lazy = ["--build-arg", "what=lazy", &context];
     let plan = |code: i32, words: &[&str]| forge.fails(code, &[&["plan"], words, &lazy].concat()).stdout;
     let cold = plan(2, &[]);
-    let told = "runs     [1/1] COPY a /made\n         the cache has no result of it\n0 cached, 1 to run, 0 unknown\n";
+    let told = "runs     [1/1] COPY a /made\n         it is built for the first time\n0 cached, 1 to run, 0 unknown\n";
     assert_eq!(cold, told);
     assert_eq!(plan(2, &[]), cold, "a plan makes nothing");
     let json: serde_json::Value = serde_json::from_str(&plan(2, &["--format", "json"])).unwrap();
     let steps = json["platforms"][0]["steps"].as_array().unwrap();
-    assert!(steps.iter().any(|step| step["reason"] == "not-cached"), "{json}");
+    assert!(steps.iter().any(|step| step["reason"] == "first-build"), "{json}");
     forge.ok(&[&["build", "-o", "out"], &lazy[..]].concat());
     assert_eq!(plan(0, &[]), "cached   [1/1] COPY a /made\n1 cached, 0 to run, 0 unknown\n");
     let refused = forge.fails(1, &[&["plan", "--context-report"], &lazy[..]].concat());

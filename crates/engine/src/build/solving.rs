@@ -65,7 +65,7 @@ impl Build {
 
     /// What the build is compared with: the last one of the same file, context, target and platform.
     pub(crate) fn remembered(&self, dockerfile: &Dockerfile, platform: &Platform) -> Remembered {
-        let context = self.main.files.identity();
+        let context = self.request.compared_as.clone().unwrap_or_else(|| self.main.files.identity());
         let target = self.request.target.as_deref().unwrap_or_default();
         let shown = platform.to_string();
         let words = [context.as_bytes(), dockerfile.name().as_bytes(), target.as_bytes(), shown.as_bytes()];

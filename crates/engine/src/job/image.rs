@@ -7,6 +7,7 @@ use crate::dockerfile::DockerfileText;
 use forge_exporter::{Attestation, MissingHistory};
 use forge_frontend::LoweredImage;
 use forge_image::{Digest, ImageConfig, Platform, Reference};
+use forge_solver::Remembered;
 use std::sync::Arc;
 use tokio::sync::OnceCell;
 
@@ -60,7 +61,12 @@ impl JobImage {
 }
 
 impl JobImage {
-    pub(super) fn lazy(build: &Arc<Build>, platform: Platform, image: LoweredImage, text: &DockerfileText) -> Self {
+    pub(super) fn lazy(
+        build: &Arc<Build>,
+        (platform, image): (Platform, LoweredImage),
+        text: &DockerfileText,
+        remembered: Option<Remembered>,
+    ) -> Self {
         let (source_date_epoch, scanned) = (image.source_date_epoch, image.scanned.clone());
         let config = match source_date_epoch {
             Some(epoch) => forge_exporter::dated(image.config.clone(), epoch),
@@ -69,7 +75,7 @@ impl JobImage {
         let result = image.graph.goal().is_some().then(|| {
             let text = DockerfileText { name: text.name.clone(), text: text.text.clone() };
             let (build, text, solved) = (build.clone(), SourceTexts::Dockerfile(text), OnceCell::new());
-            JobResult(Arc::new(Lazy { build, image, text, solved }))
+            JobResult(Arc::new(Lazy { build, image, text, remembered, solved }))
         });
         let missing_history = MissingHistory::Lowest;
         Self { source_date_epoch, scanned, missing_history, ..Self::new(platform, result, config) }

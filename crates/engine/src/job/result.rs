@@ -9,7 +9,7 @@ use forge_buildkit_proto::SourceFile;
 use forge_frontend::LoweredImage;
 use forge_image::{Digest, ErrorKind};
 use forge_llb::Graph;
-use forge_solver::{SolveError, Solved};
+use forge_solver::{Remembered, SolveError, Solved};
 use std::sync::Arc;
 use tokio::sync::OnceCell;
 
@@ -30,6 +30,8 @@ pub(super) struct Lazy {
     pub(super) build: Arc<Build>,
     pub(super) image: LoweredImage,
     pub(super) text: SourceTexts,
+    /// What it is compared with.
+    pub(super) remembered: Option<Remembered>,
     /// What is allowed was checked when it was made.
     pub(super) solved: OnceCell<Solved>,
 }
@@ -44,6 +46,11 @@ impl JobResult {
     /// The steps that make it.
     pub(crate) fn graph(&self) -> &Graph {
         &self.0.image.graph
+    }
+
+    /// What it is compared with.
+    pub(crate) fn remembered(&self) -> Option<&Remembered> {
+        self.0.remembered.as_ref()
     }
 
     /// The build that it is of.
@@ -101,6 +108,7 @@ impl JobResult {
             build: build.clone(),
             image: crate::failed_steps::nameless(build),
             text: SourceTexts::Definition(Vec::new()),
+            remembered: None,
             solved: OnceCell::new_with(Some(Solved { result, steps: Vec::new() })),
         }))
     }
