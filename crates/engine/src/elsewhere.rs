@@ -146,7 +146,7 @@ impl GivenFiles {
         let time = u32::from_str_radix(&digest.hex()[..7], 16).unwrap_or_default();
         let stamp = FileStamp { mtime_ns: i128::from(time) * 1_000_000_000, ..FileStamp::default() };
         let kind = EntryKind::File { size: text.len() as u64 };
-        ContextEntry { path: ContextPath::clean(name), kind, mode: 0o644, uid: 0, gid: 0, stamp }
+        ContextEntry { path: ContextPath::clean(name), kind, mode: 0o644, uid: 0, gid: 0, stamp, is_linked: false }
     }
 }
 

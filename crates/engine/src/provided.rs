@@ -165,7 +165,8 @@ fn entry(entry: &TreeEntry) -> ContextEntry {
         device: entry.inode.0,
     };
     let path = ContextPath::clean(entry.path.as_os_str().as_bytes());
-    ContextEntry { path, kind, mode: entry.mode, uid: entry.uid, gid: entry.gid, stamp }
+    let is_linked = matches!(kind, EntryKind::File { .. }) && entry.links > 1;
+    ContextEntry { path, kind, mode: entry.mode, uid: entry.uid, gid: entry.gid, stamp, is_linked }
 }
 
 impl Context for TreeContext {

@@ -3,6 +3,7 @@
 use crate::packets::mode;
 use forge_buildkit_proto::fsutil::types::Stat;
 use forge_session::{Context, ContextEntry, ContextPath, EntryKind, PatternMatcher};
+use std::collections::HashMap;
 use std::io;
 
 /// What of a tree is listed, by patterns as `.dockerignore` has them.
@@ -34,7 +35,7 @@ impl Selected {
 
 /// Calls `take` for every entry that is selected, folders before what is in them, names in the order of their bytes, as the
 /// receiver wants them. A folder that is not selected itself is told before what is in it that is. What has one owner at the
-/// other end is told to be root's. Pipes, devices and sockets are passed over. Blocks.
+/// other end is told to be root's. A further name of a file is told as a link to its first one. Pipes, devices and sockets are passed over. Blocks.
 ///
 /// # Errors
 /// The tree cannot be read, a name is not UTF-8, which is all that a packet can hold, or `take` fails.
@@ -43,8 +44,17 @@ pub fn list(
     selected: &Selected,
     take: &mut dyn FnMut(Stat, &ContextEntry) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut pending = Vec::new();
-    below(context, &ContextPath::default(), selected, &mut pending, take)
+    let (mut pending, mut names) = (Vec::new(), HashMap::new());
+    let mut take_linked = |mut stat: Stat, entry: &ContextEntry| {
+        if entry.is_linked && entry.stamp.inode != 0 {
+            match names.get(&(entry.stamp.device, entry.stamp.inode)) {
+                Some(first) => stat.linkname = String::clone(first),
+                None => _ = names.insert((entry.stamp.device, entry.stamp.inode), stat.path.clone()),
+            }
+        }
+        take(stat, entry)
+    };
+    below(context, &ContextPath::default(), selected, &mut pending, &mut take_linked)
 }
 
 /// `pending` are folders that are told with the first entry in them.
@@ -130,6 +140,29 @@ mod tests {
     #[test]
     fn folders_come_before_what_is_in_them_and_names_in_order() {
         assert_eq!(listed(&[], &[]), ["a", "a/deep", "a/deep/x", "a/y", "a-b", "b", "b/z", "link"]);
+    }
+
+    #[test]
+    fn further_names_are_links_to_the_first_that_is_selected() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("bar"), "bar").unwrap();
+        ["foo1", "foo2"]
+            .iter()
+            .for_each(|name| fs::hard_link(folder.path().join("bar"), folder.path().join(name)).unwrap());
+        let context = LocalContext::open(folder.path()).unwrap();
+        let told = |include: &[String]| {
+            let mut found = Vec::new();
+            let selected = Selected::new(include, &[]).unwrap();
+            let take = &mut |stat: Stat, _: &ContextEntry| {
+                found.push((stat.path, stat.linkname));
+                Ok(())
+            };
+            list(&context, &selected, take).unwrap();
+            found
+        };
+        let linked = |name: &str, to: &str| (name.to_owned(), to.to_owned());
+        assert_eq!(told(&[]), [linked("bar", ""), linked("foo1", "bar"), linked("foo2", "bar")]);
+        assert_eq!(told(&["foo*".to_owned()]), [linked("foo1", ""), linked("foo2", "foo1")]);
     }
 
     #[test]

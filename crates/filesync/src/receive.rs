@@ -25,6 +25,8 @@ pub struct Receiver {
     folders: HashMap<PathBuf, Stat>,
     files: HashMap<PathBuf, Wanted>,
     seen: HashSet<PathBuf>,
+    /// Files that were here and are the sender's, by device and number.
+    kept: HashSet<(u64, u64)>,
     /// Files whose bytes were asked for and are not complete.
     pending: HashMap<u32, Pending>,
     listed: bool,
@@ -113,6 +115,7 @@ impl Receiver {
             folders: HashMap::new(),
             files: HashMap::new(),
             seen: HashSet::new(),
+            kept: HashSet::new(),
             pending: HashMap::new(),
             listed: false,
             listing: None,
@@ -183,6 +186,10 @@ impl Receiver {
             Kind::Symlink => self.symlink(&path, &stat).map(|()| Reply::Nothing),
             // Nobody reads them (A39): a build that copies one is told so by what it finds.
             Kind::Special => self.special(&path, &stat).map(|()| Reply::Nothing),
+            // What it is a link to may be only told of.
+            Kind::File if self.listing.is_some() && !self.files.contains_key(Path::new(&stat.linkname)) => {
+                self.file(id, path, Stat { linkname: String::new(), ..stat })
+            }
             Kind::File if !stat.linkname.is_empty() => self.link(path, &stat).map(|()| Reply::Nothing),
             Kind::File => self.file(id, path, stat),
         }
@@ -306,10 +313,14 @@ impl Receiver {
             let size = u64::try_from(stat.size).is_ok_and(|size| size == found.size());
             let time = i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec());
             let mode = found.permissions().mode() & 0o7777 == mode::permissions(stat.mode);
-            // Two names of one file here may be two files there.
-            found.is_file() && found.nlink() == 1 && size && mode && time == i128::from(stat.mod_time)
+            (found.is_file() && size && mode && time == i128::from(stat.mod_time)).then(|| (found.dev(), found.ino()))
         };
-        if self.trust == Trust::Stamps && fs::symlink_metadata(&place).is_ok_and(same) {
+        let known = match self.trust {
+            Trust::Stamps => fs::symlink_metadata(&place).ok().and_then(same),
+            Trust::Nothing => None,
+        };
+        // Two names of one file here may be two files there: one of them is it.
+        if known.is_some_and(|known| self.kept.insert(known)) {
             self.files.insert(path, Wanted { complete: true });
             return Ok(Reply::Nothing);
         }
@@ -514,6 +525,23 @@ mod tests {
         send(folder.path(), &[(sized("a", b"x"), &b"x"[..]), (link, &b""[..])]).unwrap();
         let inode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().ino();
         assert_eq!(inode("a"), inode("b"));
+    }
+
+    /// Seen to fail where every name that looks the same is taken for the sender's.
+    #[test]
+    fn linked_files_are_asked_for_once_and_separate_ones_do_not_share() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = || Stat { linkname: "a".into(), ..sized("b", b"x") };
+        let linked = [(sized("a", b"x"), &b"x"[..]), (link(), &b""[..])];
+        assert_eq!(send(folder.path(), &linked).unwrap(), ["a"]);
+        assert_eq!(send(folder.path(), &linked).unwrap(), [""; 0]);
+        // Of the same size and time, and yet another file.
+        let apart = [(sized("a", b"x"), &b"x"[..]), (sized("b", b"y"), &b"y"[..])];
+        assert_eq!(send(folder.path(), &apart).unwrap(), ["b"]);
+        assert_eq!(fs::read(folder.path().join("a")).unwrap(), b"x");
+        assert_eq!(fs::read(folder.path().join("b")).unwrap(), b"y");
+        assert_eq!(send(folder.path(), &linked).unwrap(), [""; 0]);
+        assert_eq!(fs::read(folder.path().join("b")).unwrap(), b"x");
     }
 
     // Seen to fail when `checked` does not look for the folder: the file lands behind the link.

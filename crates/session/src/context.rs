@@ -118,6 +118,8 @@ pub struct ContextEntry {
     pub gid: u32,
     /// The stamp; all zero where the far end has none.
     pub stamp: FileStamp,
+    /// Whether a file has further names, in the tree or elsewhere: the stamps of all of them have its number.
+    pub is_linked: bool,
 }
 
 /// Why a context could not be read. The message names the path; [`std::io::Error`] is the cause.

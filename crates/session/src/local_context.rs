@@ -153,7 +153,8 @@ fn kind(stat: &Stat, target: Vec<u8>) -> EntryKind {
 
 fn entry(path: ContextPath, kind: EntryKind, stat: &Stat) -> ContextEntry {
     let (mode, uid, gid) = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
-    ContextEntry { path, kind, mode, uid, gid, stamp: stamp(stat) }
+    let is_linked = matches!(kind, EntryKind::File { .. }) && stat.st_nlink > 1;
+    ContextEntry { path, kind, mode, uid, gid, stamp: stamp(stat), is_linked }
 }
 
 fn stamp(stat: &Stat) -> FileStamp {

@@ -7,6 +7,7 @@ use crate::source_tree::{Hidden, SourceEntry, SourceError, SourceKind, SourceTre
 use forge_cache::SelectedPath;
 use forge_session::{ContextPath, PatternError, PatternMatcher};
 use rayon::prelude::*;
+use std::collections::HashMap;
 use std::num::NonZero;
 
 /// Why sources select nothing.
@@ -79,6 +80,26 @@ impl Selection {
         self.roots
             .iter()
             .flat_map(|root| std::iter::once(&root.entry).chain(root.below.iter().map(|selected| &selected.entry)))
+    }
+
+    /// Files of which one name is selected are like any others.
+    fn forget_lone_links(&mut self) {
+        let mut names: HashMap<(u64, u64), usize> = HashMap::new();
+        for group in self.entries().filter_map(SourceEntry::link_group) {
+            *names.entry(group).or_default() += 1;
+        }
+        if names.is_empty() {
+            return;
+        }
+        let forget = |entry: &mut SourceEntry| {
+            if entry.link_group().is_some_and(|group| names.get(&group).is_none_or(|names| *names == 1)) {
+                entry.forget_links();
+            }
+        };
+        for root in &mut self.roots {
+            forget(&mut root.entry);
+            root.below.folders.iter_mut().flatten().for_each(|selected| forget(&mut selected.entry));
+        }
     }
 
     /// Does something with each entry, in whatever order, on several threads where that is worth starting them.
@@ -172,6 +193,10 @@ pub(crate) fn select(tree: &SourceTree, source: &SelectedPath) -> Result<Selecti
         if !selection.roots.iter().any(matched) {
             return Err(unselected(tree, &ContextPath::clean([&source.path, "/", required].concat())));
         }
+    }
+    // Where else a user's file has names is nothing of the image's.
+    if !tree.keeps_owners() {
+        selection.forget_lone_links();
     }
     Ok(selection)
 }

@@ -94,6 +94,8 @@ pub(crate) struct SourceEntry {
     /// What a file's bytes hashed to, once they were read.
     pub bytes: Option<blake3::Hash>,
     stamp: Stamp,
+    /// Whether a file of a context has further names.
+    is_linked: bool,
     /// What only layers have: a context may have a million entries.
     layered: Option<Box<Layered>>,
 }
@@ -320,7 +322,15 @@ impl SourceEntry {
 
     /// Equal for the names of one file, where the tree knows.
     pub(crate) fn link_group(&self) -> Option<(u64, u64)> {
-        self.layered.as_ref()?.link_group
+        match &self.layered {
+            Some(layered) => layered.link_group,
+            None => (self.is_linked && self.stamp.inode != 0).then(|| (self.stamp.device.into(), self.stamp.inode)),
+        }
+    }
+
+    /// A file of a context whose further names do not matter.
+    pub(crate) fn forget_links(&mut self) {
+        self.is_linked = false;
     }
 
     fn place(&self) -> &Place {
@@ -367,6 +377,7 @@ fn from_context(entry: forge_session::ContextEntry) -> SourceEntry {
         set_time: false,
         bytes: None,
         stamp: stamp.unwrap_or_default(),
+        is_linked: entry.is_linked,
         layered: None,
     }
 }
@@ -393,6 +404,7 @@ fn empty_root() -> SourceEntry {
         set_time: false,
         bytes: None,
         stamp: Stamp::default(),
+        is_linked: false,
         layered: None,
     }
 }
@@ -428,6 +440,7 @@ fn from_layers(path: ContextPath, entry: TreeEntry, times: &[FileTimes]) -> Sour
         set_time,
         bytes: None,
         stamp: Stamp::default(),
+        is_linked: false,
         layered,
     }
 }

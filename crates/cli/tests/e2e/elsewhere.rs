@@ -277,6 +277,54 @@ fn privileged_limits_hold_elsewhere() {
     }
 }
 
+/// Names of one file in a context are names of one file in the image, as far as they are copied together.
+#[test]
+fn privileged_hard_links_of_contexts_stay_here_and_elsewhere() {
+    let Some(forge) = Forge::privileged("hard_links_of_contexts_stay_here_and_elsewhere") else { return };
+    let daemon = Daemon::start(&forge);
+    let dockerfile = "FROM busybox\nCOPY . /in\nCOPY bar /alone\nCOPY fo* /foos/\n\
+        RUN stat -c '%h %n' /in/bar /in/d/foo /in/foo1 /alone /foos/*\n";
+    let context = forge.context("context", &[("Dockerfile", dockerfile), ("bar", "of bar"), ("d/other", "")]);
+    let at = |name: &str| Path::new(&context).join(name);
+    ["d/foo", "foo1", "foo2"].iter().for_each(|name| fs::hard_link(at("bar"), at(name)).unwrap());
+    let told = |outcome: &Outcome| -> Vec<String> {
+        let lines = outcome.stderr.lines().filter_map(|line| line.split_once(" /"));
+        lines.filter_map(|(before, path)| Some(format!("{} /{path}", before.rsplit(' ').next()?))).collect()
+    };
+    let both = || {
+        let here = forge.ok(&["build", "--progress", "plain", "-o", "here", &context]);
+        let there = daemon.ok(&forge, &["-o", "there", &context]);
+        assert_eq!(told(&there), told(&here));
+        (here, there)
+    };
+    let linked = ["4 /in/bar", "4 /in/d/foo", "4 /in/foo1", "1 /alone", "2 /foos/foo1", "2 /foos/foo2"];
+    let (here, _) = both();
+    for line in linked {
+        assert!(told(&here).iter().any(|told| told == line), "{line}: {}", here.stderr);
+    }
+    for folder in ["here", "there"] {
+        use std::os::unix::fs::MetadataExt;
+        let inode = |name: &str| fs::metadata(forge.path(folder).join(name)).unwrap().ino();
+        assert_eq!(inode("in/bar"), inode("in/d/foo"), "{folder}");
+        assert!(inode("alone") != inode("in/bar"), "{folder}");
+    }
+    // A name that is not of the context changes nothing, and crosses no more than before.
+    fs::hard_link(at("bar"), forge.path("outside")).unwrap();
+    let (here, there) = both();
+    assert!([&here, &there].iter().all(|outcome| state(&outcome.steps(), "COPY . /in") == Step::Cached));
+    let crossed = there.stderr.lines().any(|line| line.contains(" transferring ") && line.contains("B "));
+    assert!(!crossed, "{}", there.stderr);
+    // A copy of the file that looks the same is another file.
+    let time = fs::metadata(at("bar")).unwrap().modified().unwrap();
+    fs::remove_file(at("d/foo")).unwrap();
+    fs::write(at("d/foo"), "of bar").unwrap();
+    fs::File::open(at("d/foo")).unwrap().set_modified(time).unwrap();
+    let (here, there) = both();
+    assert!([&here, &there].iter().all(|outcome| state(&outcome.steps(), "COPY . /in") == Step::Ran));
+    assert!(told(&here).iter().any(|told| told == "1 /in/d/foo"), "{}", here.stderr);
+    assert!([&here, &there].iter().all(|outcome| state(&outcome.steps(), "COPY fo*") == Step::Cached));
+}
+
 /// As in a build here, with the flag and without it.
 #[test]
 fn privileged_steps_elsewhere_say_why_they_run() {

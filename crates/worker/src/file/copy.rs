@@ -210,21 +210,20 @@ impl<'a, 'e> Copier<'a, 'e> {
         entry: &SourceEntry,
         metadata: &EntryMetadata,
     ) -> Result<(), FileError> {
-        if let Some(first) = self.links.first(entry.link_group(), self.editor) {
-            return Ok(self.editor.hard_link(parent, name, first)?);
+        if let Some(first) = self.links.first(entry.link_group(), self.editor).cloned() {
+            // What the first name has is known then.
+            self.flush()?;
+            return Ok(self.editor.hard_link(parent, name, &first)?);
         }
         let to = self.editor.create_file(parent, name)?;
         let path = parent.path().join(name);
         self.unfilled.push(Filling { entry: entry.clone(), to, path, metadata: metadata.clone() });
-        match entry.link_group() {
-            Some(group) => {
-                // Further names may come at any moment.
-                self.flush()?;
-                self.links.first.insert(group, parent.path().join(name));
-                Ok(())
-            }
-            None if self.unfilled.len() < FILLED_AT_ONCE => Ok(()),
-            None => self.flush(),
+        if let Some(group) = entry.link_group() {
+            self.links.first.insert(group, parent.path().join(name));
+        }
+        match self.unfilled.len() < FILLED_AT_ONCE {
+            true => Ok(()),
+            false => self.flush(),
         }
     }
 
