@@ -26,7 +26,6 @@ fn serve() -> io::Result<()> {
     let notices = machine.cgroups.notices();
     control.send(&Message::Serving { notices }, &[])?;
     machine.begin_spare();
-    crate::seccomp::compile_common();
     let mut children = Vec::new();
     let served = serve_until_the_end(&control, &signals, &mut machine, &mut children);
     // Whoever asks for more hears at once that there will be no answer.
@@ -150,6 +149,8 @@ fn answer(control: &Channel, machine: &mut Machine, children: &mut Vec<Child>) -
             // The container's first process has enough to do by now, and the caller waits for it. Who had a second container
             // made will want a third.
             machine.ended.clear();
+            // The first one compiled it for itself while it waited; all others inherit it.
+            crate::seccomp::compile_common();
             if !is_first && machine.likely.is_some() {
                 machine.begin_spare();
             }

@@ -69,7 +69,7 @@ impl Ground {
         }
         let room = Room::make()?;
         let early = Early::make(means.rights);
-        // The first one waits beside its server, which does the same.
+        // The first one has time for it while it waits; later ones inherit it.
         crate::seccomp::compile_common();
         Ok(Self { room: Some(room), early })
     }
