@@ -9,7 +9,7 @@ use forge_buildkit_proto::moby::filesync::v1::{BytesMessage, file_send_server as
 use forge_engine::{FolderMode, Metadata, OpenedDestination, Recipient};
 use forge_filesync::{Others, Owners, Receiver, Reply, Trust, packet, request};
 use std::convert::Infallible;
-use std::io::{self, Cursor, Read, Write};
+use std::io::{self, BufReader, Cursor, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -24,6 +24,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// The output that a call is about, by its place among those of the request.
 const NUMBER: &str = "buildkit-attachable-exporter-id";
+
+/// So much is written at a time.
+const PIECE: usize = 256 << 10;
 
 /// Takes results. One method has two languages: which one a call speaks follows from the output that it is about.
 #[derive(Clone)]
@@ -166,8 +169,8 @@ fn hand(incoming: Incoming, recipient: &Recipient, cancel: &CancellationToken) -
     handed.map_err(|error| Status::unknown(error.to_string()))
 }
 
-fn copy(mut incoming: Incoming, stream: &mut (dyn Write + Send)) -> io::Result<()> {
-    io::copy(&mut incoming, stream)?;
+fn copy(incoming: Incoming, stream: &mut (dyn Write + Send)) -> io::Result<()> {
+    io::copy(&mut BufReader::with_capacity(PIECE, incoming), stream)?;
     stream.flush()
 }
 

@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(std::fs::read(folder.join("oci-layout")).unwrap(), OCI_LAYOUT);
     }
 
-    // Seen to fail with names joined as they come, and with blobs that are not compared.
+    // Seen to fail with blobs that are not compared.
     #[test]
     fn a33_nothing_but_blobs_that_are_what_they_say_comes_into_the_folder() {
         let (good, path) = (index("one", "a:1"), blob("one"));
