@@ -171,14 +171,17 @@ impl Opened {
 
     /// A path that nobody else uses in this owner's scratch folder, which exists when this returns.
     pub(crate) fn scratch_path(&self, purpose: &str) -> Result<PathBuf, StoreError> {
-        let folder = self.root.join("scratch").join(self.owner_id()?);
+        let owner = self.owner_id()?;
+        let folder = self.root.join("scratch").join(&owner);
         let number = self.scratch_count.fetch_add(1, Ordering::Relaxed);
         if crate::scratch::create_private(&folder)? {
             crate::scratch::spread_children(&folder);
         }
         // The purpose is for people who look at the folder; it must not become a path of its own.
         let purpose: String = purpose.chars().filter(char::is_ascii_alphanumeric).take(24).collect();
-        Ok(folder.join(format!("{number}-{purpose}")))
+        // Where ext4 places a folder follows from its name: each process has other names, see `spread_children`.
+        let random = &owner[..8];
+        Ok(folder.join(format!("{number}-{purpose}-{random}")))
     }
 
     /// Removes leases and scratch folders of processes that are dead. Costs one query and a look into one folder when there are

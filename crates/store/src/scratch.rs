@@ -72,7 +72,8 @@ pub(crate) fn create_private(path: &Path) -> Result<bool, StoreError> {
 
 /// Asks ext4 to place the folders made in this one far apart (`chattr +T`). Folders that come and go by the hundred
 /// otherwise fight for the inodes just freed beside them: making one and mounting an overlay on it then takes 6 ms
-/// instead of 1 ms (`docs/design/002-overlay.md`).
+/// instead of 1 ms (`docs/design/002-overlay.md`). Where it begins to look for a place is a hash of the name alone: folders
+/// of equal names come to where the last ones of that name were removed, and their files with them.
 pub(crate) fn spread_children(folder: &Path) {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let spread = || -> rustix::io::Result<()> {
