@@ -58,6 +58,35 @@ impl Drop for Daemon {
     }
 }
 
+/// What a process holds: kilobytes of its own, open files, mounts.
+fn held(process: &Child) -> [usize; 3] {
+    let folder = format!("/proc/{}", process.id());
+    let status = fs::read_to_string(format!("{folder}/status")).unwrap();
+    let memory = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    let memory = memory.trim().trim_end_matches(" kB").parse().unwrap();
+    let mounts = fs::read_to_string(format!("{folder}/mountinfo")).unwrap().lines().count();
+    [memory, fs::read_dir(format!("{folder}/fd")).unwrap().count(), mounts]
+}
+
+/// Meant to fail where a build is not forgotten: 40 KB for each are too much.
+#[test]
+fn privileged_l02_two_hundred_builds_hold_nothing() {
+    let Some(forge) = Forge::privileged("l02_two_hundred_builds_hold_nothing") else { return };
+    let daemon = Daemon::start(&forge);
+    let context = forge.context("context", &[("Dockerfile", "FROM busybox\nARG N\nCOPY a /\nRUN echo $N >/n\n")]);
+    let build = |number: usize| {
+        fs::write(Path::new(&context).join("a"), format!("text {number}")).unwrap();
+        daemon.ok(&forge, &["--build-arg", &format!("N={number}"), &context]);
+    };
+    // Fifty are remembered.
+    (0..80).for_each(build);
+    let before = held(&daemon.child);
+    (80..280).for_each(build);
+    let after = held(&daemon.child);
+    let more: Vec<usize> = before.iter().zip(after).map(|(before, after)| after.saturating_sub(*before)).collect();
+    assert!(more[0] < 8_000 && more[1] < 8 && more[2] == 0, "{before:?} {after:?}");
+}
+
 /// What is said below the log.
 fn failure(stderr: &str) -> String {
     let lines = stderr.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
