@@ -35,6 +35,7 @@ mod places;
 mod resources;
 #[cfg(feature = "grpc")]
 mod serving;
+pub mod telemetry;
 
 pub use bollard_buildkit_proto::{fsutil, google, health, moby, pb};
 pub use decode::{Decoded, check_in_place, decode, decode_exec, decode_source, definition, source_ops};

@@ -4,13 +4,16 @@ use crate::bridge::Bridge;
 use crate::history_files::{HistoryFiles, KeptBuild};
 use crate::places::Places;
 use crate::progress::Progress;
+use crate::traces::{ClientTrace, TraceContext};
 use bytes::Bytes;
 use forge_buildkit_proto::google::rpc;
 use forge_buildkit_proto::moby::buildkit::v1::{
     BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildResultInfo, Descriptor,
 };
+use forge_buildkit_proto::telemetry::Span;
 use forge_image::Digest;
 use prost::Message as _;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,6 +51,8 @@ pub(crate) struct Build {
     /// What can be read of it, by digest.
     contents: Mutex<BTreeMap<String, Bytes>>,
     number: u64,
+    /// Nothing for a build of an earlier life of the daemon: what is kept of its trace stays as it is.
+    client_trace: Option<ClientTrace>,
 }
 
 impl Build {
@@ -102,10 +107,17 @@ impl Build {
         KeptBuild { record: Some(self.record()), contents, number: self.number }
     }
 
-    /// Keeps when each of its steps ran.
+    /// Keeps when each of its steps ran, and what its client told of it so far.
     pub(crate) fn keep_trace(&self) {
-        let kept = self.keep(TRACE, self.progress.trace(&self.reference));
-        self.locked().trace = Some(kept);
+        let Some(client) = &self.client_trace else { return };
+        let mut spans = self.progress.spans(&self.reference, client.context.as_ref());
+        spans.extend(client.shown());
+        spans.sort_by_key(|span| span["StartTime"].as_str().unwrap_or_default().to_owned());
+        let kept = self.keep(TRACE, Value::from(spans).to_string().into_bytes());
+        let earlier = self.locked().trace.replace(kept.clone());
+        if let Some(earlier) = earlier.filter(|earlier| earlier.digest != kept.digest) {
+            self.contents().remove(&earlier.digest);
+        }
     }
 
     /// Keeps how its results were made.
@@ -182,7 +194,7 @@ impl Builds {
     }
 
     /// Begins a build. A name is used once at a time.
-    pub(crate) fn begin(&self, record: BuildHistoryRecord) -> Result<Arc<Build>, Status> {
+    pub(crate) fn begin(&self, record: BuildHistoryRecord, traced: Option<TraceContext>) -> Result<Arc<Build>, Status> {
         let reference = record.r#ref.clone();
         let mut builds = self.builds();
         if builds.get(&reference).is_some_and(|build| !build.has_ended()) {
@@ -197,6 +209,7 @@ impl Builds {
             record: Mutex::new(record),
             contents: Mutex::default(),
             number: self.next.fetch_add(1, Ordering::Relaxed),
+            client_trace: Some(ClientTrace::new(traced)),
         });
         builds.insert(reference, build.clone());
         forget_old(&mut builds, &self.files);
@@ -299,6 +312,14 @@ impl Builds {
         Ok(())
     }
 
+    /// Takes a span for all builds that are part of its trace; `false` where one has no room for it.
+    pub(crate) fn take_span(&self, trace: &str, span: &Span) -> bool {
+        let builds = self.builds();
+        let traces = builds.values().filter_map(|build| build.client_trace.as_ref());
+        // Mostly one.
+        traces.filter(|client| client.is_part_of(trace)).filter(|client| !client.take(span)).count() == 0
+    }
+
     /// Something that a build kept.
     pub(crate) fn content(&self, digest: &str) -> Option<Bytes> {
         self.builds().values().find_map(|build| build.contents().get(digest).cloned())
@@ -370,5 +391,6 @@ fn ended(kept: KeptBuild, stop: &CancellationToken) -> Build {
         record: Mutex::new(record),
         contents: Mutex::new(contents),
         number: kept.number,
+        client_trace: None,
     }
 }

@@ -8,6 +8,7 @@ use crate::listen::Listener;
 use crate::origins::Origins;
 use crate::session::{MOST_MESSAGE, SessionFiles, Sessions};
 use crate::solve_service::WithSolve;
+use crate::traces::TraceService;
 use crate::{DaemonError, DaemonOptions, debug, worker_record};
 use forge_buildkit_proto::Serving;
 use forge_buildkit_proto::health::health_server::HealthServer;
@@ -132,6 +133,7 @@ fn router(shared: &Arc<Shared>) -> Router {
         .initial_connection_window_size(4 * WINDOW)
         .add_service(HealthServer::new(Serving))
         .add_service(ContentService::new(shared.builds.clone()))
+        .add_service(TraceService::new(shared.builds.clone()))
         .add_service(gateway_service::server(gateway))
         .add_service(WithInfo {
             inner: WithSolve { inner: controls, solver: control },

@@ -46,6 +46,7 @@ mod solve_service;
 mod subrequest;
 mod timestamp;
 mod tls;
+mod traces;
 mod verify;
 mod worker_record;
 

@@ -1,6 +1,7 @@
 //! What happens in one build, kept for everybody who asks for it, however late.
 
 use crate::timestamp::rfc3339;
+use crate::traces::TraceContext;
 use forge_buildkit_proto::google::protobuf::Timestamp;
 use forge_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexLog, VertexStatus, VertexWarning};
 use forge_buildkit_proto::pb;
@@ -128,10 +129,11 @@ impl Progress {
         }
     }
 
-    /// The steps that ran, as the spans of a trace: a JSON list.
-    pub(crate) fn trace(&self, build: &str) -> Vec<u8> {
+    /// The steps that ran, as spans of the client's trace, or of one of the build's own.
+    pub(crate) fn spans(&self, build: &str, traced: Option<&TraceContext>) -> Vec<Value> {
         let state = self.state();
-        let id = Digest::sha256(build.as_bytes()).hex()[..32].to_owned();
+        let own = || Digest::sha256(build.as_bytes()).hex()[..32].to_owned();
+        let id = traced.map_or_else(own, |traced| traced.trace.clone());
         let mut spans: HashMap<String, Value> = HashMap::new();
         for item in &state.items {
             let Item::Vertex(vertex) = item else { continue };
@@ -148,15 +150,16 @@ impl Progress {
                 { "Key": "vertex", "Value": { "Type": "STRING", "Value": vertex.digest } },
                 { "Key": "cached", "Value": { "Type": "BOOL", "Value": vertex.cached } },
             ]);
-            let span = json!({
+            let mut span = json!({
                 "Name": vertex.name, "SpanContext": context, "StartTime": started, "EndTime": completed,
                 "Attributes": attributes, "Status": failed,
             });
+            if let Some(traced) = traced {
+                span["Parent"] = json!({ "TraceID": id, "SpanID": traced.span });
+            }
             spans.insert(vertex.digest.clone(), span);
         }
-        let mut spans: Vec<Value> = spans.into_values().collect();
-        spans.sort_by_key(|span| span["StartTime"].as_str().unwrap_or_default().to_owned());
-        Value::from(spans).to_string().into_bytes()
+        spans.into_values().collect()
     }
 
     pub(crate) fn counts(&self) -> Counts {

@@ -12,6 +12,7 @@ use crate::progress::time;
 use crate::reply;
 use crate::session::{self, ClientSession, RemoteSession, upload};
 use crate::solution::{Found, Results, Solution};
+use crate::traces::TraceContext;
 use crate::verify;
 use forge_buildkit_proto::google::rpc;
 use forge_buildkit_proto::moby::buildkit::v1::sourcepolicy as wire;
@@ -41,7 +42,11 @@ pub(crate) struct FrontendRequest {
 }
 
 /// Runs a build. It goes on to its end by itself; whoever stops waiting for it cancels it.
-pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Result<SolveResponse, Status> {
+pub(crate) async fn solve(
+    shared: Arc<Shared>,
+    mut request: SolveRequest,
+    traced: Option<TraceContext>,
+) -> Result<SolveResponse, Status> {
     if request.exporters.is_empty() && !request.exporter_deprecated.is_empty() {
         let attrs = std::mem::take(&mut request.exporter_attrs_deprecated);
         request.exporters.push(Exporter { r#type: std::mem::take(&mut request.exporter_deprecated), attrs });
@@ -67,7 +72,7 @@ pub(crate) async fn solve(shared: Arc<Shared>, mut request: SolveRequest) -> Res
         created_at: Some(time(SystemTime::now())),
         ..BuildHistoryRecord::default()
     };
-    let build = shared.builds.begin(record)?;
+    let build = shared.builds.begin(record, traced)?;
     // Whoever waits may go away; the build then ends in its own time, and is noted.
     let _cancel = build.cancel.clone().drop_guard();
     let running = tokio::spawn(async move {

@@ -5,6 +5,7 @@ mod usage;
 
 use crate::daemon::Shared;
 use crate::session::MOST_MESSAGE;
+use crate::traces::TraceContext;
 use crate::{solve, worker_record};
 use forge_buildkit_proto::moby::buildkit::v1::control_server::Control;
 use forge_buildkit_proto::moby::buildkit::v1::{
@@ -57,11 +58,12 @@ impl Control for ControlService {
     }
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
+        let traced = TraceContext::of(request.metadata());
         let request = request.into_inner();
         if request.encoded_len() > MOST_MESSAGE {
             return Err(Status::resource_exhausted("the request is too large"));
         }
-        solve::solve(self.shared.clone(), request).await.map(Response::new)
+        solve::solve(self.shared.clone(), request, traced).await.map(Response::new)
     }
 
     type StatusStream = Answers<StatusResponse>;

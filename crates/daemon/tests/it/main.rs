@@ -12,3 +12,4 @@ mod load;
 mod nested;
 mod outputs;
 mod services;
+mod traces;
