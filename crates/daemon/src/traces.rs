@@ -91,7 +91,7 @@ impl ClientTrace {
 
 fn shown(span: &Span) -> Value {
     let moment = |nanoseconds| rfc3339(UNIX_EPOCH + Duration::from_nanos(nanoseconds));
-    let context = |id: &[u8]| json!({ "TraceID": hexadecimal(&span.trace), "SpanID": hexadecimal(id) });
+    let context = |id: &[u8]| json!({ "TraceID": hex::encode(&span.trace), "SpanID": hex::encode(id) });
     let (code, description) = match &span.status {
         Some(SpanStatus { code: 1, .. }) => ("Ok", ""),
         Some(SpanStatus { code: 2, message }) => ("Error", message.as_str()),
@@ -119,10 +119,6 @@ fn attribute(attribute: &Attribute) -> Option<Value> {
     Some(json!({ "Key": attribute.key, "Value": { "Type": kind, "Value": value } }))
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Serves the collector's protocol.
 #[derive(Clone)]
 pub(crate) struct TraceService {
@@ -148,7 +144,7 @@ impl UnaryService<ExportRequest> for Export {
     fn call(&mut self, request: Request<ExportRequest>) -> Self::Future {
         let resources = request.into_inner().resource_spans;
         let spans = resources.iter().flat_map(|resource| &resource.scope_spans).flat_map(|scope| &scope.spans);
-        let is_refused = |span: &&Span| !self.0.builds.take_span(&hexadecimal(&span.trace), span);
+        let is_refused = |span: &&Span| !self.0.builds.take_span(&hex::encode(&span.trace), span);
         let rejected = i64::try_from(spans.filter(is_refused).count()).unwrap_or(i64::MAX);
         let message = format!("spans of a build may take {MOST} bytes");
         let partial = (rejected > 0).then_some(PartialSuccess { rejected, message });
