@@ -79,8 +79,10 @@ pub use layers::{
 pub use lease::Lease;
 pub use left_over::left_over;
 pub use lock::LockGuard;
+pub use opened::Belongings;
 pub use rebuild::Rebuilt;
 pub use remote_rows::RemoteLayer;
+pub use removal::remove_folder;
 pub use scratch::ScratchDir;
 pub use store::Store;
 pub use usage::{Usage, UsageEntry};

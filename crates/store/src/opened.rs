@@ -12,6 +12,7 @@ use crate::{StoreError, format};
 use forge_image::Digest;
 use rusqlite::Transaction;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +31,16 @@ pub(crate) struct Opened {
     remembered: Remembered,
     background: Background,
     folds: Folds,
+}
+
+/// What a process has in a store as long as it lives, for somebody who removes that if it is killed: the folder, then the mark.
+pub struct Belongings {
+    /// Of its scratch folders.
+    pub folder: PathBuf,
+    /// Where the lock is. A file that nobody locks is that of a process which was killed.
+    pub mark: PathBuf,
+    /// Held as long as any copy of this is open.
+    pub lock: OwnedFd,
 }
 
 impl Opened {
@@ -165,6 +176,19 @@ impl Opened {
         Ok(value)
     }
 
+    /// What belongs to this process; nothing where it holds nothing.
+    pub(crate) fn belongings(&self) -> Result<Option<Belongings>, StoreError> {
+        let slot = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(owner) = &*slot else { return Ok(None) };
+        let mark = self.leases_path().join(&owner.id);
+        let lock = owner.lock().map_err(StoreError::io("copy the lock", &mark))?;
+        Ok(Some(Belongings { folder: self.scratch_folder(&owner.id), mark, lock }))
+    }
+
+    fn scratch_folder(&self, owner: &str) -> PathBuf {
+        self.root.join("scratch").join(owner)
+    }
+
     pub(crate) fn scratch(self: &Arc<Self>, purpose: &str) -> Result<ScratchDir, StoreError> {
         ScratchDir::create(self.clone(), purpose)
     }
@@ -172,7 +196,7 @@ impl Opened {
     /// A path that nobody else uses in this owner's scratch folder, which exists when this returns.
     pub(crate) fn scratch_path(&self, purpose: &str) -> Result<PathBuf, StoreError> {
         let owner = self.owner_id()?;
-        let folder = self.root.join("scratch").join(&owner);
+        let folder = self.scratch_folder(&owner);
         let number = self.scratch_count.fetch_add(1, Ordering::Relaxed);
         if crate::scratch::create_private(&folder)? {
             crate::scratch::spread_children(&folder);

@@ -5,6 +5,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Owner {
     pub(crate) id: String,
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 /// What tells a process from all others, past and present.
@@ -66,9 +67,14 @@ impl Owner {
             flock(&file, FlockOperation::LockExclusive).map_err(StoreError::os("lock", &path))?;
             // Between the two calls above somebody may have taken the file for a dead process's and removed it.
             if is_file_at(&file, &path)? {
-                return Ok(Self { id, path, _lock: file });
+                return Ok(Self { id, path, lock: file });
             }
         }
+    }
+
+    /// The lock, for somebody who goes on when this process has ended.
+    pub(crate) fn lock(&self) -> io::Result<OwnedFd> {
+        self.lock.as_fd().try_clone_to_owned()
     }
 
     pub(crate) fn insert(&self, connection: &Connection, process: &ProcessIdentity) -> Result<(), StoreError> {

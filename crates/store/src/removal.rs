@@ -20,6 +20,17 @@ const OPEN_FOLDERS: usize = 64;
 /// How often a folder is emptied again when somebody else puts files into it meanwhile.
 const ROUNDS: u32 = 16;
 
+/// Removes a tree of files that strangers may have made, without following a link or crossing a mount. Fine if it is not there.
+///
+/// # Errors
+/// Something in it cannot be removed.
+pub fn remove_folder(path: &Path) -> std::result::Result<(), StoreError> {
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => remove_tree(parent, name),
+        _ => Ok(()),
+    }
+}
+
 /// Removes `folder/name` whatever it is. Fine if it is not there.
 pub(crate) fn remove_tree(folder: &Path, name: impl AsRef<OsStr>) -> std::result::Result<(), StoreError> {
     remove_tree_while(folder, name, &|| true).map(drop)

@@ -1,6 +1,6 @@
 use crate::StoreError;
 use crate::opened::Opened;
-use crate::removal::remove_tree;
+use crate::removal::remove_folder;
 use rustix::fs::{IFlags, Mode, OFlags};
 use std::fs::DirBuilder;
 use std::io;
@@ -49,8 +49,7 @@ impl ScratchDir {
     }
 
     fn remove(&self) -> Result<(), StoreError> {
-        let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name()) else { return Ok(()) };
-        remove_tree(parent, name)
+        remove_folder(&self.path)
     }
 }
 

@@ -1,5 +1,5 @@
 use crate::collect::{self, Collected, Pace};
-use crate::opened::Opened;
+use crate::opened::{Belongings, Opened};
 use crate::usage::{self, Usage};
 use crate::verify;
 use crate::{
@@ -102,6 +102,14 @@ impl Store {
     /// The file system failed.
     pub fn scratch(&self, purpose: &str) -> Result<ScratchDir, StoreError> {
         self.opened.scratch(purpose)
+    }
+
+    /// What belongs to this process, for somebody who removes it if this process is killed; nothing where it holds nothing.
+    ///
+    /// # Errors
+    /// There are too many descriptors.
+    pub fn belongings(&self) -> Result<Option<Belongings>, StoreError> {
+        self.opened.belongings()
     }
 
     /// Counts what the store holds.

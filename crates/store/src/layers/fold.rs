@@ -132,6 +132,14 @@ impl Fold {
     /// Puts an entry over what is there, as overlayfs would show it.
     fn put(&mut self, source: &OwnedFd, entry: &LayerEntry) -> Result<(), StoreError> {
         let EntryKind::Directory { opaque, .. } = entry.kind else {
+            // Most files are new, and nothing has to be looked for. Devices may have no node, and hide what is there all the same.
+            let linked = match entry.kind {
+                EntryKind::File { .. } => link_entry(source, &self.target, entry, self.markers),
+                _ => Err(Errno::EXIST),
+            };
+            if linked != Err(Errno::EXIST) {
+                return linked.map_err(self.error(&entry.path));
+            }
             self.clear(&entry.path)?;
             return link_entry(source, &self.target, entry, self.markers).map_err(self.error(&entry.path));
         };

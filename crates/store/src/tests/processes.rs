@@ -47,6 +47,23 @@ fn say(text: &str) {
     out.flush().unwrap();
 }
 
+/// Seen to fail with a lock that others can take.
+#[test]
+fn what_somebody_else_would_remove_is_locked_as_long_as_he_lives() {
+    let (_folder, store) = new_store();
+    assert!(store.belongings().unwrap().is_none(), "nothing yet");
+    let scratch = store.scratch("test").unwrap();
+    let belongings = store.belongings().unwrap().unwrap();
+    assert!(scratch.path().starts_with(&belongings.folder) && belongings.mark.exists());
+    let root = store.root().to_owned();
+    // As a killed process leaves its things.
+    std::mem::forget((scratch, store));
+    drop(Store::open(&root).unwrap());
+    assert!(belongings.folder.exists());
+    crate::remove_folder(&belongings.folder).unwrap();
+    assert!(!belongings.folder.exists());
+}
+
 /// The next thing that a child says; the test harness prints lines of its own in between.
 fn hear(out: &mut BufReader<ChildStdout>) -> String {
     loop {
