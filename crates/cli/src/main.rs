@@ -6,6 +6,7 @@
 //! Reading order: [`args`], [`request`] (flags to requests), [`commands`], [`progress`], [`failure`].
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod args;
 mod commands;
 mod config;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     // Sandboxed processes start as a copy of this program; nothing may happen before that is known.
     forge_engine::init_if_requested();
     std::panic::set_hook(Box::new(report_defect));
+    let expected = ahead::container(std::env::args_os());
     let cli = match args::Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return ExitCode::from(usage(&error)),
@@ -48,7 +50,7 @@ fn main() -> ExitCode {
         Ok(standing) => standing,
         Err(error) => return ExitCode::from(report(&Failure::from(error).with_code(BEFORE_START), prefix)),
     };
-    match commands::run(cli, &standing) {
+    match commands::run(cli, &standing, expected) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => ExitCode::from(report(&failure, prefix)),
     }

@@ -28,7 +28,7 @@ pub struct RunningContainer {
     /// What hands connections on.
     ports: Vec<tokio::task::JoinHandle<()>>,
     /// `None` once the container has ended.
-    files: Mutex<Option<ContainerFiles>>,
+    files: Arc<Mutex<Option<ContainerFiles>>>,
 }
 
 /// What a container holds in the store. The order counts: the files go before the lease that keeps the layers
@@ -80,8 +80,11 @@ impl Engine {
             if let (true, Some((columns, rows))) = (request.terminal, request.terminal_size) {
                 container.resize(columns, rows)?;
             }
+            if request.is_last {
+                engine.finish_containers()?;
+            }
             container.start().map_err(start_error)?;
-            let files = Mutex::new(Some(ContainerFiles { _own: files, _lease: lease, _entry: entry }));
+            let files = Arc::new(Mutex::new(Some(ContainerFiles { _own: files, _lease: lease, _entry: entry })));
             let notices = engine.sandbox_notices();
             Ok(RunningContainer { container, cancel, id, notices, ports: Vec::new(), files })
         })
@@ -236,8 +239,13 @@ impl RunningContainer {
     /// # Errors
     /// The container cannot be waited for.
     pub async fn wait(&self) -> Result<RunOutcome, EngineError> {
-        let container = self.container.clone();
-        let mut ended = tokio::task::spawn_blocking(move || container.wait());
+        let (container, files) = (self.container.clone(), self.files.clone());
+        let mut ended = tokio::task::spawn_blocking(move || {
+            let status = container.wait()?;
+            container.delete()?;
+            drop(files.lock().unwrap_or_else(PoisonError::into_inner).take());
+            Ok::<_, ExecutorError>(status)
+        });
         let status = tokio::select! {
             status = &mut ended => status,
             () = self.cancel.cancelled() => {
@@ -250,18 +258,7 @@ impl RunningContainer {
             ExitStatus::OutOfMemory { limit } => Some(limit),
             _ => None,
         };
-        let code = status.code();
-        let (container, files) = (self.container.clone(), self.take_files());
-        blocking(move || {
-            container.delete()?;
-            drop(files);
-            Ok(RunOutcome { code, memory_limit })
-        })
-        .await
-    }
-
-    fn take_files(&self) -> Option<ContainerFiles> {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).take()
+        Ok(RunOutcome { code: status.code(), memory_limit })
     }
 }
 

@@ -4,7 +4,7 @@ use crate::session::LocalSession;
 use crate::steps::ShownStep;
 use crate::{EngineError, EngineInfo, EngineOptions, PullOutcome, PushOutcome};
 use forge_cache::{CacheIndex, Flights, SqliteIndex};
-use forge_executor::{Executor, ExecutorError, NamespaceExecutor, RuntimeExecutor};
+use forge_executor::{Belongings, Executor, ExecutorError, NamespaceExecutor, RuntimeExecutor};
 use forge_exporter::{ExportError, ExportSettings, ImageSet, Pushed};
 use forge_image::{ErrorKind, Platform, Reference};
 use forge_registry::{
@@ -140,11 +140,19 @@ impl Engine {
         })
     }
 
-    /// Says that no more containers will be made, so that what makes them ends beside the last one.
-    pub fn finish_containers(&self) {
-        if let Some(executor) = self.0.executor.get() {
-            executor.finish();
-        }
+    /// Says that no more containers will be made, so that what makes them ends beside the last one. Should this process be
+    /// killed, that removes what the containers wrote.
+    ///
+    /// # Errors
+    /// There are too many descriptors.
+    pub(crate) fn finish_containers(&self) -> Result<(), EngineError> {
+        let Some(executor) = self.0.executor.get() else { return Ok(()) };
+        let belongings = self.store().belongings()?;
+        let belongings =
+            belongings.map(|forge_store::Belongings { folder, mark, lock }| Belongings { folder, mark, lock });
+        // Where nobody is there any more, the next forge does it.
+        let _ = executor.finish(belongings);
+        Ok(())
     }
 
     /// What the sandboxes of this engine could not enforce; nothing if there were none.

@@ -98,7 +98,7 @@ pub use excerpt::excerpt;
 pub use expected::ExpectedContainer;
 pub use failed_steps::FailedOp;
 pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason, Space};
-pub use forge_executor::{CpuQuota, ExitStatus, Footing, NamespaceIds, Resources, SwapLimit};
+pub use forge_executor::{CpuQuota, ExitStatus, Footing, NamespaceIds, Resources, SwapLimit, stands_as_root};
 pub use forge_exporter::{
     Annotation, AnnotationScope, Attestation, AttestationForm, ExistingBlobs, FolderMode, LoadLimits, Nondistributable,
     PlatformFolders, Recipient, StatementFile, Subject,
@@ -146,7 +146,8 @@ pub use verify::VerifyReport;
 /// Runs the set-up of a container, and does not return, if this process was started for that. To be called first
 /// of all in the `main` of every program that uses [`Engine`]: the executor starts that very program again.
 pub fn init_if_requested() {
-    forge_executor::init_if_requested();
+    // What stays is found by the next one that opens the store.
+    forge_executor::init_if_requested(|folder| drop(forge_store::remove_folder(folder)));
 }
 
 /// Finds out as what this process can make containers. Whoever may not do so as they are becomes root of a namespace of their

@@ -2,7 +2,7 @@
 
 use crate::engine::Engine;
 use forge_executor::{
-    Container, ContainerId, Executor, ExecutorError, Resources, SandboxSpec, SharedGroup, Stdio, SwapLimit,
+    Belongings, Container, ContainerId, Executor, ExecutorError, Resources, SandboxSpec, SharedGroup, Stdio, SwapLimit,
 };
 use forge_llb::{StepResources, Ulimit};
 use forge_store::LayerId;
@@ -57,8 +57,8 @@ impl Executor for BoundedExecutor {
         self.engine.executor().map(|executor| executor.notices()).unwrap_or_default()
     }
 
-    fn finish(&self) {
-        self.engine.finish_containers();
+    fn finish(&self, belongings: Option<Belongings>) -> Result<(), ExecutorError> {
+        self.engine.executor()?.finish(belongings)
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> Outcome<()> {
-    forge_executor::init_if_requested();
+    forge_executor::init_if_requested(|folder| drop(std::fs::remove_dir_all(folder)));
     let rounds = std::env::args().filter_map(|argument| argument.parse().ok()).next().unwrap_or(100);
     if !rustix::process::geteuid().is_root() {
         println!("SKIPPED (needs root): step");

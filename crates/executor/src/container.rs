@@ -2,6 +2,7 @@ use crate::{ContainerId, ExecutorError, SandboxSpec, Usage};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 /// Makes containers.
 pub trait Executor: Send + Sync {
@@ -22,8 +23,23 @@ pub trait Executor: Send + Sync {
     /// Names, one line each, what was asked of this executor but cannot be enforced on this machine.
     fn notices(&self) -> Vec<String>;
 
-    /// Says that no more containers will be asked for, so that what serves them may end with the last one.
-    fn finish(&self);
+    /// Says that no more containers will be asked for, so that what serves them may end with the last one. Should the caller be
+    /// killed, that removes his `belongings`.
+    ///
+    /// # Errors
+    /// What serves containers has died, and they with it.
+    fn finish(&self, belongings: Option<Belongings>) -> Result<(), ExecutorError>;
+}
+
+/// What a caller who is killed leaves: a folder, and a file that says that somebody will remove both.
+#[derive(Debug)]
+pub struct Belongings {
+    /// The folder, in which containers may have made anything.
+    pub folder: PathBuf,
+    /// The file.
+    pub mark: PathBuf,
+    /// Held open until both are gone.
+    pub lock: OwnedFd,
 }
 
 /// One process in its sandbox, from creation to removal.

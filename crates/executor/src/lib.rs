@@ -35,10 +35,10 @@ mod user_namespace;
 mod wire;
 
 pub use capabilities::Capabilities;
-pub use container::{Container, Executor, ExitStatus, InnerSocket, Stdio, StdioTarget};
+pub use container::{Belongings, Container, Executor, ExitStatus, InnerSocket, Stdio, StdioTarget};
 pub use error::{ErrorKind, ExecutorError};
 pub use hidden::Hidden;
-pub use init::init_if_requested;
+pub use init::{BegunNetwork, RemoveFolder, init_if_requested};
 pub use left_over::{LeftOver, left_over};
 pub use namespaces::NamespaceExecutor;
 pub use resources::{CpuQuota, GroupPlacement, Resources, SharedGroup, SwapLimit, Usage};
@@ -51,4 +51,4 @@ pub use spec::{
     Seccomp, SharedNamespaces, StubRemoval,
 };
 pub use sysctl::Sysctl;
-pub use user_namespace::{Footing, NamespaceIds, enter_user_namespace, find_footing};
+pub use user_namespace::{Footing, NamespaceIds, enter_user_namespace, find_footing, stands_as_root};

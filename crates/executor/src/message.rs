@@ -39,9 +39,14 @@ pub(crate) enum Message {
         /// Where files of the executor may be.
         #[serde(with = "wire::one")]
         runtime_dir: PathBuf,
+        /// First half of the addresses, where the caller makes the first network meanwhile: `Wire` follows.
+        begun: Option<[u8; 2]>,
     },
-    /// Caller to server: no more containers are wanted; the server ends after the last one.
-    Finish,
+    /// Caller to server: the address in the first network. Descriptor: its namespace. Neither where it cannot be made.
+    Wire(Option<Ipv4Addr>),
+    /// Caller to server: no more containers are wanted; the server ends after the last one. Descriptors where there are belongings
+    /// to remove should the caller be killed: their lock, and a pipe to which he writes before he ends.
+    Finish { belongings: Option<Paths> },
     /// Server to caller: the host's address in them, or why there are none.
     Network(Result<Ipv4Addr, String>),
     /// Server to an init that waits: enter this network. Descriptor: its namespace; without one, an empty one is to be made.
@@ -87,6 +92,15 @@ pub(crate) enum Message {
     Ended { status: i32, group_peak_bytes: u64, memory_kills: u64 },
     /// Init or server to caller, its last word.
     Failed(Failure),
+}
+
+/// Of [`crate::Belongings`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Paths {
+    #[serde(with = "wire::one")]
+    pub(crate) folder: PathBuf,
+    #[serde(with = "wire::one")]
+    pub(crate) mark: PathBuf,
 }
 
 /// What is to be cloned.

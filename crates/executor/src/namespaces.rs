@@ -1,4 +1,4 @@
-use crate::container::{Container, Executor, Stdio};
+use crate::container::{Belongings, Container, Executor, Stdio};
 use crate::copied::{self, Copies};
 use crate::init::{layout, sys};
 use crate::message::{Channel, Configuration, Maker, Message, Order};
@@ -183,8 +183,8 @@ impl Executor for NamespaceExecutor {
         lock(&self.server).notices()
     }
 
-    fn finish(&self) {
-        lock(&self.server).finish();
+    fn finish(&self, belongings: Option<Belongings>) -> Result<(), ExecutorError> {
+        lock(&self.server).finish(belongings)
     }
 }
 

@@ -1,4 +1,4 @@
-use crate::{Container, ContainerId, Executor, ExecutorError, NamespaceExecutor, SandboxSpec, Stdio};
+use crate::{Belongings, Container, ContainerId, Executor, ExecutorError, NamespaceExecutor, SandboxSpec, Stdio};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,8 +34,8 @@ impl Executor for RuntimeExecutor {
         self.namespaces.notices()
     }
 
-    fn finish(&self) {
-        self.namespaces.finish();
+    fn finish(&self, belongings: Option<Belongings>) -> Result<(), ExecutorError> {
+        self.namespaces.finish(belongings)
     }
 }
 

@@ -1,7 +1,9 @@
-use crate::ExecutorError;
-use crate::init::{SERVER_NAME, sys};
-use crate::message::{Channel, Message};
+use crate::init::{BegunNetwork, SERVER_NAME, Wire, sys};
+use crate::message::{Channel, Message, Paths};
+use crate::{Belongings, ExecutorError};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
@@ -24,6 +26,8 @@ pub struct SetUpProcess {
     has_failed: AtomicBool,
     /// What could not be enforced for some container, each once.
     limit_notices: Mutex<BTreeSet<String>>,
+    /// Where it is told that this process was not killed.
+    farewell: Mutex<Option<OwnedFd>>,
 }
 
 /// The conversation with the set-up process.
@@ -75,6 +79,7 @@ impl SetUpProcess {
             process: Mutex::new(process),
             has_failed: AtomicBool::new(false),
             limit_notices: Mutex::default(),
+            farewell: Mutex::default(),
         }
     }
 
@@ -82,7 +87,7 @@ impl SetUpProcess {
     pub(crate) fn start_again(&self, runtime: &Path) -> Result<Self, ExecutorError> {
         let started = Self::start()?;
         if !matches!(lock(&self.connection).network, NetworkAnswer::Unasked) {
-            started.expect_network(runtime)?;
+            started.expect_network(runtime, None)?;
         }
         started.note(lock(&self.limit_notices).iter().cloned());
         Ok(started)
@@ -104,10 +109,12 @@ impl SetUpProcess {
 
     /// Has a private network made beside whatever the caller does next; the answer is read by who needs it.
     ///
+    /// What has begun with it does its part while the process starts and does the rest.
+    ///
     /// # Errors
     /// The process cannot be talked to.
-    pub fn expect_network(&self, runtime: &Path) -> Result<(), ExecutorError> {
-        let asked = ask_for_network(&mut lock(&self.connection), runtime);
+    pub fn expect_network(&self, runtime: &Path, begun: Option<BegunNetwork>) -> Result<(), ExecutorError> {
+        let asked = ask_for_network(&mut lock(&self.connection), runtime, begun);
         self.unless_failed(asked)
     }
 
@@ -135,7 +142,7 @@ impl SetUpProcess {
 
     fn network_answer(&self, runtime: &Path) -> Result<Result<Ipv4Addr, String>, ExecutorError> {
         let mut connection = self.greeted()?;
-        ask_for_network(&mut connection, runtime)?;
+        ask_for_network(&mut connection, runtime, None)?;
         if let NetworkAnswer::Known(answer) = &connection.network {
             return Ok(answer.clone());
         }
@@ -158,9 +165,15 @@ impl SetUpProcess {
     }
 
     /// Lets it end by itself after the last of its containers, which takes a while that nobody has to wait for then.
-    pub(crate) fn finish(&self) {
-        // A process that is dead has ended.
-        let _ = self.request(&Message::Finish, &[]);
+    pub(crate) fn finish(&self, belongings: Option<Belongings>) -> Result<(), ExecutorError> {
+        let failed = |errno: Errno| not_talking(errno.into());
+        let (end, farewell) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
+        let (paths, locks): (Vec<_>, Vec<_>) =
+            belongings.map(|Belongings { folder, mark, lock }| (Paths { folder, mark }, lock)).into_iter().unzip();
+        let descriptors: Vec<_> = locks.iter().chain([&end]).map(AsFd::as_fd).collect();
+        self.request(&Message::Finish { belongings: paths.into_iter().next() }, &descriptors)?;
+        *lock(&self.farewell) = Some(farewell);
+        Ok(())
     }
 
     /// Keeps what could not be enforced.
@@ -181,17 +194,30 @@ impl Drop for SetUpProcess {
     fn drop(&mut self) {
         // The end of the conversation is what ends it.
         lock(&self.connection).channel.end();
+        // It fails only where nobody is there any more.
+        let _ = lock(&self.farewell).take().map(|farewell| rustix::io::write(&farewell, b"."));
         let _ = lock(&self.process).wait();
     }
 }
 
-fn ask_for_network(connection: &mut Connection, runtime: &Path) -> Result<(), ExecutorError> {
-    if let NetworkAnswer::Unasked = connection.network {
-        let request = Message::PrepareNetwork { runtime_dir: runtime.to_owned() };
-        connection.channel.send(&request, &[]).map_err(not_talking)?;
-        connection.network = NetworkAnswer::Awaited;
+/// Asks once.
+fn ask_for_network(
+    connection: &mut Connection,
+    runtime: &Path,
+    begun: Option<BegunNetwork>,
+) -> Result<(), ExecutorError> {
+    let NetworkAnswer::Unasked = connection.network else { return Ok(()) };
+    let send = |message: &Message, descriptors: &[BorrowedFd<'_>]| {
+        connection.channel.send(message, descriptors).map_err(not_talking)
+    };
+    let network = begun.as_ref().map(|begun| begun.network);
+    send(&Message::PrepareNetwork { runtime_dir: runtime.to_owned(), begun: network }, &[])?;
+    connection.network = NetworkAnswer::Awaited;
+    match begun.map(BegunNetwork::wire) {
+        Some(Some(Wire { address, namespace })) => send(&Message::Wire(Some(address)), &[namespace.as_fd()]),
+        Some(None) => send(&Message::Wire(None), &[]),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn not_talking(source: io::Error) -> ExecutorError {
@@ -236,6 +262,6 @@ mod tests {
         assert!(process.has_failed());
         assert_eq!(other.join().unwrap(), 0, "it hears that it was given up");
         assert!(process.private_network(Path::new("/nowhere")).is_err());
-        assert!(process.request(&Message::Finish, &[]).is_err());
+        assert!(process.request(&Message::Finish { belongings: None }, &[]).is_err());
     }
 }

@@ -77,11 +77,11 @@ pub fn error_prefix(command: &Command) -> &'static str {
     }
 }
 
-/// Runs a command and gives the exit code.
+/// Runs a command and gives the exit code. `expected` is what was begun for one that runs a container.
 ///
 /// # Errors
 /// What the user is to be told, and the exit code.
-pub fn run(cli: Cli, standing: &Standing) -> Result<u8, Failure> {
+pub fn run(cli: Cli, standing: &Standing, expected: Option<ExpectedContainer>) -> Result<u8, Failure> {
     let environment = Environment::of_process();
     if let Command::Daemon(args) = &cli.command {
         let (options, config) = config::daemon_options(&cli.global, args, &environment, standing.is_root())?;
@@ -106,7 +106,7 @@ pub fn run(cli: Cli, standing: &Standing) -> Result<u8, Failure> {
     match cli.command {
         Command::Build(args) => return build::build(&start, &args),
         Command::Plan(args) => return plan::plan(&start, &args),
-        Command::Run(args) => return run::run(&start, &args),
+        Command::Run(args) => return run::run(&start, &args, expected),
         Command::Images(args) => images::images(&start, &args),
         Command::Inspect(args) => return inspect::inspect(&start, &args),
         Command::History(args) => images::history(&start, &args),

@@ -38,18 +38,19 @@ const KILL: ProcessSignal = ProcessSignal::KILL;
 /// How long `docker stop` waits.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
 
-pub fn run(start: &Start, args: &RunArgs) -> Result<u8, Failure> {
-    run_inner(start, args).map_err(|failure| match failure.code {
+pub fn run(start: &Start, args: &RunArgs, expected: Option<ExpectedContainer>) -> Result<u8, Failure> {
+    run_inner(start, args, expected).map_err(|failure| match failure.code {
         1 => failure.with_code(BEFORE_START),
         _ => failure,
     })
 }
 
-fn run_inner(start: &Start, args: &RunArgs) -> Result<u8, Failure> {
+fn run_inner(start: &Start, args: &RunArgs, expected: Option<ExpectedContainer>) -> Result<u8, Failure> {
     let folder = std::env::current_dir().context("cannot find the working directory")?;
     let request = RunRequest { terminal_size: terminal::size(), ..run_request(args, &start.environment, &folder)? };
     check_terminal(args, std::io::stdin().is_terminal())?;
-    let expected = ExpectedContainer::begin(&start.options.root, request.network);
+    let expected = expected.or_else(ExpectedContainer::begin);
+    expected.iter().for_each(|expected| expected.expect_network(&start.options.root, request.network));
     if !args.rm {
         output::note("forge: containers are not kept yet: this one is removed when it ends, as with --rm");
     }
@@ -166,7 +167,6 @@ async fn attached(
     let quiet = matches!(mode, Mode::None);
     let engine = start.engine_expecting(expected)?;
     let container = create(&engine, Display::start(mode, start.style()), request, &signals).await?;
-    engine.finish_containers();
     if !quiet {
         container.notices().iter().for_each(|notice| output::note(&format!("forge: {notice}")));
     }

@@ -1,5 +1,6 @@
 //! What containers are cloned with, and the process that waits to become the next one.
 
+use super::belongings::Belongings;
 use super::cgroups::{Cgroups, GROUP_PREFIX, Group, Wish};
 use super::network::{Networks, PrivateNetwork};
 use super::rights::Rights;
@@ -41,6 +42,8 @@ pub(super) struct Machine {
     pub(super) networks: Networks,
     /// The caller wants no more containers.
     pub(super) finishing: bool,
+    /// What is to be removed should the caller be killed.
+    pub(super) belongings: Option<Belongings>,
     /// What will be the next container.
     pub(super) spare: Option<Waiting>,
     /// The network of the last container, if a spare would have done for it.
@@ -63,8 +66,9 @@ impl Machine {
             }
         };
         let (cgroups, networks) = (Cgroups::establish(&rights), Networks::new(rights.trusted));
-        let (finishing, spare, likely, ended) = (false, None, None, Vec::new());
-        Ok(Self { namespaces, rights, cgroups, networks, finishing, spare, likely, ended })
+        let ended = Vec::new();
+        let (finishing, belongings, spare, likely) = (false, None, None, None);
+        Ok(Self { namespaces, rights, cgroups, networks, finishing, belongings, spare, likely, ended })
     }
 
     /// Clones what becomes, or makes, a container.

@@ -5,6 +5,7 @@
 //! `identity` and `launch` as its chapters; `join` is that of a further process in a container; `shim` is that of a process which
 //! has an OCI runtime do most of it, by a `bundle`.
 
+mod belongings;
 mod bpf;
 mod bundle;
 mod cgroups;
@@ -33,10 +34,14 @@ pub(crate) mod sys;
 mod unified;
 mod waiting;
 
+use std::path::Path;
+
 pub(crate) use cgroups::GROUP_PREFIX;
 pub(crate) use devices::NODES;
-pub(crate) use network::PREFIX as NETWORK_INTERFACE_PREFIX;
+pub use network::BegunNetwork;
+pub(crate) use network::{PREFIX as NETWORK_INTERFACE_PREFIX, Wire};
 pub(crate) use paths::{PointKind, Root, Stub, open_in, restore_mtime};
+pub(crate) use rights::is_trusted;
 pub(crate) use root::layout;
 
 /// Name under which the server is executed; no user types it.
@@ -48,9 +53,12 @@ pub(crate) const SERVER_COMM: &str = "forge-init";
 /// Becomes the sandbox set-up process if that is what this process was executed for, and never returns then.
 ///
 /// Must be the first call in `main` of every program that uses [`crate::NamespaceExecutor`], before any thread is
-/// started. Returns at once in an ordinary run.
-pub fn init_if_requested() {
+/// started. Returns at once in an ordinary run. `remove` is for the [`crate::Belongings`] of a caller who is killed.
+pub fn init_if_requested(remove: RemoveFolder) {
     if std::env::args_os().next().is_some_and(|name| name == SERVER_NAME) {
-        server::run();
+        server::run(remove);
     }
 }
+
+/// Removes a folder in which strangers may have made anything, as far as that can be done.
+pub type RemoveFolder = fn(&Path);

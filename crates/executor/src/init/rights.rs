@@ -33,7 +33,6 @@ pub(super) struct Rights {
 impl Rights {
     /// Looks at this process.
     pub(super) fn find() -> Self {
-        let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
         let (uids, gids) = (Ids::parse(&read("/proc/self/uid_map")), Ids::parse(&read("/proc/self/gid_map")));
         let groups = read("/proc/self/setgroups").trim() != "deny";
         let mounts = sys::permitted().is_ok_and(|held| held.contains(Capabilities::SYS_ADMIN));
@@ -70,6 +69,15 @@ impl Rights {
             None => Ok(()),
         }
     }
+}
+
+fn read(file: &str) -> String {
+    std::fs::read_to_string(file).unwrap_or_default()
+}
+
+/// Whether this process is in the machine's first user namespace, whose root may change the host's network.
+pub(crate) fn is_trusted() -> bool {
+    Ids::parse(&read("/proc/self/uid_map")).is_everything()
 }
 
 fn make_node(place: &OwnedFd) -> Result<()> {

@@ -1,6 +1,8 @@
+use super::belongings::Belongings;
 use super::cgroups::Group;
 use super::machine::{Child, Machine};
-use super::{join, sys};
+use super::network::Wire;
+use super::{RemoveFolder, join, sys};
 use crate::message::{self, Channel, ExitReport, Failure, Maker, Message};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
@@ -12,14 +14,14 @@ use std::os::fd::{AsFd, OwnedFd};
 const UNASKED: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// Serves the caller on standard input until it goes away, then kills every container and exits.
-pub(super) fn run() -> ! {
-    match serve() {
+pub(super) fn run(remove: RemoveFolder) -> ! {
+    match serve(remove) {
         Ok(()) => sys::exit_now(0),
         Err(_) => sys::exit_now(1),
     }
 }
 
-fn serve() -> io::Result<()> {
+fn serve(remove: RemoveFolder) -> io::Result<()> {
     let control = prepare()?;
     let signals = sys::child_signal_descriptor()?;
     let mut machine = Machine::find()?;
@@ -31,7 +33,9 @@ fn serve() -> io::Result<()> {
     // Whoever asks for more hears at once that there will be no answer.
     control.end();
     end_all(children, &mut machine);
-    sweep_afterwards();
+    let belongings = machine.belongings.take();
+    drop((machine, control));
+    sweep_afterwards(belongings, remove);
     served
 }
 
@@ -59,11 +63,15 @@ fn serve_until_the_end(
     }
 }
 
-/// Removes what killed containers left, in a process of its own: the caller, who waits for the end of this one, does not wait
-/// for it, and no container shares the processor with it.
-fn sweep_afterwards() {
+/// Removes what killed containers left, and what a killed caller left, in a process of its own: the caller, who waits for the end
+/// of this one, does not wait for it, and no container shares the processor with it.
+fn sweep_afterwards(belongings: Option<Belongings>, remove: RemoveFolder) {
     // SAFETY: this process never starts a thread.
     if let Ok(None) = unsafe { sys::fork() } {
+        // It serves nobody any more, and is not to be taken for one that was forgotten. The next command goes first.
+        let _ = rustix::thread::set_name(c"forge-sweep");
+        let _ = rustix::process::setpriority_process(None, 19);
+        belongings.into_iter().for_each(|belongings| belongings.remove_if_orphaned(remove));
         crate::left_over::sweep();
         sys::exit_now(0);
     }
@@ -88,6 +96,8 @@ fn prepare() -> io::Result<Channel> {
     let control = place_at_three(control)?;
     rustix::process::chdir("/")?;
     sys::reset_signals();
+    // A caller that was killed listens to nothing, and there is something to do after that.
+    sys::survive_broken_pipes();
     // Modes given to files and nodes are meant exactly; the payload gets a mask of its own.
     rustix::process::umask(rustix::fs::Mode::empty());
     // Ctrl-C in a terminal must reach forge, which then ends its containers in order, and not this process.
@@ -127,16 +137,18 @@ fn answer(control: &Channel, machine: &mut Machine, children: &mut Vec<Child>) -
         return Ok(false);
     };
     match message {
-        Message::PrepareNetwork { runtime_dir } => {
-            let answer = machine.networks.prepare(&runtime_dir);
+        Message::PrepareNetwork { runtime_dir, begun } => {
+            let begun = begun.map(|network| (network, || receive_wire(control)));
+            let answer = machine.networks.prepare(&runtime_dir, begun);
             let is_there = answer.is_ok();
             control.send(&Message::Network(answer), &[])?;
             if is_there {
                 machine.connect_spare();
             }
         }
-        Message::Finish => {
+        Message::Finish { belongings } => {
             machine.finishing = true;
+            machine.belongings = Belongings::of(belongings, descriptors);
             machine.dismiss_spare();
         }
         Message::Spawn(order) => {
@@ -179,6 +191,16 @@ fn answer(control: &Channel, machine: &mut Machine, children: &mut Vec<Child>) -
         _ => return Err(io::ErrorKind::InvalidData.into()),
     }
     Ok(true)
+}
+
+/// The network that the caller has made. What goes wrong with the conversation shows with the next message.
+fn receive_wire(control: &Channel) -> Option<Wire> {
+    match control.receive() {
+        Ok(Some((Message::Wire(Some(address)), descriptors))) => {
+            Some(Wire { namespace: descriptors.into_iter().next()?, address })
+        }
+        _ => None,
+    }
 }
 
 fn refuse(channel: OwnedFd, failure: Failure) {

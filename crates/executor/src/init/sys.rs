@@ -128,6 +128,12 @@ pub(super) fn reset_signals() {
     SigSet::empty().thread_set_mask().expect("any set is a valid mask");
 }
 
+/// Has a write to whom nobody listens fail, and not end this process. Containers do without, see [`reset_signals`].
+pub(super) fn survive_broken_pipes() {
+    // SAFETY: SIG_IGN is a valid action for this signal.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 /// Blocks SIGCHLD and returns a descriptor that becomes readable when a child ends.
 pub(super) fn child_signal_descriptor() -> Result<OwnedFd> {
     let children = SigSet::from(Signal::SIGCHLD);

@@ -62,6 +62,12 @@ pub fn find_footing() -> Result<Footing, ExecutorError> {
     }
 }
 
+/// Whether this process certainly makes containers as it is. Costs next to nothing; [`find_footing`] may find the same of others.
+pub fn stands_as_root() -> bool {
+    let may_mount = || sys::permitted().is_ok_and(|held| held.contains(Capabilities::SYS_ADMIN));
+    rustix::process::geteuid().is_root() && may_mount() && apparmor_profile().is_none()
+}
+
 /// What keeps root from making containers directly.
 fn lacking() -> Option<String> {
     let held = sys::permitted().unwrap_or(Capabilities::NONE);

@@ -4,7 +4,7 @@ mod footing;
 mod ranges;
 mod refusal;
 
-pub use footing::{Footing, find_footing};
+pub use footing::{Footing, find_footing, stands_as_root};
 
 use crate::ExecutorError;
 use crate::init::sys;

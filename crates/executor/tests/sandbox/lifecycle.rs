@@ -2,7 +2,9 @@
 
 use crate::fixture::{DEADLINE, Fixture, drain, executor, id, output, pipe, run, wait};
 use crate::payload::CALLER;
-use forge_executor::{Container, Executor, ExitStatus, MountSource, MountSpec, NamespaceExecutor, Stdio, StdioTarget};
+use forge_executor::{
+    Belongings, Container, Executor, ExitStatus, MountSource, MountSpec, NamespaceExecutor, Stdio, StdioTarget,
+};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
@@ -19,12 +21,48 @@ pub const TESTS: &[(&str, fn())] = &[
     ("privileged_everything_dies_with_the_executor", dies_with_executor),
     ("privileged_nothing_survives_the_set_up_process", dies_with_server),
     ("privileged_dropping_kills", dropping_kills),
+    ("privileged_belongings_of_a_caller_who_ends_in_order_are_his", belongings),
     ("privileged_host_mounts_never_change", host_mounts),
     ("privileged_mount_points_leave_no_trace", mount_points),
     ("privileged_generated_files_leave_no_trace", generated_files),
     ("privileged_many_at_once", many_at_once),
     ("privileged_whiteouts_and_changes_stay", changes_stay),
 ];
+
+/// What becomes of those of a killed one is seen by the tests of the command line. Seen to fail with a set-up process that does not
+/// wait for its caller, and with one that hears nothing from him.
+fn belongings() {
+    let fixture = Fixture::new();
+    let executor = NamespaceExecutor::new(&fixture.path("run")).expect("executor");
+    let (folder, mark) = (fixture.path("scratch"), fixture.path("mark"));
+    fs::create_dir_all(folder.join("a/b")).expect("folders");
+    let lock = fs::File::create(&mark).expect("mark");
+    let held: std::os::fd::OwnedFd = lock.try_clone().expect("copy").into();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).expect("locks");
+    drop(lock);
+    let spec = fixture.shell("read line");
+    let (input, input_write) = pipe();
+    let io = Stdio { stdin: StdioTarget::Fd(input), ..Stdio::default() };
+    let container: Arc<dyn Container> = executor.create(&id(), &spec, io).expect("creates").into();
+    let given = Belongings { folder: folder.clone(), mark: mark.clone(), lock: held };
+    executor.finish(Some(given)).expect("is told");
+    container.start().expect("starts");
+    drop(input_write);
+    assert_eq!(wait(&container).expect("ends"), ExitStatus::Exited(1));
+    // The caller still works with them.
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(folder.join("a/b").exists() && mark.exists());
+    let other = fs::File::open(&mark).expect("opens");
+    let taken = rustix::fs::flock(&other, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    assert!(taken.is_err(), "somebody holds the lock");
+    drop((container, executor));
+    let begin = Instant::now();
+    while rustix::fs::flock(&other, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        assert!(begin.elapsed() < DEADLINE);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(folder.join("a/b").exists() && mark.exists());
+}
 
 fn signals() {
     let fixture = Fixture::new();

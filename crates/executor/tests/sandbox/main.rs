@@ -20,7 +20,7 @@ mod surface;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() {
-    forge_executor::init_if_requested();
+    forge_executor::init_if_requested(|folder| drop(std::fs::remove_dir_all(folder)));
     payload::run_if_requested();
     let arguments = Arguments::from_args();
     if rootless::is_asked_for() {

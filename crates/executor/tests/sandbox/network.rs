@@ -2,7 +2,9 @@
 
 use crate::fixture::{Fixture, executor, id, run, run_on, wait};
 use crate::lifecycle::{children, children_of, holds};
-use forge_executor::{Container, Executor, ExitStatus, NamespaceExecutor, NetworkMode, SandboxSpec, Stdio};
+use forge_executor::{
+    BegunNetwork, Container, Executor, ExitStatus, NamespaceExecutor, NetworkMode, SandboxSpec, SetUpProcess, Stdio,
+};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
@@ -19,6 +21,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("privileged_private_networks_leave_nothing", nothing_left),
     ("privileged_a_killed_set_up_process_leaves_no_interface", killed),
     ("privileged_a_changed_network_is_not_used_again", changed),
+    ("privileged_a_network_can_be_begun_before_the_set_up_process_is_there", begun),
 ];
 
 /// The host's address, or `None` after saying that this machine has no private networks.
@@ -191,6 +194,36 @@ fn killed() {
     rustix::process::kill_process(server, rustix::process::Signal::KILL).expect("kills");
     assert!(wait(&container).is_err());
     gone(container.address().expect("an address"));
+}
+
+/// Seen to fail with a set-up process that makes another one all the same.
+fn begun() {
+    let fixture = Fixture::new();
+    let Some(begun) = BegunNetwork::begin() else { return };
+    let process = SetUpProcess::start().expect("starts");
+    process.expect_network(&fixture.path("run"), Some(begun)).expect("asks");
+    let executor = NamespaceExecutor::with(process, &fixture.path("run")).expect("executor");
+    let Some(gateway) = available(&executor) else { return };
+    let listener = TcpListener::bind((gateway, 0)).expect("binds");
+    let port = listener.local_addr().expect("address").port();
+    let server = std::thread::spawn(move || listener.accept().expect("accepts").1.ip());
+    let spec = private(fixture.shell(&format!("nc {gateway} {port} </dev/null; ip -o addr show eth0")));
+    let text = run_on(&executor, &spec).expect("runs").success();
+    let seen = server.join().expect("connects");
+    assert!(text.contains(&format!("eth0    inet {seen}/16")), "{seen}: {text}");
+    // This thread has stayed where it was.
+    assert_eq!(std::fs::read_link("/proc/thread-self/ns/net").ok(), std::fs::read_link("/proc/self/ns/net").ok());
+    // Each process begins to look for addresses at one that follows from its number.
+    let [_, _, c, d] = address_octets(seen);
+    let distance = u16::from_be_bytes([c, d]).wrapping_sub((std::process::id() as u16).wrapping_mul(251));
+    assert!(distance < 8, "this process has made it: {seen}");
+}
+
+fn address_octets(address: std::net::IpAddr) -> [u8; 4] {
+    match address {
+        std::net::IpAddr::V4(address) => address.octets(),
+        std::net::IpAddr::V6(_) => panic!("{address}"),
+    }
 }
 
 /// A container that may change its network gets one that nobody else has afterwards.

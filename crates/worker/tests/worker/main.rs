@@ -29,7 +29,7 @@ use libtest_mimic::{Arguments, Trial};
 type Test = (&'static str, fn());
 
 fn main() {
-    forge_executor::init_if_requested();
+    forge_executor::init_if_requested(|folder| drop(std::fs::remove_dir_all(folder)));
     if rootless::is_asked_for() {
         rootless::run();
     }

@@ -13,7 +13,7 @@ const SWITCH: &str = "/proc/sys/net/ipv4/ip_forward";
 
 /// Keeps forwarding on.
 pub(super) struct Forwarding {
-    /// Where forge switched it on.
+    /// Where forge switches it on.
     duty: Option<Duty>,
 }
 
@@ -26,8 +26,8 @@ struct Duty {
 }
 
 impl Forwarding {
-    /// Switches forwarding on unless it is.
-    pub(super) fn ensure(directory: &Path) -> Result<Self> {
+    /// Finds out whether it is for forge to switch forwarding on, and off again.
+    pub(super) fn claim(directory: &Path) -> Result<Self> {
         let network = rustix::fs::stat("/proc/self/ns/net")?.st_ino;
         let path = directory.join(format!("forge-forwarding-{network}"));
         // Looked for on both sides of the switch: the file is there before forge switches on, and until it has switched
@@ -38,8 +38,16 @@ impl Forwarding {
             return Ok(Self { duty: None });
         }
         let lock = lock_shared(&path)?;
-        std::fs::write(SWITCH, "1").map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         Ok(Self { duty: Some(Duty { lock, path, beside_docker: foreign::has_docker() }) })
+    }
+
+    /// Switches it on. The kernel has the writer try again and again as long as anybody changes interfaces, so nobody should who
+    /// has a part in this.
+    pub(super) fn switch_on(&self) -> Result<()> {
+        match self.duty {
+            Some(_) => std::fs::write(SWITCH, "1").map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+            None => Ok(()),
+        }
     }
 
     /// Whether nobody but forge wants it.

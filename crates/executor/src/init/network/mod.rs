@@ -18,26 +18,24 @@ mod link;
 mod netlink;
 mod passage;
 mod userspace;
+mod wires;
 
-use super::sys;
 use firewall::{Plan, Table};
 use forwarding::Forwarding;
-use link::{End, Links, Route, index_of};
 use passage::{Passage, Routes};
-use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, Result};
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use userspace::Helper;
+pub use wires::BegunNetwork;
+pub(crate) use wires::Wire;
+use wires::Wires;
 
 /// First halves of networks that are tried, until one is in nobody's way.
 const NETWORKS: [[u8; 2]; 6] = [[10, 209], [10, 217], [10, 241], [172, 29], [172, 30], [10, 83]];
 /// How many namespaces wait for the next container.
 const MOST_FREE: usize = 8;
-/// How many addresses are tried before giving up.
-const ATTEMPTS: u32 = 4096;
-const INTERFACE: &str = "eth0";
 /// What the host's ends are called, followed by the second half of the address.
 pub(crate) const PREFIX: &str = "forge";
 
@@ -93,13 +91,28 @@ impl Networks {
         Self { carrier: None, free: Vec::new(), trusted, runtime: PathBuf::from("/nowhere") }
     }
 
-    /// Makes the first namespace, and tells the host's address in all of them.
-    pub(super) fn prepare(&mut self, runtime: &Path) -> std::result::Result<Ipv4Addr, Reason> {
+    /// Makes the first namespace, and tells the host's address in all of them. Where somebody else has `begun` a wire with
+    /// addresses of a network, it is waited for once the rest is there.
+    pub(super) fn prepare(
+        &mut self,
+        runtime: &Path,
+        begun: Option<([u8; 2], impl FnOnce() -> Option<Wire>)>,
+    ) -> std::result::Result<Ipv4Addr, Reason> {
         runtime.clone_into(&mut self.runtime);
+        if let Some((network, wire)) = begun {
+            let router = Router::set_up(Some(network));
+            let wire = wire();
+            self.carrier = Some(Carrier::Router(Box::new(router?)));
+            self.free.extend(wire.map(|Wire { namespace, address }| PrivateNetwork {
+                namespace,
+                address,
+                helper: None,
+            }));
+        }
         let network = self.take().inspect_err(|_| self.carrier = None)?;
         self.free.push(network);
         match self.carrier.as_ref().ok_or("there is no router")? {
-            Carrier::Router(router) => Ok(router.gateway()),
+            Carrier::Router(router) => Ok(router.wires.gateway()),
             Carrier::Helpers { network: [a, b], .. } => Ok(own_address().unwrap_or(Ipv4Addr::new(*a, *b, 0, 2))),
         }
     }
@@ -131,7 +144,7 @@ impl Networks {
 
     /// Root of a namespace may be root of the network too, and mostly is not.
     fn find_carrier(&self) -> std::result::Result<Carrier, Reason> {
-        match Router::set_up() {
+        match Router::set_up(None) {
             Ok(router) => Ok(Carrier::Router(Box::new(router))),
             Err(reason) if self.trusted => Err(reason),
             Err(_) => Carrier::helpers(),
@@ -164,135 +177,53 @@ fn unused_network() -> std::result::Result<[u8; 2], Reason> {
 
 /// What all namespaces share.
 struct Router {
-    links: Links,
-    network: [u8; 2],
-    next: u16,
-    own_namespace: OwnedFd,
+    wires: Wires,
     // In the order in which they end: the table protects as long as packets are forwarded.
     passage: Passage,
-    _forwarding: Forwarding,
+    forwarding: Forwarding,
     table: Table,
+    /// Whether packets are forwarded: once there is a table that says which.
+    is_open: bool,
 }
 
 impl Router {
-    fn set_up() -> std::result::Result<Self, Reason> {
+    /// `network` is that of wires which are there already.
+    fn set_up(network: Option<[u8; 2]>) -> std::result::Result<Self, Reason> {
         let told = |what: &'static str| {
             move |errno: Errno| match errno {
                 Errno::ACCESS | Errno::PERM => "only root of the machine can make one".to_owned(),
                 errno => format!("{what} ({errno})"),
             }
         };
-        let network = unused_network()?;
+        let network = network.map_or_else(unused_network, Ok)?;
         let highest = highest_interface().map_err(told("interfaces cannot be counted"))?;
-        let forwarding = Forwarding::ensure(Path::new("/run")).map_err(told("packets cannot be forwarded"))?;
+        let forwarding = Forwarding::claim(Path::new("/run")).map_err(told("packets cannot be forwarded"))?;
         let routes = Routes::read();
         let unrouted = forwarding.is_forge_s().then_some(highest);
         let plan = Plan { network, unrouted, probed: routes.probed() };
         let table = Table::make(&plan).map_err(told("nftables refuses the rules"))?;
-        let own_namespace = current_namespace().map_err(told("the network namespace cannot be opened"))?;
-        let links = Links::open().map_err(told("netlink cannot be used"))?;
-        // Processes that start at once should not try the same addresses.
-        let next = (std::process::id() as u16).wrapping_mul(251);
-        Ok(Self {
-            links,
-            network,
-            next,
-            own_namespace,
-            passage: Passage::new(network, routes),
-            _forwarding: forwarding,
-            table,
-        })
-    }
-
-    fn gateway(&self) -> Ipv4Addr {
-        let [a, b] = self.network;
-        Ipv4Addr::new(a, b, 0, 1)
-    }
-
-    /// The next address that is neither the gateway's nor the network's own.
-    fn next_address(&mut self) -> Ipv4Addr {
-        loop {
-            self.next = self.next.wrapping_add(1);
-            let [a, b] = self.network;
-            let [c, d] = self.next.to_be_bytes();
-            if c != 0 && !matches!(d, 0 | 255) {
-                return Ipv4Addr::new(a, b, c, d);
-            }
-        }
+        let wires = Wires::open(network).map_err(told("netlink cannot be used"))?;
+        Ok(Self { wires, passage: Passage::new(network, routes), forwarding, table, is_open: false })
     }
 
     /// A namespace that packets come out of: this one, or a new one.
     fn take(&mut self, free: Option<PrivateNetwork>) -> std::result::Result<PrivateNetwork, Reason> {
         let network = match free {
             Some(network) => network,
-            None => self.connect().map_err(|errno| format!("a network namespace cannot be connected ({errno})"))?,
+            None => {
+                let made = self.wires.make();
+                let Wire { namespace, address } =
+                    made.map_err(|errno| format!("a network namespace cannot be connected ({errno})"))?;
+                PrivateNetwork { namespace, address, helper: None }
+            }
         };
-        self.passage.open(&mut self.table, network.namespace(), self.own_namespace.as_fd())?;
+        if !self.is_open {
+            self.forwarding.switch_on().map_err(|errno| format!("packets cannot be forwarded ({errno})"))?;
+            self.is_open = true;
+        }
+        self.passage.open(&mut self.table, network.namespace(), self.wires.own_namespace())?;
         Ok(network)
     }
-
-    /// Makes a namespace and a wire to it.
-    fn connect(&mut self) -> Result<PrivateNetwork> {
-        let made = self.connect_from_within();
-        // Also after a failure: the next container's parent must be in the host's namespace.
-        sys::enter_network(self.own_namespace.as_fd())?;
-        let (namespace, mut inner) = made?;
-        let (address, name) = self.wire(namespace.as_fd())?;
-        disable_version_6(&name);
-        let gateway = self.gateway();
-        self.links.configure(index_of(&name)?, Some((gateway, 32)), &[Route::Host(address)])?;
-        sys::enter_network(namespace.as_fd())?;
-        let configured = index_of(INTERFACE)
-            .and_then(|index| inner.configure(index, Some((address, 16)), &[Route::Default(gateway)]));
-        sys::enter_network(self.own_namespace.as_fd())?;
-        configured?;
-        Ok(PrivateNetwork { namespace, address, helper: None })
-    }
-
-    /// Leaves this process in the new namespace.
-    fn connect_from_within(&mut self) -> Result<(OwnedFd, Links)> {
-        sys::new_network_namespace()?;
-        let namespace = current_namespace()?;
-        // Before there is an interface: it would give itself an address.
-        disable_version_6("default");
-        allow_unprivileged();
-        let mut links = Links::open()?;
-        links.configure(index_of("lo")?, None, &[])?;
-        Ok((namespace, links))
-    }
-
-    /// The host's end has the address in its name, which nobody else can have then.
-    fn wire(&mut self, namespace: BorrowedFd<'_>) -> Result<(Ipv4Addr, String)> {
-        for _ in 0..ATTEMPTS {
-            let address = self.next_address();
-            let [_, _, c, d] = address.octets();
-            let name = format!("{PREFIX}{c:02x}{d:02x}");
-            let own = End { name: &name, address: self.gateway() };
-            let inner = End { name: INTERFACE, address };
-            match self.links.make_pair(&own, &inner, namespace) {
-                Ok(()) => return Ok((address, name)),
-                Err(Errno::EXIST) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        Err(Errno::ADDRNOTAVAIL)
-    }
-}
-
-fn current_namespace() -> Result<OwnedFd> {
-    open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-}
-
-/// Containers have version 4 only. A kernel without version 6 has nothing to switch off.
-fn disable_version_6(interface: &str) {
-    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1");
-}
-
-/// As docker has it: the namespace is the container's own, so anybody may ping and take low ports.
-fn allow_unprivileged() {
-    let set = |file: &str, text: &str| std::fs::write(Path::new("/proc/sys/net/ipv4").join(file), text);
-    // Conveniences; a kernel that lacks them has neither.
-    let _ = set("ping_group_range", "0 2147483647").and(set("ip_unprivileged_port_start", "0"));
 }
 
 fn highest_interface() -> Result<u32> {

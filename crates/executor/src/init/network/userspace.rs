@@ -2,8 +2,9 @@
 //! sockets of its own, as any program of an ordinary user could send them.
 
 use super::super::sys;
+use super::Reason;
 use super::link::{Links, index_of};
-use super::{Reason, allow_unprivileged, disable_version_6};
+use super::wires::{allow_unprivileged, disable_version_6};
 use crate::profile::DEFAULT_PATH;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, open, openat};
