@@ -260,6 +260,36 @@ fn privileged_a_firewall_that_drops_is_told_with_what_opens_it() {
     }
 }
 
+/// ufw itself, with settings of the machine's own. The command that is told opens it; a shut one is named again.
+#[test]
+fn privileged_ufw_is_told_with_what_opens_it() {
+    let test = "ufw_is_told";
+    if !fixture::have(test, &["ufw"]) {
+        return;
+    }
+    let Some((forge, machine)) = machine(test, "iptables-nft") else { return };
+    let own = "mount -t tmpfs none /mnt && cp -a /etc/ufw /mnt && mount --bind /mnt/ufw /etc/ufw && \
+               mount -t tmpfs none /run && ufw --force enable";
+    let enabled = machine.call("sh", &["-c", own], b"");
+    assert_eq!(enabled.code, 0, "{}{}", enabled.stdout, enabled.stderr);
+    let told = || {
+        let (reached, errors) = machine.reached(&forge);
+        (reached.contains(&"none"), errors.split('`').nth(1).unwrap_or_default().to_owned())
+    };
+    let opened = (true, "ufw route allow from 10.209.0.0/16".to_owned());
+    assert_eq!(told(), opened);
+    let words = |line: &str| line.split(' ').skip(1).map(str::to_owned).collect::<Vec<_>>();
+    let ufw = |line: &str| {
+        let words = words(line);
+        let outcome = machine.call("ufw", &words.iter().map(String::as_str).collect::<Vec<_>>(), b"");
+        assert_eq!(outcome.code, 0, "{}{}", outcome.stdout, outcome.stderr);
+    };
+    ufw(&opened.1);
+    assert_eq!(told(), (false, String::new()));
+    ufw("ufw route delete allow from 10.209.0.0/16");
+    assert_eq!(told(), opened);
+}
+
 /// Each of several tries again and again whether packets come through, and none is misled by the others. Seen to fail where each
 /// table ended the probes that it had counted, before the others could.
 #[test]
