@@ -40,7 +40,8 @@ struct ContainerFiles {
 }
 
 impl Engine {
-    /// Makes a container and starts its process.
+    /// Makes a container and starts its process. It is taken to be the last one: what made it ends with it, and another one has to
+    /// wait for a new process that makes it.
     ///
     /// # Errors
     /// [`EngineError::exit_code`] tells as docker does what failed: 125 forge, 126 and 127 the command.
@@ -80,9 +81,7 @@ impl Engine {
             if let (true, Some((columns, rows))) = (request.terminal, request.terminal_size) {
                 container.resize(columns, rows)?;
             }
-            if request.is_last {
-                engine.finish_containers()?;
-            }
+            engine.finish_containers();
             container.start().map_err(start_error)?;
             let files = Arc::new(Mutex::new(Some(ContainerFiles { _own: files, _lease: lease, _entry: entry })));
             let notices = engine.sandbox_notices();

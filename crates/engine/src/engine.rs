@@ -140,19 +140,22 @@ impl Engine {
         })
     }
 
+    /// What makes containers, if any was asked for.
+    pub(crate) fn started_executor(&self) -> Option<&Arc<dyn Executor>> {
+        self.0.executor.get()
+    }
+
     /// Says that no more containers will be made, so that what makes them ends beside the last one. Should this process be
     /// killed, that removes what the containers wrote.
-    ///
-    /// # Errors
-    /// There are too many descriptors.
-    pub(crate) fn finish_containers(&self) -> Result<(), EngineError> {
-        let Some(executor) = self.0.executor.get() else { return Ok(()) };
-        let belongings = self.store().belongings()?;
-        let belongings =
-            belongings.map(|forge_store::Belongings { folder, mark, lock }| Belongings { folder, mark, lock });
-        // Where nobody is there any more, the next forge does it.
-        let _ = executor.finish(belongings);
-        Ok(())
+    pub(crate) fn finish_containers(&self) {
+        let Some(executor) = self.started_executor() else { return };
+        // Where that cannot be told, the next forge removes it.
+        let belongings = self.store().belongings().ok().flatten();
+        executor.finish(belongings.map(|forge_store::Belongings { folder, mark, lock }| Belongings {
+            folder,
+            mark,
+            lock,
+        }));
     }
 
     /// What the sandboxes of this engine could not enforce; nothing if there were none.

@@ -57,8 +57,10 @@ impl Executor for BoundedExecutor {
         self.engine.executor().map(|executor| executor.notices()).unwrap_or_default()
     }
 
-    fn finish(&self, belongings: Option<Belongings>) -> Result<(), ExecutorError> {
-        self.engine.executor()?.finish(belongings)
+    fn finish(&self, belongings: Option<Belongings>) {
+        if let Some(executor) = self.engine.started_executor() {
+            executor.finish(belongings);
+        }
     }
 }
 

@@ -278,8 +278,6 @@ pub enum Network {
 /// A foreground container as the user asked for it.
 #[derive(Clone, Debug)]
 pub struct RunRequest {
-    /// Whether the engine makes no container after this one, so that what makes them ends with it.
-    pub is_last: bool,
     /// The image: a name, an id or the start of one.
     pub image: String,
     /// What to run instead of the image's command.

@@ -25,10 +25,7 @@ pub trait Executor: Send + Sync {
 
     /// Says that no more containers will be asked for, so that what serves them may end with the last one. Should the caller be
     /// killed, that removes his `belongings`.
-    ///
-    /// # Errors
-    /// What serves containers has died, and they with it.
-    fn finish(&self, belongings: Option<Belongings>) -> Result<(), ExecutorError>;
+    fn finish(&self, belongings: Option<Belongings>);
 }
 
 /// What a caller who is killed leaves: a folder, and a file that says that somebody will remove both.

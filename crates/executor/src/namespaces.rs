@@ -183,8 +183,8 @@ impl Executor for NamespaceExecutor {
         lock(&self.server).notices()
     }
 
-    fn finish(&self, belongings: Option<Belongings>) -> Result<(), ExecutorError> {
-        lock(&self.server).finish(belongings)
+    fn finish(&self, belongings: Option<Belongings>) {
+        lock(&self.server).finish(belongings);
     }
 }
 

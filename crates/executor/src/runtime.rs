@@ -34,8 +34,8 @@ impl Executor for RuntimeExecutor {
         self.namespaces.notices()
     }
 
-    fn finish(&self, belongings: Option<Belongings>) -> Result<(), ExecutorError> {
-        self.namespaces.finish(belongings)
+    fn finish(&self, belongings: Option<Belongings>) {
+        self.namespaces.finish(belongings);
     }
 }
 

@@ -1,7 +1,6 @@
 use crate::init::{BegunNetwork, SERVER_NAME, Wire, sys};
 use crate::message::{Channel, Message, Paths};
 use crate::{Belongings, ExecutorError};
-use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::collections::BTreeSet;
@@ -165,13 +164,18 @@ impl SetUpProcess {
     }
 
     /// Lets it end by itself after the last of its containers, which takes a while that nobody has to wait for then.
-    pub(crate) fn finish(&self, belongings: Option<Belongings>) -> Result<(), ExecutorError> {
-        let failed = |errno: Errno| not_talking(errno.into());
-        let (end, farewell) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
-        let (paths, locks): (Vec<_>, Vec<_>) =
-            belongings.map(|Belongings { folder, mark, lock }| (Paths { folder, mark }, lock)).into_iter().unzip();
-        let descriptors: Vec<_> = locks.iter().chain([&end]).map(AsFd::as_fd).collect();
-        self.request(&Message::Finish { belongings: paths.into_iter().next() }, &descriptors)?;
+    pub(crate) fn finish(&self, belongings: Option<Belongings>) {
+        // A process that is dead has ended.
+        let _ = match belongings {
+            Some(belongings) => self.finish_for(belongings),
+            None => self.request(&Message::Finish { belongings: None }, &[]),
+        };
+    }
+
+    fn finish_for(&self, Belongings { folder, mark, lock: held }: Belongings) -> Result<(), ExecutorError> {
+        let (end, farewell) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| not_talking(errno.into()))?;
+        let message = Message::Finish { belongings: Some(Paths { folder, mark }) };
+        self.request(&message, &[held.as_fd(), end.as_fd()])?;
         *lock(&self.farewell) = Some(farewell);
         Ok(())
     }

@@ -24,7 +24,6 @@ pub fn run_request(args: &RunArgs, environment: &Environment, folder: &Path) -> 
     check_network(&isolation, network)?;
     let default_platform = environment.filled("DOCKER_DEFAULT_PLATFORM");
     Ok(RunRequest {
-        is_last: true,
         image: image.clone(),
         command: command.to_vec(),
         entrypoint: args.entrypoint.clone(),

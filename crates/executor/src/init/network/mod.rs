@@ -72,6 +72,12 @@ pub(super) struct PrivateNetwork {
     helper: Option<Helper>,
 }
 
+impl From<Wire> for PrivateNetwork {
+    fn from(Wire { namespace, address }: Wire) -> Self {
+        Self { namespace, address, helper: None }
+    }
+}
+
 impl PrivateNetwork {
     pub(super) fn namespace(&self) -> BorrowedFd<'_> {
         self.namespace.as_fd()
@@ -103,11 +109,7 @@ impl Networks {
             let router = Router::set_up(Some(network));
             let wire = wire();
             self.carrier = Some(Carrier::Router(Box::new(router?)));
-            self.free.extend(wire.map(|Wire { namespace, address }| PrivateNetwork {
-                namespace,
-                address,
-                helper: None,
-            }));
+            self.free.extend(wire.map(PrivateNetwork::from));
         }
         let network = self.take().inspect_err(|_| self.carrier = None)?;
         self.free.push(network);
@@ -211,10 +213,8 @@ impl Router {
         let network = match free {
             Some(network) => network,
             None => {
-                let made = self.wires.make();
-                let Wire { namespace, address } =
-                    made.map_err(|errno| format!("a network namespace cannot be connected ({errno})"))?;
-                PrivateNetwork { namespace, address, helper: None }
+                let made = self.wires.make().map(PrivateNetwork::from);
+                made.map_err(|errno| format!("a network namespace cannot be connected ({errno})"))?
             }
         };
         if !self.is_open {
