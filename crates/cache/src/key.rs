@@ -1,3 +1,4 @@
+use crate::stacks::digits;
 use crate::{MadeLayer, ResultRef};
 use blake3::Hasher;
 use forge_store::ContentDigest;
@@ -84,7 +85,7 @@ impl CacheKey {
             let layers = output.layers();
             let below = if made.is_some() { layers.split_last()?.1 } else { layers };
             hasher.update(&(below.len() as u64).to_le_bytes());
-            below.iter().for_each(|layer| _ = hasher.update(layer.as_str().as_bytes()));
+            hasher.update(&digits(below));
             match made {
                 Some(made) => hasher.update(b"M").update(made.content.as_bytes()),
                 None => hasher.update(b"-"),

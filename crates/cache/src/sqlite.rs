@@ -196,6 +196,8 @@ impl CacheIndex for SqliteIndex {
         let due = millis(now).saturating_sub(TOUCH_INTERVAL.as_millis() as i64);
         // Looked up before the write lock is asked for: most often there is nothing to write.
         let stale: Vec<i64> = self.read(|connection| {
+            // One state for all of them, instead of one for each.
+            let connection = connection.unchecked_transaction()?;
             const SQL: &str =
                 "SELECT id FROM records WHERE id = (SELECT record FROM keys WHERE key = ?1) AND last_used < ?2";
             let mut statement = connection.prepare_cached(SQL)?;

@@ -35,7 +35,8 @@ impl Engine {
     fn summary(&self, name: Option<Reference>, target: &Target) -> Result<Option<ImageSummary>, EngineError> {
         let images = target.images.iter().map(|id| self.store().images().get(id));
         let images: Vec<Image> = images.filter_map(Result::transpose).collect::<Result<_, _>>()?;
-        let layers: BTreeSet<&LayerId> = images.iter().flat_map(|image| &image.layers).collect();
+        let layers: BTreeSet<LayerId> = images.iter().flat_map(|image| &image.layers).copied().collect();
+        let layers: Vec<LayerId> = layers.into_iter().collect();
         let Some(own) = of_this_host(&images) else { return Ok(None) };
         let root = match (&target.index, images.len()) {
             (Some(index), _) => Some(index),
@@ -48,7 +49,7 @@ impl Engine {
             name,
             id: id.clone(),
             created: images.iter().filter_map(|image| image.created.clone()).max(),
-            bytes: self.bytes_of(layers)?,
+            bytes: self.bytes_of(&layers)?,
             platforms: images.iter().map(|image| image.platform.clone()).collect(),
             digest: root.map(|descriptor| descriptor.digest.clone()),
         }))
@@ -59,12 +60,8 @@ impl Engine {
         image.ok_or_else(|| EngineError::new(ErrorKind::Environment, format!("image {id} is no longer in the store")))
     }
 
-    fn bytes_of<'a>(&self, layers: impl IntoIterator<Item = &'a LayerId>) -> Result<u64, EngineError> {
-        let mut bytes = 0;
-        for layer in layers {
-            bytes += self.store().layers().get(layer)?.map_or(0, |record| record.bytes);
-        }
-        Ok(bytes)
+    fn bytes_of(&self, layers: &[LayerId]) -> Result<u64, EngineError> {
+        Ok(self.store().layers().bytes(layers)?.into_iter().sum())
     }
 
     pub(crate) async fn target_of(&self, reference: &Reference) -> Result<Option<Target>, EngineError> {
@@ -128,15 +125,15 @@ impl Engine {
     }
 
     pub(crate) fn history_rows(&self, image: &Image, config: &ImageConfig) -> Result<Vec<HistoryRow>, EngineError> {
-        let mut layers = image.layers.iter();
+        let mut layers = self.store().layers().bytes(&image.layers)?.into_iter();
         let mut rows = Vec::new();
         for entry in &config.history {
-            let layer = if entry.empty_layer { None } else { layers.next() };
+            let bytes = if entry.empty_layer { None } else { layers.next() };
             rows.push(HistoryRow {
                 id: None,
                 created: entry.created.clone(),
                 created_by: entry.created_by.clone().unwrap_or_default(),
-                bytes: self.bytes_of(layer)?,
+                bytes: bytes.unwrap_or_default(),
                 comment: entry.comment.clone().unwrap_or_default(),
             });
         }

@@ -5,7 +5,7 @@ use crate::work::{blocking, briefly};
 use crate::{AssembledImage, AssembledLayer, BuiltImage, ExportError, ExportSettings, MissingHistory};
 use forge_image::{DiffId, HistoryEntry, ImageConfig, ImageId};
 use forge_registry::TransferContext;
-use forge_store::{Compression, LayerId, LayerRecord, Layers, TarOptions};
+use forge_store::{Compression, LayerId, LayerOutline, LayerRecord, Layers, StoreError, TarOptions};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use rayon::prelude::*;
 use std::time::SystemTime;
@@ -29,9 +29,12 @@ pub async fn assemble(
     settings: &ExportSettings,
 ) -> Result<AssembledImage, ExportError> {
     let (tar, leaving) = (settings.tar_options(), settings.leaving);
-    let known = known_layers(context, built, settings).await?;
-    let unknown: Vec<LayerId> =
-        built.layers.iter().zip(&known).filter_map(|(id, known)| known.is_none().then_some(*id)).collect();
+    let outlines = outlines(context, built).await?;
+    let known =
+        built.layers.iter().zip(&outlines).map(|(id, outline)| known_layer(*id, outline.as_ref()?, tar, leaving));
+    let known: Vec<Option<AssembledLayer>> = known.collect();
+    let unknown = built.layers.iter().zip(&known).filter(|(_, known)| known.is_none()).map(|(id, _)| *id);
+    let unknown: Vec<LayerId> = unknown.collect();
     let one = |id: LayerId| {
         let context = context.clone();
         blocking(move || layer(&context, &id, tar, leaving))
@@ -39,41 +42,33 @@ pub async fn assemble(
     let made: Vec<AssembledLayer> = stream::iter(unknown).map(one).buffered(CONCURRENT_LAYERS).try_collect().await?;
     let mut made = made.into_iter();
     let layers = known.into_iter().map(|known| known.or_else(|| made.next()).expect("what is not known is made"));
-    let (context, built, settings, layers) = (context.clone(), built.clone(), settings.clone(), layers.collect());
-    briefly(move || with_layers(&context, built, layers, &settings)).await
+    let times: Vec<Option<SystemTime>> = outlines.iter().map(|outline| Some(outline.as_ref()?.stored)).collect();
+    let (built, settings, layers) = (built.clone(), settings.clone(), layers.collect());
+    briefly(move || with_layers(built, layers, &times, &settings)).await
 }
 
-/// The layers that need not be read, each in its place. They are looked up on one thread: one for each layer, with a connection
-/// of its own, would take longer than all of it, and a stack may have hundreds that are known for one that is new.
-async fn known_layers(
-    context: &TransferContext,
-    built: &BuiltImage,
-    settings: &ExportSettings,
-) -> Result<Vec<Option<AssembledLayer>>, ExportError> {
+/// What the store says of an image's layers, which are held. They are asked for at once: a stack may have hundreds that are
+/// known for one that is new.
+async fn outlines(context: &TransferContext, built: &BuiltImage) -> Result<Vec<Option<LayerOutline>>, ExportError> {
     let (context, ids) = (context.clone(), built.layers.clone());
-    let (tar, leaving) = (settings.tar_options(), settings.leaving);
-    briefly(move || {
-        if !context.lease.hold_layers(&ids).map_err(ExportError::store("hold a layer"))? {
-            // Which one is gone is found when they are looked at one by one.
-            return Ok(ids.iter().map(|_| None).collect());
-        }
-        ids.iter().map(|id| Ok(known_layer(&held_record(&context, id)?, tar, leaving))).collect()
+    briefly(move || match context.lease.hold_layers(&ids).map_err(ExportError::store("hold a layer"))? {
+        true => context.store.layers().outlines(&ids).map_err(ExportError::store("read a layer's record")),
+        // Which one is gone is found when they are looked at one by one.
+        false => Ok(vec![None; ids.len()]),
     })
     .await
 }
 
 fn with_layers(
-    context: &TransferContext,
     built: BuiltImage,
     layers: Vec<AssembledLayer>,
+    times: &[Option<SystemTime>],
     settings: &ExportSettings,
 ) -> Result<AssembledImage, ExportError> {
     let diff_ids: Vec<&DiffId> = layers.iter().map(|layer| &layer.diff_id).collect();
-    let made = |id| context.store.layers().stored(id).map_err(ExportError::store("read a layer's record"));
-    let times = built.layers.iter().map(made).collect::<Result<Vec<_>, _>>()?;
     let mut config = built.config;
     complete_history(&mut config.history, layers.len(), built.missing_history)?;
-    let config = settle(config, &diff_ids, &times, settings)?;
+    let config = settle(config, &diff_ids, times, settings)?;
     let config_bytes = config.to_json();
     Ok(AssembledImage {
         id: ImageConfig::id_of(&config_bytes),
@@ -94,25 +89,32 @@ pub(crate) fn layer(
     tar: TarOptions,
     leaving: Option<Compression>,
 ) -> Result<AssembledLayer, ExportError> {
-    let record = held_record(context, id)?;
-    if let Some(known) = known_layer(&record, tar, leaving) {
+    let outline = held(context, id, Layers::outline)?;
+    if let Some(known) = known_layer(*id, &outline, tar, leaving) {
         return Ok(known);
     }
-    let tar = if record.foreign { TarOptions::default() } else { tar };
-    let diff_id = match leaving.filter(|_| !record.foreign) {
+    let foreign = outline.foreign;
+    let tar = if foreign { TarOptions::default() } else { tar };
+    let diff_id = match leaving.filter(|_| !foreign) {
         Some(compression) => made_diff_id(context, id, tar, compression)?,
         None => context.store.layers().diff_id(id, &tar).map_err(ExportError::store("compute a layer's digest"))?,
     };
-    Ok(AssembledLayer { id: *id, diff_id, tar, foreign: record.foreign })
+    Ok(AssembledLayer { id: *id, diff_id, tar, foreign })
 }
 
 /// A layer whose digest in the image is known already.
-fn known_layer(record: &LayerRecord, tar: TarOptions, leaving: Option<Compression>) -> Option<AssembledLayer> {
-    let tar = if record.foreign { TarOptions::default() } else { tar };
+fn known_layer(
+    id: LayerId,
+    outline: &LayerOutline,
+    tar: TarOptions,
+    leaving: Option<Compression>,
+) -> Option<AssembledLayer> {
+    let foreign = outline.foreign;
+    let tar = if foreign { TarOptions::default() } else { tar };
     // With a table of contents it is another one.
-    let is_listed = matches!(leaving, Some(Compression::Estargz { .. })) && !record.foreign;
-    let diff_id = record.diff_id.clone().filter(|_| tar.clamp_mtime.is_none() && !is_listed)?;
-    Some(AssembledLayer { id: record.id, diff_id, tar, foreign: record.foreign })
+    let is_listed = matches!(leaving, Some(Compression::Estargz { .. })) && !foreign;
+    let diff_id = outline.diff_id.clone().filter(|_| tar.clamp_mtime.is_none() && !is_listed)?;
+    Some(AssembledLayer { id, diff_id, tar, foreign })
 }
 
 fn made_diff_id(
@@ -131,11 +133,20 @@ fn made_diff_id(
 
 /// Reads a layer's record and holds the layer.
 pub(crate) fn held_record(context: &TransferContext, id: &LayerId) -> Result<LayerRecord, ExportError> {
+    held(context, id, Layers::get)
+}
+
+/// Reads something of a layer and holds the layer.
+fn held<T>(
+    context: &TransferContext,
+    id: &LayerId,
+    read: impl FnOnce(&Layers, &LayerId) -> Result<Option<T>, StoreError>,
+) -> Result<T, ExportError> {
     let gone = || ExportError::LayerGone { layer: *id };
     if !context.lease.hold_layer(id).map_err(ExportError::store("hold a layer"))? {
         return Err(gone());
     }
-    context.store.layers().get(id).map_err(ExportError::store("read a layer's record"))?.ok_or_else(gone)
+    read(context.store.layers(), id).map_err(ExportError::store("read a layer's record"))?.ok_or_else(gone)
 }
 
 /// Fills in `rootfs` and times. One of `layers` for each entry of the history that is not `empty_layer`;

@@ -2,13 +2,15 @@ use crate::FileTimes;
 use forge_image::{Descriptor, DiffId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
+use std::time::SystemTime;
 
 /// The store's own name of a layer: 32 lower-case hexadecimal digits, chosen at random.
 ///
 /// The constructor checks the form, so a value is safe as a path component (A28). Stacks of hundreds are copied with every
 /// step that stands on them, so the digits lie in the value itself.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LayerId([u8; 32]);
 
@@ -45,6 +47,17 @@ pub struct LayerRecord {
     pub foreign: bool,
     /// The blobs that carry it.
     pub blobs: Vec<LayerBlob>,
+}
+
+/// What an image says of a layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerOutline {
+    /// The digest of its tar, see [`LayerRecord::diff_id`].
+    pub diff_id: Option<DiffId>,
+    /// Whether it came as a blob that somebody else made.
+    pub foreign: bool,
+    /// When it was made, or came into the store where nobody says that. Layers of one second are told apart.
+    pub stored: SystemTime,
 }
 
 /// One tar, compressed or not, that carries a layer.
@@ -108,6 +121,14 @@ impl LayerId {
     /// The id as text.
     pub fn as_str(&self) -> &str {
         str::from_utf8(&self.0).expect("digits are text")
+    }
+}
+
+/// Half of the digits are as random as all of them, and stacks of hundreds are looked up with every step.
+impl Hash for LayerId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let half: [u8; 16] = self.0[..16].try_into().expect("it has 32 digits");
+        state.write_u128(u128::from_ne_bytes(half));
     }
 }
 

@@ -3,7 +3,9 @@
 use crate::lease::now;
 use crate::opened::Opened;
 use crate::remote_rows::{self, RemoteLayer};
-use crate::{ContentDigest, FileTimes, LayerBlob, LayerId, LayerRecord, Lease, StoreError, TarOptions, collect};
+use crate::{
+    ContentDigest, FileTimes, LayerBlob, LayerId, LayerOutline, LayerRecord, Lease, StoreError, TarOptions, collect,
+};
 use forge_image::{ChainId, DiffId};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use std::path::Path;
@@ -208,12 +210,32 @@ pub(crate) fn date(opened: &Opened, id: &LayerId, made: SystemTime) -> Result<()
     })
 }
 
-/// When a layer was made, or came into the store.
-pub(crate) fn stored(opened: &Opened, id: &LayerId) -> Result<Option<SystemTime>, StoreError> {
+/// What images say of some layers; the time is known to the second.
+pub(crate) fn outlines(opened: &Opened, ids: &[LayerId]) -> Result<Vec<Option<LayerOutline>>, StoreError> {
     opened.database().read(|connection| {
-        let mut select = connection.prepare_cached("SELECT stored FROM layers WHERE id = ?1")?;
-        let seconds: Option<i64> = select.query_row([id.as_str()], |row| row.get(0)).optional()?;
-        Ok(seconds.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds.max(0).cast_unsigned())))
+        let mut select = connection.prepare_cached("SELECT diff_id, is_foreign, stored FROM layers WHERE id = ?1")?;
+        let mut outline = |id: &LayerId| -> Result<Option<LayerOutline>, StoreError> {
+            let columns = |row: &Row<'_>| Ok((row.get::<_, Option<String>>(0)?, row.get(1)?, row.get::<_, i64>(2)?));
+            let Some((diff_id, foreign, seconds)) = select.query_row([id.as_str()], columns).optional()? else {
+                return Ok(None);
+            };
+            let diff_id = diff_id.map(|text| parse("diff id", &text)).transpose()?;
+            let stored = UNIX_EPOCH + Duration::from_secs(seconds.max(0).cast_unsigned());
+            Ok(Some(LayerOutline { diff_id, foreign, stored }))
+        };
+        ids.iter().map(&mut outline).collect()
+    })
+}
+
+/// How many bytes the files of some layers have; a layer that is gone has none.
+pub(crate) fn bytes(opened: &Opened, ids: &[LayerId]) -> Result<Vec<u64>, StoreError> {
+    opened.database().read(|connection| {
+        let mut select = connection.prepare_cached("SELECT bytes FROM layers WHERE id = ?1")?;
+        let mut bytes = |id: &LayerId| -> Result<u64, StoreError> {
+            let found: Option<i64> = select.query_row([id.as_str()], |row| row.get(0)).optional()?;
+            Ok(found.map_or(0, i64::cast_unsigned))
+        };
+        ids.iter().map(&mut bytes).collect()
     })
 }
 

@@ -3,7 +3,7 @@ use crate::{LayerId, StoreError, blobs, layer_rows};
 use forge_image::Digest;
 use rusqlite::{Connection, params};
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a running operation holds: no collection in any process removes it.
@@ -46,7 +46,9 @@ impl Lease {
     /// # Errors
     /// The database failed.
     pub fn hold_layers(&self, ids: &[LayerId]) -> Result<bool, StoreError> {
-        let new: Vec<&LayerId> = ids.iter().filter(|id| !self.holds(&Held::Layer(*(*id)))).collect();
+        let held = self.held();
+        let new: Vec<&LayerId> = ids.iter().filter(|id| !held.contains(&Held::Layer(**id))).collect();
+        drop(held);
         if new.is_empty() {
             return Ok(true);
         }
@@ -62,7 +64,9 @@ impl Lease {
             new.iter().try_for_each(|id| self.insert_layer(transaction, id))?;
             Ok(true)
         })?;
-        new.into_iter().for_each(|id| self.remember(held, Held::Layer(*id)));
+        if held {
+            self.held().extend(new.into_iter().map(|id| Held::Layer(*id)));
+        }
         Ok(held)
     }
 
@@ -71,7 +75,7 @@ impl Lease {
     /// # Errors
     /// The database failed.
     pub fn hold_blob(&self, digest: &Digest) -> Result<bool, StoreError> {
-        if self.holds(&Held::Blob(digest.clone())) {
+        if self.held().contains(&Held::Blob(digest.clone())) {
             return Ok(true);
         }
         if blobs::settle(&self.opened, digest)?.is_none() {
@@ -84,7 +88,9 @@ impl Lease {
             }
             Ok(exists)
         })?;
-        self.remember(held, Held::Blob(digest.clone()));
+        if held {
+            self.held().insert(Held::Blob(digest.clone()));
+        }
         Ok(held)
     }
 
@@ -111,17 +117,11 @@ impl Lease {
 
     /// Before that: who asks for the layer again is told the truth.
     pub(crate) fn forget_layer(&self, id: &LayerId) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&Held::Layer(*id));
+        self.held().remove(&Held::Layer(*id));
     }
 
-    fn holds(&self, what: &Held) -> bool {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(what)
-    }
-
-    fn remember(&self, held: bool, what: Held) {
-        if held {
-            self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(what);
-        }
+    fn held(&self) -> MutexGuard<'_, HashSet<Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

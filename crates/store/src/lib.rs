@@ -69,7 +69,7 @@ pub use cache_mounts::{CacheMountFound, CacheMountGuard, CacheMountKey, CacheMou
 pub use collect::Collected;
 pub use error::StoreError;
 pub use file_times::FileTimes;
-pub use ids::{Compression, ContentDigest, IdError, LayerBlob, LayerId, LayerRecord, TarOptions};
+pub use ids::{Compression, ContentDigest, IdError, LayerBlob, LayerId, LayerOutline, LayerRecord, TarOptions};
 pub use images::{Found, Image, Images, Target};
 pub use layers::{
     ActiveLayer, Adoption, EntryKind, Extracted, KnownFile, KnownFiles, LayerEntry, LayerError, LayerIndex, Layers,

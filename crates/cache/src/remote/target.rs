@@ -304,12 +304,8 @@ fn pack(
         Some(blob) if context.lease.hold_blob(&blob.descriptor.digest)? => blob,
         _ => layers.blob(id, compression, &TarOptions::default(), &context.lease, &mut |_| {})?,
     };
-    let record = layers.get(id)?.filter(|record| !record.foreign);
-    let created = match record.is_some() {
-        true => layers.stored(id)?,
-        false => None,
-    };
-    let made = record.map(|record| record.times);
+    let made = layers.get(id)?.filter(|record| !record.foreign).map(|record| record.times);
+    let created = layers.outline(id)?.filter(|outline| !outline.foreign).map(|outline| outline.stored);
     Ok(OfferedLayer { blob: blob.descriptor, diff_id: blob.diff_id, made, created })
 }
 

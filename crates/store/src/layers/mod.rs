@@ -82,7 +82,7 @@ use crate::background::LAYER_FOLDERS;
 use crate::layer_rows::{self, Published};
 use crate::opened::Opened;
 use crate::remote_rows::RemoteLayer;
-use crate::{Blobs, ContentDigest, FileTimes, LayerId, LayerRecord, Lease, ScratchDir, StoreError};
+use crate::{Blobs, ContentDigest, FileTimes, LayerId, LayerOutline, LayerRecord, Lease, ScratchDir, StoreError};
 use forge_image::{ChainId, DiffId};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -158,27 +158,52 @@ impl Layers {
     /// The database failed.
     pub fn date(&self, id: &LayerId, made: SystemTime) -> Result<(), StoreError> {
         layer_rows::date(&self.opened, id, made)?;
-        if layer_rows::stored(&self.opened, id)? == Some(whole_second(made)) {
+        let known = layer_rows::outlines(&self.opened, std::slice::from_ref(id))?.pop().flatten();
+        if known.is_some_and(|known| known.stored == whole_second(made)) {
             // The rest of the moment is for `stored`, which does without where it cannot be kept.
             let _ = File::open(self.path(id).join("index")).and_then(|index| index.set_modified(made));
         }
         Ok(())
     }
 
-    /// When a layer was made, or came into the store where nobody says that; `None` for one that is not there. The database
-    /// knows the second, and the index of a layer that was made here the moment: layers of one second are told apart by it.
+    /// What images say of a layer; `None` where it is not there.
     ///
     /// # Errors
     /// The database failed.
-    pub fn stored(&self, id: &LayerId) -> Result<Option<SystemTime>, StoreError> {
-        let Some(second) = layer_rows::stored(&self.opened, id)? else { return Ok(None) };
+    pub fn outline(&self, id: &LayerId) -> Result<Option<LayerOutline>, StoreError> {
+        Ok(self.outlines(std::slice::from_ref(id))?.pop().flatten())
+    }
+
+    /// What images say of some layers, in their order; `None` for one that is not there.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn outlines(&self, ids: &[LayerId]) -> Result<Vec<Option<LayerOutline>>, StoreError> {
+        let outlines = layer_rows::outlines(&self.opened, ids)?.into_iter().zip(ids);
+        let moment = |(outline, id): (Option<LayerOutline>, _)| {
+            outline.map(|outline| LayerOutline { stored: self.moment(id, outline.stored), ..outline })
+        };
+        Ok(outlines.map(moment).collect())
+    }
+
+    /// The moment in a second at which a layer was made: the database knows the second, and the index of a layer that was
+    /// made here the moment.
+    fn moment(&self, id: &LayerId, second: SystemTime) -> SystemTime {
         let written = std::fs::metadata(self.path(id).join("index")).and_then(|index| index.modified()).ok();
         // It is written shortly before the row is. One that was written later, or long ago, is of another time.
         let near = |moment: &SystemTime| {
             let (before, after) = (second.checked_sub(NEAR), second.checked_add(Duration::from_secs(1)));
             before.is_some_and(|before| before <= *moment) && after.is_some_and(|after| *moment < after)
         };
-        Ok(Some(written.filter(near).unwrap_or(second)))
+        written.filter(near).unwrap_or(second)
+    }
+
+    /// How many bytes the files of some layers have, each link group once; a layer that is gone has none.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn bytes(&self, ids: &[LayerId]) -> Result<Vec<u64>, StoreError> {
+        layer_rows::bytes(&self.opened, ids)
     }
 
     /// The layers that were unpacked for exactly this stack of tars, lowest first, all of them held by the lease.
