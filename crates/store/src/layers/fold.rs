@@ -5,21 +5,22 @@
 //! grows and each layer is linked once for each size. Such a tree is made once by a process, in its scratch folder; it
 //! is no layer and has no record.
 
-use super::Layers;
 use super::entry::{EntryKind, LayerEntry, split_path};
-use super::folder;
 use super::restack::{finish_folder, link_entry, within};
+use super::root::{Place, Root};
+use super::tree::MergedTree;
 use super::xattr::Markers;
+use super::{LayerIndex, Layers, folder};
 use crate::removal::remove_tree;
 use crate::{LayerId, StoreError};
 use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Stacks up to this height are mounted as they are.
 pub(super) const HIGH: usize = 16;
@@ -32,22 +33,40 @@ const CROWDED: usize = 250;
 
 /// The blocks that were folded, each with the trees to mount for it, top-most first.
 #[derive(Default)]
-pub(crate) struct Folds(Mutex<HashMap<Block, Vec<PathBuf>>>);
+pub(crate) struct Folds(Mutex<HashMap<Block, Vec<Mounted>>>);
+
+/// One of the trees that a stack is mounted from.
+#[derive(Clone)]
+pub(super) enum Mounted {
+    /// That of one layer.
+    Layer(LayerId),
+    /// That of several neighbours.
+    Fold(Arc<Place>),
+}
 
 /// Neighbours in a stack, and whether fat layers are folded too.
 type Block = (Vec<LayerId>, bool);
 
 impl Layers {
-    /// The trees to mount for a stack, lowest layer first; trees come top-most first.
-    pub(super) fn mounted_dirs(&self, layers: &[LayerId]) -> Result<Vec<PathBuf>, StoreError> {
+    /// What to mount for a stack, given lowest first, top-most first.
+    pub(super) fn mounted(&self, layers: &[LayerId]) -> Result<Vec<Mounted>, StoreError> {
         if layers.len() <= HIGH {
-            return layers.iter().rev().map(|id| self.tree_path(id)).collect();
+            return Ok(layers.iter().rev().copied().map(Mounted::Layer).collect());
         }
-        let dirs = self.folded_dirs(layers, false)?;
-        if dirs.len() <= CROWDED { Ok(dirs) } else { self.folded_dirs(layers, true) }
+        let mounted = self.folded(layers, false)?;
+        if mounted.len() <= CROWDED { Ok(mounted) } else { self.folded(layers, true) }
     }
 
-    fn folded_dirs(&self, layers: &[LayerId], fat_too: bool) -> Result<Vec<PathBuf>, StoreError> {
+    /// What is mounted, for reading.
+    pub(super) fn mounted_tree(&self, mounted: &[Mounted]) -> Result<MergedTree, StoreError> {
+        let root = |mounted: &Mounted| match mounted {
+            Mounted::Layer(id) => self.root(id).map(Arc::new),
+            Mounted::Fold(place) => Ok(Arc::new(Root::of_fold(place.clone()))),
+        };
+        Ok(MergedTree::of(mounted.iter().map(root).collect::<Result<_, _>>()?))
+    }
+
+    fn folded(&self, layers: &[LayerId], fat_too: bool) -> Result<Vec<Mounted>, StoreError> {
         let mut rest = layers;
         let mut blocks = Vec::new();
         while !rest.is_empty() {
@@ -55,61 +74,65 @@ impl Layers {
             blocks.push(block);
             rest = above;
         }
-        let mut dirs = Vec::new();
+        let mut mounted = Vec::new();
         for block in blocks.into_iter().rev() {
             match block {
-                [single] => dirs.push(self.tree_path(single)?),
-                block => dirs.extend(self.block_dirs(block, fat_too)?),
+                [single] => mounted.push(Mounted::Layer(*single)),
+                block => mounted.extend(self.folded_block(block, fat_too)?),
             }
         }
-        Ok(dirs)
+        Ok(mounted)
     }
 
-    fn block_dirs(&self, block: &[LayerId], fat_too: bool) -> Result<Vec<PathBuf>, StoreError> {
+    fn folded_block(&self, block: &[LayerId], fat_too: bool) -> Result<Vec<Mounted>, StoreError> {
         let key = (block.to_vec(), fat_too);
         // Whoever needs the same block waits for it.
         let mut folds = self.opened.folds().0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(dirs) = folds.get(&key) {
-            return Ok(dirs.clone());
+        if let Some(mounted) = folds.get(&key) {
+            return Ok(mounted.clone());
         }
-        let mut dirs = Vec::new();
+        let mut mounted = Vec::new();
         let mut thin = Vec::new();
         for id in block {
-            let entries = self.index(id)?.entries().to_vec();
-            if entries.len() > THIN && !fat_too {
-                self.end_run(&mut thin, &mut dirs)?;
-                dirs.push(self.tree_path(id)?);
+            let index = self.index(id)?;
+            if index.entries().len() > THIN && !fat_too {
+                self.end_run(&mut thin, &mut mounted)?;
+                mounted.push(Mounted::Layer(*id));
             } else {
-                thin.push((self.tree_path(id)?, entries));
+                thin.push((*id, index));
             }
         }
-        self.end_run(&mut thin, &mut dirs)?;
-        dirs.reverse();
-        folds.insert(key, dirs.clone());
-        Ok(dirs)
+        self.end_run(&mut thin, &mut mounted)?;
+        mounted.reverse();
+        folds.insert(key, mounted.clone());
+        Ok(mounted)
     }
 
-    fn end_run(&self, run: &mut Vec<(PathBuf, Vec<LayerEntry>)>, dirs: &mut Vec<PathBuf>) -> Result<(), StoreError> {
+    fn end_run(&self, run: &mut Vec<(LayerId, LayerIndex)>, mounted: &mut Vec<Mounted>) -> Result<(), StoreError> {
         match run.as_slice() {
             [] => {}
-            [(alone, _)] => dirs.push(alone.clone()),
-            _ => dirs.push(self.fold(run)?),
+            [(alone, _)] => mounted.push(Mounted::Layer(*alone)),
+            _ => mounted.push(Mounted::Fold(self.fold(run)?)),
         }
         run.clear();
         Ok(())
     }
 
     /// Makes one tree of several, given lowest first.
-    fn fold(&self, trees: &[(PathBuf, Vec<LayerEntry>)]) -> Result<PathBuf, StoreError> {
+    fn fold(&self, layers: &[(LayerId, LayerIndex)]) -> Result<Arc<Place>, StoreError> {
         let path = self.opened.scratch_path("fold")?;
         crate::scratch::create_private(&path)?;
         let target = folder::open_root(&path).map_err(StoreError::os("open", &path))?;
         let markers = Markers::of(&path);
         let mut fold = Fold { path, target, markers, folders: BTreeMap::new() };
-        for (tree, entries) in trees {
-            let source = folder::open_root(tree).map_err(StoreError::os("open", tree))?;
-            entries.iter().try_for_each(|entry| fold.put(&source, entry))?;
+        let mut top = None;
+        for (id, index) in layers {
+            let tree = self.tree_path(id)?;
+            let source = folder::open_root(&tree).map_err(StoreError::os("open", &tree))?;
+            index.entries().iter().try_for_each(|entry| fold.put(&source, entry))?;
+            top = Some(source);
         }
+        top.iter().try_for_each(|top| fold.date_root(top))?;
         fold.finish()
     }
 }
@@ -158,6 +181,15 @@ impl Fold {
         Ok(())
     }
 
+    /// Gives the root the time that a layer's has: where nothing else of it differs, its index does not say.
+    fn date_root(&mut self, source: &OwnedFd) -> Result<(), StoreError> {
+        let node = folder::read_root(source.as_fd(), self.markers).map_err(self.error(b""))?;
+        if let Some(root) = self.folders.get_mut(&b""[..]) {
+            root.metadata.mtime = node.metadata.mtime;
+        }
+        Ok(())
+    }
+
     /// Takes away what is at a path; says whether there was something.
     fn clear(&mut self, path: &[u8]) -> Result<bool, StoreError> {
         let Some((parent, name)) = split_path(path) else { return Ok(false) };
@@ -183,11 +215,11 @@ impl Fold {
     }
 
     /// Gives every folder the metadata that shows, the inner ones first.
-    fn finish(self) -> Result<PathBuf, StoreError> {
+    fn finish(self) -> Result<Arc<Place>, StoreError> {
         for entry in self.folders.values().rev() {
             finish_folder(&self.target, entry, self.markers).map_err(self.error(&entry.path))?;
         }
-        Ok(self.path)
+        Place::of_folder(self.path, &self.target)
     }
 
     fn error(&self, path: &[u8]) -> impl FnOnce(Errno) -> StoreError {
@@ -198,15 +230,14 @@ impl Fold {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layers::{ActiveLayer, MergedTree, TreeEntry};
+    use crate::layers::{ActiveLayer, TreeEntry};
     use crate::{Lease, Store};
     use std::fs;
-    use std::os::fd::AsFd;
 
     /// Everything that a stack shows but inodes, which links of links keep and copies do not.
     fn shown(tree: &MergedTree) -> Vec<String> {
         let line = |entry: &TreeEntry| format!("{:?} {:?} {:?}", entry.path, entry.kind, entry.metadata());
-        let mut lines = Vec::new();
+        let mut lines = vec![line(&tree.lookup(Path::new("/")).unwrap().unwrap())];
         let mut todo = vec![tree.children(Path::new("/")).unwrap()];
         while let Some(entries) = todo.pop() {
             lines.extend(entries.iter().map(line));
@@ -263,9 +294,14 @@ mod tests {
             let store = Store::open(&folder.path().join("store")).unwrap();
             let lease = store.lease("test").unwrap();
             let stack = stack(&store, &lease, BLOCK * BLOCK + 3 * BLOCK + 5, seed);
-            let dirs = store.layers().lower_dirs(&stack).unwrap();
-            assert_eq!(dirs.len(), 1 + 3 + 5);
-            assert_eq!(shown(&MergedTree::new(dirs).unwrap()), shown(&store.layers().tree(&stack).unwrap()), "{seed}");
+            for (height, trees) in [(stack.len(), 1 + 3 + 5), (BLOCK * BLOCK, 1)] {
+                let active = store.layers().prepare(&stack[..height]).unwrap();
+                let dirs = active.lower_dirs().to_vec();
+                assert_eq!(dirs.len(), trees);
+                let expect = shown(&store.layers().tree(&stack[..height]).unwrap());
+                assert_eq!(shown(&MergedTree::new(dirs).unwrap()), expect, "{seed}");
+                assert_eq!(shown(active.lower()), expect, "{seed}");
+            }
         }
     }
 

@@ -77,6 +77,7 @@ pub(crate) use xattr::lacks_own_marks;
 
 use index_writer::IndexSums;
 use listed::{ListedTree, PackedList};
+use owners::Owners;
 
 use crate::background::LAYER_FOLDERS;
 use crate::layer_rows::{self, Published};
@@ -294,7 +295,7 @@ impl Layers {
     /// # Errors
     /// A layer is not in the store, or the file system failed.
     pub fn lower_dirs(&self, layers: &[LayerId]) -> Result<Vec<PathBuf>, StoreError> {
-        self.mounted_dirs(layers)
+        self.mounted_tree(&self.mounted(layers)?)?.paths()
     }
 
     /// Begins a layer over its parents, lowest first. The parents must be held by a lease until it is committed.
@@ -302,8 +303,10 @@ impl Layers {
     /// # Errors
     /// A parent is not in the store, or the file system failed.
     pub fn prepare(&self, parents: &[LayerId]) -> Result<ActiveLayer, StoreError> {
-        let lower = self.tree(parents)?;
-        let lower_dirs = if parents.len() <= fold::HIGH { lower.paths()? } else { self.mounted_dirs(parents)? };
+        let mounted = self.mounted_tree(&self.mounted(parents)?)?;
+        let lower_dirs = mounted.paths()?;
+        // What no tree has, since it cannot be made here, is known of each layer alone.
+        let lower = if Owners::of_this_process().are_all() { mounted } else { self.tree(parents)? };
         let scratch = self.layer_folders()?;
         let staged = scratch.path().join("layer");
         let (upper, work) = (staged.join("tree"), scratch.path().join("work"));

@@ -40,7 +40,7 @@ pub(super) type Devices = BTreeMap<Vec<u8>, Node>;
 static NO_DEVICES: Devices = BTreeMap::new();
 
 /// What of a tree is the same for everybody who looks at it.
-struct Place {
+pub(super) struct Place {
     path: PathBuf,
     names: Names,
     /// One bit for each name, or all bits.
@@ -54,6 +54,13 @@ impl Place {
         let marks = names.as_ref().map_or(u64::MAX, |names| names.iter().fold(0, |marks, name| marks | mark(name)));
         Self { path, names, marks, devices: OnceLock::new() }
     }
+
+    /// That of a tree which does not change any more.
+    pub(super) fn of_folder(path: PathBuf, folder: &OwnedFd) -> Result<Arc<Self>, StoreError> {
+        let names = folder::names(folder).map_err(StoreError::os("read", &path))?;
+        let names = (names.len() <= MOST_NAMES).then(|| Arc::from(names));
+        Ok(Arc::new(Self::new(path, names)))
+    }
 }
 
 /// The bit that a name has in `marks`: one of 64, by FNV-1a.
@@ -65,8 +72,8 @@ fn mark(name: &[u8]) -> u64 {
 }
 
 enum RootKind {
-    /// It may change.
-    Changing,
+    /// There is no index: it may change, or is several layers in one.
+    Plain,
     /// It is a layer's, whose index is read when it is first asked for.
     Layer(OnceLock<LayerIndex>),
     /// There is only an index and a pack.
@@ -90,14 +97,21 @@ impl AbsentLayer {
 }
 
 impl Root {
+    fn at(place: Arc<Place>, kind: RootKind) -> Self {
+        Self { marks: place.marks, place, kind, folder: OnceLock::new() }
+    }
+
     fn of_layer(place: Arc<Place>) -> Self {
-        let marks = place.marks;
-        Self { place, kind: RootKind::Layer(OnceLock::new()), folder: OnceLock::new(), marks }
+        Self::at(place, RootKind::Layer(OnceLock::new()))
+    }
+
+    /// Several layers in one tree.
+    pub(super) fn of_fold(place: Arc<Place>) -> Self {
+        Self::at(place, RootKind::Plain)
     }
 
     fn nameless(path: PathBuf, kind: RootKind) -> Self {
-        let place = Arc::new(Place::new(path, None));
-        Self { marks: place.marks, place, kind, folder: OnceLock::new() }
+        Self::at(Arc::new(Place::new(path, None)), kind)
     }
 
     /// A layer without a tree; the path is where its tree would be.
@@ -119,7 +133,7 @@ impl Root {
     pub(super) fn listed(&self) -> Option<&ListedTree> {
         match &self.kind {
             RootKind::Listed(list) => Some(list),
-            RootKind::Changing | RootKind::Layer(_) | RootKind::Absent(_) => None,
+            RootKind::Plain | RootKind::Layer(_) | RootKind::Absent(_) => None,
         }
     }
 
@@ -128,7 +142,7 @@ impl Root {
         match &self.kind {
             RootKind::Listed(list) => Some(list.entries()),
             RootKind::Absent(absent) => absent.told.as_deref(),
-            RootKind::Changing | RootKind::Layer(_) => None,
+            RootKind::Plain | RootKind::Layer(_) => None,
         }
     }
 
@@ -136,14 +150,14 @@ impl Root {
     pub(super) fn require(&self) -> Result<(), StoreError> {
         match &self.kind {
             RootKind::Absent(absent) => Err(absent.error()),
-            RootKind::Changing | RootKind::Layer(_) | RootKind::Listed(_) => Ok(()),
+            RootKind::Plain | RootKind::Layer(_) | RootKind::Listed(_) => Ok(()),
         }
     }
 
-    /// The index of the layer; `None` for a tree that may change.
+    /// The index of the layer; `None` where there is none.
     pub(super) fn index(&self) -> Result<Option<&LayerIndex>, StoreError> {
         match &self.kind {
-            RootKind::Changing => Ok(None),
+            RootKind::Plain => Ok(None),
             RootKind::Absent(absent) => Err(absent.error()),
             RootKind::Listed(list) => Ok(Some(list.index())),
             RootKind::Layer(index) => {
@@ -176,7 +190,7 @@ impl Root {
     pub(super) fn tree(&self) -> Result<&Path, StoreError> {
         match &self.kind {
             RootKind::Listed(list) => list.tree(),
-            RootKind::Changing | RootKind::Layer(_) => Ok(&self.place.path),
+            RootKind::Plain | RootKind::Layer(_) => Ok(&self.place.path),
             RootKind::Absent(absent) => Err(absent.error()),
         }
     }
@@ -213,7 +227,7 @@ impl Root {
     /// A tree that may change.
     pub(super) fn open(path: PathBuf) -> Result<Self, StoreError> {
         let folder = folder::open_root(&path).map_err(StoreError::os("open", &path))?;
-        Ok(Self { folder: OnceLock::from(folder), ..Self::nameless(path, RootKind::Changing) })
+        Ok(Self { folder: OnceLock::from(folder), ..Self::nameless(path, RootKind::Plain) })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -282,9 +296,7 @@ impl Remembered {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
             Err(errno) => return Err(StoreError::os("open", &path)(errno)),
         };
-        let names = folder::names(&folder).map_err(StoreError::os("read", &path))?;
-        let names = (names.len() <= MOST_NAMES).then(|| Arc::from(names));
-        let place = Arc::new(Place::new(path, names));
+        let place = Place::of_folder(path, &folder)?;
         bounded(&mut lock(&self.places), MOST_LAYERS).insert(*id, place.clone());
         // Not kept open: a stack may be higher than a process may have descriptors.
         Ok(Some(Root::of_layer(place)))
@@ -367,7 +379,7 @@ mod tests {
             let root = Root::of_layer(place);
             names.iter().for_each(|name| assert_eq!(root.lacks(name), !known.contains(name)));
         }
-        let changing = Root::nameless(PathBuf::from("/t"), RootKind::Changing);
+        let changing = Root::nameless(PathBuf::from("/t"), RootKind::Plain);
         assert!(!changing.lacks(b"anything"));
     }
 }
