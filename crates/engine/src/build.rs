@@ -247,6 +247,7 @@ impl Build {
         });
         let results = self.attested(results.collect(), &text).await?;
         self.worker.get().inspect(|worker| worker.contexts().forget());
+        self.transfer.store.layers().forget_folds();
         let stacks: Vec<_> = results.iter().map(|result| result.solved.result.layers().to_vec()).collect();
         let outcome = self.export(results, warnings).await?;
         self.finish_caches(&stacks).await?;

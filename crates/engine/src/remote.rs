@@ -204,7 +204,7 @@ impl Build {
         let solved = self.solver().await?.solve(&graph, self.session.clone()).await;
         let solved = solved.map_err(|error| step_failed(without_span(error), &nothing))?;
         let (store, layers) = (self.transfer.store.clone(), solved.result.layers().to_vec());
-        blocking(move || match store.layers().lower_dirs(&layers)?.as_slice() {
+        blocking(move || match &*store.layers().lower_dirs(&layers)? {
             [] => Ok(None),
             [folder] => Ok(Some(folder.clone())),
             _ => Err(EngineError::new(ErrorKind::Internal, "the build context has several layers")),

@@ -2,7 +2,7 @@
 //! something to do.
 
 use crate::StoreError;
-use crate::removal::remove_tree;
+use crate::removal::{remove_folder, remove_tree};
 use crate::scratch::create_private;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,8 @@ enum Job {
     Prepare(PathBuf),
     /// A folder whose layer has been taken away, for the next one.
     Renew(PathBuf),
+    /// A folder that nobody needs.
+    Remove(PathBuf),
 }
 
 /// The thread, and what it has made.
@@ -58,6 +60,11 @@ impl Background {
         self.send(Job::Renew(path));
     }
 
+    /// Removes a folder. Where that fails, it goes with the owner's.
+    pub(crate) fn remove(&self, path: PathBuf) {
+        self.send(Job::Remove(path));
+    }
+
     /// A folder that was made and that nobody has yet.
     pub(crate) fn take_prepared(&self) -> Option<PathBuf> {
         lock(&self.folders).ready.pop()
@@ -73,7 +80,7 @@ impl Background {
             *thread = spawned.ok().map(|handle| (sender, handle));
         }
         if let Some((sender, _)) = &*thread {
-            lock(&self.folders).coming += 1;
+            lock(&self.folders).coming += usize::from(!matches!(job, Job::Remove(_)));
             // It ends only when this sender does.
             let _ = sender.send(job);
         }
@@ -104,6 +111,7 @@ fn work(jobs: &Receiver<Job>, folders: &Mutex<Folders>) {
                 done(folders, made.then_some(path));
             }
             Ok(Job::Renew(path)) => used.push_back((Instant::now(), path)),
+            Ok(Job::Remove(path)) => _ = remove_folder(&path),
             Err(RecvTimeoutError::Timeout) => {
                 let renewed = used.pop_front().map(|(_, path)| path).filter(|path| renew(path));
                 done(folders, renewed);

@@ -127,6 +127,8 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        // Whoever needed trees of high stacks held their layers.
+        self.opened.folds().forget();
         // A row that stays keeps too much rather than too little, and goes with its owner.
         let _ = self.opened.database().write(|transaction| {
             transaction.prepare_cached("DELETE FROM leases WHERE id = ?1")?.execute([self.id])?;

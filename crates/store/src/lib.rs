@@ -73,8 +73,8 @@ pub use ids::{Compression, ContentDigest, IdError, LayerBlob, LayerId, LayerOutl
 pub use images::{Found, Image, Images, Target};
 pub use layers::{
     ActiveLayer, Adoption, EntryKind, Extracted, KnownFile, KnownFiles, LayerEntry, LayerError, LayerIndex, Layers,
-    MergedTree, Metadata, Pack, PackContents, PackWriter, PackedBytes, PackedEntry, TableOfContents, TreeEntry,
-    TreeFault, TreeFile, TreeFolder, TreeKind, UnpackLimits, path_order,
+    LowerDirs, MergedTree, Metadata, Pack, PackContents, PackWriter, PackedBytes, PackedEntry, TableOfContents,
+    TreeEntry, TreeFault, TreeFile, TreeFolder, TreeKind, UnpackLimits, path_order,
 };
 pub use lease::Lease;
 pub use left_over::left_over;

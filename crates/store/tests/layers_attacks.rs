@@ -168,7 +168,7 @@ fn privileged_a48_hard_links_inside_the_root_work() {
         .hard_link("link-itself", "d/s")
         .end();
     let record = attack(&fixture, &stack, &upper).unwrap();
-    let tree = fixture.layers().lower_dirs(std::slice::from_ref(&record.id)).unwrap().remove(0);
+    let tree = fixture.layers().lower_dirs(std::slice::from_ref(&record.id)).unwrap()[0].clone();
     let inode = |name: &str| std::fs::symlink_metadata(tree.join(name)).unwrap().ino();
     assert_eq!([inode("absolute"), inode("dots"), inode("same")], [inode("a"); 3]);
     assert_eq!(inode("from-below"), inode("d/low"), "brought up from the layer below");

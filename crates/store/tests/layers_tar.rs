@@ -142,7 +142,7 @@ for m in tarfile.open(fileobj=sys.stdin.buffer, mode='r|'):
     let arguments =
         ["-xpf", "-", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-C", folder.path().to_str().unwrap()];
     if filter("tar", &arguments, &tar).is_some() {
-        let ours = fixture.layers().lower_dirs(std::slice::from_ref(&id)).unwrap().remove(0);
+        let ours = fixture.layers().lower_dirs(std::slice::from_ref(&id)).unwrap()[0].clone();
         let normal = |path: &Path| -> Vec<String> {
             let text = layer_store::disk(path).replace(path.to_str().unwrap(), "");
             // The root's own line, and fractions of seconds, are not in the tar.
@@ -248,7 +248,7 @@ fn blobs_hold_the_tar_and_are_found_again() {
 fn a_changed_tree_is_noticed() {
     let fixture = Fixture::new();
     let id = large(&fixture);
-    let tree = fixture.layers().lower_dirs(std::slice::from_ref(&id)).unwrap().remove(0);
+    let tree = fixture.layers().lower_dirs(std::slice::from_ref(&id)).unwrap()[0].clone();
     let diff_id = fixture.layers().diff_id(&id, &PLAIN).unwrap();
     std::fs::write(tree.join("f0000"), [b'x'; 100]).unwrap();
     let error = fixture.layers().write_tar(&id, &PLAIN, &mut std::io::sink()).unwrap_err();

@@ -1,5 +1,5 @@
-use super::MergedTree;
 use super::xattr::{self, Markers};
+use super::{LowerDirs, MergedTree};
 use crate::{FileTimes, LayerId, ScratchDir, StoreError};
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
@@ -16,7 +16,7 @@ pub struct ActiveLayer {
     pub(super) staged: PathBuf,
     pub(super) upper: PathBuf,
     pub(super) work: PathBuf,
-    pub(super) lower_dirs: Vec<PathBuf>,
+    pub(super) lower_dirs: LowerDirs,
     pub(super) parents: Vec<LayerId>,
     pub(super) lower: MergedTree,
     pub(super) merged: MergedTree,

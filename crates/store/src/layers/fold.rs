@@ -2,8 +2,8 @@
 //!
 //! From [`HIGH`] layers on, neighbours are mounted as one tree, in overlayfs's own format, whose files are links to theirs:
 //! [`BLOCK`] of them, `BLOCK`², and so on, counted from the lowest layer, so that blocks stay as they are while a stack
-//! grows and each layer is linked once for each size. Such a tree is made once by a process, in its scratch folder; it
-//! is no layer and has no record.
+//! grows and each layer is linked once for each size. Such a tree is made once for a build, in the scratch folder of its process;
+//! it is no layer and has no record.
 
 use super::entry::{EntryKind, LayerEntry, split_path};
 use super::restack::{finish_folder, link_entry, within};
@@ -11,16 +11,19 @@ use super::root::{Place, Root};
 use super::tree::MergedTree;
 use super::xattr::Markers;
 use super::{LayerIndex, Layers, folder};
+use crate::opened::Opened;
 use crate::removal::remove_tree;
 use crate::{LayerId, StoreError};
+use rayon::prelude::*;
 use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
+use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Stacks up to this height are mounted as they are.
 pub(super) const HIGH: usize = 16;
@@ -35,6 +38,57 @@ const CROWDED: usize = 250;
 #[derive(Default)]
 pub(crate) struct Folds(Mutex<HashMap<Block, Vec<Mounted>>>);
 
+impl Folds {
+    /// Lets go of what nobody mounts or reads just now. Files of layers that are removed stay on the disk as long as a tree
+    /// has links to them.
+    pub(crate) fn forget(&self) {
+        let mut folds = lock(&self.0);
+        let unused = folds.extract_if(|_, mounted| !mounted.iter().any(Mounted::is_used));
+        let unused: Vec<_> = unused.collect();
+        drop(folds);
+        drop(unused);
+    }
+}
+
+/// The folder of a tree that was made of several layers. It goes when nobody mounts or reads the tree any more.
+pub(super) struct FoldFolder {
+    path: PathBuf,
+    opened: Weak<Opened>,
+}
+
+impl Drop for FoldFolder {
+    fn drop(&mut self) {
+        // Without the store it has gone with the owner's folder.
+        if let Some(opened) = self.opened.upgrade() {
+            opened.background().remove(std::mem::take(&mut self.path));
+        }
+    }
+}
+
+/// The trees to mount for a stack of layers, top-most first. They stay as long as this does.
+pub struct LowerDirs {
+    paths: Vec<PathBuf>,
+    tree: MergedTree,
+}
+
+impl Deref for LowerDirs {
+    type Target = [PathBuf];
+    fn deref(&self) -> &[PathBuf] {
+        &self.paths
+    }
+}
+
+impl LowerDirs {
+    pub(super) fn new(tree: MergedTree) -> Result<Self, StoreError> {
+        Ok(Self { paths: tree.paths()?, tree })
+    }
+
+    /// What they show.
+    pub(super) fn tree(&self) -> &MergedTree {
+        &self.tree
+    }
+}
+
 /// One of the trees that a stack is mounted from.
 #[derive(Clone)]
 pub(super) enum Mounted {
@@ -42,6 +96,13 @@ pub(super) enum Mounted {
     Layer(LayerId),
     /// That of several neighbours.
     Fold(Arc<Place>),
+}
+
+impl Mounted {
+    /// Whether anybody but [`Folds`] has it.
+    fn is_used(&self) -> bool {
+        matches!(self, Self::Fold(place) if Arc::strong_count(place) > 1)
+    }
 }
 
 /// Neighbours in a stack, and whether fat layers are folded too.
@@ -74,23 +135,26 @@ impl Layers {
             blocks.push(block);
             rest = above;
         }
-        let mut mounted = Vec::new();
-        for block in blocks.into_iter().rev() {
-            match block {
-                [single] => mounted.push(Mounted::Layer(*single)),
-                block => mounted.extend(self.folded_block(block, fat_too)?),
-            }
-        }
-        Ok(mounted)
+        let key = |block: &[LayerId]| (block.to_vec(), fat_too);
+        // Whoever needs the same blocks waits for them.
+        let mut folds = lock(&self.opened.folds().0);
+        let is_missing = |block: &&[LayerId]| block.len() > 1 && !folds.contains_key(&key(block));
+        let missing: Vec<&[LayerId]> = blocks.iter().copied().filter(is_missing).collect();
+        // A process that begins with a high stack has several to make. What runs beside them never asks for a stack, and so
+        // does not wait for this lock.
+        let made: Vec<Vec<Mounted>> = match missing.as_slice() {
+            [one] => vec![self.fold_block(one, fat_too)?],
+            several => several.par_iter().map(|block| self.fold_block(block, fat_too)).collect::<Result<_, _>>()?,
+        };
+        folds.extend(missing.into_iter().map(key).zip(made));
+        let mounted = |block: &[LayerId]| match block {
+            [single] => vec![Mounted::Layer(*single)],
+            block => folds[&key(block)].clone(),
+        };
+        Ok(blocks.into_iter().rev().flat_map(mounted).collect())
     }
 
-    fn folded_block(&self, block: &[LayerId], fat_too: bool) -> Result<Vec<Mounted>, StoreError> {
-        let key = (block.to_vec(), fat_too);
-        // Whoever needs the same block waits for it.
-        let mut folds = self.opened.folds().0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mounted) = folds.get(&key) {
-            return Ok(mounted.clone());
-        }
+    fn fold_block(&self, block: &[LayerId], fat_too: bool) -> Result<Vec<Mounted>, StoreError> {
         let mut mounted = Vec::new();
         let mut thin = Vec::new();
         for id in block {
@@ -104,7 +168,6 @@ impl Layers {
         }
         self.end_run(&mut thin, &mut mounted)?;
         mounted.reverse();
-        folds.insert(key, mounted.clone());
         Ok(mounted)
     }
 
@@ -122,6 +185,7 @@ impl Layers {
     fn fold(&self, layers: &[(LayerId, LayerIndex)]) -> Result<Arc<Place>, StoreError> {
         let path = self.opened.scratch_path("fold")?;
         crate::scratch::create_private(&path)?;
+        let made = FoldFolder { path: path.clone(), opened: Arc::downgrade(&self.opened) };
         let target = folder::open_root(&path).map_err(StoreError::os("open", &path))?;
         let markers = Markers::of(&path);
         let mut fold = Fold { path, target, markers, folders: BTreeMap::new() };
@@ -133,8 +197,12 @@ impl Layers {
             top = Some(source);
         }
         top.iter().try_for_each(|top| fold.date_root(top))?;
-        fold.finish()
+        Ok(Arc::new(fold.finish()?.going_with(made)))
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The largest power of [`BLOCK`] that a count holds.
@@ -215,7 +283,7 @@ impl Fold {
     }
 
     /// Gives every folder the metadata that shows, the inner ones first.
-    fn finish(self) -> Result<Arc<Place>, StoreError> {
+    fn finish(self) -> Result<Place, StoreError> {
         for entry in self.folders.values().rev() {
             finish_folder(&self.target, entry, self.markers).map_err(self.error(&entry.path))?;
         }
@@ -318,5 +386,31 @@ mod tests {
         }
         assert_eq!(store.layers().lower_dirs(&stack[..HIGH]).unwrap().len(), HIGH);
         assert_eq!(store.layers().lower_dirs(&stack).unwrap().len(), 2 + 1);
+    }
+
+    /// Seen to fail with trees let go of that are in use, and with none let go of at the end of a lease.
+    #[test]
+    fn a_folded_tree_stays_as_long_as_it_is_used_and_goes_with_the_lease() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("store")).unwrap();
+        let lease = store.lease("test").unwrap();
+        let layers = store.layers();
+        let mut stack = Vec::new();
+        for number in 0..=HIGH {
+            let active = layers.prepare(&stack).unwrap();
+            fs::write(active.upper().join(format!("f{number}")), "x").unwrap();
+            stack.push(layers.commit(active, &lease).unwrap().id);
+        }
+        let settled = || layers.opened.background().finish();
+        let mounted = layers.lower_dirs(&stack).unwrap();
+        let fold = mounted.last().unwrap().clone();
+        layers.forget_folds();
+        settled();
+        assert!(fold.join("f0").exists(), "it is mounted");
+        assert_eq!(*layers.lower_dirs(&stack).unwrap(), *mounted, "it is not made again");
+        drop(mounted);
+        drop(lease);
+        settled();
+        assert!(!fold.exists());
     }
 }

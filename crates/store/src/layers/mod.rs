@@ -62,6 +62,7 @@ pub use entry::{EntryKind, LayerEntry, Metadata, path_order};
 pub use error::LayerError;
 pub use extract::Extracted;
 pub(crate) use fold::Folds;
+pub use fold::LowerDirs;
 pub use index::LayerIndex;
 pub use known::{KnownFile, KnownFiles};
 pub use limits::UnpackLimits;
@@ -289,13 +290,19 @@ impl Layers {
     }
 
     /// The trees of a stack of layers, given lowest first, as an overlay wants them: top-most first. Those of a high
-    /// stack are fewer than its layers, see `fold`; they stay as long as the store is open. Packed layers get theirs now;
-    /// the layers must be held by a lease.
+    /// stack are fewer than its layers, see `fold`; they stay as long as what is returned. Packed layers get theirs now; the
+    /// layers must be held by a lease.
     ///
     /// # Errors
     /// A layer is not in the store, or the file system failed.
-    pub fn lower_dirs(&self, layers: &[LayerId]) -> Result<Vec<PathBuf>, StoreError> {
-        self.mounted_tree(&self.mounted(layers)?)?.paths()
+    pub fn lower_dirs(&self, layers: &[LayerId]) -> Result<LowerDirs, StoreError> {
+        LowerDirs::new(self.mounted_tree(&self.mounted(layers)?)?)
+    }
+
+    /// Removes, beside whatever follows, the trees that were made for high stacks and that nobody mounts or reads now. Who needs
+    /// one again has it made again.
+    pub fn forget_folds(&self) {
+        self.opened.folds().forget();
     }
 
     /// Begins a layer over its parents, lowest first. The parents must be held by a lease until it is committed.
@@ -303,10 +310,10 @@ impl Layers {
     /// # Errors
     /// A parent is not in the store, or the file system failed.
     pub fn prepare(&self, parents: &[LayerId]) -> Result<ActiveLayer, StoreError> {
-        let mounted = self.mounted_tree(&self.mounted(parents)?)?;
-        let lower_dirs = mounted.paths()?;
+        let lower_dirs = self.lower_dirs(parents)?;
         // What no tree has, since it cannot be made here, is known of each layer alone.
-        let lower = if Owners::of_this_process().are_all() { mounted } else { self.tree(parents)? };
+        let is_whole = Owners::of_this_process().are_all();
+        let lower = if is_whole { lower_dirs.tree().clone() } else { self.tree(parents)? };
         let scratch = self.layer_folders()?;
         let staged = scratch.path().join("layer");
         let (upper, work) = (staged.join("tree"), scratch.path().join("work"));

@@ -2,6 +2,7 @@
 
 use super::apply::default_root;
 use super::entry::split_path;
+use super::fold::FoldFolder;
 use super::folder::{self, Node, NodeKind};
 use super::index::LayerIndex;
 use super::listed::{EntryList, ListedTree, PackedList};
@@ -47,19 +48,26 @@ pub(super) struct Place {
     marks: u64,
     /// Read where they are asked for.
     devices: OnceLock<Devices>,
+    /// Removed with this, where the tree is not that of a layer.
+    _made: Option<FoldFolder>,
 }
 
 impl Place {
     fn new(path: PathBuf, names: Names) -> Self {
         let marks = names.as_ref().map_or(u64::MAX, |names| names.iter().fold(0, |marks, name| marks | mark(name)));
-        Self { path, names, marks, devices: OnceLock::new() }
+        Self { path, names, marks, devices: OnceLock::new(), _made: None }
     }
 
     /// That of a tree which does not change any more.
-    pub(super) fn of_folder(path: PathBuf, folder: &OwnedFd) -> Result<Arc<Self>, StoreError> {
+    pub(super) fn of_folder(path: PathBuf, folder: &OwnedFd) -> Result<Self, StoreError> {
         let names = folder::names(folder).map_err(StoreError::os("read", &path))?;
         let names = (names.len() <= MOST_NAMES).then(|| Arc::from(names));
-        Ok(Arc::new(Self::new(path, names)))
+        Ok(Self::new(path, names))
+    }
+
+    /// The same of a tree that is removed when nobody needs it any more.
+    pub(super) fn going_with(self, made: FoldFolder) -> Self {
+        Self { _made: Some(made), ..self }
     }
 }
 
@@ -296,7 +304,7 @@ impl Remembered {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
             Err(errno) => return Err(StoreError::os("open", &path)(errno)),
         };
-        let place = Place::of_folder(path, &folder)?;
+        let place = Arc::new(Place::of_folder(path, &folder)?);
         bounded(&mut lock(&self.places), MOST_LAYERS).insert(*id, place.clone());
         // Not kept open: a stack may be higher than a process may have descriptors.
         Ok(Some(Root::of_layer(place)))

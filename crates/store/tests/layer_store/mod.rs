@@ -120,7 +120,7 @@ impl Fixture {
 
     /// The tree on disk holds exactly what the index says.
     pub fn check_layer(&self, id: &LayerId) {
-        let tree = self.layers().lower_dirs(std::slice::from_ref(id)).unwrap().remove(0);
+        let tree = self.layers().lower_dirs(std::slice::from_ref(id)).unwrap()[0].clone();
         let index = self.layers().index(id).unwrap();
         assert_eq!(raw_disk(&tree), from_index(&index));
     }

@@ -14,7 +14,7 @@ use forge_executor::{
 };
 use forge_llb::{ExecOp, MountKind, SecretEnv, SecurityMode};
 use forge_session::Session;
-use forge_store::{ActiveLayer, MergedTree};
+use forge_store::{ActiveLayer, LowerDirs, MergedTree};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -82,6 +82,8 @@ enum State {
 struct Files {
     root: ActiveLayer,
     changed: Vec<ChangedMount>,
+    /// Kept as long as they are mounted.
+    _fixed: Vec<LowerDirs>,
     caches: Caches,
     mounts: Vec<MountSpec>,
     /// The path of an agent's socket.
@@ -105,11 +107,11 @@ impl BuildContainer {
         let prepare = move || -> Result<(Files, Vec<Option<MergedTree>>), WorkError> {
             let root = used.store.layers().prepare(&super::step::root_layers(&wanted, &used)?)?;
             let found = Found { secrets: &secrets, agents: &agents, caches: &caches };
-            let StepMounts { specs, changed } = StepMounts::prepare(&wanted, &used, &found)?;
+            let StepMounts { specs, changed, fixed } = StepMounts::prepare(&wanted, &used, &found)?;
             let views = views(&wanted, &used, &root, &changed, &caches)?;
             let agent = super::step::agent_socket(&wanted, &agents);
             let agents = agents.into_iter().flatten().collect();
-            Ok((Files { root, changed, caches, mounts: specs, agent, agents }, views))
+            Ok((Files { root, changed, _fixed: fixed, caches, mounts: specs, agent, agents }, views))
         };
         let (files, views) = tokio::task::spawn_blocking(prepare).await??;
         let state = tokio::sync::Mutex::new(State::Ready(Arc::new(files)));

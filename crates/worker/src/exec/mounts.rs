@@ -8,7 +8,7 @@ use crate::WorkError;
 use forge_cache::ResultRef;
 use forge_executor::{MountSource, MountSpec, OverlayChanges};
 use forge_llb::{ExecMount, ExecOp, MountKind, SecretMount};
-use forge_store::{ActiveLayer, LayerId};
+use forge_store::{ActiveLayer, LayerId, LowerDirs};
 use std::path::{Path, PathBuf};
 
 /// The mounts of a step, and the trees that writable ones change.
@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 pub(super) struct StepMounts {
     pub(super) specs: Vec<MountSpec>,
     pub(super) changed: Vec<ChangedMount>,
+    /// What those that cannot be changed show.
+    pub(super) fixed: Vec<LowerDirs>,
 }
 
 /// A tree that the step may change.
@@ -59,7 +61,9 @@ impl StepMounts {
         let (layers, path) = tree_of(mount, context)?;
         let layers_store = context.store.layers();
         if mount.readonly {
-            let source = MountSource::Overlay { lower: layers_store.lower_dirs(&layers)?, changes: None, path };
+            let lower = layers_store.lower_dirs(&layers)?;
+            let source = MountSource::Overlay { lower: lower.to_vec(), changes: None, path };
+            self.fixed.push(lower);
             return Ok(MountSpec::new(&mount.target, source, true));
         }
         let active = layers_store.prepare(&layers)?;

@@ -12,7 +12,7 @@ use forge_executor::{Container, Executor, ExecutorError, ExitStatus, Usage};
 use forge_image::chain;
 use forge_llb::{ExecMount, ExecOp, MountKind};
 use forge_solver::{Execution, FailedPart, FailedStep, WorkerError};
-use forge_store::{ActiveLayer, FileTimes, LayerId};
+use forge_store::{ActiveLayer, FileTimes, LayerId, LowerDirs};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -134,6 +134,8 @@ impl Files {
 struct Prepared {
     root: ActiveLayer,
     changed: Vec<ChangedMount>,
+    /// Kept as long as they are mounted.
+    _fixed: Vec<LowerDirs>,
     step: Step,
     caches: Caches,
 }
@@ -150,7 +152,7 @@ impl Prepared {
     ) -> Result<Self, Broken> {
         let root = context.store.layers().prepare(&root_layers(op, context)?).map_err(WorkError::from)?;
         let found = Found { secrets, agents, caches: &caches };
-        let StepMounts { specs, changed } = StepMounts::prepare(op, context, &found)?;
+        let StepMounts { specs, changed, fixed } = StepMounts::prepare(op, context, &found)?;
         let extras = Extras {
             mounts: specs,
             secret_env: secrets.environment(op),
@@ -159,12 +161,12 @@ impl Prepared {
             resources: context.resources.clone(),
         };
         let step = super::prepare(executor, op, &root, extras)?;
-        Ok(Self { root, changed, step, caches })
+        Ok(Self { root, changed, _fixed: fixed, step, caches })
     }
 
     /// Runs the process to its end and keeps its files. Blocks.
     fn live(self, op: ExecOp, context: StepContext, agents: &[Option<String>], slot: &Slot) -> Lived {
-        let Self { root, changed, step, caches } = self;
+        let Self { root, changed, _fixed, step, caches } = self;
         let (container, output) = step.into_parts();
         let container: Arc<dyn Container> = container.into();
         if !slot.put(container.clone()) {

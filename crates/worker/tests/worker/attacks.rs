@@ -465,7 +465,7 @@ fn a40_keys_are_those_of_what_was_copied() {
 
 /// The key that a copy of a layer's files has when nothing changes them.
 fn key_of(site: &Site, layer: &forge_store::LayerId) -> forge_store::ContentDigest {
-    let tree = site.store.layers().lower_dirs(std::slice::from_ref(layer)).unwrap().remove(0);
+    let tree = site.store.layers().lower_dirs(std::slice::from_ref(layer)).unwrap()[0].clone();
     let still = Site::new();
     let copied = std::process::Command::new("cp").arg("-a").arg(tree.join("t")).arg(still.path("context/d")).status();
     assert!(copied.unwrap().success());
@@ -516,7 +516,7 @@ fn mutate(folder: &Path, canary: &Path, stop: &AtomicBool) {
 }
 
 fn check_bytes(site: &Site, layer: &forge_store::LayerId) {
-    let tree = site.store.layers().lower_dirs(std::slice::from_ref(layer)).unwrap().remove(0);
+    let tree = site.store.layers().lower_dirs(std::slice::from_ref(layer)).unwrap()[0].clone();
     for entry in site.store.layers().index(layer).unwrap().entries() {
         let forge_store::EntryKind::File { size, blake3: expected } = entry.kind else { continue };
         let bytes = std::fs::read(tree.join(entry.path())).unwrap();

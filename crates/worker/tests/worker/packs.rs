@@ -42,7 +42,7 @@ fn write(site: &Site, name: &str, text: &str) {
 }
 
 fn tree(site: &Site, layer: &LayerId) -> PathBuf {
-    site.store.layers().lower_dirs(std::slice::from_ref(layer)).unwrap().remove(0)
+    site.store.layers().lower_dirs(std::slice::from_ref(layer)).unwrap()[0].clone()
 }
 
 fn inode(path: &Path) -> u64 {

@@ -183,7 +183,7 @@ impl Site {
 
     pub fn print(&self, layer: &LayerId) -> String {
         let layers = self.store.layers();
-        let tree = layers.lower_dirs(std::slice::from_ref(layer)).unwrap().remove(0);
+        let tree = layers.lower_dirs(std::slice::from_ref(layer)).unwrap()[0].clone();
         tree_text::print(&layers.index(layer).unwrap(), |path| std::fs::read(tree.join(path)).unwrap())
     }
 

@@ -156,7 +156,7 @@ fn kept_git_folder() {
         let build = one.build();
         build.pin(&source(&url)).unwrap();
         let layers = build.snapshot(&source(&url)).unwrap();
-        let tree = one.store.layers().lower_dirs(layers.layers()).unwrap().remove(0);
+        let tree = one.store.layers().lower_dirs(layers.layers()).unwrap()[0].clone();
         let ask = |args: &[&str]| {
             let mut command = std::process::Command::new("git");
             command.args(["-c", "safe.directory=*", "-C"]).arg(&tree).args(args).env("GIT_CONFIG_NOSYSTEM", "1");
@@ -628,7 +628,7 @@ fn bundles() {
     let build = bench.build();
     let written = GitSource { form: GitForm::Bundle, ..git(&server.url("r.git#main")) };
     let layers = build.snapshot(&SourceOp::Git(written)).unwrap();
-    let tree = bench.store.layers().lower_dirs(layers.layers()).unwrap().remove(0);
+    let tree = bench.store.layers().lower_dirs(layers.layers()).unwrap()[0].clone();
     assert_eq!(std::fs::read_dir(&tree).unwrap().count(), 1);
     let bytes = std::fs::read(tree.join("bundle")).unwrap();
     // It stands for the repository, which is nowhere.
