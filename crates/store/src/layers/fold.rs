@@ -2,8 +2,8 @@
 //!
 //! From [`HIGH`] layers on, neighbours are mounted as one tree, in overlayfs's own format, whose files are links to theirs:
 //! [`BLOCK`] of them, `BLOCK`², and so on, counted from the lowest layer, so that blocks stay as they are while a stack
-//! grows and each layer is linked once for each size. Such a tree is made once for a build, in the scratch folder of its process;
-//! it is no layer and has no record.
+//! grows and each layer is linked once for each size. A process that begins with a high stack makes one of all of it.
+//! Such a tree is made once for a build, in the scratch folder of its process; it is no layer and has no record.
 
 use super::entry::{EntryKind, LayerEntry, split_path};
 use super::restack::{finish_folder, link_entry, within};
@@ -31,20 +31,35 @@ pub(super) const HIGH: usize = 16;
 const BLOCK: usize = 8;
 /// A layer with more entries than this is mounted by itself as long as there is room: each entry is a link to make.
 const THIN: usize = 256;
+/// As many layers are linked while a thread begins and ends.
+const WORTH_A_THREAD: usize = 64;
 /// Half of what overlayfs takes: then fat layers are folded too.
 const CROWDED: usize = 250;
 
-/// The blocks that were folded, each with the trees to mount for it, top-most first.
+/// The blocks that were folded.
 #[derive(Default)]
-pub(crate) struct Folds(Mutex<HashMap<Block, Vec<Mounted>>>);
+pub(crate) struct Folds(Mutex<BlocksByLayer>);
+
+/// Blocks by their lowest layers.
+type BlocksByLayer = HashMap<LayerId, Vec<Block>>;
+
+/// Neighbours in a stack.
+struct Block {
+    layers: Vec<LayerId>,
+    /// Whether fat layers are folded too.
+    fat_too: bool,
+    /// The trees to mount for them, top-most first.
+    mounted: Vec<Mounted>,
+}
 
 impl Folds {
     /// Lets go of what nobody mounts or reads just now. Files of layers that are removed stay on the disk as long as a tree
     /// has links to them.
     pub(crate) fn forget(&self) {
         let mut folds = lock(&self.0);
-        let unused = folds.extract_if(|_, mounted| !mounted.iter().any(Mounted::is_used));
-        let unused: Vec<_> = unused.collect();
+        let is_unused = |block: &mut Block| !block.mounted.iter().any(Mounted::is_used);
+        let unused: Vec<Block> = folds.values_mut().flat_map(|blocks| blocks.extract_if(.., is_unused)).collect();
+        folds.retain(|_, blocks| !blocks.is_empty());
         drop(folds);
         drop(unused);
     }
@@ -105,9 +120,6 @@ impl Mounted {
     }
 }
 
-/// Neighbours in a stack, and whether fat layers are folded too.
-type Block = (Vec<LayerId>, bool);
-
 impl Layers {
     /// What to mount for a stack, given lowest first, top-most first.
     pub(super) fn mounted(&self, layers: &[LayerId]) -> Result<Vec<Mounted>, StoreError> {
@@ -128,28 +140,24 @@ impl Layers {
     }
 
     fn folded(&self, layers: &[LayerId], fat_too: bool) -> Result<Vec<Mounted>, StoreError> {
-        let mut rest = layers;
-        let mut blocks = Vec::new();
-        while !rest.is_empty() {
-            let (block, above) = rest.split_at(largest_block(rest.len()));
-            blocks.push(block);
-            rest = above;
-        }
-        let key = |block: &[LayerId]| (block.to_vec(), fat_too);
         // Whoever needs the same blocks waits for them.
         let mut folds = lock(&self.opened.folds().0);
-        let is_missing = |block: &&[LayerId]| block.len() > 1 && !folds.contains_key(&key(block));
-        let missing: Vec<&[LayerId]> = blocks.iter().copied().filter(is_missing).collect();
-        // A process that begins with a high stack has several to make. What runs beside them never asks for a stack, and so
-        // does not wait for this lock.
-        let made: Vec<Vec<Mounted>> = match missing.as_slice() {
-            [one] => vec![self.fold_block(one, fat_too)?],
-            several => several.par_iter().map(|block| self.fold_block(block, fat_too)).collect::<Result<_, _>>()?,
+        let known = |rest: &[LayerId]| find(&folds, rest, fat_too).map(|block| block.layers.len());
+        let blocks = blocks(layers, known);
+        let missing = blocks.iter().filter(|block| block.len() > 1 && known(block) != Some(block.len()));
+        let missing: Vec<&[LayerId]> = missing.copied().collect();
+        let fold = |layers: &[LayerId]| -> Result<Block, StoreError> {
+            Ok(Block { layers: layers.to_vec(), fat_too, mounted: self.fold_block(layers, fat_too)? })
         };
-        folds.extend(missing.into_iter().map(key).zip(made));
-        let mounted = |block: &[LayerId]| match block {
-            [single] => vec![Mounted::Layer(*single)],
-            block => folds[&key(block)].clone(),
+        let made: Vec<Block> = match missing.as_slice() {
+            [one] => vec![fold(one)?],
+            // What runs beside them never asks for a stack, and so does not wait for this lock.
+            several => several.par_iter().map(|block| fold(block)).collect::<Result<_, _>>()?,
+        };
+        made.into_iter().for_each(|block| folds.entry(block.layers[0]).or_default().push(block));
+        let mounted = |block: &[LayerId]| match find(&folds, block, fat_too).filter(|_| block.len() > 1) {
+            Some(block) => block.mounted.clone(),
+            None => block.iter().rev().copied().map(Mounted::Layer).collect(),
         };
         Ok(blocks.into_iter().rev().flat_map(mounted).collect())
     }
@@ -191,18 +199,55 @@ impl Layers {
         let mut fold = Fold { path, target, markers, folders: BTreeMap::new() };
         let mut top = None;
         for (id, index) in layers {
-            let tree = self.tree_path(id)?;
-            let source = folder::open_root(&tree).map_err(StoreError::os("open", &tree))?;
+            let source = self.open_tree(id)?;
             index.entries().iter().try_for_each(|entry| fold.put(&source, entry))?;
             top = Some(source);
         }
         top.iter().try_for_each(|top| fold.date_root(top))?;
         Ok(Arc::new(fold.finish()?.going_with(made)))
     }
+
+    fn open_tree(&self, id: &LayerId) -> Result<OwnedFd, StoreError> {
+        let path = self.tree_folder(id);
+        match folder::open_root(&path) {
+            // It is packed, or not here.
+            Err(Errno::NOENT) => folder::open_root(&self.tree_path(id)?),
+            opened => opened,
+        }
+        .map_err(StoreError::os("open", path))
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The highest block that is known and that a stack begins with.
+fn find<'f>(folds: &'f BlocksByLayer, stack: &[LayerId], fat_too: bool) -> Option<&'f Block> {
+    let blocks = folds.get(stack.first()?)?.iter();
+    let fitting = blocks.filter(|block| block.fat_too == fat_too && stack.starts_with(&block.layers));
+    fitting.max_by_key(|block| block.layers.len())
+}
+
+/// The blocks of a stack, lowest first: neighbours that become, or are, one tree, and layers that are mounted by themselves.
+/// `known` says how high the tree is that a stack could begin with.
+fn blocks(stack: &[LayerId], known: impl Fn(&[LayerId]) -> Option<usize>) -> Vec<&[LayerId]> {
+    if known(stack).is_none() {
+        // Where everything has to be made, there is one tree, or one for each processor.
+        let (complete, above) = stack.split_at(stack.len() / BLOCK * BLOCK);
+        let parts = rayon::current_num_threads().min(complete.len() / WORTH_A_THREAD).max(1);
+        let size = complete.len().div_ceil(parts).next_multiple_of(BLOCK);
+        return complete.chunks(size).chain(above.chunks(1)).collect();
+    }
+    let (mut rest, mut blocks) = (stack, Vec::new());
+    while !rest.is_empty() {
+        // One that is known will do until a regular one would be so much higher.
+        let size = known(rest).filter(|known| known * BLOCK > rest.len()).unwrap_or(largest_block(rest.len()));
+        let (block, above) = rest.split_at(size);
+        blocks.push(block);
+        rest = above;
+    }
+    blocks
 }
 
 /// The largest power of [`BLOCK`] that a count holds.
@@ -362,15 +407,40 @@ mod tests {
             let store = Store::open(&folder.path().join("store")).unwrap();
             let lease = store.lease("test").unwrap();
             let stack = stack(&store, &lease, BLOCK * BLOCK + 3 * BLOCK + 5, seed);
-            for (height, trees) in [(stack.len(), 1 + 3 + 5), (BLOCK * BLOCK, 1)] {
+            for height in [stack.len(), BLOCK * BLOCK] {
                 let active = store.layers().prepare(&stack[..height]).unwrap();
                 let dirs = active.lower_dirs().to_vec();
-                assert_eq!(dirs.len(), trees);
+                assert!(dirs.len() < HIGH, "{}", dirs.len());
                 let expect = shown(&store.layers().tree(&stack[..height]).unwrap());
                 assert_eq!(shown(&MergedTree::new(dirs).unwrap()), expect, "{seed}");
                 assert_eq!(shown(active.lower()), expect, "{seed}");
             }
         }
+    }
+
+    /// How high the blocks of a stack are, lowest first, where trees of these heights are known from its lowest layer on.
+    fn heights(stack: usize, known: &[usize]) -> Vec<usize> {
+        let layers: Vec<LayerId> = (0..stack).map(|number| format!("{number:032x}").parse().unwrap()).collect();
+        let start = |end: &mut usize, height: &usize| Some(std::mem::replace(end, *end + height));
+        let starts: Vec<usize> = known.iter().scan(0, start).collect();
+        let find = |rest: &[LayerId]| {
+            let place = starts.iter().position(|start| layers[*start..] == *rest)?;
+            Some(known[place]).filter(|height| *height <= rest.len())
+        };
+        blocks(&layers, find).into_iter().map(<[LayerId]>::len).collect()
+    }
+
+    #[test]
+    fn blocks_grow_with_a_stack() {
+        assert_eq!(heights(27, &[]), [24, 1, 1, 1]);
+        assert_eq!(heights(28, &[24]), [24, 1, 1, 1, 1]);
+        assert_eq!(heights(32, &[24]), [24, 8]);
+        assert_eq!(heights(47, &[24, 8]), [24, 8, 8, 1, 1, 1, 1, 1, 1, 1]);
+        assert_eq!(heights(88, &[24, 8, 8]), [24, 64]);
+        assert_eq!(heights(192, &[24, 64]), [64, 64, 64]);
+        assert_eq!(heights(900, &[896]), [896, 1, 1, 1, 1]);
+        let cold = heights(900, &[]);
+        assert!(cold.len() <= 4 + rayon::current_num_threads() && cold.iter().sum::<usize>() == 900, "{cold:?}");
     }
 
     #[test]
@@ -385,7 +455,7 @@ mod tests {
             stack.push(store.layers().commit(active, &lease).unwrap().id);
         }
         assert_eq!(store.layers().lower_dirs(&stack[..HIGH]).unwrap().len(), HIGH);
-        assert_eq!(store.layers().lower_dirs(&stack).unwrap().len(), 2 + 1);
+        assert_eq!(store.layers().lower_dirs(&stack).unwrap().len(), 1 + 1);
     }
 
     /// Seen to fail with trees let go of that are in use, and with none let go of at the end of a lease.
