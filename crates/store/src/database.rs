@@ -20,6 +20,10 @@ const CHECKPOINT_PAGES: u32 = 1000;
 /// anything is added: only a WAL all of which is in the file is begun anew, and then SQLite cuts it to this length.
 const LONG_WAL: u64 = 250 * (4096 + 24);
 
+/// What a connection keeps of the file at most, in KiB. An image of 1,000 layers changes more pages than SQLite keeps by itself;
+/// those that it cannot keep are written and read again before they are committed.
+const CACHE_SIZE: u32 = 8192;
+
 /// SQLite metadata of one store, with a pool of connections.
 pub(crate) struct Database {
     path: PathBuf,
@@ -164,7 +168,7 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
     connection.set_prepared_statement_cache_capacity(64);
     connection.execute_batch(&format!(
         "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}; \
-         PRAGMA journal_size_limit = {LONG_WAL};"
+         PRAGMA journal_size_limit = {LONG_WAL}; PRAGMA cache_size = -{CACHE_SIZE};"
     ))?;
     Ok(connection)
 }

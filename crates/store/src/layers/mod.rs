@@ -389,7 +389,7 @@ impl Layers {
 
     fn record_of(&self, content: ContentDigest, sums: IndexSums, times: FileTimes) -> LayerRecord {
         LayerRecord {
-            id: LayerId::random(),
+            id: LayerId::of_new_layer(),
             content,
             times,
             bytes: sums.bytes,

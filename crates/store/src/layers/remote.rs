@@ -27,7 +27,7 @@ impl Layers {
                 lease.hold_layer(&found)?;
             }
             let remote = RemoteLayer {
-                layer: LayerId::random(),
+                layer: LayerId::of_new_layer(),
                 parent: layers.last().cloned(),
                 blob: blob.clone(),
                 diff_id: diff_id.clone(),
