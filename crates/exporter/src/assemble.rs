@@ -10,7 +10,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use rayon::prelude::*;
 use std::time::SystemTime;
 
-/// How many layers are hashed or compressed at once; one alone already uses all cores for compression.
+/// How many layers are compressed at once; one alone already uses all cores for compression.
 const CONCURRENT_LAYERS: usize = 4;
 
 /// What BuildKit writes beside history entries that it had to invent.
@@ -35,16 +35,44 @@ pub async fn assemble(
     let known: Vec<Option<AssembledLayer>> = known.collect();
     let unknown = built.layers.iter().zip(&known).filter(|(_, known)| known.is_none()).map(|(id, _)| *id);
     let unknown: Vec<LayerId> = unknown.collect();
-    let one = |id: LayerId| {
-        let context = context.clone();
-        blocking(move || layer(&context, &id, tar, leaving))
+    let made = match leaving {
+        None if outlines.iter().all(Option::is_some) => hashed(context, unknown, tar).await?,
+        _ => one_by_one(context, unknown, tar, leaving).await?,
     };
-    let made: Vec<AssembledLayer> = stream::iter(unknown).map(one).buffered(CONCURRENT_LAYERS).try_collect().await?;
     let mut made = made.into_iter();
     let layers = known.into_iter().map(|known| known.or_else(|| made.next()).expect("what is not known is made"));
     let times: Vec<Option<SystemTime>> = outlines.iter().map(|outline| Some(outline.as_ref()?.stored)).collect();
     let (built, settings, layers) = (built.clone(), settings.clone(), layers.collect());
     briefly(move || with_layers(built, layers, &times, &settings)).await
+}
+
+/// Layers of forge's own that stay, of which no digest is known yet.
+async fn hashed(
+    context: &TransferContext,
+    ids: Vec<LayerId>,
+    tar: TarOptions,
+) -> Result<Vec<AssembledLayer>, ExportError> {
+    let store = context.store.clone();
+    blocking(move || {
+        let diff_ids = store.layers().diff_ids(&ids, &tar).map_err(ExportError::store("compute a layer's digest"))?;
+        let layers = ids.into_iter().zip(diff_ids);
+        Ok(layers.map(|(id, diff_id)| AssembledLayer { id, diff_id, tar, foreign: false }).collect())
+    })
+    .await
+}
+
+/// Layers that are compressed now, or of which one is gone.
+async fn one_by_one(
+    context: &TransferContext,
+    ids: Vec<LayerId>,
+    tar: TarOptions,
+    leaving: Option<Compression>,
+) -> Result<Vec<AssembledLayer>, ExportError> {
+    let one = |id: LayerId| {
+        let context = context.clone();
+        blocking(move || layer(&context, &id, tar, leaving))
+    };
+    stream::iter(ids).map(one).buffered(CONCURRENT_LAYERS).try_collect().await
 }
 
 /// What the store says of an image's layers, which are held. They are asked for at once: a stack may have hundreds that are

@@ -280,37 +280,50 @@ pub(crate) fn add_blob(opened: &Opened, id: &LayerId, blob: &LayerBlob, lease: &
     })
 }
 
-/// Records the digest of a layer's tar in forge's own dialect.
-pub(crate) fn set_diff_id(opened: &Opened, id: &LayerId, tar: &TarOptions, diff_id: &DiffId) -> Result<(), StoreError> {
-    let (layer, text) = (id.as_str(), diff_id.digest().as_str());
+/// Records the digests of layers' tars in forge's own dialect.
+pub(crate) fn set_diff_ids(opened: &Opened, tar: &TarOptions, made: &[(&LayerId, &DiffId)]) -> Result<(), StoreError> {
+    if made.is_empty() {
+        return Ok(());
+    }
     opened.database().write(|transaction| {
-        require(transaction, id)?;
-        match tar.clamp_mtime {
-            None => transaction
-                .prepare_cached("UPDATE layers SET diff_id = ?2 WHERE id = ?1")?
-                .execute(params![layer, text])?,
-            Some(clamp) => transaction
-                .prepare_cached("INSERT OR REPLACE INTO layer_diff_ids VALUES (?1, ?2, ?3)")?
-                .execute(params![layer, clamp, text])?,
-        };
+        for (id, diff_id) in made {
+            require(transaction, id)?;
+            let (layer, text) = (id.as_str(), diff_id.digest().as_str());
+            match tar.clamp_mtime {
+                None => transaction
+                    .prepare_cached("UPDATE layers SET diff_id = ?2 WHERE id = ?1")?
+                    .execute(params![layer, text])?,
+                Some(clamp) => transaction
+                    .prepare_cached("INSERT OR REPLACE INTO layer_diff_ids VALUES (?1, ?2, ?3)")?
+                    .execute(params![layer, clamp, text])?,
+            };
+        }
         Ok(())
     })
 }
 
 /// The recorded digest of a layer's tar.
 pub(crate) fn diff_id(opened: &Opened, id: &LayerId, tar: &TarOptions) -> Result<Option<DiffId>, StoreError> {
-    let text: Option<String> = opened.database().read(|connection| {
-        let found = match tar.clamp_mtime {
-            None => connection
-                .prepare_cached("SELECT diff_id FROM layers WHERE id = ?1")?
-                .query_row([id.as_str()], |row| row.get(0)),
-            Some(clamp) => connection
-                .prepare_cached("SELECT diff_id FROM layer_diff_ids WHERE layer = ?1 AND clamp = ?2")?
-                .query_row(params![id.as_str(), clamp], |row| row.get(0)),
+    Ok(diff_ids(opened, std::slice::from_ref(id), tar)?.pop().flatten())
+}
+
+/// The same of several layers.
+pub(crate) fn diff_ids(opened: &Opened, ids: &[LayerId], tar: &TarOptions) -> Result<Vec<Option<DiffId>>, StoreError> {
+    opened.database().read(|connection| {
+        let one = |id: &LayerId| -> Result<Option<DiffId>, StoreError> {
+            let found = match tar.clamp_mtime {
+                None => connection
+                    .prepare_cached("SELECT diff_id FROM layers WHERE id = ?1")?
+                    .query_row([id.as_str()], |row| row.get(0)),
+                Some(clamp) => connection
+                    .prepare_cached("SELECT diff_id FROM layer_diff_ids WHERE layer = ?1 AND clamp = ?2")?
+                    .query_row(params![id.as_str(), clamp], |row| row.get(0)),
+            };
+            let text: Option<String> = found.optional()?.flatten();
+            text.map(|text| parse("diff id", &text)).transpose()
         };
-        Ok(found.optional()?.flatten())
-    })?;
-    text.map(|text| parse("diff id", &text)).transpose()
+        ids.iter().map(one).collect()
+    })
 }
 
 fn require(connection: &Connection, id: &LayerId) -> Result<(), StoreError> {

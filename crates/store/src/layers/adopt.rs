@@ -123,7 +123,7 @@ impl Layers {
     /// What an adopted layer is found by; none where a layer below has no tar yet.
     fn adopted_chain(&self, parents: &[LayerId], diff_id: &DiffId) -> Result<Option<ChainId>, StoreError> {
         let mark = DiffId::new(Digest::sha256(ADOPTED));
-        let stack = self.diff_ids(parents)?;
+        let stack = self.recorded_diff_ids(parents)?;
         Ok(stack.and_then(|stack| ChainId::of(&[stack, vec![diff_id.clone(), mark]].concat())))
     }
 }

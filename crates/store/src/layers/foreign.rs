@@ -153,14 +153,13 @@ impl Layers {
 
     /// The ChainId of the stack with a tar on top; none when a layer below was made here and its tar not yet computed.
     pub(super) fn chain_of(&self, parents: &[LayerId], diff_id: &DiffId) -> Result<Option<ChainId>, StoreError> {
-        let stack = self.diff_ids(parents)?;
+        let stack = self.recorded_diff_ids(parents)?;
         Ok(stack.and_then(|stack| ChainId::of(&[stack, vec![diff_id.clone()]].concat())))
     }
 
     /// The digests of the tars of some layers; none where one was not computed yet.
-    pub(super) fn diff_ids(&self, layers: &[LayerId]) -> Result<Option<Vec<DiffId>>, StoreError> {
-        let known = |id| layer_rows::diff_id(&self.opened, id, &TarOptions::default());
-        layers.iter().map(known).collect()
+    pub(super) fn recorded_diff_ids(&self, layers: &[LayerId]) -> Result<Option<Vec<DiffId>>, StoreError> {
+        Ok(layer_rows::diff_ids(&self.opened, layers, &TarOptions::default())?.into_iter().collect())
     }
 
     pub(super) fn find_known(&self, chain: Option<&ChainId>, lease: &Lease) -> Result<Option<LayerRecord>, StoreError> {

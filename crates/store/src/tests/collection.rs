@@ -133,8 +133,8 @@ fn the_first_layer_of_a_stack_wins() {
     assert_eq!(layer_rows::find_by_chain(&store.opened, &chain).unwrap(), Some(first));
     let (one, two) = (DiffId::new(Digest::sha256(b"1")), DiffId::new(Digest::sha256(b"2")));
     let clamped = TarOptions { clamp_mtime: Some(0) };
-    layer_rows::set_diff_id(&store.opened, &first, &TarOptions::default(), &one).unwrap();
-    layer_rows::set_diff_id(&store.opened, &first, &clamped, &two).unwrap();
+    layer_rows::set_diff_ids(&store.opened, &TarOptions::default(), &[(&first, &one)]).unwrap();
+    layer_rows::set_diff_ids(&store.opened, &clamped, &[(&first, &two)]).unwrap();
     assert_eq!(layer_rows::diff_id(&store.opened, &first, &TarOptions::default()).unwrap(), Some(one.clone()));
     assert_eq!(layer_rows::diff_id(&store.opened, &first, &clamped).unwrap(), Some(two));
     assert_eq!(layer_rows::get(&store.opened, &first).unwrap().unwrap().diff_id, Some(one));
