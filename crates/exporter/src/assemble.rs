@@ -36,6 +36,7 @@ pub async fn assemble(
     let unknown = built.layers.iter().zip(&known).filter(|(_, known)| known.is_none()).map(|(id, _)| *id);
     let unknown: Vec<LayerId> = unknown.collect();
     let made = match leaving {
+        _ if unknown.is_empty() => Vec::new(),
         None if outlines.iter().all(Option::is_some) => hashed(context, unknown, tar).await?,
         _ => one_by_one(context, unknown, tar, leaving).await?,
     };

@@ -38,11 +38,15 @@ impl Layers {
     /// Those of [`Layers::diff_id`].
     pub fn diff_ids(&self, ids: &[LayerId], tar: &TarOptions) -> Result<Vec<DiffId>, StoreError> {
         let known = layer_rows::diff_ids(&self.opened, ids, tar)?;
-        let computed = ids.par_iter().zip(&known).map(|(id, known)| match known {
+        let one = |(id, known): (&LayerId, &Option<DiffId>)| match known {
             Some(diff_id) => Ok(diff_id.clone()),
             None => self.hash_tar(id, tar, &mut io::sink()),
-        });
-        let computed: Vec<DiffId> = computed.collect::<Result<_, StoreError>>()?;
+        };
+        let computed: Vec<DiffId> = match ids {
+            // No thread pool is started for them.
+            [] | [_] => ids.iter().zip(&known).map(one).collect::<Result<_, StoreError>>()?,
+            _ => ids.par_iter().zip(&known).map(one).collect::<Result<_, StoreError>>()?,
+        };
         let new = ids.iter().zip(&computed).zip(&known).filter(|(_, known)| known.is_none()).map(|(new, _)| new);
         layer_rows::set_diff_ids(&self.opened, tar, &new.collect::<Vec<_>>())?;
         Ok(computed)

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Stacks up to this height are mounted as they are.
-pub(super) const HIGH: usize = 16;
+const HIGH: usize = 16;
 /// How many layers, or blocks of layers, become one tree.
 const BLOCK: usize = 8;
 /// A layer with more entries than this is mounted by itself as long as there is room: each entry is a link to make.
@@ -150,7 +150,8 @@ impl Layers {
             Ok(Block { layers: layers.to_vec(), fat_too, mounted: self.fold_block(layers, fat_too)? })
         };
         let made: Vec<Block> = match missing.as_slice() {
-            [one] => vec![fold(one)?],
+            // No thread pool is started for what most stacks need.
+            few @ ([] | [_]) => few.iter().map(|block| fold(block)).collect::<Result<_, _>>()?,
             // What runs beside them never asks for a stack, and so does not wait for this lock.
             several => several.par_iter().map(|block| fold(block)).collect::<Result<_, _>>()?,
         };
@@ -235,7 +236,10 @@ fn blocks(stack: &[LayerId], known: impl Fn(&[LayerId]) -> Option<usize>) -> Vec
     if known(stack).is_none() {
         // Where everything has to be made, there is one tree, or one for each processor.
         let (complete, above) = stack.split_at(stack.len() / BLOCK * BLOCK);
-        let parts = rayon::current_num_threads().min(complete.len() / WORTH_A_THREAD).max(1);
+        let parts = match complete.len() / WORTH_A_THREAD {
+            0 | 1 => 1,
+            most => most.min(rayon::current_num_threads()),
+        };
         let size = complete.len().div_ceil(parts).next_multiple_of(BLOCK);
         return complete.chunks(size).chain(above.chunks(1)).collect();
     }
