@@ -20,6 +20,7 @@ mod machine;
 mod memory_group;
 mod mounts;
 mod network;
+mod overlay;
 mod paths;
 mod reaper;
 mod rights;

@@ -1,5 +1,6 @@
 //! Mounts as descriptors: made, checked and only then attached.
 
+use super::overlay::Overlay;
 use super::paths::{PROC_SUPER_MAGIC, PointKind, Root, Stub, open_in};
 use super::rights::Rights;
 use super::root::layout;
@@ -73,16 +74,6 @@ fn kernel_log(context: &OwnedFd) -> String {
         text.push(')');
     }
     text
-}
-
-/// What every overlay is mounted with. Markers are `user.*` attributes where `trusted.*` ones cannot be set; these imply
-/// `metacopy=off` and a `redirect_dir` that the kernel does not let one name (`ovl_fs_params_verify`).
-pub(super) fn overlay_options(rights: &Rights) -> Vec<FsOption<'static>> {
-    let off = |name: &&'static str| FsOption::Text(name, Path::new("off"));
-    match rights.trusted {
-        true => ["index", "metacopy", "redirect_dir", "xino"].iter().map(off).collect(),
-        false => ["index", "xino"].iter().map(off).chain([FsOption::Flag("userxattr")]).collect(),
-    }
 }
 
 /// Attaches a mount on top of what `point` stands for.
@@ -355,23 +346,14 @@ impl Stage<'_> {
         changes: Option<&OverlayChanges>,
         attributes: MountAttrFlags,
     ) -> std::result::Result<OwnedFd, Failure> {
-        let empty = self.runtime.join(layout::EMPTY);
-        let mut options = overlay_options(self.rights);
-        options.extend(lower.iter().map(|path| FsOption::Text("lowerdir+", path)));
-        let padding = 2usize.saturating_sub(lower.len() + usize::from(changes.is_some()));
-        if padding > 0 {
-            options.push(FsOption::Text("lowerdir+", &empty));
-        }
-        let second = self.runtime.join(layout::ROOT);
-        if padding > 1 {
-            options.push(FsOption::Text("lowerdir+", &second));
-        }
-        if let Some(OverlayChanges { upper, work }) = changes {
-            options.push(FsOption::Text("upperdir", upper));
-            options.push(FsOption::Text("workdir", work));
-            options.push(FsOption::Flag("volatile"));
-        }
-        new_filesystem("overlay", &options, attributes)
+        let padding = [self.runtime.join(layout::EMPTY), self.runtime.join(layout::ROOT)];
+        let missing = 2usize.saturating_sub(lower.len() + usize::from(changes.is_some()));
+        let overlay = Overlay {
+            lower: lower.iter().chain(padding.iter().take(missing)).map(PathBuf::as_path).collect(),
+            changes: changes.map(|OverlayChanges { upper, work }| (upper.as_path(), work.as_path())),
+            volatile: changes.is_some(),
+        };
+        overlay.mount(self.rights, attributes)
     }
 
     /// What a path names in a file system that is attached nowhere.

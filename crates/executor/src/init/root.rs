@@ -1,6 +1,7 @@
 //! The root file system and the way into it.
 
-use super::mounts::{FsOption, attach, new_filesystem, overlay_options, restricted_clone};
+use super::mounts::{attach, restricted_clone};
+use super::overlay::Overlay;
 use super::setup::Means;
 use crate::message::{Doing, Failure};
 use crate::{MountSource, RootFs, SandboxSpec};
@@ -8,7 +9,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The kernel's limit (`OVL_MAX_STACK`).
 const MAX_LOWER: usize = 500;
@@ -72,17 +73,12 @@ fn overlay(
         return Err(Failure::InvalidSpec { reason: "not an overlay".into() });
     };
     let stubs = runtime.join(stub_layer(spec));
-    let mut options = overlay_options(means.rights);
-    options.extend(lower.iter().map(|path| FsOption::Text("lowerdir+", path)));
-    if lower.len() < MAX_LOWER {
-        options.push(FsOption::Text("lowerdir+", &stubs));
-    }
-    options.push(FsOption::Text("upperdir", upper));
-    options.push(FsOption::Text("workdir", work));
-    if *volatile {
-        options.push(FsOption::Flag("volatile"));
-    }
-    new_filesystem("overlay", &options, attributes)
+    let overlay = Overlay {
+        lower: lower.iter().chain((lower.len() < MAX_LOWER).then_some(&stubs)).map(PathBuf::as_path).collect(),
+        changes: Some((upper, work)),
+        volatile: *volatile,
+    };
+    overlay.mount(means.rights, attributes)
 }
 
 /// Chooses the lowest layer: mount points taken from it never reach `upper`.

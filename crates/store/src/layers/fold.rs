@@ -33,8 +33,9 @@ const BLOCK: usize = 8;
 const THIN: usize = 256;
 /// As many layers are linked while a thread begins and ends.
 const WORTH_A_THREAD: usize = 64;
-/// Half of what overlayfs takes: then fat layers are folded too.
-const CROWDED: usize = 250;
+/// What Linux before 6.7 takes of an overlay, whose numbers of descriptors have to fit into 255 bytes: with more, fat layers are
+/// folded too.
+const CROWDED: usize = 60;
 
 /// The blocks that were folded.
 #[derive(Default)]
