@@ -128,6 +128,8 @@ fn mounts(spec: &SandboxSpec, around: &Surroundings<'_>) -> Value {
         }
     });
     if Path::new("/sys/fs/cgroup").exists() {
+        // The kernel does not mount a file system on top of itself, which the host's tree may have there.
+        all.push(mount("tmpfs", "/sys/fs/cgroup", with(kernel)));
         all.push(mount("cgroup2", "/sys/fs/cgroup", with(kernel)));
     }
     let device = |(source, target): &(String, String)| json!({ "destination": target, "type": "bind", "source": source, "options": ["rbind"] });
