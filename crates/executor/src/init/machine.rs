@@ -97,6 +97,10 @@ impl Machine {
     ) -> Result<Child, Failure> {
         let plain = is_plain(order);
         self.likely = plain.then_some(order.network);
+        if !plain {
+            // The next one will be of this kind, too: before Linux 6.14, a limit on tasks takes a group.
+            self.dismiss_spare();
+        }
         let fits = |spare: &mut Waiting| plain && (spare.network.is_none() || order.network == NetworkMode::Private);
         let spare = self.spare.take_if(fits);
         let connected = spare.as_ref().is_some_and(|spare| spare.network.is_some());
@@ -156,10 +160,12 @@ impl Machine {
         }
     }
 
+    /// Ends the process that waits. Its network, in which nothing has happened, serves another one.
     pub(super) fn dismiss_spare(&mut self) {
-        if let Some(spare) = self.spare.take() {
-            spare.dismiss();
-        }
+        let Some(mut spare) = self.spare.take() else { return };
+        let network = spare.network.take();
+        spare.dismiss();
+        network.into_iter().for_each(|network| self.networks.give_back(network));
     }
 
     /// A process that has an OCI runtime make the container.
