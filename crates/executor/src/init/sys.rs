@@ -10,7 +10,7 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::io::{Errno, Result};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::raw::{c_char, c_long};
+use std::os::raw::{c_char, c_long, c_ulong};
 
 /// The error number in the place of -1.
 pub(super) fn check(result: c_long) -> Result<c_long> {
@@ -118,12 +118,24 @@ pub(super) fn new_session_keyring() -> Result<()> {
     }
 }
 
-/// Resets every signal to its default action and unblocks all. Rust's runtime ignores SIGPIPE; the payload must not.
+/// Resets every signal to its default action and unblocks all. Rust's runtime ignores SIGPIPE, and glibc's `posix_spawn` the two
+/// signals (32 and 33) that its functions keep to themselves; the payload must not.
 pub(super) fn reset_signals() {
-    // By number, since nix does not know the real-time signals.
+    /// The kernel's, not the C library's.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Action {
+        handler: usize,
+        flags: c_ulong,
+        restorer: usize,
+        mask: u64,
+    }
+    const { assert!(libc::SIG_DFL == 0) }
+    let default = Action::default();
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL is a valid action for every signal; those that cannot be changed fail harmlessly.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        let before = std::ptr::null_mut::<Action>();
+        // SAFETY: the default is a valid action for every signal; those that cannot be changed fail harmlessly.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, before, size_of::<u64>()) };
     }
     SigSet::empty().thread_set_mask().expect("any set is a valid mask");
 }
