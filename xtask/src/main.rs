@@ -12,6 +12,7 @@ mod crates;
 mod demo;
 mod differential;
 mod fuzz;
+mod kernel;
 mod licences;
 mod packages;
 mod registry;
@@ -47,6 +48,8 @@ const USAGE: &str = "cargo xtask COMMAND
                    contexts, curves, layer, pull (which pulls the image of layer)
   growth [--quick | --million]
                    how time and memory grow with files, layers and steps (--million: contexts up to a million files)
+  kernel [bookworm|trixie] [TEST]
+                   the executor's tests under the kernels of Debian's releases (6.1, 6.12), in virtual machines
   busybox FILE     write a busybox base image, as an archive for `forge load`";
 
 fn main() -> ExitCode {
@@ -81,6 +84,10 @@ fn run() -> Result<()> {
         ["corpus", "--offline"] => corpus::check(&[], true),
         ["corpus", ref names @ ..] => corpus::check(names, false),
         ["differential", ref names @ ..] => differential::check(names),
+        ["kernel"] => kernel::run_tests(&kernel::RELEASES, None),
+        ["kernel", ref release, ref filter @ ..] if kernel::RELEASES.contains(release) && filter.len() < 2 => {
+            kernel::run_tests(&[*release], filter.first().copied())
+        }
         ["busybox", file] => busybox::write_archive(file.as_ref()),
         [] | ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
