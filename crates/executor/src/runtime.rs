@@ -22,7 +22,6 @@ impl RuntimeExecutor {
 
 impl Executor for RuntimeExecutor {
     fn create(&self, id: &ContainerId, spec: &SandboxSpec, io: Stdio) -> Result<Box<dyn Container>, ExecutorError> {
-        check(spec)?;
         self.namespaces.create_with(Some(&self.runtime), id, spec, io)
     }
 
@@ -37,13 +36,4 @@ impl Executor for RuntimeExecutor {
     fn finish(&self, belongings: Option<Belongings>) {
         self.namespaces.finish(belongings);
     }
-}
-
-/// Refuses what a bundle has no words for.
-fn check(spec: &SandboxSpec) -> Result<(), ExecutorError> {
-    let unsupported = |what: &str| Err(ExecutorError::Unsupported { what: format!("{what} with an OCI runtime") });
-    if !spec.domain.is_empty() {
-        return unsupported("a domain name (--domainname)");
-    }
-    Ok(())
 }

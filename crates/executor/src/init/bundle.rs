@@ -77,11 +77,21 @@ fn paths(paths: &[std::path::PathBuf]) -> Result<Vec<String>, Failure> {
     paths.iter().map(|path| text(path.as_os_str().as_encoded_bytes())).collect()
 }
 
+/// Whether the container is to have the shim's names: this version of the specification has no word for that of the domain,
+/// and the kernel's setting of that name is the machine's root's.
+pub(super) fn shares_names(spec: &SandboxSpec) -> bool {
+    !spec.domain.is_empty() && !spec.shared.uts
+}
+
 /// The shim is in a network that was made ready, and is the first process of what the runtime sees.
 fn namespaces(spec: &SandboxSpec) -> Value {
     let SharedNamespaces { ipc, uts, cgroup } = spec.shared;
-    let kinds = [("mount", false), ("pid", false), ("ipc", ipc), ("uts", uts), ("cgroup", cgroup)];
-    let mut all: Vec<_> = kinds.iter().filter(|(_, shared)| !shared).map(|(kind, _)| json!({ "type": kind })).collect();
+    let new_uts = !uts && !shares_names(spec);
+    let kinds = [("mount", true), ("pid", true), ("ipc", !ipc), ("uts", new_uts), ("cgroup", !cgroup)];
+    let mut all: Vec<_> = kinds.iter().filter(|(_, new)| *new).map(|(kind, _)| json!({ "type": kind })).collect();
+    if shares_names(spec) {
+        all.push(json!({ "type": "uts", "path": "/proc/1/ns/uts" }));
+    }
     match spec.network {
         NetworkMode::Host => {}
         NetworkMode::None => all.push(json!({ "type": "network" })),

@@ -65,6 +65,11 @@ fn live(channel: &Channel, means: &Means<'_>, entered: rustix::io::Result<()>) -
     means.cgroups.release_devices(DevicePolicy::All).doing(|| "leave the device cgroup".into())?;
     root::make_private()?;
     show_own_processes()?;
+    if bundle::shares_names(&spec) {
+        sys::new_host_namespace()
+            .and_then(|()| rustix::system::setdomainname(spec.domain.as_bytes()))
+            .doing(|| "set the domain name".into())?;
+    }
     let signals = sys::child_signal_descriptor().doing(|| "watch for children".into())?;
     let folder = Assembly { id: &id, spec: &spec, runtime_dir: &runtime_dir, means }.write(channel)?;
     let runtime = Runtime { program, folder };

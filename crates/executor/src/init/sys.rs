@@ -523,6 +523,11 @@ pub(super) fn new_network_namespace() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).map_err(from_nix)
 }
 
+/// Moves into new names of host and domain, which are copies of the old ones.
+pub(super) fn new_host_namespace() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWUTS).map_err(from_nix)
+}
+
 /// Makes the cgroups this process is in the roots of what it and its children see.
 pub(super) fn new_cgroup_namespace() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(from_nix)

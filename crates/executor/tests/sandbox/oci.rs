@@ -17,6 +17,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("privileged_oci_runs_and_tells_how_it_ended", ends),
     ("privileged_oci_programs_that_cannot_run", programs),
     ("privileged_oci_mounts_and_secrets", mounts),
+    ("privileged_oci_names", names),
     ("privileged_oci_terminal", terminal),
     ("privileged_oci_signals_and_kill", signals),
     ("privileged_oci_memory", memory),
@@ -99,6 +100,22 @@ fn mounts() {
         seen.mounts = vec![MountSpec::new("/dev/given", MountSource::Bind(fixture.path("canary")), true)];
         assert_eq!(run_on(runtime, &seen).expect(name).stdout, fixture.token, "{name}");
     }
+}
+
+fn names() {
+    let (host, domain) = (read("kernel/hostname"), read("kernel/domainname"));
+    for (name, runtime) in runtimes() {
+        let fixture = Fixture::new();
+        let mut spec = fixture.shell("cd /proc/sys/kernel; cat hostname domainname");
+        spec.hostname = "box".into();
+        spec.domain = "nis".into();
+        assert_eq!(run_on(runtime, &spec).expect(name).stdout, "box\nnis\n", "{name}");
+    }
+    assert_eq!((read("kernel/hostname"), read("kernel/domainname")), (host, domain));
+}
+
+fn read(setting: &str) -> String {
+    fs::read_to_string(Path::new("/proc/sys").join(setting)).expect("a setting")
 }
 
 fn terminal() {
