@@ -98,7 +98,7 @@ pub use excerpt::excerpt;
 pub use expected::ExpectedContainer;
 pub use failed_steps::FailedOp;
 pub use forge_cache::{Facts, Filter, FilterError, Policy, Reason as PruneReason, Space};
-pub use forge_executor::{CpuQuota, ExitStatus, Footing, NamespaceIds, Resources, SwapLimit, stands_as_root};
+pub use forge_executor::{AppArmor, CpuQuota, ExitStatus, Footing, NamespaceIds, Resources, SwapLimit, stands_as_root};
 pub use forge_exporter::{
     Annotation, AnnotationScope, Attestation, AttestationForm, ExistingBlobs, FolderMode, LoadLimits, Nondistributable,
     PlatformFolders, Recipient, StatementFile, Subject,

@@ -2,7 +2,7 @@ use crate::{
     AgentSource, Allowed, Attest, ContextModes, Device, DeviceRule, GcOptions, Limits, Output, Port, RemoteContext,
     SecretSource, SharedCaches, SourcePolicy,
 };
-use forge_executor::Resources;
+use forge_executor::{AppArmor, Resources};
 use forge_exporter::LoadLimits;
 use forge_image::{ImageConfig, Platform, Reference};
 use forge_llb::ExtraHost;
@@ -380,6 +380,8 @@ pub struct Rights {
     pub no_new_privileges: bool,
     /// Which system calls are refused.
     pub filter: SyscallFilter,
+    /// AppArmor's profile, where it is not the default one, or none for a privileged container.
+    pub apparmor: Option<AppArmor>,
     /// Nothing of `/proc` and `/sys` is masked or made read-only.
     pub bare_system_paths: bool,
     /// Further groups of the process, by name or number.

@@ -115,6 +115,7 @@ fn grant(spec: SandboxSpec, rights: &Rights) -> Result<SandboxSpec, EngineError>
         spec.process.capabilities = capabilities(&rights.added, &rights.dropped)?;
     }
     spec.process.no_new_privileges = rights.no_new_privileges;
+    spec.process.apparmor = rights.apparmor.clone().unwrap_or(spec.process.apparmor);
     spec.seccomp = match &rights.filter {
         SyscallFilter::Default => spec.seccomp,
         SyscallFilter::Builtin => Seccomp::Default,

@@ -46,9 +46,9 @@ pub use runtime::RuntimeExecutor;
 pub use seccomp::{SeccompAction, SeccompComparison, SeccompCondition, SeccompProfile, SeccompRule};
 pub use set_up_process::SetUpProcess;
 pub use spec::{
-    ContainerId, DeviceKind, DeviceNode, DevicePolicy, GrantedNodes, IdMap, IdMappings, MountFlags, MountSource,
-    MountSpec, NetworkMode, OverlayChanges, ProcessSpec, ProcessUser, Rlimit, RlimitResource, RootFs, SandboxSpec,
-    Seccomp, SharedNamespaces, StubRemoval,
+    AppArmor, ContainerId, DeviceKind, DeviceNode, DevicePolicy, GrantedNodes, IdMap, IdMappings, MountFlags,
+    MountSource, MountSpec, NetworkMode, OverlayChanges, ProcessSpec, ProcessUser, Rlimit, RlimitResource, RootFs,
+    SandboxSpec, Seccomp, SharedNamespaces, StubRemoval,
 };
 pub use sysctl::Sysctl;
 pub use user_namespace::{Footing, NamespaceIds, enter_user_namespace, find_footing, stands_as_root};

@@ -237,6 +237,8 @@ pub struct ProcessSpec {
     pub reaper: bool,
     /// Forbids gaining privileges by execve(2).
     pub no_new_privileges: bool,
+    /// What AppArmor confines it by.
+    pub apparmor: AppArmor,
     /// File mode creation mask.
     pub umask: u32,
     /// Limits to set; the others are inherited. What exceeds the caller's own hard limit is clamped to it.
@@ -258,11 +260,24 @@ impl ProcessSpec {
             capabilities: Capabilities::DEFAULT,
             reaper: false,
             no_new_privileges: false,
+            apparmor: AppArmor::Default,
             umask: 0o022,
             rlimits: profile::rlimits(),
             oom_score: None,
         }
     }
+}
+
+/// The AppArmor profile of a process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AppArmor {
+    /// forge's own, where root of the machine runs the container, the kernel has AppArmor and the profile can be loaded.
+    #[default]
+    Default,
+    /// None.
+    Unconfined,
+    /// One that is in the kernel. Where it is not the container cannot be started.
+    Profile(String),
 }
 
 /// One resource limit.
@@ -451,10 +466,10 @@ impl SandboxSpec {
     }
 
     /// Takes the confinement away that `--privileged` and `--security=insecure` take away: all capabilities, no
-    /// filter, nothing masked, `/sys` writable, every device. Namespaces stay.
+    /// filter, no AppArmor profile, nothing masked, `/sys` writable, every device. Namespaces stay.
     pub fn privileged(self) -> Self {
         Self {
-            process: ProcessSpec { capabilities: Capabilities::ALL, ..self.process },
+            process: ProcessSpec { capabilities: Capabilities::ALL, apparmor: AppArmor::Unconfined, ..self.process },
             seccomp: Seccomp::Unconfined,
             masked_paths: Vec::new(),
             readonly_paths: Vec::new(),

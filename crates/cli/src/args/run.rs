@@ -120,7 +120,7 @@ pub struct RunArgs {
     /// How readily the kernel kills the container for want of memory, -1000 to 1000
     #[arg(long, value_name = "SCORE", allow_hyphen_values = true)]
     pub oom_score_adj: Option<i32>,
-    /// no-new-privileges, seccomp=FILE (docker's format), seccomp=unconfined, seccomp=builtin, systempaths=unconfined, apparmor=unconfined or label=disable (repeatable)
+    /// no-new-privileges, seccomp=FILE (docker's format), seccomp=unconfined, seccomp=builtin, systempaths=unconfined, apparmor=PROFILE (loaded), apparmor=unconfined or label=disable (repeatable)
     #[arg(long = "security-opt", value_name = "OPTION")]
     pub security: Vec<String>,
     /// Further group of the command, by name or id (repeatable)

@@ -3,7 +3,7 @@
 use super::unsupported;
 use crate::args::RunArgs;
 use anyhow::{Context, bail};
-use forge_engine::{Rights, SyscallFilter};
+use forge_engine::{AppArmor, Rights, SyscallFilter};
 use std::io::Read;
 use std::path::Path;
 
@@ -34,15 +34,17 @@ pub fn rights(args: &RunArgs, folder: &Path) -> anyhow::Result<Rights> {
                 rights.filter = SyscallFilter::Profile(profile(&folder.join(file))?)
             }
             ("systempaths", "unconfined") => rights.bare_system_paths = true,
-            // Neither profiles nor labels are set for any container.
-            ("apparmor", "unconfined") | ("label", "disable") => {}
-            ("apparmor", _) if !has_module("apparmor") => {
-                bail!("--security-opt {option}: AppArmor is not enabled on this machine");
+            ("apparmor", "unconfined") => rights.apparmor = Some(AppArmor::Unconfined),
+            // What the kernel cannot do, or has not loaded, it says itself.
+            ("apparmor", profile) if !profile.is_empty() => {
+                rights.apparmor = Some(AppArmor::Profile(profile.to_owned()));
             }
+            // Labels are set for no container.
+            ("label", "disable") => {}
             ("label", _) if !has_module("selinux") => {
                 bail!("--security-opt {option}: SELinux is not enabled on this machine");
             }
-            ("seccomp" | "apparmor" | "label" | "systempaths" | "writable-cgroups", _) => {
+            ("seccomp" | "label" | "systempaths" | "writable-cgroups", _) => {
                 return Err(unsupported(&format!("--security-opt {option}")));
             }
             _ => bail!("invalid --security-opt: {option:?}"),
@@ -66,4 +68,44 @@ fn profile(file: &Path) -> anyhow::Result<Vec<u8>> {
 fn has_module(name: &str) -> bool {
     let listed = std::fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
     listed.trim().split(',').any(|module| module == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use std::ffi::OsString;
+
+    fn read(options: &[&str]) -> anyhow::Result<Rights> {
+        let options = options.iter().flat_map(|option| ["--security-opt", option]);
+        let words = ["forge", "run"].into_iter().chain(options).chain(["busybox"]).map(OsString::from);
+        let Command::Run(args) = Cli::read(words).unwrap().command else { panic!() };
+        rights(&args, Path::new("/nowhere"))
+    }
+
+    #[test]
+    fn security_options_are_dockers() {
+        let all =
+            ["no-new-privileges", "seccomp=unconfined", "systempaths=unconfined", "label:disable", "apparmor=mine"];
+        let expect = Rights {
+            no_new_privileges: true,
+            filter: SyscallFilter::Unconfined,
+            bare_system_paths: true,
+            apparmor: Some(AppArmor::Profile("mine".into())),
+            ..Rights::default()
+        };
+        assert_eq!(read(&all).unwrap(), expect);
+        let last = read(&["apparmor=mine", "apparmor:unconfined"]).unwrap();
+        assert_eq!(last.apparmor, Some(AppArmor::Unconfined));
+        assert_eq!(read(&[]).unwrap().apparmor, None);
+    }
+
+    #[test]
+    fn what_is_no_option_or_not_there_is_refused_by_name() {
+        let error = |option: &str| format!("{:#}", read(&[option]).unwrap_err());
+        assert_eq!(error("apparmor="), "invalid --security-opt: \"apparmor=\"");
+        assert_eq!(error("nonsense"), "invalid --security-opt: \"nonsense\"");
+        assert!(error("label=type:x").contains("--security-opt label=type:x"));
+        assert!(error("seccomp=policy.json").contains("opening seccomp profile (/nowhere/policy.json) failed"));
+    }
 }

@@ -143,6 +143,8 @@ fn privileged_rights_are_dockers() {
     assert!(everything.ends_with("Seccomp:0 ") && !everything.contains("a80425fb"), "{everything}");
     forge.fails(125, &["run", "--rm", "--cap-add", "NONSENSE", "busybox", "true"]);
     forge.fails(125, &["run", "--rm", "--security-opt", "seccomp=/profile.json", "busybox", "true"]);
+    let profile = ["run", "--rm", "--security-opt", "apparmor=forge-nosuch", "busybox", "true"];
+    assert!(forge.fails(125, &profile).stderr.contains("AppArmor's profile \"forge-nosuch\""));
     let groups = ["run", "--rm", "-q", "--group-add", "4242", "-u", "7:8", "busybox", "id", "-G"];
     assert_eq!(forge.ok(&groups).stdout, "8 4242\n");
 }

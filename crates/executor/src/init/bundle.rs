@@ -28,6 +28,8 @@ pub(super) struct Surroundings<'a> {
     /// What the shim itself may do.
     pub(super) held: Capabilities,
     pub(super) rights: &'a Rights,
+    /// AppArmor's.
+    pub(super) profile: Option<&'a str>,
     /// The hard limit that cannot be raised.
     pub(super) hard_limit: &'a dyn Fn(&Rlimit) -> u64,
 }
@@ -55,6 +57,9 @@ pub(super) fn config(spec: &SandboxSpec, around: &Surroundings<'_>) -> Result<Va
     if !spec.sysctls.is_empty() {
         let pairs = spec.sysctls.iter().map(|one| (one.name(), json!(one.value())));
         config["linux"]["sysctl"] = Value::Object(pairs.collect());
+    }
+    if let Some(profile) = around.profile {
+        config["process"]["apparmorProfile"] = json!(profile);
     }
     if let Some(score) = spec.process.oom_score {
         config["process"]["oomScoreAdj"] = json!(score);

@@ -4,6 +4,7 @@
 //! becomes the process as a child of the server's (`CLONE_PARENT`), hands its number over and ends. The server hears of the
 //! process's end like of every other one's.
 
+use super::apparmor;
 use super::cgroups::find_legacy;
 use super::launch::{Program, enter_directory};
 use super::paths::Root;
@@ -87,9 +88,19 @@ fn enter(first: BorrowedFd<'_>) -> Result<(), Failure> {
     let number = process_of(first).doing(doing)?;
     let groups = foreign_groups(number).doing(|| "find the control groups of a container".into())?;
     let namespaces = foreign_namespaces(number).doing(|| "find the namespaces of a container".into())?;
+    let profile = apparmor::confinement_of(number);
     // Whoever still lives had that number all the time.
     if has_ended(first).doing(doing)? {
         return Err(Errno::SRCH).doing(doing);
+    }
+    // Inherited by what this process clones, and in force when that executes its program.
+    if let Some(profile) = profile {
+        apparmor::enter(&profile, false, |file, text| {
+            openat(CWD, Path::new("/proc/self").join(file), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .and_then(|file| rustix::io::write(&file, text.as_bytes()))
+                .map(drop)
+                .doing(|| format!("enter AppArmor's profile {profile}"))
+        })?;
     }
     for group in groups {
         rustix::io::write(&group, b"0").doing(|| "join the control groups of a container".into())?;

@@ -1,5 +1,6 @@
 //! What containers are cloned with, and the process that waits to become the next one.
 
+use super::apparmor::Profiles;
 use super::belongings::Belongings;
 use super::cgroups::{Cgroups, GROUP_PREFIX, Group, Wish};
 use super::network::{Networks, PrivateNetwork};
@@ -39,6 +40,7 @@ pub(super) struct Machine {
     namespaces: u64,
     pub(super) rights: Rights,
     pub(super) cgroups: Cgroups,
+    pub(super) profiles: Profiles,
     pub(super) networks: Networks,
     /// The caller wants no more containers.
     pub(super) finishing: bool,
@@ -66,9 +68,9 @@ impl Machine {
             }
         };
         let (cgroups, networks) = (Cgroups::establish(&rights), Networks::new(rights.trusted));
-        let ended = Vec::new();
+        let (profiles, ended) = (Profiles::find(&rights), Vec::new());
         let (finishing, belongings, spare, likely) = (false, None, None, None);
-        Ok(Self { namespaces, rights, cgroups, networks, finishing, belongings, spare, likely, ended })
+        Ok(Self { namespaces, rights, cgroups, profiles, networks, finishing, belongings, spare, likely, ended })
     }
 
     /// Clones what becomes, or makes, a container.
@@ -200,7 +202,13 @@ impl Machine {
     }
 
     fn means(&self, number: u64) -> Means<'_> {
-        Means { cgroups: &self.cgroups, rights: &self.rights, number, server: std::process::id() }
+        Means {
+            cgroups: &self.cgroups,
+            rights: &self.rights,
+            profiles: &self.profiles,
+            number,
+            server: std::process::id(),
+        }
     }
 
     /// The group to clone into: one with limits, or what the device policy asks for.

@@ -5,6 +5,7 @@
 //! `identity` and `launch` as its chapters; `join` is that of a further process in a container; `shim` is that of a process which
 //! has an OCI runtime do most of it, by a `bundle`.
 
+mod apparmor;
 mod belongings;
 mod bpf;
 mod bundle;

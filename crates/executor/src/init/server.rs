@@ -25,7 +25,7 @@ fn serve(remove: RemoveFolder) -> io::Result<()> {
     let control = prepare()?;
     let signals = sys::child_signal_descriptor()?;
     let mut machine = Machine::find()?;
-    let notices = machine.cgroups.notices();
+    let notices = machine.cgroups.notices().into_iter().chain(machine.profiles.notices()).collect();
     control.send(&Message::Serving { notices }, &[])?;
     machine.begin_spare();
     let mut children = Vec::new();

@@ -1,3 +1,4 @@
+use super::apparmor::{self, Profiles};
 use super::cgroups::{self, Cgroups, GROUP_PREFIX, Limits, Wish};
 use super::devices::{self, Devices, SystemMounts};
 use super::early::Early;
@@ -23,6 +24,7 @@ use std::path::Path;
 pub(super) struct Means<'a> {
     pub(super) cgroups: &'a Cgroups,
     pub(super) rights: &'a Rights,
+    pub(super) profiles: &'a Profiles,
     /// One that no other living container of the server has.
     pub(super) number: u64,
     /// The process number of the server.
@@ -107,8 +109,12 @@ fn live(channel: &Channel, control: Channel, means: &Means<'_>, ground: Ground) 
     container.set_score(&spec.process)?;
     identity::limit(&spec.process)?;
     identity::become_user(&spec, means.rights)?;
+    let stays = spec.process.reaper || !means.rights.mounts;
+    if let Some(profile) = means.profiles.of(&spec.process) {
+        container.enter_profile(profile, stays)?;
+    }
     sys::close_on_exec_from(3).doing(|| "mark descriptors".into())?;
-    if spec.process.reaper || !means.rights.mounts {
+    if stays {
         reaper::stay_behind().doing(|| "start the container's init".into())?;
     }
     Err(program.execute())
@@ -250,6 +256,18 @@ impl Container {
             Furnishing::Own { system, .. } => system.write("self/oom_score_adj", &score.to_string()),
             Furnishing::Before { .. } => {
                 Err(Failure::Unsupported { what: "a score of processes (--oom-score-adj) in a changed root".into() })
+            }
+        }
+    }
+
+    /// Has AppArmor confine this process, or the program alone.
+    fn enter_profile(&self, profile: &str, at_once: bool) -> Result<(), Failure> {
+        match &self.furnishing {
+            Furnishing::Own { system, .. } => {
+                apparmor::enter(profile, at_once, |file, text| system.write(Path::new("self").join(file), text))
+            }
+            Furnishing::Before { .. } => {
+                Err(Failure::Unsupported { what: "an AppArmor profile in a changed root".into() })
             }
         }
     }

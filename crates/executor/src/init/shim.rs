@@ -162,6 +162,7 @@ impl Assembly<'_> {
             group: self.group(channel)?,
             held: sys::permitted().doing(|| "read capabilities".into())?,
             rights: means.rights,
+            profile: means.profiles.of(&spec.process),
             hard_limit: &identity::hard_limit,
         };
         let config = bundle::config(spec, &around)?;

@@ -25,13 +25,13 @@ pub const TESTS: &[(&str, fn())] = &[
 ];
 
 /// A container whose first process waits until its standard input ends.
-struct Waiting {
+pub struct Waiting {
     container: Arc<dyn Container>,
     input: Option<std::fs::File>,
 }
 
 impl Waiting {
-    fn start(executor: &dyn Executor, spec: SandboxSpec) -> Self {
+    pub fn start(executor: &dyn Executor, spec: SandboxSpec) -> Self {
         let (read, write) = pipe();
         let io = Stdio { stdin: StdioTarget::Fd(read), ..Stdio::default() };
         let container: Arc<dyn Container> = executor.create(&id(), &spec, io).expect("creates").into();
@@ -39,12 +39,12 @@ impl Waiting {
         Self { container, input: Some(write.into()) }
     }
 
-    fn of(fixture: &Fixture) -> Self {
+    pub fn of(fixture: &Fixture) -> Self {
         Self::start(executor(), fixture.spec(&["/bin/cat"]))
     }
 
     /// Runs a script to its end.
-    fn output(&self, process: &ProcessSpec) -> Result<(ExitStatus, String), ExecutorError> {
+    pub fn output(&self, process: &ProcessSpec) -> Result<(ExitStatus, String), ExecutorError> {
         let (out, out_write) = pipe();
         let io = Stdio { stdout: StdioTarget::Fd(out_write), ..Stdio::default() };
         let text = drain(out);
@@ -55,19 +55,19 @@ impl Waiting {
         Ok((status, text.recv_timeout(crate::fixture::DEADLINE).expect("end of output")))
     }
 
-    fn shell(&self, script: &str) -> String {
+    pub fn shell(&self, script: &str) -> String {
         let (status, text) = self.output(&shell(script)).expect("runs");
         assert_eq!(status, ExitStatus::Exited(0), "{text}");
         text
     }
 
-    fn end(mut self) {
+    pub fn end(mut self) {
         drop(self.input.take());
         assert_eq!(wait(&self.container).expect("ends"), ExitStatus::Exited(0));
     }
 }
 
-fn shell(script: &str) -> ProcessSpec {
+pub fn shell(script: &str) -> ProcessSpec {
     ProcessSpec::new(["/bin/sh", "-c", script])
 }
 

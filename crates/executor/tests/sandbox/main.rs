@@ -3,6 +3,7 @@
 //! An own `main`, since a program that uses the executor must call `init_if_requested` before any thread starts.
 #![allow(clippy::print_stdout)]
 
+mod apparmor;
 mod attacks;
 mod checker;
 mod fixture;
@@ -35,6 +36,7 @@ fn main() {
         oci::TESTS,
         checker::TESTS,
         attacks::TESTS,
+        apparmor::TESTS,
         surface::TESTS,
         probe::TESTS,
         rootless::TESTS,
