@@ -17,12 +17,13 @@ use super::device_program;
 use super::limits::{self, CONTROLLERS, Interface, Level, settings};
 use super::rights::Rights;
 use super::shared_group;
-use super::unified::{Unified, own_path, unified_hierarchy};
+use super::unified::{Unified, own_path, path_of, unified_hierarchy};
 use crate::message::{Failure, GroupPaths};
 use crate::{DeviceKind, DeviceNode, DevicePolicy, GroupPlacement, Resources};
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
 use rustix::io::{Errno, Result};
 use rustix::mount::MountAttrFlags;
+use rustix::process::Pid;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -145,6 +146,33 @@ impl Cgroups {
         }
     }
 
+    /// Holds a process that an OCI runtime made to these devices. Runtimes add what they think right: crun opens tun, its last
+    /// versions even where the configuration denies everything first.
+    pub(super) fn hold_to_devices(&self, process: Pid, devices: DevicePolicy) -> Result<()> {
+        if devices == DevicePolicy::All {
+            return Ok(());
+        }
+        let process = process.as_raw_nonzero().to_string();
+        match &self.policy {
+            Policy::Program { .. } => {
+                let path = path_of(&process)?;
+                // Otherwise the program that holds this process holds that one too.
+                if path != own_path()? {
+                    device_program::add(open_group(&path)?.as_fd(), devices.granted())?;
+                }
+            }
+            Policy::Controller { .. } if !devices.granted().iter().flatten().any(is_tun) => {
+                let (_, own) = legacy_hierarchy("devices", "self")?;
+                let (_, group) = legacy_hierarchy("devices", &process)?;
+                if group != own {
+                    write(&group.join("devices.deny"), "c 10:200 rw")?;
+                }
+            }
+            Policy::Controller { .. } | Policy::Nodev | Policy::Namespace => {}
+        }
+        Ok(())
+    }
+
     /// Attributes the root must be mounted with.
     pub(super) fn root_attributes(&self, devices: DevicePolicy) -> MountAttrFlags {
         match (&self.policy, devices) {
@@ -224,9 +252,12 @@ fn program_policy() -> Result<Policy> {
 
 /// The version 2 cgroup of this process.
 fn own_unified_cgroup() -> Result<OwnedFd> {
+    open_group(&own_path()?)
+}
+
+fn open_group(path: &Path) -> Result<OwnedFd> {
     let mount = unified_hierarchy()?;
-    let path = own_path("0::")?;
-    let relative = path.strip_prefix("/").unwrap_or(&path);
+    let relative = path.strip_prefix("/").unwrap_or(path);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(&mount, Path::new(".").join(relative), flags, Mode::empty())
 }
@@ -252,6 +283,12 @@ fn controller_policy() -> Result<Policy> {
 
 fn granted_group(own: &Path, granted: &[Option<DeviceNode>]) -> PathBuf {
     own.join(format!("{LIMITED_DEVICES}-{}", rules(granted).join("-").replace([' ', ':'], "_")))
+}
+
+fn is_tun(node: &DeviceNode) -> bool {
+    node.kind == DeviceKind::Character
+        && node.major.is_none_or(|major| major == 10)
+        && node.minor.is_none_or(|minor| minor == 200)
 }
 
 /// Version 1's words for nodes that are granted.
@@ -290,13 +327,13 @@ fn make_device_group(group: &Path, granted: Vec<String>) -> Result<()> {
 
 /// This process's directory in a version 1 hierarchy.
 pub(super) fn legacy_cgroup(controller: &str) -> Result<PathBuf> {
-    legacy_hierarchy(controller).map(|(_, own)| own)
+    legacy_hierarchy(controller, "self").map(|(_, own)| own)
 }
 
-/// Where a version 1 hierarchy is mounted, and this process's directory in it.
-fn legacy_hierarchy(controller: &str) -> Result<(PathBuf, PathBuf)> {
+/// Where a version 1 hierarchy is mounted, and the directory in it of a process, which is a number or `self`.
+fn legacy_hierarchy(controller: &str, process: &str) -> Result<(PathBuf, PathBuf)> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").map_err(|error| errno(&error))?;
-    let text = std::fs::read_to_string("/proc/self/cgroup").map_err(|error| errno(&error))?;
+    let text = std::fs::read_to_string(format!("/proc/{process}/cgroup")).map_err(|error| errno(&error))?;
     find_legacy(&mounts, &text, controller).ok_or(Errno::NOENT)
 }
 
@@ -404,7 +441,7 @@ pub(super) fn limit(wish: &Wish<'_>, cgroups: &Cgroups) -> std::result::Result<L
         if cgroups.is_unified(controller) || !wish.needs(controller, Interface::Legacy) {
             continue;
         }
-        let Ok((point, own)) = legacy_hierarchy(controller) else {
+        let Ok((point, own)) = legacy_hierarchy(controller, "self") else {
             let names = wish.limits(controller).into_iter();
             let why = format!("this machine has no {controller} controller");
             limits.notices.extend(names.map(|limit| limits::not_enforced(limit, &why)));

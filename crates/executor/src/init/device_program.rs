@@ -103,6 +103,11 @@ pub(super) fn attach(cgroup: BorrowedFd<'_>, granted: &[Option<DeviceNode>]) -> 
     if bpf::device_programs(cgroup)? > 0 {
         return Ok(());
     }
+    add(cgroup, granted)
+}
+
+/// Attaches the program beside those that are there: what one of them refuses is refused.
+pub(super) fn add(cgroup: BorrowedFd<'_>, granted: &[Option<DeviceNode>]) -> Result<()> {
     let program: OwnedFd = bpf::load_device_program(&program(granted))?;
     bpf::attach_device_program(cgroup, program.as_fd())
 }

@@ -75,6 +75,9 @@ fn live(channel: &Channel, means: &Means<'_>, entered: rustix::io::Result<()>) -
     let runtime = Runtime { program, folder };
     let (first, terminal) = runtime.create(&spec, streams, descriptors)?;
     let shared = SharedGroup::of(first.pid, &spec.group);
+    let held =
+        means.cgroups.hold_to_devices(first.pid, spec.devices).doing(|| "hold the container to its devices".into());
+    held.inspect_err(|_| runtime.delete())?;
     let notices = shared.limit(&spec.group).inspect_err(|_| runtime.delete())?;
     // A caller that has gone wants no notice.
     notices.into_iter().for_each(|notice| drop(channel.send(&Message::Notice(notice), &[])));

@@ -40,7 +40,7 @@ impl Unified {
         let mount = unified_hierarchy().ok()?;
         let top = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
         let controllers = controllers_of(&top);
-        let own = own_path("0::").ok()?;
+        let own = own_path().ok()?;
         let own = own.strip_prefix("/").unwrap_or(&own).to_owned();
         (!controllers.is_empty()).then_some(Self { top, _mount: mount, own, controllers, trusted })
     }
@@ -229,11 +229,15 @@ fn open_unified(point: &Path) -> Option<OwnedFd> {
     (kind == CGROUP2_SUPER_MAGIC).then_some(mounted)
 }
 
-/// The path after `prefix` in `/proc/self/cgroup`.
-pub(super) fn own_path(prefix: &str) -> Result<PathBuf> {
-    let text = std::fs::read_to_string("/proc/self/cgroup").map_err(|_| Errno::NOENT)?;
-    let line = text.lines().find_map(|line| line.split_once(prefix));
-    line.map(|(_, path)| PathBuf::from(path)).ok_or(Errno::NOENT)
+/// The path of this process's group.
+pub(super) fn own_path() -> Result<PathBuf> {
+    path_of("self")
+}
+
+/// The path of the group of a process, which is a number or `self`.
+pub(super) fn path_of(process: &str) -> Result<PathBuf> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/cgroup")).map_err(|_| Errno::NOENT)?;
+    text.lines().find_map(|line| line.strip_prefix("0::")).map(PathBuf::from).ok_or(Errno::NOENT)
 }
 
 #[cfg(test)]
