@@ -19,6 +19,8 @@ const TEXT: &str = include_str!("apparmor.profile");
 const ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
 /// A folder for each profile: its name, a dot and a number.
 const LOADED: &str = "/sys/kernel/security/apparmor/policy/profiles";
+/// A line for each profile: its name, a blank and the mode in brackets.
+const ALL_LOADED: &str = "/sys/kernel/security/apparmor/profiles";
 const PARSERS: [&str; 2] = ["/usr/sbin/apparmor_parser", "/sbin/apparmor_parser"];
 const UNCONFINED: &str = "unconfined";
 
@@ -80,17 +82,34 @@ pub(super) fn enter(
 ) -> Result<(), Failure> {
     let (file, command) = if at_once { ("current", "changeprofile") } else { ("exec", "exec") };
     let explained = |failure| match failure {
-        Failure::System { errno, .. } if errno == Errno::NOENT.raw_os_error() => Failure::Unsupported {
-            what: match is_enabled() {
-                true => format!(
-                    "AppArmor's profile {profile:?}, which is not loaded in the kernel (apparmor_parser(8) loads profiles),"
-                ),
-                false => format!("AppArmor's profile {profile:?} with a kernel that has no AppArmor"),
-            },
-        },
+        Failure::System { errno, .. } if errno == Errno::NOENT.raw_os_error() => missing(profile),
         other => other,
     };
     write(&format!("attr/apparmor/{file}"), &format!("{command} {profile}")).map_err(explained)
+}
+
+/// Refuses a profile that this kernel does not have. OCI runtimes may go on without, or name nothing but a file.
+pub(super) fn require(profile: &str) -> Result<(), Failure> {
+    let is_it = |line: &str| line.rsplit_once(" (").is_some_and(|(name, _)| name == profile);
+    match is_enabled() {
+        // Names of other namespaces are not in the list, nor is it there where securityfs is not: the runtime decides.
+        true if profile.starts_with(':') => Ok(()),
+        true => match std::fs::read_to_string(ALL_LOADED) {
+            Ok(list) if !list.lines().any(is_it) => Err(missing(profile)),
+            _ => Ok(()),
+        },
+        false => Err(missing(profile)),
+    }
+}
+
+fn missing(profile: &str) -> Failure {
+    let what = match is_enabled() {
+        true => format!(
+            "AppArmor's profile {profile:?}, which is not loaded in the kernel (apparmor_parser(8) loads profiles),"
+        ),
+        false => format!("AppArmor's profile {profile:?} with a kernel that has no AppArmor"),
+    };
+    Failure::Unsupported { what }
 }
 
 /// The profile that a process is confined by, as it is seen in procfs.

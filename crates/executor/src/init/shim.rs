@@ -13,7 +13,7 @@ use super::mounts::{self, LOCKED, Prepared, Staging, attach, tmpfs};
 use super::paths::{PointKind, Root};
 use super::setup::{self, Means};
 use super::shared_group::{self, SharedGroup};
-use super::{identity, root, runtime_init, sys};
+use super::{apparmor, identity, root, runtime_init, sys};
 use crate::message::{self, Channel, Configuration, Doing, Failure, Message};
 use crate::{DevicePolicy, SandboxSpec};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -62,6 +62,7 @@ fn live(channel: &Channel, means: &Means<'_>, entered: rustix::io::Result<()>) -
         return Err(Failure::InvalidSpec { reason: "no OCI runtime".into() });
     };
     means.rights.require(&spec.process.user)?;
+    means.profiles.of(&spec.process).map_or(Ok(()), apparmor::require)?;
     means.cgroups.release_devices(DevicePolicy::All).doing(|| "leave the device cgroup".into())?;
     root::make_private()?;
     show_own_processes()?;

@@ -1,9 +1,9 @@
 //! AppArmor's profiles, on machines whose kernel has it.
 
-use crate::fixture::{Fixture, executor, run_on};
+use crate::fixture::{Fixture, Output, executor, run_on};
 use crate::further::{Waiting, shell};
 use crate::oci::runtimes;
-use forge_executor::{AppArmor, Capabilities, ExitStatus, SandboxSpec, Seccomp};
+use forge_executor::{AppArmor, Capabilities, ExecutorError, ExitStatus, SandboxSpec, Seccomp};
 use std::fs;
 
 pub const TESTS: &[(&str, fn())] = &[
@@ -97,11 +97,15 @@ fn missing() {
     let fixture = Fixture::new();
     let mut spec = fixture.shell("echo ran");
     spec.process.apparmor = AppArmor::Profile("forge-nosuch".into());
-    let error = run_on(executor(), &spec).err().expect("refused").to_string();
     let reason = match fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|answer| answer.starts_with(b"Y"))
     {
         true => "not loaded",
         false => "a kernel that has no AppArmor",
     };
-    assert!(error.contains("\"forge-nosuch\"") && error.contains(reason), "{error}");
+    let check = |name: &str, ran: Result<Output, ExecutorError>| {
+        let error = ran.err().expect(name).to_string();
+        assert!(error.contains("\"forge-nosuch\"") && error.contains(reason), "{name}: {error}");
+    };
+    check("forge", run_on(executor(), &spec));
+    runtimes().iter().for_each(|(name, runtime)| check(name, run_on(runtime, &spec)));
 }
