@@ -7,6 +7,7 @@
 //! Both sides are the same binary, so the format may change at will.
 
 use crate::{DevicePolicy, ExecutorError, GroupPlacement, NetworkMode, Resources, SandboxSpec, SharedNamespaces, wire};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -127,7 +128,7 @@ pub(crate) struct Order {
 }
 
 /// What init needs to know.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Configuration {
     pub(crate) id: String,
     pub(crate) spec: SandboxSpec,
@@ -310,6 +311,13 @@ impl Channel {
     pub(crate) fn end(&self) {
         // It fails only where the other side has gone.
         let _ = shutdown(&self.0, Shutdown::Both);
+    }
+
+    /// Whether the other side has ended it.
+    pub(crate) fn has_ended(&self) -> bool {
+        let mut watched = [PollFd::new(&self.0, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        retry_on_intr(|| poll(&mut watched, Some(&now))).is_ok_and(|ready| ready > 0)
     }
 
     fn receive_one(&self) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {

@@ -130,6 +130,11 @@ impl NamespaceContainer {
         self.try_configure(configuration, streams).inspect_err(|_| lock(&self.channel).end())
     }
 
+    /// Whether the set-up process ended before it said anything of this container, which is not made then.
+    pub(crate) fn is_unheard_of(&self) -> bool {
+        self.address.get().is_none() && self.server.has_ended()
+    }
+
     fn try_configure(&self, configuration: Configuration, streams: &[BorrowedFd<'_>]) -> Result<(), ExecutorError> {
         let message = Message::Configure(Box::new(configuration));
         let sent = lock(&self.channel).send(&message, streams);

@@ -72,7 +72,7 @@ impl NamespaceExecutor {
             runtime_dir: self.runtime_dir.clone(),
             oci_runtime: oci_runtime.map(Path::to_owned),
         };
-        let mut container = self.spawn(configuration, &streams)?;
+        let mut container = self.spawn(&configuration, &streams)?;
         container.keep(copies, if self.mounts { None } else { Some(listeners) });
         Ok(Box::new(container))
     }
@@ -103,21 +103,31 @@ impl NamespaceExecutor {
         }
     }
 
-    fn spawn(&self, configuration: Configuration, streams: &Streams) -> Result<NamespaceContainer, ExecutorError> {
+    fn spawn(&self, configuration: &Configuration, streams: &Streams) -> Result<NamespaceContainer, ExecutorError> {
+        let container = self.ordered(configuration)?;
+        match container.configure(configuration.clone(), &streams.borrowed()) {
+            // A set-up process that is killed takes with it what it was told last.
+            Err(_) if container.is_unheard_of() => {
+                let container = self.ordered(configuration)?;
+                container.configure(configuration.clone(), &streams.borrowed())?;
+                Ok(container)
+            }
+            configured => configured.map(|()| container),
+        }
+    }
+
+    /// A container that is being cloned.
+    fn ordered(&self, configuration: &Configuration) -> Result<NamespaceContainer, ExecutorError> {
         let failed = |source| ExecutorError::system("talk to the sandbox set-up process", source);
         let (ours, theirs) = channel_pair().map_err(failed)?;
         let (exit_read, exit_write) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
-        let spec = &configuration.spec;
-        let order = order(&configuration);
+        let order = order(configuration);
         let maker = order.maker;
         let request = Message::Spawn(Box::new(order));
-        let memory_limit = smallest_memory_limit(spec);
+        let memory_limit = smallest_memory_limit(&configuration.spec);
         // The answer comes through the container's own channel, so that nobody waits for anybody else's clone.
         let ((), server) = self.ask(|server| server.request(&request, &[theirs.as_fd(), exit_write.as_fd()]))?;
-        drop((theirs, exit_write));
-        let container = NamespaceContainer::new(server, maker, Channel::new(ours), exit_read, memory_limit);
-        container.configure(configuration, &streams.borrowed())?;
-        Ok(container)
+        Ok(NamespaceContainer::new(server, maker, Channel::new(ours), exit_read, memory_limit))
     }
 
     /// Copies in the place of overlays that cannot be mounted, and of everything else where nothing can.

@@ -97,6 +97,12 @@ impl SetUpProcess {
         self.has_failed.load(Ordering::Relaxed)
     }
 
+    /// Whether it has ended by itself; it is given up then.
+    pub(crate) fn has_ended(&self) -> bool {
+        let ended = lock(&self.connection).channel.has_ended();
+        self.has_failed.fetch_or(ended, Ordering::Relaxed) || ended
+    }
+
     /// Gives it up where a conversation with it has failed. It ends then, and its containers with it: the next answer could be
     /// that to any question, or never come.
     fn unless_failed<T>(&self, result: Result<T, ExecutorError>) -> Result<T, ExecutorError> {

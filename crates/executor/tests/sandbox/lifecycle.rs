@@ -5,6 +5,7 @@ use crate::payload::CALLER;
 use forge_executor::{
     Belongings, Container, Executor, ExitStatus, MountSource, MountSpec, NamespaceExecutor, Stdio, StdioTarget,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
@@ -20,6 +21,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("privileged_everything_dies_with_the_caller", dies_with_caller),
     ("privileged_everything_dies_with_the_executor", dies_with_executor),
     ("privileged_nothing_survives_the_set_up_process", dies_with_server),
+    ("privileged_a_dead_set_up_process_is_asked_again", dies_with_server_before_it_reads),
     ("privileged_dropping_kills", dropping_kills),
     ("privileged_belongings_of_a_caller_who_ends_in_order_are_his", belongings),
     ("privileged_host_mounts_never_change", host_mounts),
@@ -139,26 +141,54 @@ fn dies_with_executor() {
 fn dies_with_server() {
     let fixture = Fixture::new();
     let executor = NamespaceExecutor::new(&fixture.path("run")).expect("executor");
+    let (container, mut reader) = started(&executor, &fixture);
+    kill_process(set_up_process_of(&fixture), Signal::KILL).expect("kills");
+    assert!(wait(&container).is_err());
+    reader.read_line(&mut String::new()).expect("end of file");
+    ends_with_seven(&executor);
+}
+
+/// The same where it had been asked for the next container and had not read that. Seen to fail where it was not asked again.
+fn dies_with_server_before_it_reads() {
+    let fixture = Fixture::new();
+    let executor = NamespaceExecutor::new(&fixture.path("run")).expect("executor");
+    let (_container, _reader) = started(&executor, &fixture);
+    let server = set_up_process_of(&fixture);
+    kill_process(server, Signal::STOP).expect("stops");
+    std::thread::scope(|scope| {
+        let next = scope.spawn(|| ends_with_seven(&executor));
+        // Too short a pause makes the test a weaker one, never one that fails.
+        std::thread::sleep(Duration::from_millis(300));
+        kill_process(server, Signal::KILL).expect("kills");
+        next.join().expect("a container of a new set-up process");
+    });
+}
+
+/// A container that goes on, and its output after the first line.
+fn started(executor: &NamespaceExecutor, fixture: &Fixture) -> (Arc<dyn Container>, BufReader<fs::File>) {
     let (out, out_write) = pipe();
     let io = Stdio { stdout: StdioTarget::Fd(out_write), ..Stdio::default() };
     let spec = fixture.shell("echo ready; sleep 1000");
     let container: Arc<dyn Container> = executor.create(&id(), &spec, io).expect("creates").into();
     container.start().expect("starts");
     let mut reader = BufReader::new(fs::File::from(out));
-    let mut line = String::new();
-    reader.read_line(&mut line).expect("a line");
+    reader.read_line(&mut String::new()).expect("a line");
+    (container, reader)
+}
+
+fn set_up_process_of(fixture: &Fixture) -> Pid {
     let outside = fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id())).unwrap_or_default();
-    let mut servers = children().into_iter().filter(|pid| children_of(*pid).len() == 1 && holds(*pid, &fixture));
+    let mut servers = children().into_iter().filter(|pid| children_of(*pid).len() == 1 && holds(*pid, fixture));
     let server = servers.next().unwrap_or_else(|| panic!("no set-up process among {outside}"));
-    rustix::process::kill_process(rustix::process::Pid::from_raw(server).expect("pid"), rustix::process::Signal::KILL)
-        .expect("kills");
-    assert!(wait(&container).is_err());
-    reader.read_line(&mut line).expect("end of file");
-    let again = Fixture::new();
-    let next: Arc<dyn Container> =
-        executor.create(&id(), &again.shell("exit 7"), Stdio::default()).expect("a new set-up process").into();
-    next.start().expect("starts");
-    assert_eq!(wait(&next).expect("ends"), ExitStatus::Exited(7));
+    Pid::from_raw(server).expect("pid")
+}
+
+fn ends_with_seven(executor: &NamespaceExecutor) {
+    let fixture = Fixture::new();
+    let container: Arc<dyn Container> =
+        executor.create(&id(), &fixture.shell("exit 7"), Stdio::default()).expect("a new set-up process").into();
+    container.start().expect("starts");
+    assert_eq!(wait(&container).expect("ends"), ExitStatus::Exited(7));
 }
 
 /// Processes whose parent is this one.
