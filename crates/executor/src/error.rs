@@ -82,6 +82,17 @@ pub enum ExecutorError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// A system call that containers need is not there: the kernel is too old, or a policy around forge hides it.
+    #[error(
+        "cannot {action}: Linux {release} has not every call that containers need. Please use Linux 5.12 or newer; where forge \
+         runs in a container, its seccomp policy has to know these calls"
+    )]
+    NoSuchCall {
+        /// What was being done, as words to follow "cannot".
+        action: String,
+        /// The kernel's release, as uname(2) says it.
+        release: String,
+    },
     /// Not built, or not available in this mode.
     #[error("{what} is not supported")]
     Unsupported {
@@ -137,6 +148,7 @@ impl ExecutorError {
             | Self::MountRefused { .. }
             | Self::RootRefused { .. } => ErrorKind::UserInput,
             Self::System { .. }
+            | Self::NoSuchCall { .. }
             | Self::InitDied { .. }
             | Self::NamespaceRefused { .. }
             | Self::Runtime { .. }

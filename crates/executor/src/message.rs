@@ -258,6 +258,10 @@ impl Failure {
 impl From<Failure> for ExecutorError {
     fn from(failure: Failure) -> Self {
         match failure {
+            Failure::System { action, errno: libc::ENOSYS } => {
+                let release = rustix::system::uname().release().to_string_lossy().into_owned();
+                Self::NoSuchCall { action, release }
+            }
             Failure::System { action, errno } => Self::system(action, io::Error::from_raw_os_error(errno)),
             Failure::NotFound { program } => Self::NotFound { program },
             Failure::NotExecutable { program, errno } => {
@@ -409,6 +413,15 @@ fn collect(ancillary: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_without_a_call_is_told_by_its_release() {
+        let failure = Failure::System { action: "make a file".into(), errno: libc::ENOSYS };
+        let error = ExecutorError::from(failure).to_string();
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let start = format!("cannot make a file: Linux {} has not every call", release.trim_end());
+        assert!(error.starts_with(&start) && error.contains("Linux 5.12 or newer"), "{error}");
+    }
 
     #[test]
     fn a_report_survives_its_pipe() {
