@@ -17,7 +17,7 @@ use super::device_program;
 use super::limits::{self, CONTROLLERS, Interface, Level, settings};
 use super::rights::Rights;
 use super::shared_group;
-use super::unified::{Unified, own_path, path_of, unified_hierarchy};
+use super::unified::{Hold, Made, Unified, own_path, path_of, unified_hierarchy};
 use crate::message::{Failure, GroupPaths};
 use crate::{DeviceKind, DeviceNode, DevicePolicy, GroupPlacement, Resources};
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
@@ -111,12 +111,12 @@ impl Cgroups {
             DevicePolicy::StandardAnd(_) | DevicePolicy::All => all,
         };
         let Some(number) = own else {
-            return Ok(Some(Group { directory: open_or_make(parent, COMMON)?, removal: Removal::Kept }));
+            return Ok(Some(Group { directory: open_or_make(parent, COMMON)?, removal: Removal::Kept, hold: None }));
         };
         let name = format!("{}-{number}", std::process::id());
         let directory = open_or_make(parent, &name)?;
         let removal = Removal::Entry(rustix::io::fcntl_dupfd_cloexec(parent, 3)?, name);
-        let group = Group { directory, removal };
+        let group = Group { directory, removal, hold: None };
         if let DevicePolicy::StandardAnd(granted) = &devices {
             device_program::attach(group.directory(), granted)?;
         }
@@ -197,6 +197,7 @@ impl Cgroups {
 pub(super) struct Group {
     directory: OwnedFd,
     removal: Removal,
+    hold: Option<Hold>,
 }
 
 /// What goes with a container.
@@ -210,11 +211,16 @@ enum Removal {
 
 impl Group {
     /// The innermost of groups that were made for limits.
-    fn of(paths: Vec<PathBuf>) -> io::Result<Self> {
+    fn of(Made { groups, hold }: Made) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let innermost = paths.first().ok_or(io::ErrorKind::NotFound)?;
+        let innermost = groups.first().ok_or(io::ErrorKind::NotFound)?;
         let directory = rustix::fs::open(innermost, flags, Mode::empty())?;
-        Ok(Self { directory, removal: Removal::Paths(paths) })
+        Ok(Self { directory, removal: Removal::Paths(groups), hold })
+    }
+
+    /// To be called when a process is in it.
+    pub(super) fn is_taken(&mut self) {
+        self.hold = None;
     }
 
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
@@ -473,8 +479,9 @@ pub(super) fn failure(error: &io::Error) -> Failure {
     Failure::InvalidSpec { reason: error.to_string() }
 }
 
-/// Removes the groups of containers whose forge was killed. Those in use are busy.
+/// Removes the groups of containers whose forge was killed. Those in use are busy, those that are just being made held.
 pub(super) fn remove_left_over(base: &Path) {
+    let Some(_hold) = Hold::exclusive(base) else { return };
     let Ok(entries) = std::fs::read_dir(base) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();

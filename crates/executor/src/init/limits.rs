@@ -170,7 +170,7 @@ fn descend_once(
     Ok(made)
 }
 
-fn make(path: &Path, recursive: bool) -> io::Result<()> {
+pub(super) fn make(path: &Path, recursive: bool) -> io::Result<()> {
     let made = if recursive { std::fs::create_dir_all(path) } else { std::fs::create_dir(path) };
     match made {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),

@@ -181,7 +181,7 @@ impl Machine {
         self.likely = None;
         let network = self.network(order.network)?;
         let number = channel_number(channel);
-        let group = self.group(order, number, notices)?;
+        let mut group = self.group(order, number, notices)?;
         let means = self.means(number);
         let namespaces = match self.rights.mounts {
             true => OF_SHIMS | self.namespaces & TIME_NAMESPACE,
@@ -195,6 +195,7 @@ impl Machine {
                 shim::run(channel.as_fd(), &means, entered)
             }
             sys::Cloned::Parent { pid, pidfd } => {
+                group.iter_mut().for_each(Group::is_taken);
                 let network = network.map(|network| (network, !order.owns_network));
                 Ok(Child { pid, pidfd, maker: Maker::Shim, exit, group, network, control: None })
             }

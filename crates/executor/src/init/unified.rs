@@ -12,7 +12,7 @@
 use super::cgroups::{LIMITS, Wish, is_closed, remove_left_over};
 use super::limits::{self, CONTROLLERS, Interface, Level};
 use super::mounts::new_filesystem;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::{Errno, Result};
 use rustix::mount::MountAttrFlags;
 use std::io;
@@ -56,13 +56,8 @@ impl Unified {
         self.controllers.iter().filter(needed).copied().collect()
     }
 
-    /// Makes the groups of a container in the first place that allows it; the innermost comes first.
-    pub(super) fn make(
-        &self,
-        wish: &Wish<'_>,
-        needed: &[&'static str],
-        notices: &mut Vec<String>,
-    ) -> io::Result<Vec<PathBuf>> {
+    /// Makes the groups of a container in the first place that allows it.
+    pub(super) fn make(&self, wish: &Wish<'_>, needed: &[&'static str], notices: &mut Vec<String>) -> io::Result<Made> {
         let mut outcome = Err(io::ErrorKind::NotFound.into());
         for place in places(&self.top, &self.own, self.trusted, wish.is_absolute()) {
             outcome = Attempt { place: &place, wish, kernel: &Kernel }.make(needed, notices);
@@ -138,6 +133,52 @@ fn parent(process: u32) -> Option<u32> {
     stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
 }
 
+/// The groups of one container, the innermost first, and what keeps others from removing them while they are empty.
+pub(super) struct Made {
+    pub(super) groups: Vec<PathBuf>,
+    pub(super) hold: Option<Hold>,
+}
+
+/// A lock on the group that holds those of containers: shared by who makes some, exclusive for who removes those that are left
+/// over.
+pub(super) struct Hold(OwnedFd);
+
+impl Hold {
+    /// How often a lock is tried, each millisecond, that somebody has who may be about to give it back. Whoever sees the group
+    /// can lock it for ever, so there is no waiting for it.
+    const ATTEMPTS: u32 = 20;
+
+    fn shared(group: &Path) -> Option<Self> {
+        let folder = Self::open(group)?;
+        let is_held = (0..Self::ATTEMPTS).any(|_| {
+            let held = flock(&folder, FlockOperation::NonBlockingLockShared).is_ok();
+            if !held {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            held
+        });
+        is_held.then_some(Self(folder))
+    }
+
+    /// For who removes; nothing while somebody makes groups.
+    pub(super) fn exclusive(group: &Path) -> Option<Self> {
+        let folder = Self::open(group)?;
+        flock(&folder, FlockOperation::NonBlockingLockExclusive).ok()?;
+        Some(Self(folder))
+    }
+
+    fn open(group: &Path) -> Option<OwnedFd> {
+        rustix::fs::open(group, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // Of a container that was cloned meanwhile, too, which has a copy of the descriptor. It fails for no lock.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// The groups of one container below one place.
 struct Attempt<'a> {
     place: &'a Path,
@@ -147,7 +188,7 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     /// With as many of the controllers as there are here; the limits of the others are named.
-    fn make(&self, needed: &[&'static str], notices: &mut Vec<String>) -> io::Result<Vec<PathBuf>> {
+    fn make(&self, needed: &[&'static str], notices: &mut Vec<String>) -> io::Result<Made> {
         let here = controllers_of(self.place);
         let (usable, missing): (Vec<&str>, Vec<&str>) = needed.iter().partition(|name| here.contains(name));
         if usable.is_empty() {
@@ -157,18 +198,21 @@ impl Attempt<'_> {
         remove_left_over(&self.place.join(LIMITS));
         self.make_way(&usable)?;
         let mut levels = self.wish.levels(&usable, Interface::Unified);
+        let mut hold = None;
         if self.wish.placement.parent.is_none() {
             levels.insert(0, Level { name: LIMITS.into(), settings: Vec::new(), kept: true });
+            limits::make(&self.place.join(LIMITS), true)?;
+            hold = Hold::shared(&self.place.join(LIMITS));
         }
         let prepare = |group: &Path| self.kernel.enable(group, &usable);
-        let made = limits::descend(self.place, &levels, &prepare, &|_| Ok(()), notices)?;
+        let groups = limits::descend(self.place, &levels, &prepare, &|_| Ok(()), notices)?;
         for limit in missing.iter().flat_map(|controller| self.wish.limits(controller)) {
             notices.push(limits::not_enforced(
                 limit,
                 &format!("the control group {} has no controller for it", self.shown()),
             ));
         }
-        Ok(made)
+        Ok(Made { groups, hold })
     }
 
     /// Moves forge out of the place's way, if nobody else is in it.
@@ -242,6 +286,7 @@ pub(super) fn path_of(process: &str) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cgroups::GROUP_PREFIX;
     use super::*;
     use crate::{GroupPlacement, Resources};
     use std::fs;
@@ -288,9 +333,8 @@ mod tests {
             for place in places(self.folder.path(), Path::new(own), trusted, false) {
                 let made =
                     Attempt { place: &place, wish: &wish, kernel: self }.make(&["memory", "cpuset"], &mut notices);
-                let below = |paths: Vec<PathBuf>| {
-                    paths[0].strip_prefix(self.folder.path()).expect("below").display().to_string()
-                };
+                let below =
+                    |made: Made| made.groups[0].strip_prefix(self.folder.path()).expect("below").display().to_string();
                 outcome = made.map(below).map_err(|error| format!("{:?}", error.kind()));
                 if outcome.is_ok() {
                     break;
@@ -359,6 +403,28 @@ mod tests {
         let tree = Folders::new(&[("", ALL, "1 2"), ("user.slice/session-3.scope", ALL, "50 70 71")], &[70, 71]);
         assert_eq!(tree.make("user.slice/session-3.scope", true).0.as_deref(), Ok("forge-limits/c"));
         assert_eq!(tree.read("user.slice/session-3.scope/cgroup.procs"), "50\n70\n71");
+    }
+
+    /// Others remove what is left over, which a group looks like that nobody is in yet. Seen to fail without the lock.
+    #[test]
+    fn a_group_that_was_just_made_is_not_taken_for_one_that_is_left_over() {
+        let tree = Folders::new(&[("", ALL, "1")], &[]);
+        let wish = Wish {
+            name: format!("{GROUP_PREFIX}new"),
+            resources: &Resources { memory: Some(1 << 20), ..Resources::default() },
+            placement: &GroupPlacement::default(),
+        };
+        let attempt = Attempt { place: tree.folder.path(), wish: &wish, kernel: &tree };
+        let made = attempt.make(&["memory"], &mut Vec::new()).expect("makes");
+        let group = made.groups[0].clone();
+        // A group of the kernel's can be removed with the files in it.
+        fs::remove_file(group.join("memory.max")).expect("file");
+        fs::remove_file(group.join("memory.swap.max")).expect("file");
+        remove_left_over(&tree.folder.path().join(LIMITS));
+        assert!(group.exists());
+        drop(made);
+        remove_left_over(&tree.folder.path().join(LIMITS));
+        assert!(!group.exists());
     }
 
     #[test]

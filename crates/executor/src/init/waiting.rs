@@ -27,12 +27,13 @@ pub(super) struct Waiting {
 
 impl Waiting {
     /// Clones one, with these namespaces of its own.
-    pub(super) fn clone(flags: u64, group: Option<Group>, means: &Means<'_>) -> io::Result<Self> {
+    pub(super) fn clone(flags: u64, mut group: Option<Group>, means: &Means<'_>) -> io::Result<Self> {
         let (ours, theirs) = channel_pair()?;
         // SAFETY: this process never starts a thread.
         match unsafe { sys::clone3(flags, group.as_ref().map(Group::directory)) }? {
             sys::Cloned::Child => setup::run(theirs.as_fd(), means),
             sys::Cloned::Parent { pid, pidfd } => {
+                group.iter_mut().for_each(Group::is_taken);
                 Ok(Self { pid, pidfd, group, network: None, control: Channel::new(ours) })
             }
         }
