@@ -1,4 +1,4 @@
-//! The executor's tests under another kernel: that of a Debian release, in a virtual machine that needs no help of the processor.
+//! Tests under another kernel: that of a Debian release, in a virtual machine that needs no help of the processor.
 //! Most kernels that forge meets are older than the developers' own, have nothing but version 2 of control groups, and AppArmor.
 
 use crate::command::{command, run, text};
@@ -20,8 +20,27 @@ const NEEDS: &[Need] = &[
 ];
 
 /// What the tests use, and what makes the machine start.
-const PACKAGES: &str =
-    "linux-image-amd64,initramfs-tools,apparmor,busybox-static,iproute2,kmod,uidmap,passt,slirp4netns,runc,crun";
+const PACKAGES: &str = "linux-image-amd64,initramfs-tools,apparmor,busybox-static,iproute2,kmod,uidmap,passt,slirp4netns,runc,crun,\
+                        e2fsprogs,faketime,git,openssh-client,perl,strace";
+
+/// Those of the whole program that depend on the kernel, and those among them that an emulated processor takes too long for, or
+/// that need a registry.
+const END_TO_END: [&str; 13] = [
+    "attacks::",
+    "build::",
+    "cache_mounts::",
+    "cleanliness::",
+    "contained::",
+    "faults::",
+    "interrupt::",
+    "isolation::",
+    "mounts::",
+    "rootless::",
+    "run::",
+    "runtime::",
+    "sandbox::",
+];
+const NOT_THERE: &str = "--skip f03_ --skip f27_ --skip f28_ --skip f43_ --skip _registry";
 
 /// Mirror of Debian.
 const MIRROR: &str = "http://deb.debian.org/debian";
@@ -29,7 +48,7 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 /// Boots, says what it has, runs the tests and stops. QEMU's own network gives the machine this address.
 const INIT: &str = r#"#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb RUST_BACKTRACE=0 FORGE_REQUIRE_PRIVILEGED=1
-for module in virtio_net overlay veth bridge nf_tables nft_chain_nat nft_masq tun fuse; do modprobe $module; done
+for module in virtio_net overlay veth bridge nf_tables nft_chain_nat nft_masq tun fuse loop; do modprobe $module; done
 mkdir -p /dev/pts /dev/shm
 mountpoint -q /dev/pts || mount -t devpts devpts /dev/pts
 mount -t tmpfs shm /dev/shm
@@ -40,24 +59,25 @@ ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 && ip route add default
 hostname kernel
 mkdir -p "@TMP@" && chmod 1777 "@TMP@"
 echo "Linux $(uname -r), cgroup 2: $(cat /sys/fs/cgroup/cgroup.controllers), $(cat /sys/kernel/security/lsm)"
-/sandbox --test-threads 2 @ARGUMENTS@ 2>&1
+@TESTS@
 sync
 echo o >/proc/sysrq-trigger
 sleep 60
 "#;
 
-/// Runs the tests that have `filter` in their names under the kernels of these releases.
+/// Runs the tests that have `filter` in their names under the kernels of these releases: the executor's, and those of the whole
+/// program that depend on the kernel.
 ///
 /// # Errors
 /// A machine cannot be made or started, or a test fails there.
 pub fn run_tests(releases: &[&str], filter: Option<&str>) -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "the machine's disk is made by root: please run as root");
     packages::ensure(NEEDS)?;
-    let tests = tests()?;
+    let built = Built::new()?;
     let failed: Vec<&str> = releases
         .iter()
         .copied()
-        .filter(|release| match in_machine(release, &tests, filter.unwrap_or_default()) {
+        .filter(|release| match in_machine(release, &built, filter) {
             Ok(()) => false,
             Err(error) => {
                 println!("{release}: {error:#}");
@@ -71,19 +91,50 @@ pub fn run_tests(releases: &[&str], filter: Option<&str>) -> Result<()> {
     }
 }
 
-/// The program with the executor's tests.
-fn tests() -> Result<PathBuf> {
-    let built = text(&mut command("cargo test -q -p forge-executor --test sandbox --no-run --message-format json"))?;
-    let artifact = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok();
-    let executable = |line: &str| {
-        let artifact = artifact(line)?;
-        (artifact["target"]["name"] == "sandbox").then(|| artifact["executable"].as_str().map(PathBuf::from))?
-    };
-    built.lines().find_map(executable).context("cargo did not say where the tests are")
+/// The programs that the machine needs, at the paths where they were built: tests know those.
+struct Built {
+    executor: PathBuf,
+    end_to_end: PathBuf,
+    forge: PathBuf,
 }
 
-fn in_machine(release: &str, tests: &Path, filter: &str) -> Result<()> {
-    let target = tests.ancestors().nth(3).context("the tests are not in a target folder")?;
+impl Built {
+    fn new() -> Result<Self> {
+        let line = "cargo test -q -p forge-executor -p forge --test sandbox --test e2e --no-run --message-format json";
+        let built = text(&mut command(line))?;
+        let messages: Vec<serde_json::Value> =
+            built.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let executable = |name: &str| {
+            let mut found = messages.iter().filter(|message| message["target"]["name"] == name);
+            let path = found.find_map(|message| message["executable"].as_str());
+            path.map(PathBuf::from).with_context(|| format!("cargo did not say where {name} is"))
+        };
+        Ok(Self { executor: executable("sandbox")?, end_to_end: executable("e2e")?, forge: executable("forge")? })
+    }
+
+    /// Puts them into the machine, and gives the commands by which the tests are run.
+    fn install(&self, root: &Path, filter: Option<&str>) -> Result<[String; 2]> {
+        let target = self.forge.strip_prefix("/")?;
+        fs::create_dir_all(root.join(target).parent().context("forge is in no folder")?)?;
+        let copies = [(&self.forge, target), (&self.executor, "sandbox".as_ref()), (&self.end_to_end, "e2e".as_ref())];
+        for (from, to) in copies {
+            fs::copy(from, root.join(to)).with_context(|| format!("cannot copy {}", from.display()))?;
+        }
+        // Tests look for examples from their own crate's folder on.
+        let workspace = root.join(crate::workspace().strip_prefix("/")?);
+        fs::create_dir_all(workspace.join("crates/cli"))?;
+        let mut copy = command("cp -rT");
+        run(copy.arg(crate::workspace().join("testdata")).arg(workspace.join("testdata")))?;
+        let modules = filter.map_or_else(|| END_TO_END.join(" "), str::to_owned);
+        Ok([
+            format!("/sandbox --test-threads 2 {} 2>&1", filter.unwrap_or_default()),
+            format!("/e2e --test-threads 2 {modules} {NOT_THERE} 2>&1"),
+        ])
+    }
+}
+
+fn in_machine(release: &str, built: &Built, filter: Option<&str>) -> Result<()> {
+    let target = built.forge.ancestors().nth(2).context("forge is not in a target folder")?;
     let folder = target.join("kernels");
     fs::create_dir_all(&folder)?;
     let (root, disk) = (folder.join(release), folder.join(format!("{release}.img")));
@@ -96,10 +147,10 @@ fn in_machine(release: &str, tests: &Path, filter: &str) -> Result<()> {
         run(command(&line).stdout(Stdio::null()))?;
         fs::write(&stamp, PACKAGES)?;
     }
-    let init = INIT.replace("@TMP@", &target.join("tmp").display().to_string()).replace("@ARGUMENTS@", filter);
+    let tests = built.install(&root, filter)?;
+    let init = INIT.replace("@TMP@", &target.join("tmp").display().to_string()).replace("@TESTS@", &tests.join("\n"));
     fs::write(root.join("forge-init"), init)?;
     fs::set_permissions(root.join("forge-init"), fs::Permissions::from_mode(0o755))?;
-    fs::copy(tests, root.join("sandbox"))?;
     fs::File::create(&disk)?.set_len(8 << 30)?;
     run(&mut command(&format!("mkfs.ext4 -q -F -d {} {}", root.display(), disk.display())))?;
     // An emulated processor now and then meets the breakpoint by which the kernel just changes its code on the other one.
@@ -123,7 +174,7 @@ enum End {
 /// Starts the machine, shows what its console says, and waits for its end.
 fn boot(root: &Path, disk: &Path) -> Result<End> {
     let mut machine =
-        command("timeout 1200 qemu-system-x86_64 -accel tcg,thread=multi -cpu max -machine q35 -m 6G -smp 2");
+        command("timeout 3000 qemu-system-x86_64 -accel tcg,thread=multi -cpu max -machine q35 -m 6G -smp 2");
     machine.args("-nodefaults -display none -serial stdio -no-reboot -nic user,model=virtio-net-pci".split(' '));
     machine.arg("-kernel").arg(root.join("vmlinuz")).arg("-initrd").arg(root.join("initrd.img"));
     machine
@@ -131,19 +182,20 @@ fn boot(root: &Path, disk: &Path) -> Result<End> {
     machine.arg("-drive").arg(format!("file={},if=virtio,format=raw,cache=unsafe", disk.display()));
     let mut child = machine.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run QEMU")?;
     let console = child.stdout.take().context("QEMU's output was not kept")?;
-    let mut end = End::Failed;
+    let (mut passed, mut panicked) = (0, false);
     for line in BufReader::new(console).split(b'\n') {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
-        if line.starts_with("test result: ok") {
-            end = End::Passed;
-        } else if line.contains("Kernel panic - not syncing") {
-            end = End::Panicked;
-        }
+        passed += usize::from(line.starts_with("test result: ok"));
+        panicked |= line.contains("Kernel panic - not syncing");
         if !line.trim_end().ends_with("... ok") {
             println!("{}", line.trim_end());
         }
     }
-    ensure!(child.wait()?.success(), "QEMU failed, or ran for 20 minutes");
-    Ok(end)
+    ensure!(child.wait()?.success(), "QEMU failed, or ran for 50 minutes");
+    Ok(match (panicked, passed) {
+        (true, _) => End::Panicked,
+        (false, 2) => End::Passed,
+        (false, _) => End::Failed,
+    })
 }

@@ -381,7 +381,7 @@ fn rootless_ports_are_published() {
     words.extend(["busybox", "/usr/bin/perl", "-MSocket", "-e", script]);
     let mut child = user.command(&words, "/usr/bin:/bin", "").stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-    let told: Vec<String> = lines.take(2).collect();
+    let told: Vec<String> = lines.filter(|line| line.contains("is published on")).take(2).collect();
     let port = |kind: &str| -> u16 {
         let line = told.iter().find(|line| line.contains(&format!("port {kind} is published on 127.0.0.1:")));
         line.and_then(|line| line.rsplit(':').next()?.parse().ok()).unwrap_or_else(|| panic!("{told:?}"))

@@ -224,14 +224,30 @@ pub(crate) fn new_mount_namespace() -> Result<()> {
 
 /// Covers the root with itself, in a mount namespace of this process's own: what counts are paths that are looked up later.
 pub(crate) fn can_attach() -> Result<()> {
-    use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+    use rustix::mount::{UnmountFlags, unmount};
+    unmount(descriptor_path(cover_root()?.as_fd()), UnmountFlags::DETACH)
+}
+
+fn cover_root() -> Result<OwnedFd> {
+    use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let root = open_tree(rustix::fs::CWD, "/", flags)?;
     let point =
         rustix::fs::open("/", rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
     let places = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(&root, "", &point, "", places)?;
-    unmount(descriptor_path(root.as_fd()), UnmountFlags::DETACH)
+    Ok(root)
+}
+
+/// Makes a root of the same tree this process's own, in a mount namespace of its own, by each kind of call that containers take:
+/// of the newer ones AppArmor knows nothing before Linux 6.8.
+pub(crate) fn can_change_root() -> Result<()> {
+    use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let root = cover_root()?;
+    rustix::process::fchdir(&root)?;
+    rustix::process::pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)
 }
 
 /// Leaves all supplementary groups.

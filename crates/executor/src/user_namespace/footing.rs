@@ -41,7 +41,8 @@ pub fn find_footing() -> Result<Footing, ExecutorError> {
     }
     let Some(lacking) = lacking() else { return Ok(Footing::Root) };
     // Entering cannot be undone: a child tries first.
-    match rehearse(|| enter_as_root().map_err(|error| errno_of(&error))) {
+    let tried = rehearse(|| enter_as_root().map_err(|error| errno_of(&error)).and_then(|()| sys::can_change_root()));
+    match tried {
         Ok(()) => {
             enter_as_root()?;
             Ok(Footing::Namespace { ids: NamespaceIds::Same, lacking: Some(lacking) })
@@ -76,12 +77,12 @@ fn lacking() -> Option<String> {
     }
     // A profile may forbid what the capability allows. Trying costs a process, so only the confined do.
     let profile = apparmor_profile()?;
-    let tried = rehearse(|| sys::new_mount_namespace().and_then(|()| sys::can_attach()));
+    let tried = rehearse(|| sys::new_mount_namespace().and_then(|()| sys::can_change_root()));
     tried.err().map(|_| format!("the right to mount (AppArmor's profile {profile})"))
 }
 
 /// The profile that confines this process.
-fn apparmor_profile() -> Option<String> {
+pub(super) fn apparmor_profile() -> Option<String> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let text = read("/proc/self/attr/apparmor/current").or_else(|| read("/proc/self/attr/current"))?;
     let (name, mode) = text.trim_end_matches(['\0', '\n']).rsplit_once(" (")?;
@@ -120,7 +121,7 @@ fn errno_of(error: &ExecutorError) -> Errno {
 }
 
 /// Does something in a child that ends at once.
-fn rehearse(work: impl FnOnce() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
+pub(super) fn rehearse(work: impl FnOnce() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
     let Some(child) = sys::fork_alone()? else {
         let code = work().map_or_else(Errno::raw_os_error, |()| 0);
         sys::exit_now(code);

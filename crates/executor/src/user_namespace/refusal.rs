@@ -1,5 +1,6 @@
 //! Why an ordinary user gets no user namespace: the kernel gives a number, the settings tell.
 
+use super::footing;
 use crate::ExecutorError;
 use crate::init::sys;
 use rustix::io::Errno;
@@ -23,6 +24,10 @@ pub(super) fn explained(errno: Errno) -> ExecutorError {
 pub(super) fn reason(errno: Errno) -> String {
     match (forbidding(Path::new("/proc/sys")), errno) {
         (Some(setting), _) => format!("{setting} forbids it"),
+        (None, Errno::ACCESS) => match footing::apparmor_profile() {
+            Some(profile) => format!("AppArmor's profile {profile} forbids what containers take in one"),
+            None => "a security module forbids what containers take in one".into(),
+        },
         (None, Errno::NOSPC) => "as many as user.max_user_namespaces allows are in use, or too deeply nested".into(),
         (None, Errno::PERM) => {
             "a system call filter, a security module or a changed root forbids it, as in most containers".into()
@@ -42,9 +47,13 @@ fn forbidding(folder: &Path) -> Option<String> {
 
 /// Makes sure that root of the namespace may mount, which is what it is for.
 pub(super) fn require_rights() -> Result<(), ExecutorError> {
-    match sys::can_mount() {
+    let confined = footing::apparmor_profile().is_some();
+    // Trying costs a process.
+    let try_all = || footing::rehearse(|| sys::new_mount_namespace().and_then(|()| sys::can_change_root()));
+    let more = || if confined { try_all() } else { Ok(()) };
+    match sys::can_mount().and_then(|()| more()) {
         Ok(()) => Ok(()),
-        Err(Errno::PERM | Errno::ACCESS) => Err(explained(Errno::PERM)),
+        Err(errno @ (Errno::PERM | Errno::ACCESS)) => Err(explained(errno)),
         Err(errno) => Err(ExecutorError::system("mount in a user namespace", errno)),
     }
 }
