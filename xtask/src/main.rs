@@ -49,7 +49,8 @@ const USAGE: &str = "cargo xtask COMMAND
   growth [--quick | --million]
                    how time and memory grow with files, layers and steps (--million: contexts up to a million files)
   kernel [bookworm|trixie] [TEST]
-                   the executor's tests under the kernels of Debian's releases (6.1, 6.12), in virtual machines
+                   the executor's tests, and those of the whole program that depend on the kernel, under the kernels of
+                   Debian's releases (6.1, 6.12), in virtual machines
   busybox FILE     write a busybox base image, as an archive for `forge load`";
 
 fn main() -> ExitCode {

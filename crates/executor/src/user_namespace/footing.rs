@@ -94,7 +94,8 @@ fn enter_as_root() -> Result<(), ExecutorError> {
     let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
     let maps = ["uid_map", "gid_map"].map(|file| Map::Own { file, lines: same(&read(file)) });
     let (entered, told) = unshare_mapped(&maps)?;
-    entered.map_err(refusal::explained)?;
+    // The number is what the caller explains.
+    entered.map_err(|errno| ExecutorError::system("enter a user namespace", errno))?;
     if told != super::DONE {
         return Err(ExecutorError::system(format!("map ids ({told})"), Errno::PERM));
     }
